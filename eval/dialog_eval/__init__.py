@@ -1,0 +1,1 @@
+"""Evaluating CLIP-like models: retrieval, VQA, zero-shot classification."""

@@ -1,0 +1,1 @@
+"""Training CLIP-like models on dialogue datasets."""
