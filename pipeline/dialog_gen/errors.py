@@ -23,8 +23,9 @@ class UsageError(DialogGenError):
 class MissingExtraError(UsageError):
     """An optional dependency is missing; names the extra that brings it."""
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an extra that is not installed: pip install 'dialog-gen[{extra}]'")
+    def __init__(self, what: str, extra: str, note: str = "") -> None:
+        note = f" ({note})" if note else ""
+        super().__init__(f"{what} needs an extra that is not installed: pip install 'dialog-gen[{extra}]'{note}.")
 
 
 class FailedCheckError(DialogGenError):

@@ -1,0 +1,102 @@
+"""Engines answer one prompt about one image. Starting one is slow: once a run, not once a shard."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal, Protocol
+
+from PIL import Image
+
+from dialog_gen.errors import MissingExtraError, UsageError
+from dialog_gen.models import GeneratorModel
+from dialog_gen.protocols import Sampling
+
+EngineName = Literal["vllm", "transformers"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt about one image."""
+
+    prompt: str
+    image: Image.Image
+    image_sha256: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back. `saw_image` is False where the prompt that ran held no image tokens."""
+
+    text: str
+    finish_reason: str
+    output_tokens: int
+    saw_image: bool
+
+
+class RefusedRequestError(Exception):
+    """The engine will not take this request, and would not take it again; `reason` is a snake_case code."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class EngineDiedError(Exception):
+    """The engine stopped and will answer nothing more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What shapes an engine beside its model; None leaves the engine's own default."""
+
+    max_in_flight: int = 256
+    """Requests kept in the engine."""
+    max_model_len: int | None = None
+    dtype: str | None = None
+    gpu_memory_utilization: float | None = None
+    tensor_parallel_size: int = 1
+    deterministic: bool = False
+    """On a GPU: kernels whose results do not depend on the batch a request happens to share."""
+
+
+class Engine(Protocol):
+    """A started engine."""
+
+    name: str
+    version: str
+    deterministic: bool
+    """Whether a rerun gives the same texts, however requests are batched."""
+
+    async def answer(self, request: Request) -> Answer:
+        """The model's answer. Raises RefusedRequestError, or EngineDiedError once the engine is gone."""
+        ...
+
+    async def close(self) -> None:
+        """Stops the engine and its processes."""
+        ...
+
+
+def default_engine(model: GeneratorModel) -> EngineName:
+    """vLLM where it is importable and has the architecture, transformers otherwise."""
+    return "vllm" if find_spec("vllm") and model.served_by_vllm else "transformers"
+
+
+def engine_starter(
+    name: EngineName, model: GeneratorModel, sampling: Sampling, options: EngineOptions
+) -> Callable[[], Engine]:
+    """A function that starts the engine. What can be checked before the slow start is checked here.
+
+    Raises UsageError if this engine cannot serve the model, MissingExtraError if it is not installed.
+    """
+    if name == "vllm":
+        if not find_spec("vllm"):
+            raise MissingExtraError("--engine vllm", "vllm", "on a machine without a GPU, see README: Install")
+        if not model.served_by_vllm:
+            raise UsageError(f"vLLM does not serve {model.name} (a T5 decoder): use --engine transformers.")
+        from dialog_gen.engines.vllm import VllmEngine
+
+        return lambda: VllmEngine(model, sampling, options)
+    from dialog_gen.engines.transformers import TransformersEngine
+
+    return lambda: TransformersEngine(model, sampling, options)

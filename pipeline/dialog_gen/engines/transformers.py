@@ -1,0 +1,140 @@
+"""transformers' `generate` in small batches: slower than vLLM, and for architectures that vLLM does not serve."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, LogitsProcessorList
+
+from dialog_gen.engines import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
+from dialog_gen.models import GeneratorModel
+from dialog_gen.protocols import Sampling
+
+_BATCH_SIZE = 32
+
+
+class TransformersEngine:
+    """One model on the first device."""
+
+    name = "transformers"
+    version = transformers.__version__
+    # Padding depends on who shares a batch, and may move low bits.
+    deterministic = False
+
+    def __init__(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> None:
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._processor: Any = AutoProcessor.from_pretrained(model.folder, trust_remote_code=False)
+        self._model: Any = AutoModelForImageTextToText.from_pretrained(
+            model.folder, dtype=options.dtype or model.dtype, use_safetensors=True, trust_remote_code=False
+        )
+        self._model = self._model.to(self._device).eval()
+        self._sampling = sampling
+        self._image_token_id: int = self._processor.tokenizer.convert_tokens_to_ids(model.image_token)
+        self._stop_ids = _as_set(self._model.generation_config.eos_token_id)
+        self._queue: asyncio.Queue[tuple[Request, asyncio.Future[Answer]]] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._worker: asyncio.Task[None] | None = None
+
+    async def answer(self, request: Request) -> Answer:
+        """See `Engine`."""
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        if self._worker.done():
+            raise EngineDiedError("the transformers engine stopped")
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        await self._queue.put((request, future))
+        return await future
+
+    async def close(self) -> None:
+        """See `Engine`."""
+        if self._worker is not None:
+            self._worker.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = [await self._queue.get()]
+            # One turn of the loop, so that requests made ready together run together.
+            await asyncio.sleep(0)
+            while not self._queue.empty() and len(batch) < _BATCH_SIZE:
+                batch.append(self._queue.get_nowait())
+            requests, futures = zip(*batch, strict=True)
+            try:
+                answers = await loop.run_in_executor(self._thread, self._generate, list(requests))
+            except ValueError as error:
+                results: list[Any] = [RefusedRequestError("engine_refused", str(error))] * len(futures)
+            except Exception as error:  # noqa: BLE001 - whatever broke the model breaks these requests, and says so
+                results = [EngineDiedError(f"{type(error).__name__}: {error}")] * len(futures)
+            else:
+                results = answers
+            for future, result in zip(futures, results, strict=True):
+                if future.done():
+                    continue
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+
+    @torch.inference_mode()
+    def _generate(self, requests: list[Request]) -> list[Answer]:
+        inputs = self._processor(
+            images=[r.image for r in requests],
+            text=[r.prompt for r in requests],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self._device, self._model.dtype)
+        processors = LogitsProcessorList()
+        if self._sampling.temperature > 0:
+            processors.append(SeededSampling(self._sampling, [r.seed for r in requests]))
+        output = self._model.generate(
+            **inputs,
+            max_new_tokens=self._sampling.max_tokens,
+            do_sample=False,
+            num_beams=1,
+            logits_processor=processors,
+        )
+        # An encoder-decoder returns the answer alone; a decoder returns the prompt and the answer.
+        prompt_length = 1 if self._model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        saw_image = (inputs["input_ids"] == self._image_token_id).any(dim=1).tolist()
+        return [self._answer(row[prompt_length:].tolist(), saw) for row, saw in zip(output, saw_image, strict=True)]
+
+    def _answer(self, token_ids: list[int], saw_image: bool) -> Answer:
+        stops = [i for i, token in enumerate(token_ids) if token in self._stop_ids]
+        kept = token_ids[: stops[0]] if stops else token_ids
+        return Answer(
+            text=self._processor.tokenizer.decode(kept, skip_special_tokens=True),
+            finish_reason="stop" if stops else "length",
+            output_tokens=len(kept) + bool(stops),
+            saw_image=saw_image,
+        )
+
+
+class SeededSampling(LogitsProcessor):
+    """Temperature and nucleus sampling with one random stream a row, so that a row's answer is its seed's alone.
+
+    `generate` has one stream for the whole batch. Here Gumbel noise is added to the kept log-probabilities and the
+    greedy choice that follows is a sample from them.
+    """
+
+    def __init__(self, sampling: Sampling, seeds: list[int]) -> None:
+        self._sampling = sampling
+        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores (batch, vocabulary) whose largest entry is the sampled token."""
+        log_probs = torch.log_softmax(scores.float() / self._sampling.temperature, dim=-1)
+        ordered, order = log_probs.sort(dim=-1, descending=True)
+        # A token stays if the mass before it is below top_p: the first always does.
+        before = ordered.exp().cumsum(dim=-1) - ordered.exp()
+        dropped = (before >= self._sampling.top_p).scatter(-1, order, before >= self._sampling.top_p)
+        noise = torch.stack([torch.empty(log_probs.shape[-1]).exponential_(generator=g) for g in self._streams])
+        gumbel = -noise.log().to(log_probs.device)
+        return (log_probs + gumbel).masked_fill(dropped, -torch.inf)  # type: ignore[return-value]
+
+
+def _as_set(value: int | list[int] | None) -> set[int]:
+    return set() if value is None else {value} if isinstance(value, int) else set(value)

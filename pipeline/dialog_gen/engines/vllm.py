@@ -1,0 +1,122 @@
+"""vLLM's asynchronous engine: requests enter as they come and leave as they finish.
+
+`LLM.generate` renders prompts one after another and returns when the whole chunk is done, so the device idles at each
+tail. `AsyncLLM` runs the engine in a process of its own; this side tokenises, preprocesses images and waits.
+"""
+
+import functools
+import itertools
+import os
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+import torch
+import vllm
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.config import ModelDType
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from dialog_gen.engines import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
+from dialog_gen.models import GeneratorModel
+from dialog_gen.protocols import Sampling
+
+# Prompt tokens of one engine step. Images of several requests fit, and a step stays short enough to take new ones.
+_STEP_TOKENS = 8192
+
+
+class VllmEngine:
+    """One engine on the visible device."""
+
+    name = "vllm"
+    version = vllm.__version__
+
+    def __init__(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> None:
+        cpu = bool(current_platform.is_cpu())
+        dtype = options.dtype or model.dtype
+        if cpu:
+            _set_cpu_defaults(tiny=model.shipped)
+        elif options.deterministic:
+            os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        max_model_len = options.max_model_len or model.max_model_len
+        arguments = AsyncEngineArgs(
+            model=str(model.folder),
+            dtype=_dtype(dtype),
+            max_model_len=max_model_len,
+            max_num_seqs=options.max_in_flight,
+            max_num_batched_tokens=max(_STEP_TOKENS, max_model_len or 0),
+            # The default of 999 images a prompt inflates memory profiling.
+            limit_mm_per_prompt={"image": 1},
+            # An image is used by its own few requests only: keeping processed pixels around buys nothing.
+            mm_processor_cache_gb=0,
+            enforce_eager=cpu,
+            # Seeded sampling kills the CPU engine as soon as a prompt is split ("CPU Generator does not use offset").
+            enable_chunked_prefill=False if cpu else None,
+            gpu_memory_utilization=options.gpu_memory_utilization or 0.9,
+            tensor_parallel_size=options.tensor_parallel_size,
+            trust_remote_code=False,
+            load_format="safetensors",
+            disable_log_stats=True,
+        )
+        self._engine = AsyncLLM.from_engine_args(arguments)
+        self._sampling = sampling
+        self._ids = itertools.count()
+        tokenizer = self._engine.get_tokenizer()
+        # The first turn's prompt is the same for every image.
+        self._tokenize = functools.lru_cache(maxsize=1024)(lambda text: list(tokenizer.encode(text)))
+        resolved = self._engine.model_config.dtype
+        self.deterministic = resolved == torch.float32 if cpu else options.deterministic
+
+    async def answer(self, request: Request) -> Answer:
+        """See `Engine`."""
+        token_ids = self._tokenize(request.prompt)
+        prompt = {
+            "prompt_token_ids": token_ids,
+            "multi_modal_data": {"image": request.image},
+            # The content hash that vLLM would compute otherwise; prefix caching tells images apart by it.
+            "multi_modal_uuids": {"image": request.image_sha256},
+        }
+        parameters = SamplingParams(
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            max_tokens=self._sampling.max_tokens,
+            seed=request.seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        try:
+            (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
+            async for output in self._engine.generate(rendered, parameters, str(next(self._ids))):
+                completion = output.outputs[0]
+                return Answer(
+                    text=completion.text,
+                    finish_reason=completion.finish_reason or "unknown",
+                    output_tokens=len(completion.token_ids),
+                    # A placeholder that no image filled is answered without a word of warning; then nothing grew.
+                    saw_image=len(output.prompt_token_ids or ()) > len(token_ids),
+                )
+        except EngineDeadError as error:
+            raise EngineDiedError(str(error) or "the vLLM engine process died") from error
+        except EngineGenerateError as error:
+            raise RefusedRequestError("engine_error", str(error.__cause__ or error)) from error
+        except (ValueError, TypeError) as error:
+            raise RefusedRequestError("engine_refused", str(error)) from error
+        raise EngineDiedError("vLLM ended a request without an answer")
+
+    async def close(self) -> None:
+        """See `Engine`."""
+        self._engine.shutdown(timeout=0)
+
+
+def _dtype(name: str) -> ModelDType:
+    return "auto" if name == "auto" else getattr(torch, name)
+
+
+def _set_cpu_defaults(*, tiny: bool) -> None:
+    if tiny:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        # More threads than one only wait for each other in a model this small, and on a busy machine they wait long.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -1,0 +1,189 @@
+"""Generators by name, and what must be true of a model folder before an engine is started on it."""
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+from dialog_gen.chat import BLIP2_CHAT_TEMPLATE
+from dialog_gen.errors import UsageError, did_you_mean
+
+# Architectures that vLLM does not serve: BLIP-2 with a T5 decoder.
+_TRANSFORMERS_ONLY = ("t5",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """A generator known by name."""
+
+    source: str
+    """Hugging Face id, or the name of a checkpoint shipped with the package."""
+    protocol: str
+    """The protocol used when none is named."""
+    description: str
+    dtype: str = "auto"
+    shipped: bool = False
+    max_model_len: int | None = None
+
+
+MODELS: dict[str, ModelEntry] = {
+    "llava-1.5-7b": ModelEntry(
+        source="llava-hf/llava-1.5-7b-hf", protocol="llava-3qa", description="LLaVA-1.5, Vicuna-7B", max_model_len=2048
+    ),
+    "llava-1.5-13b": ModelEntry(
+        source="llava-hf/llava-1.5-13b-hf",
+        protocol="llava-3qa",
+        description="LLaVA-1.5, Vicuna-13B",
+        max_model_len=2048,
+    ),
+    "blip2-opt-2.7b": ModelEntry(
+        source="Salesforce/blip2-opt-2.7b", protocol="blip2-two-turn", description="BLIP-2, OPT-2.7B", dtype="float16"
+    ),
+    "blip2-opt-6.7b": ModelEntry(
+        source="Salesforce/blip2-opt-6.7b", protocol="blip2-two-turn", description="BLIP-2, OPT-6.7B", dtype="float16"
+    ),
+    "blip2-flan-t5-xl": ModelEntry(
+        source="Salesforce/blip2-flan-t5-xl",
+        protocol="blip2-two-turn",
+        description="BLIP-2, Flan-T5-XL (transformers engine only)",
+        dtype="bfloat16",
+    ),
+    "shapes-llava": ModelEntry(
+        source="shapes-llava",
+        protocol="llava-3qa",
+        description="LLaVA-1.5's architecture at 2 M parameters for the embedded world; ships with the package",
+        dtype="float32",
+        shipped=True,
+        max_model_len=512,
+    ),
+    "shapes-blip2": ModelEntry(
+        source="shapes-blip2",
+        protocol="blip2-two-turn",
+        description="BLIP-2-OPT's architecture at 2 M parameters for the embedded world; ships with the package",
+        dtype="float32",
+        shipped=True,
+        max_model_len=512,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorModel:
+    """A checked model folder, ready for an engine."""
+
+    name: str
+    folder: Path
+    revision: str | None
+    chat_template: str
+    default_protocol: str
+    dtype: str
+    max_model_len: int | None
+    config: dict[str, Any]
+    shipped: bool = False
+
+    @property
+    def image_token(self) -> str:
+        """The text that stands for an image in this model's prompts."""
+        return "<image>"
+
+    @property
+    def served_by_vllm(self) -> bool:
+        """Whether vLLM has this architecture."""
+        return self.config.get("text_config", {}).get("model_type") not in _TRANSFORMERS_ONLY
+
+
+def resolve_model(name: str, *, revision: str | None = None, download: bool = True) -> GeneratorModel:
+    """A generator by registry name, Hugging Face id or local folder.
+
+    With `download=False` only the small files (configuration, tokenizer, template) are fetched. Raises UsageError for
+    an unknown name, a folder that is no model, weights that are not safetensors, or a missing chat template.
+    """
+    entry = MODELS.get(name)
+    if entry is not None and entry.shipped:
+        folder = Path(str(files("dialog_gen.world"))) / "checkpoints" / entry.source
+        revision = None
+    elif entry is None and Path(name).is_dir():
+        folder = Path(name).resolve()
+    elif entry is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        hint = did_you_mean(name, MODELS)
+        raise UsageError(f"unknown model {name!r}: {hint}; or give a Hugging Face id (user/name) or an existing folder.")
+    else:
+        folder, revision = _fetch(entry.source if entry else name, revision, weights=download)
+    config = _read_config(folder)
+    if download or Path(name).is_dir():
+        _check_weights(folder)
+    return GeneratorModel(
+        name=name if entry else (folder.name if Path(name).is_dir() else name),
+        folder=folder,
+        revision=revision,
+        chat_template=_chat_template(folder, config),
+        default_protocol=entry.protocol if entry else _protocol_of(config),
+        dtype=entry.dtype if entry else "auto",
+        max_model_len=entry.max_model_len if entry else None,
+        config=config,
+        shipped=bool(entry and entry.shipped),
+    )
+
+
+def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> tuple[Path, str]:
+    """The snapshot's folder and its commit. Pickled weights and code are never fetched."""
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    try:
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except RepositoryNotFoundError:
+        hint = did_you_mean(hub_id, MODELS)
+        raise UsageError(f"no model {hub_id!r} on the Hub, or no access to it: {hint}.") from None
+    except RevisionNotFoundError:
+        raise UsageError(f"model {hub_id!r} has no revision {revision!r}.") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(
+            f"model {hub_id!r} could not be fetched and is not in the local cache ({reason}). "
+            "Check the network, or give the path of a local folder."
+        ) from None
+    return folder, folder.name
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{folder} is no model folder: it holds no config.json.") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder / 'config.json'} cannot be read: {error}.") from None
+    if not isinstance(config, dict) or "architectures" not in config:
+        raise UsageError(f"{folder / 'config.json'} names no architecture.")
+    return config
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+    found = f"only pickled weights ({', '.join(pickled)}), which can run code when read" if pickled else "no weights"
+    raise UsageError(f"{folder} holds {found}: safetensors are needed. Convert them, or choose another revision.")
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str:
+    """The folder's chat template; BLIP-2, published without one, gets the paper's prompt form."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        if (file := folder / name).is_file():
+            template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+            if isinstance(template, str) and template:
+                return template
+    if config.get("model_type") == "blip-2":
+        return BLIP2_CHAT_TEMPLATE
+    raise UsageError(
+        f"{folder} has no chat template (chat_template.jinja, or the key chat_template in tokenizer_config.json): "
+        "without one the prompt would be guessed. Add the model's own template to the folder."
+    )
+
+
+def _protocol_of(config: dict[str, Any]) -> str:
+    return "blip2-two-turn" if config.get("model_type") == "blip-2" else "llava-3qa"

@@ -1,0 +1,163 @@
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dialog_gen.world.files import ShapesSubset, _human_answers, replacing, write_files
+from dialog_gen.world.language import ANSWERS, QUESTION_KINDS, judge
+from dialog_gen.world.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZES, Scene, draw_scene
+
+LIMIT = 60
+SUBSET = ShapesSubset(split="val", seed=5, limit=LIMIT, shard_size=16)
+NAMES = [
+    "retrieval/captions_shapes_val.json",
+    "truth.jsonl",
+    "vqa/MultipleChoice_shapes_val_questions.json",
+    "vqa/OpenEnded_shapes_val_questions.json",
+    "vqa/shapes_val_annotations.json",
+]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    write_files(folder, SUBSET)
+    return folder
+
+
+def read(out: Path, name: str) -> dict[str, Any]:
+    return json.loads((out / name).read_text())
+
+
+def read_tree(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def truth(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "truth.jsonl").read_text().splitlines()]
+
+
+def test_files_written_and_nothing_else(out: Path) -> None:
+    assert sorted(read_tree(out)) == NAMES
+
+
+def test_same_subset_same_bytes(out: Path, tmp_path: Path) -> None:
+    write_files(tmp_path, SUBSET)
+    assert read_tree(tmp_path) == read_tree(out)
+
+
+def test_a_shorter_subset_is_the_beginning_of_a_longer_one(out: Path, tmp_path: Path) -> None:
+    write_files(tmp_path, ShapesSubset(split="val", seed=5, limit=10, shard_size=16))
+    assert truth(tmp_path) == truth(out)[:10]
+    for name in NAMES[2:4]:
+        assert read(tmp_path, name)["questions"] == read(out, name)["questions"][:30]
+
+
+def test_image_ids_are_those_of_img2dataset() -> None:
+    # As seen in real tars of these shard sizes; test_world_fetch downloads some.
+    subset = ShapesSubset(split="val", seed=0, limit=3000, shard_size=1024)
+    assert [subset.image_id(i) for i in (12, 2048, 2999)] == ["00000/000000012", "00002/000020000", "00002/000020951"]
+    assert SUBSET.image_id(17) == "00001/0000101"
+    assert list(SUBSET.shards()) == ["00000", "00001", "00002", "00003"]
+    assert SUBSET.shards()["00003"] == range(48, 60)
+
+
+def test_truth(out: Path) -> None:
+    records = truth(out)
+    assert [r["index"] for r in records] == list(range(LIMIT))
+    assert all(set(r) == {"image_id", "index", "scene"} for r in records)
+    assert len({r["image_id"] for r in records}) == LIMIT
+    assert all(Scene.from_json(r["scene"]) == draw_scene("val", 5, r["index"]) for r in records)
+
+
+def test_question_formats(out: Path) -> None:
+    head = {"info", "task_type", "data_type", "data_subtype", "license", "questions"}
+    keys = {"image_id", "question", "question_id"}
+    open_ended, multiple = (read(out, f"vqa/{p}_shapes_val_questions.json") for p in ("OpenEnded", "MultipleChoice"))
+    assert set(open_ended) == set(multiple) == head
+    assert (open_ended["task_type"], multiple["task_type"]) == ("Open-Ended", "Multiple-Choice")
+    assert (open_ended["data_type"], open_ended["data_subtype"]) == ("shapes", "val")
+    assert all(set(q) == keys for q in open_ended["questions"])
+    assert all(set(q) == keys | {"multiple_choices"} for q in multiple["questions"])
+    assert [{k: q[k] for k in keys} for q in multiple["questions"]] == open_ended["questions"]
+    assert len({q["question_id"] for q in open_ended["questions"]}) == 3 * LIMIT
+    assert Counter(q["image_id"] for q in open_ended["questions"]) == dict.fromkeys(range(LIMIT), 3)
+
+
+def test_annotation_format(out: Path) -> None:
+    file = read(out, "vqa/shapes_val_annotations.json")
+    assert set(file) == {"info", "data_type", "data_subtype", "license", "annotations"}
+    keys = {"question_id", "image_id", "question_type", "answer_type", "multiple_choice_answer", "answers"}
+    for annotation in file["annotations"]:
+        assert set(annotation) == keys
+        assert annotation["answer_type"] in {"yes/no", "number", "other"}
+        assert annotation["question_type"] in {k.vqa_type for k in QUESTION_KINDS.values()}
+        assert [a["answer_id"] for a in annotation["answers"]] == list(range(1, 11))
+        for answer in annotation["answers"]:
+            assert set(answer) == {"answer", "answer_confidence", "answer_id"}
+            assert answer["answer_confidence"] in {"yes", "maybe", "no"}
+            assert answer["answer"] in ANSWERS
+    slips = [a["answer"] != n["multiple_choice_answer"] for n in file["annotations"] for a in n["answers"]]
+    assert 0.02 < sum(slips) / len(slips) < 0.09
+
+
+def test_questions_annotations_and_truth_belong_together(out: Path) -> None:
+    questions = read(out, "vqa/MultipleChoice_shapes_val_questions.json")["questions"]
+    annotations = read(out, "vqa/shapes_val_annotations.json")["annotations"]
+    scenes = [Scene.from_json(r["scene"]) for r in truth(out)]
+    for question, annotation in zip(questions, annotations, strict=True):
+        assert question["question_id"] == annotation["question_id"]
+        assert question["image_id"] == annotation["image_id"]
+        scene, choices = scenes[question["image_id"]], question["multiple_choices"]
+        assert len(choices) == len(set(choices)) == 18
+        assert set(choices) <= set(ANSWERS)
+        true = annotation["multiple_choice_answer"]
+        assert [c for c in choices if judge(scene, question["question"], c)] == [true]
+        [(majority, count), *_] = Counter(a["answer"] for a in annotation["answers"]).most_common()
+        assert (majority, count > 5) == (true, True)
+
+
+def test_choices_hold_all_answers_of_the_kind(out: Path) -> None:
+    groups = [("yes", "no"), tuple("0123"), COLORS, SHAPES, POSITIONS, SIZES, BACKGROUNDS]
+    questions = read(out, "vqa/MultipleChoice_shapes_val_questions.json")["questions"]
+    annotations = read(out, "vqa/shapes_val_annotations.json")["annotations"]
+    places: Counter[int] = Counter()
+    for question, annotation in zip(questions, annotations, strict=True):
+        true = annotation["multiple_choice_answer"]
+        group = next(g for g in groups if true in g)
+        assert set(group) <= set(question["multiple_choices"])
+        assert {a["answer"] for a in annotation["answers"]} <= set(group)
+        places[question["multiple_choices"].index(true)] += 1
+    assert len(places) > 12  # the truth may stand anywhere
+
+
+def test_the_truth_stays_the_majority_among_careless_annotators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dialog_gen.world.files._SLIP_RATE", 1.0)
+    answers = [a["answer"] for a in _human_answers("red", random.Random(0))]
+    assert answers.count("red") == 6
+
+
+def test_caption_format(out: Path) -> None:
+    file = read(out, "retrieval/captions_shapes_val.json")
+    assert set(file) == {"info", "licenses", "images", "annotations"}
+    assert all(
+        set(i) == {"id", "file_name", "height", "width", "coco_url", "license"}
+        and (i["height"], i["width"], i["license"]) == (64, 64, file["licenses"][0]["id"])
+        for i in file["images"]
+    )
+    assert [i["file_name"] for i in file["images"]] == [f"{r['image_id']}.jpg" for r in truth(out)]
+    assert [i["id"] for i in file["images"]] == [r["index"] for r in truth(out)]
+    assert all(set(a) == {"id", "image_id", "caption"} for a in file["annotations"])
+    assert Counter(a["image_id"] for a in file["annotations"]) == dict.fromkeys(range(LIMIT), 5)
+    assert len({a["id"] for a in file["annotations"]}) == 5 * LIMIT
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError), replacing(path) as part:
+        part.write_text("half \udc80", encoding="utf-8")
+    assert path.read_text() == "old"
