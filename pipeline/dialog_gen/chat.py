@@ -36,7 +36,7 @@ def render_chat(chat_template: str, turns: Sequence[str]) -> str:
         image = [{"type": "image"}] if i == 0 else []
         content = [*image, {"type": "text", "text": text}]
         messages.append({"role": "assistant" if i % 2 else "user", "content": content})
-    rendered, _ = cast(Any, render_jinja_template)(
+    rendered, _ = cast("Any", render_jinja_template)(
         [messages], chat_template=chat_template, add_generation_prompt=True
     )
     return rendered[0]

@@ -1,5 +1,7 @@
 """Generators by name, and what must be true of a model folder before an engine is started on it."""
 
+import hashlib
+import io
 import json
 from dataclasses import dataclass
 from importlib.resources import files
@@ -7,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from jinja2 import TemplateError
 
-from dialog_gen.chat import BLIP2_CHAT_TEMPLATE
+from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, render_chat
 from dialog_gen.errors import UsageError, did_you_mean
 
 # Architectures that vLLM does not serve: BLIP-2 with a T5 decoder.
 _TRANSFORMERS_ONLY = ("t5",)
+_FINGERPRINT_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +81,8 @@ class GeneratorModel:
 
     name: str
     folder: Path
-    revision: str | None
+    revision: str
+    """Commit on the Hub, or the fingerprint of a folder that has none."""
     chat_template: str
     default_protocol: str
     dtype: str
@@ -100,26 +105,28 @@ def resolve_model(name: str, *, revision: str | None = None, download: bool = Tr
     """A generator by registry name, Hugging Face id or local folder.
 
     With `download=False` only the small files (configuration, tokenizer, template) are fetched. Raises UsageError for
-    an unknown name, a folder that is no model, weights that are not safetensors, or a missing chat template.
+    an unknown name, a folder that is no model, weights that are not safetensors, a missing or failing chat template,
+    or a revision of what has none.
     """
     entry = MODELS.get(name)
+    local = entry is None and Path(name).is_dir()
+    if revision is not None and (local or (entry and entry.shipped)):
+        raise UsageError(f"model {name!r} is a folder and has no revision {revision!r}: revisions are the Hub's.")
     if entry is not None and entry.shipped:
         folder = Path(str(files("dialog_gen.world"))) / "checkpoints" / entry.source
-        revision = None
-    elif entry is None and Path(name).is_dir():
+    elif local:
         folder = Path(name).resolve()
     elif entry is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        hint = did_you_mean(name, MODELS)
-        raise UsageError(f"unknown model {name!r}: {hint}; or give a Hugging Face id (user/name) or an existing folder.")
+        raise _unknown(name)
     else:
         folder, revision = _fetch(entry.source if entry else name, revision, weights=download)
     config = _read_config(folder)
-    if download or Path(name).is_dir():
+    if download or local:
         _check_weights(folder)
     return GeneratorModel(
-        name=name if entry else (folder.name if Path(name).is_dir() else name),
+        name=folder.name if local else name,
         folder=folder,
-        revision=revision,
+        revision=revision or _fingerprint(folder),
         chat_template=_chat_template(folder, config),
         default_protocol=entry.protocol if entry else _protocol_of(config),
         dtype=entry.dtype if entry else "auto",
@@ -127,6 +134,26 @@ def resolve_model(name: str, *, revision: str | None = None, download: bool = Tr
         config=config,
         shipped=bool(entry and entry.shipped),
     )
+
+
+def _unknown(name: str) -> UsageError:
+    hint = did_you_mean(name, MODELS)
+    return UsageError(f"unknown model {name!r}: {hint}; or give a Hugging Face id (user/name) or an existing folder.")
+
+
+def _fingerprint(folder: Path) -> str:
+    """What a folder without a commit is told by: its small files whole, both ends and the size of its weights."""
+    digest = hashlib.sha256()
+    for file in sorted(
+        p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt", ".model", ".safetensors")
+    ):
+        with file.open("rb") as opened:
+            size = opened.seek(0, io.SEEK_END)
+            for start in sorted({0, max(0, size - _FINGERPRINT_BYTES)}):
+                opened.seek(start)
+                digest.update(opened.read(_FINGERPRINT_BYTES))
+        digest.update(f"{file.name} {size}".encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> tuple[Path, str]:
@@ -139,25 +166,35 @@ def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> tuple[Path, s
         raise UsageError(f"no model {hub_id!r} on the Hub, or no access to it: {hint}.") from None
     except RevisionNotFoundError:
         raise UsageError(f"model {hub_id!r} has no revision {revision!r}.") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except HFValidationError:
+        raise _unknown(hub_id) from None
+    # The Hub's client lets through what its HTTP library raises, and which library that is changes.
+    except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(
-            f"model {hub_id!r} could not be fetched and is not in the local cache ({reason}). "
+            f"model {hub_id!r} could not be fetched and is not in the local cache ({type(error).__name__}: {reason}). "
             "Check the network, or give the path of a local folder."
-        ) from None
+        ) from error
     return folder, folder.name
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{folder} is no model folder: it holds no config.json.") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder / 'config.json'} cannot be read: {error}.") from None
-    if not isinstance(config, dict) or "architectures" not in config:
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} is no model folder: it holds no config.json.")
+    config = _read_object(folder / "config.json")
+    if "architectures" not in config:
         raise UsageError(f"{folder / 'config.json'} names no architecture.")
     return config
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no JSON object.")
+    return content
 
 
 def _check_weights(folder: Path) -> None:
@@ -170,19 +207,33 @@ def _check_weights(folder: Path) -> None:
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str:
     """The folder's chat template; BLIP-2, published without one, gets the paper's prompt form."""
+    template = _stored_template(folder)
+    if template is None and config.get("model_type") == "blip-2":
+        return BLIP2_CHAT_TEMPLATE
+    if template is None:
+        raise UsageError(
+            f"{folder} has no chat template (chat_template.jinja, or the key chat_template in tokenizer_config.json): "
+            "without one the prompt would be guessed. Add the model's own template to the folder."
+        )
+    try:
+        prompt = render_chat(template, ["question", "answer", "question"])
+    # Templates made for text alone add strings to the list of contents.
+    except (TemplateError, TypeError) as error:
+        raise UsageError(f"the chat template of {folder} fails: {error}. Is it made for images?") from None
+    if "'type': 'image'" in prompt:
+        raise UsageError(f"the chat template of {folder} is made for text alone: it would print images as {prompt!r}.")
+    return template
+
+
+def _stored_template(folder: Path) -> str | None:
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         if (file := folder / name).is_file():
-            template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+            template = _read_object(file).get("chat_template")
             if isinstance(template, str) and template:
                 return template
-    if config.get("model_type") == "blip-2":
-        return BLIP2_CHAT_TEMPLATE
-    raise UsageError(
-        f"{folder} has no chat template (chat_template.jinja, or the key chat_template in tokenizer_config.json): "
-        "without one the prompt would be guessed. Add the model's own template to the folder."
-    )
+    return None
 
 
 def _protocol_of(config: dict[str, Any]) -> str:

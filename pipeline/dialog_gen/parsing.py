@@ -138,6 +138,11 @@ def parse_answer(text: str, *, question: str) -> str:
     return answer
 
 
+def without_special_tokens(text: str) -> str:
+    """The text without words that a tokenizer would read as more than text: a second `<image>`, an early `</s>`."""
+    return re.sub(_SPECIAL, " ", text).strip()
+
+
 def _clean(text: str) -> tuple[str, bool]:
     """The model's own turn with whitespace collapsed, and whether something followed it."""
     text = _JUNK.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))

@@ -18,6 +18,7 @@ SAMPLING_TYPE = pa.struct(
     [("temperature", pa.float32()), ("top_p", pa.float32()), ("max_tokens", pa.int32()), ("seed", pa.int64())]
 )
 
+
 def _scalar(dtype: str) -> dict[str, str]:
     return {"dtype": dtype, "_type": "Value"}
 

@@ -12,7 +12,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, groupby, islice
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -69,7 +69,8 @@ class InputShard:
     """The unit of work; `name` is unique in its source, stable, and fit for a file name.
 
     `fingerprint` covers the address of the input and the id and byte size of each image and of what is said of it. For
-    Parquet it is the ids and the size of the file. Times of modification do not count.
+    Parquet it is the ids and the size of the file. Times of modification do not count. It is that of the whole shard
+    where only its `head` is to be read, so that a limit does not make the input look changed.
     """
 
     name: str
@@ -83,10 +84,10 @@ class InputShard:
         return self._origin.read(self._items)
 
     def head(self, count: int) -> "InputShard":
-        """The first `count` images under the same name. Raises `ValueError` if `count` is negative."""
+        """The first `count` images, name and fingerprint unchanged. Raises `ValueError` if `count` is negative."""
         if count < 0:
             raise ValueError(f"count must be 0 or more, got {count}")
-        return self if count >= self.count else _shard(self.name, self._origin, self._items[:count])
+        return self if count >= self.count else replace(self, count=count, _items=self._items[:count])
 
 
 def _shard(name: str, origin: _Origin, items: tuple[_Item, ...]) -> InputShard:

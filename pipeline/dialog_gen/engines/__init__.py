@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from PIL import Image
 
-from dialog_gen.errors import MissingExtraError, UsageError
+from dialog_gen.errors import DialogGenError, MissingExtraError, UsageError
 from dialog_gen.models import GeneratorModel
 from dialog_gen.protocols import Sampling
 
 EngineName = Literal["vllm", "transformers"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +43,10 @@ class RefusedRequestError(Exception):
         self.reason, self.detail = reason, detail
 
 
-class EngineDiedError(Exception):
+class EngineDiedError(DialogGenError):
     """The engine stopped and will answer nothing more."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class Engine(Protocol):
 
 
 def default_engine(model: GeneratorModel) -> EngineName:
-    """vLLM where it is importable and has the architecture, transformers otherwise."""
+    """VLLM where it is importable and has the architecture, transformers otherwise."""
     return "vllm" if find_spec("vllm") and model.served_by_vllm else "transformers"
 
 
@@ -87,16 +90,26 @@ def engine_starter(
 ) -> Callable[[], Engine]:
     """A function that starts the engine. What can be checked before the slow start is checked here.
 
-    Raises UsageError if this engine cannot serve the model, MissingExtraError if it is not installed.
+    Raises UsageError if this engine cannot serve the model, MissingExtraError if it is not installed. The function
+    raises DialogGenError where the engine does not start.
     """
+
+    def start() -> Engine:
+        try:
+            if name == "vllm":
+                from dialog_gen.engines.vllm import VllmEngine
+
+                return VllmEngine(model, sampling, options)
+            from dialog_gen.engines.transformers import TransformersEngine
+
+            return TransformersEngine(model, sampling, options)
+        except Exception as error:
+            # What the libraries raise here is of any kind; vLLM prints the cause before.
+            raise DialogGenError(f"{name} did not start on {model.name}: {type(error).__name__}: {error}") from error
+
     if name == "vllm":
         if not find_spec("vllm"):
             raise MissingExtraError("--engine vllm", "vllm", "on a machine without a GPU, see README: Install")
         if not model.served_by_vllm:
             raise UsageError(f"vLLM does not serve {model.name} (a T5 decoder): use --engine transformers.")
-        from dialog_gen.engines.vllm import VllmEngine
-
-        return lambda: VllmEngine(model, sampling, options)
-    from dialog_gen.engines.transformers import TransformersEngine
-
-    return lambda: TransformersEngine(model, sampling, options)
+    return start

@@ -7,6 +7,7 @@ tail. `AsyncLLM` runs the engine in a process of its own; this side tokenises, p
 import functools
 import itertools
 import os
+from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -14,7 +15,6 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 import torch
 import vllm
 from vllm import AsyncEngineArgs, SamplingParams
-from vllm.config import ModelDType
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -41,7 +41,8 @@ class VllmEngine:
             _set_cpu_defaults(tiny=model.shipped)
         elif options.deterministic:
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
-        max_model_len = options.max_model_len or model.max_model_len
+        # vLLM reads None as the model's own limit, which its annotation leaves out.
+        max_model_len: Any = options.max_model_len or model.max_model_len
         arguments = AsyncEngineArgs(
             model=str(model.folder),
             dtype=_dtype(dtype),
@@ -55,7 +56,7 @@ class VllmEngine:
             enforce_eager=cpu,
             # Seeded sampling kills the CPU engine as soon as a prompt is split ("CPU Generator does not use offset").
             enable_chunked_prefill=False if cpu else None,
-            gpu_memory_utilization=options.gpu_memory_utilization or 0.9,
+            gpu_memory_utilization=options.gpu_memory_utilization or (0.4 if cpu else 0.9),
             tensor_parallel_size=options.tensor_parallel_size,
             trust_remote_code=False,
             load_format="safetensors",
@@ -73,7 +74,7 @@ class VllmEngine:
     async def answer(self, request: Request) -> Answer:
         """See `Engine`."""
         token_ids = self._tokenize(request.prompt)
-        prompt = {
+        prompt: Any = {
             "prompt_token_ids": token_ids,
             "multi_modal_data": {"image": request.image},
             # The content hash that vLLM would compute otherwise; prefix caching tells images apart by it.
@@ -110,7 +111,7 @@ class VllmEngine:
         self._engine.shutdown(timeout=0)
 
 
-def _dtype(name: str) -> ModelDType:
+def _dtype(name: str) -> Any:
     return "auto" if name == "auto" else getattr(torch, name)
 
 

@@ -7,17 +7,15 @@ and its answer make one question-answer pair) or `qa-list` (the answer holds `pa
 
 import functools
 import hashlib
-import re
 import string
-import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dialog_gen.errors import UsageError, did_you_mean
+from dialog_gen.toml_files import find_toml, read_toml_model
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,12 +92,16 @@ class Protocol(BaseModel):
 
 
 def _placeholders(template: str) -> list[str]:
+    """What stands in braces, as `format_map` would read it: dots, brackets, conversions and formats included."""
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        fields = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ValueError(f"{template!r}: {error}. Write {{{{ and }}}} for braces.") from None
-    # str.format would follow dots and brackets into objects; only plain names are placeholders.
-    return fields
+    return [
+        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+        for _, name, spec, conversion in fields
+        if name is not None
+    ]
 
 
 def shipped_protocols() -> dict[str, Path]:
@@ -114,30 +116,4 @@ def load_protocol(name_or_file: str) -> Protocol:
 
     Raises UsageError for an unknown name, an unreadable file or contents that are no protocol.
     """
-    shipped = shipped_protocols()
-    path = shipped.get(name_or_file) or Path(name_or_file)
-    if name_or_file not in shipped and path.suffix != ".toml":
-        hint = did_you_mean(name_or_file, shipped)
-        raise UsageError(f"unknown protocol {name_or_file!r}: {hint}; or give a .toml file.")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"protocol file {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"protocol file {path} is not valid TOML: {error}.") from None
-    try:
-        return Protocol.model_validate({"name": path.stem, **content})
-    except ValidationError as error:
-        raise UsageError(f"protocol file {path}: {_explain(error)}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    problems: list[str] = []
-    for problem in error.errors():
-        place = ".".join(str(part + 1) if isinstance(part, int) else part for part in problem["loc"])
-        message = re.sub("^Value error, ", "", problem["msg"])
-        if problem["type"] == "extra_forbidden":
-            known = {"sampling": Sampling, "turns": Turn}.get(str(problem["loc"][0]), Protocol)
-            message = f"unknown key; {did_you_mean(str(problem['loc'][-1]), known.model_fields)}"
-        problems.append(f"{place}: {message}" if place else message)
-    return "; ".join(problems)
+    return read_toml_model(find_toml(name_or_file, shipped_protocols(), "protocol"), Protocol, "protocol")

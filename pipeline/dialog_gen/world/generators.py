@@ -11,11 +11,11 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -38,7 +38,7 @@ from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE, render_cha
 from dialog_gen.protocols import load_protocol
 from dialog_gen.world.language import DESCRIBE_QUESTION, UNIQUE_QUESTION, ask, describe, unique
 from dialog_gen.world.render import IMAGE_SIZE_PX, render
-from dialog_gen.world.scenes import Scene, draw_scene
+from dialog_gen.world.scenes import COLORS, POSITIONS, SHAPES, SIZES, Scene, draw_scene
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 # Scenes of the train split are drawn under a seed that `dialog-gen download shapes` does not use by default.
 _SCENE_SEED = 20_231
 _IGNORED_LABEL = -100
-_PATCH_PX = 16
+# One patch a quadrant of the scene.
+_PATCH_PX = IMAGE_SIZE_PX // 2
 _WIDTH = 128
 
 
@@ -66,7 +67,11 @@ class Recipe:
     forms: dict[Callable[[Scene, random.Random], Exchange], float]
     """Form of conversation -> its share of the batches. A batch holds one form: little padding."""
     build: Callable[[PreTrainedTokenizerFast], tuple[Any, Any]]
+    patches: Callable[[Any, torch.Tensor], torch.Tensor]
+    """Model, pixels -> the vision tower's patch vectors as the rest of the model gets them, (batch, 4, width)."""
     bos: str
+    vision_steps: int
+    steps: int
     batch_size: int = 64
     peak_lr: float = 1e-3
     warmup_steps: int = 200
@@ -129,11 +134,10 @@ def build_llava(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditional
             "initializer_range": 0.08,
             **_token_ids(tokenizer),
         },
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=cast("int", tokenizer.convert_tokens_to_ids("<image>")),
         image_seq_length=(IMAGE_SIZE_PX // _PATCH_PX) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-        pad_token_id=tokenizer.pad_token_id,
     )
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessor(
@@ -186,7 +190,7 @@ def build_blip2(tokenizer: PreTrainedTokenizerFast) -> tuple[Blip2ForConditional
             **_token_ids(tokenizer),
         },
         num_query_tokens=queries,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=cast("int", tokenizer.convert_tokens_to_ids("<image>")),
     )
     processor = Blip2Processor(
         image_processor=BlipImageProcessor(size={"height": IMAGE_SIZE_PX, "width": IMAGE_SIZE_PX}),
@@ -200,7 +204,7 @@ def build_blip2(tokenizer: PreTrainedTokenizerFast) -> tuple[Blip2ForConditional
     return model, processor
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -210,9 +214,23 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 
 RECIPES = {
-    "shapes-llava": Recipe(forms={three_questions: 0.6, short_answer: 0.4}, build=build_llava, bos="<s>"),
+    "shapes-llava": Recipe(
+        forms={three_questions: 0.6, short_answer: 0.4},
+        build=build_llava,
+        patches=lambda model, pixels: model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][
+            :, 1:
+        ],
+        bos="<s>",
+        vision_steps=500,
+        steps=3000,
+    ),
     "shapes-blip2": Recipe(
-        forms={first_turn: 0.4, second_turn: 0.3, one_question: 0.3}, build=build_blip2, bos="</s>"
+        forms={first_turn: 0.4, second_turn: 0.3, one_question: 0.3},
+        build=build_blip2,
+        patches=lambda model, pixels: model.vision_model(pixels).last_hidden_state[:, 1:],
+        bos="</s>",
+        vision_steps=500,
+        steps=3000,
     ),
 }
 
@@ -237,8 +255,8 @@ def train_tokenizer(recipe: Recipe, *, scenes: int = 4000, vocab_size: int = 102
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=recipe.bos,
-        eos_token="</s>",
-        pad_token="<pad>",
+        eos_token="</s>",  # noqa: S106
+        pad_token="<pad>",  # noqa: S106
         # LlavaProcessor asks the tokenizer for its image token; Blip2Processor brings one and fails on another.
         extra_special_tokens={"image_token": "<image>"} if recipe.build is build_llava else {},
         padding_side="left",
@@ -281,34 +299,82 @@ class Lessons(IterableDataset[dict[str, torch.Tensor]]):
         return {**inputs, "labels": labels}
 
 
+class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Endless batches of pixels and, for each quadrant of the scene, the class of what stands there."""
+
+    CLASSES = 1 + len(SHAPES) * len(COLORS) * len(SIZES)
+
+    def __init__(self, recipe: Recipe, processor: Any) -> None:
+        self.recipe, self.processor = recipe, processor
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in count(0, self.recipe.batch_size):
+            # Negative numbers: scenes that no lesson shows.
+            scenes = [draw_scene("train", _SCENE_SEED, -1 - i) for i in range(start, start + self.recipe.batch_size)]
+            images = [_through_jpeg(render(scene)) for scene in scenes]
+            pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            yield pixels, torch.tensor([self._classes(scene) for scene in scenes])
+
+    @staticmethod
+    def _classes(scene: Scene) -> list[int]:
+        classes = [0] * len(POSITIONS)
+        for o in scene.objects:
+            look = (SHAPES.index(o.shape) * len(COLORS) + COLORS.index(o.color)) * len(SIZES) + SIZES.index(o.size)
+            classes[POSITIONS.index(o.position)] = 1 + look
+        return classes
+
+
 def _through_jpeg(image: Image.Image) -> Image.Image:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95)
     return Image.open(buffer)
 
 
-def train(recipe: Recipe, *, steps: int, seed: int) -> tuple[Any, Any]:
-    """The trained model (float32) and its processor."""
+def train(recipe: Recipe, *, steps: int, vision_steps: int, seed: int) -> tuple[Any, Any]:
+    """The trained model (float32) and its processor.
+
+    The vision tower learns to see first, as in the released models; then all parts learn to talk.
+    """
     torch.manual_seed(seed)
     model, processor = recipe.build(train_tokenizer(recipe))
     model.train()
     log.info("%.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    head = torch.nn.Linear(_WIDTH, LabelledPatches.CLASSES)
+
+    def sees(batch: Any) -> torch.Tensor:
+        pixels, classes = batch
+        return torch.nn.functional.cross_entropy(head(recipe.patches(model, pixels)).flatten(0, 1), classes.flatten())
+
+    _optimize([*model.parameters(), *head.parameters()], sees, LabelledPatches(recipe, processor), recipe, vision_steps)
+    _optimize(model.parameters(), lambda batch: model(**batch).loss, Lessons(recipe, processor), recipe, steps)
+    return model.eval(), processor
+
+
+def _optimize(
+    parameters: Iterable[torch.nn.Parameter],
+    loss_of: Callable[[Any], torch.Tensor],
+    batches: IterableDataset[Any],
+    recipe: Recipe,
+    steps: int,
+) -> None:
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.peak_lr, total_steps=steps, pct_start=min(0.5, recipe.warmup_steps / steps), div_factor=100
     )
-    loader = DataLoader(Lessons(recipe, processor), batch_size=None, num_workers=1, prefetch_factor=8)
-    started = time.perf_counter()
+    loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=8)
+    started, total = time.perf_counter(), 0.0
     for step, batch in enumerate(islice(loader, steps), 1):
-        loss = model(**batch).loss
+        loss = loss_of(batch)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 100 == 0 or step == steps:
-            log.info("step %d/%d loss %.4f %.0f s", step, steps, loss.item(), time.perf_counter() - started)
-    return model.eval(), processor
+        total += loss.item()
+        if step % 100 == 0:
+            log.info("step %d/%d loss %.4f %.0f s", step, steps, total / 100, time.perf_counter() - started)
+            total = 0.0
 
 
 def save(model: Any, processor: Any, folder: Path) -> None:
@@ -335,13 +401,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", choices=list(RECIPES))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, help="of the whole model (default: the recipe's)")
+    parser.add_argument("--vision-steps", type=int, help="of the vision tower alone (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    model, processor = train(RECIPES[arguments.name], steps=arguments.steps, seed=arguments.seed)
+    recipe = RECIPES[arguments.name]
+    model, processor = train(
+        recipe,
+        steps=recipe.steps if arguments.steps is None else arguments.steps,
+        vision_steps=recipe.vision_steps if arguments.vision_steps is None else arguments.vision_steps,
+        seed=arguments.seed,
+    )
     save(model, processor, arguments.out)
     log.info("wrote %s: %s", arguments.out, json.dumps(sorted(p.name for p in arguments.out.iterdir())))
 

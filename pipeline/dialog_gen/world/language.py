@@ -270,6 +270,14 @@ def judge(scene: Scene, question: str, answer: str) -> bool:
     return False
 
 
+def question_kind(question: str) -> str:
+    """The kind of a model's question: a name of `QUESTION_KINDS`, "describe", "unique", or "other" for the rest."""
+    plain = _plain(question)
+    if plain in (_plain(DESCRIBE_QUESTION), _plain(UNIQUE_QUESTION)):
+        return "describe" if plain == _plain(DESCRIBE_QUESTION) else "unique"
+    return next((name for name, kind in QUESTION_KINDS.items() if kind.pattern.fullmatch(plain + "?")), "other")
+
+
 def _plain(text: str) -> str:
     """Lower case, single spaces, without an article in front or punctuation behind."""
     text = " ".join(text.lower().split()).rstrip(" .!?")

@@ -27,11 +27,11 @@ _RGB = {
 
 def render(scene: Scene) -> Image.Image:
     """The scene as a 64 x 64 RGB image."""
-    canvas = Image.new("RGB", (IMAGE_SIZE_PX * _SCALE,) * 2, _RGB[scene.background])
+    canvas = Image.new("RGB", (IMAGE_SIZE_PX * _SCALE, IMAGE_SIZE_PX * _SCALE), _RGB[scene.background])
     draw = ImageDraw.Draw(canvas)
     for scene_object in scene.objects:
         _draw_object(draw, scene_object)
-    return canvas.resize((IMAGE_SIZE_PX,) * 2, Image.Resampling.BOX)
+    return canvas.resize((IMAGE_SIZE_PX, IMAGE_SIZE_PX), Image.Resampling.BOX)
 
 
 def render_png(scene: Scene) -> bytes:

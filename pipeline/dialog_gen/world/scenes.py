@@ -49,7 +49,8 @@ class Scene:
     @staticmethod
     def from_json(value: dict[str, Any]) -> "Scene":
         """The scene that `to_json` wrote."""
-        objects = tuple(SceneObject(**{**o, "offset_px": tuple(o["offset_px"])}) for o in value["objects"])
+        fields: list[dict[str, Any]] = [{**o, "offset_px": tuple(o["offset_px"])} for o in value["objects"]]
+        objects = tuple(SceneObject(**f) for f in fields)
         return Scene(objects=objects, background=value["background"])
 
 

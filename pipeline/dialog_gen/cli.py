@@ -1,0 +1,281 @@
+"""The command line: `dialog-gen COMMAND`. Results go to stdout, everything else to stderr.
+
+Exit codes: 0 all done; 1 finished with losses over the allowed fraction, or a failed check; 2 wrong use; 130 Ctrl-C.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+import dialog_gen
+from dialog_gen.errors import DialogGenError, FailedCheckError, UsageError, did_you_mean
+
+# What a command needs beyond this is imported inside it: `dialog-gen --help` should not wait for torch.
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+_INTERRUPTED = 130
+_log = logging.getLogger(__name__)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DatasetOption = Annotated[str, typer.Argument(metavar="DIR", help="Folder or fsspec URL that `run --out` wrote.")]
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    try:
+        app()
+    except DialogGenError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except SystemExit as ending:
+        if ending.code == _INTERRUPTED:
+            typer.echo("interrupted: what is finished is kept, the same command goes on from there", err=True)
+        raise
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Images become question-answer dialogues, held by a vision-language model and stored as Parquet."""
+    if version:
+        typer.echo(dialog_gen.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("dialog_gen").setLevel(logging.INFO)
+
+
+@app.command()
+def download(
+    manifest: Annotated[str, typer.Argument(help="A manifest's name (see `dialog-gen manifests`) or TOML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the images and what belongs to them.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed draws other scenes (shapes only).")] = 0,
+    split: Annotated[str, typer.Option(help="Which split.")] = "train",
+    json_output: Json = False,
+) -> None:
+    """Download an image set with img2dataset."""
+    from dialog_gen.manifests import load_manifest
+    from dialog_gen.world.fetch import download_shapes
+    from dialog_gen.world.scenes import Split
+
+    chosen = load_manifest(manifest)
+    if split not in chosen.rows:
+        raise UsageError(f"{chosen.name} has no split {split!r}: {did_you_mean(split, chosen.rows)}.")
+    rows = limit or chosen.rows[split]
+    summary = download_shapes(out, split=cast("Split", split), seed=seed, limit=rows)
+    _print_result({**asdict(summary), "out": str(summary.out)}, str(summary), json_output)
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Option(help="Name (see `dialog-gen models`), Hugging Face id or folder.")],
+    images: Annotated[str, typer.Option(help="Webdataset tars, image files or Parquet: a folder, glob or fsspec URL.")],
+    out: Annotated[str, typer.Option(help="Dataset folder to write or go on with: local, or an fsspec URL.")],
+    protocol: Annotated[
+        str | None, typer.Option(help="Name (see `dialog-gen protocols`) or TOML file. Default: the model's own.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="vllm or transformers. Default: vllm where it is installed.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Every image's own seed derives from it.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and prompts; load no model.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: the protocol's.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling. Default: the protocol's.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens an answer. Default: the protocol's.")] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="Tries for an image before it is rejected.")] = 3,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images a shard, the unit that is redone.")] = 1024,
+    max_in_flight: Annotated[int, typer.Option(min=1, help="Requests kept in the engine.")] = 256,
+    max_losses: Annotated[
+        float, typer.Option(min=0, max=1, help="Exit 1 if more than this fraction is rejected or unreadable.")
+    ] = 0.2,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default: the model's.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(min=0.05, max=1, help="Fraction of the GPU's memory for vLLM.")
+    ] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs to split the model over.")] = 1,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="vLLM's batch-invariant kernels: the same texts on a rerun.")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Hold a dialogue about every image; run again to go on after an interruption."""
+    from dialog_gen.engines import ENGINES, EngineOptions, engine_starter
+    from dialog_gen.plan import make_plan
+    from dialog_gen.store import check_config, open_store
+
+    if engine is not None and engine not in ENGINES:
+        raise UsageError(f"--engine {engine}: {did_you_mean(engine, ENGINES)}.")
+    plan = make_plan(
+        model=model,
+        images=images,
+        out=out,
+        revision=revision,
+        protocol=protocol,
+        engine=cast("Any", engine),
+        sampling={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
+        seed=seed,
+        attempts=attempts,
+        shard_size=shard_size,
+        limit=limit,
+        options=EngineOptions(
+            max_in_flight=max_in_flight,
+            max_model_len=max_model_len,
+            dtype=dtype,
+            gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size,
+            deterministic=deterministic,
+        ),
+        download=not dry_run,
+    )
+    start_engine = engine_starter(plan.engine, plan.model, plan.interview.sampling, plan.options)
+    if engine is None and plan.engine == "transformers" and plan.model.served_by_vllm:
+        _log.warning("vllm is not installed: going on with the much slower transformers engine (extra: vllm or cpu)")
+    if dry_run:
+        check_config(out, plan.config())
+        typer.echo(plan.describe())
+        return
+    shards = plan.shards()
+    from dialog_gen.progress import RunProgress
+    from dialog_gen.runner import Runner
+    from dialog_gen.summary import run_report, summary_text
+    from dialog_gen.verify import totals
+
+    with open_store(out, plan.config()) as store:
+        with RunProgress(plan.shards) as progress:
+            runner = Runner(
+                store=store,
+                interview=plan.interview,
+                model=plan.model,
+                max_in_flight=max_in_flight,
+                on_row=progress.row,
+                on_skip=progress.skip,
+                on_shard=progress.shard,
+            )
+            result = runner.run(shards, start_engine)
+        for name in result.redone:
+            _log.warning("shard %s was made anew: its input has changed or its files were damaged", name)
+        dataset = totals(store)
+        report = run_report(plan, result, dataset)
+        if result.images or not store.exists("run.json"):
+            store.put_json("run.json", report)
+    _print_result(report, summary_text(out, report, result), json_output)
+    lost = dataset.rejected + dataset.unreadable
+    if lost > max_losses * dataset.images:
+        raise FailedCheckError(
+            f"{lost} of {dataset.images} images gave no dialogue, more than --max-losses {max_losses} allows; "
+            f"{out}/rejects holds each with its reason."
+        )
+
+
+@app.command()
+def status(directory: DatasetOption, json_output: Json = False) -> None:
+    """Say what a dataset folder holds, by its sidecars; reads no row."""
+    from dialog_gen.store import DatasetFolder
+    from dialog_gen.verify import totals
+
+    folder = DatasetFolder.existing(directory)
+    found = totals(folder)
+    lines = [f"{directory}: {found.images} images in {found.shards} finished shards"]
+    for name in ("accepted", "rejected", "unreadable"):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in found.reasons.get(name, {}).items())
+        lines.append(f"  {name:<10} {getattr(found, name):>9}{reasons and f'   {reasons}'}")
+    config = folder.config()
+    lines += [f"  {key}: {config[key]}" for key in ("model", "protocol", "engine", "seed", "images") if key in config]
+    lines += [f"  {problem}" for problem in found.problems]
+    content = {key: value for key, value in asdict(found).items() if key not in ("problem_count", "pairs")}
+    _print_result({**content, "config": config}, "\n".join(lines), json_output)
+
+
+@app.command()
+def verify(directory: DatasetOption, json_output: Json = False) -> None:
+    """Read a dataset again and check checksums, schema, counts, ids and image hashes; exit 1 if anything is wrong."""
+    from dialog_gen.store import DatasetFolder
+    from dialog_gen.verify import verify as verify_folder
+
+    verdict = verify_folder(DatasetFolder.existing(directory))
+    text = "\n".join(
+        [
+            *verdict.problems,
+            f"{directory}: {verdict.accepted} accepted + {verdict.rejected} rejected + {verdict.unreadable} unreadable "
+            f"= {verdict.images} images in {verdict.shards} shards, {verdict.pairs} question-answer pairs: "
+            + ("all as promised" if not verdict.problem_count else f"{verdict.problem_count} problems"),
+        ]
+    )
+    _print_result(asdict(verdict), text, json_output)
+    if verdict.problem_count:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(json_output: Json = False) -> None:
+    """List the models known by name."""
+    from dialog_gen.models import MODELS
+
+    _print_table([{"name": name, **asdict(entry)} for name, entry in MODELS.items()], json_output)
+
+
+@app.command()
+def protocols(json_output: Json = False) -> None:
+    """List the protocols that come with the package."""
+    from dialog_gen.protocols import load_protocol, shipped_protocols
+
+    loaded = [load_protocol(name) for name in shipped_protocols()]
+    rows = [{"name": p.name, "turns": len(p.turns), "pairs": p.pairs, "description": p.description} for p in loaded]
+    _print_table(rows, json_output)
+
+
+@app.command()
+def manifests(json_output: Json = False) -> None:
+    """List the image sets that can be downloaded."""
+    from dialog_gen.manifests import load_manifest, shipped_manifests
+
+    loaded = [load_manifest(name) for name in shipped_manifests()]
+    rows = [
+        {
+            "name": m.name,
+            "images": m.rows if json_output else ", ".join(f"{split} {rows}" for split, rows in m.rows.items()),
+            "licence": m.licence,
+            "description": m.description,
+        }
+        for m in loaded
+    ]
+    _print_table(rows, json_output)
+
+
+def _print_result(content: dict[str, Any], text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(content, indent=2) if as_json else text)
+
+
+def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    shown = ("name", "source", "turns", "pairs", "images", "protocol", "licence", "description")
+    columns = [key for key in shown if rows and key in rows[0]]
+    # As wide as it needs to be where nobody watches: a table that is piped should not be cut.
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    Console(width=None if sys.stdout.isatty() else 200, soft_wrap=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""The run: images stream from the source through the engine into the store.
+
+    read and decode (threads) -> at most `max_in_flight` dialogues (one task an image) -> rows in order (one thread)
+
+Shards overlap: while the last dialogues of one are held, the first of the next begin, so the engine never waits for a
+shard to end. Memory holds the images in flight and the rows that wait for an earlier one, however long the source.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+from dialog_gen.dialogue import Interview
+from dialog_gen.engines import Engine
+from dialog_gen.errors import UsageError
+from dialog_gen.images import UnreadableImage, decode_image
+from dialog_gen.models import GeneratorModel
+from dialog_gen.sources import InputShard, SourceImage
+from dialog_gen.store import ShardWriter, Sidecar, Store
+
+T = TypeVar("T")
+
+_READ_AHEAD = 16
+# Dialogues beyond what the engine holds: their images are being decoded and their prompts rendered.
+_PREPARED = 64
+
+
+@dataclass(slots=True, kw_only=True)
+class RunResult:
+    """What a run did. The counts leave out the shards that were complete before."""
+
+    shards_done: int = 0
+    shards_skipped: int = 0
+    images_skipped: int = 0
+    images: int = 0
+    counts: Counter[str] = field(default_factory=Counter[str])
+    """accepted, rejected, unreadable"""
+    output_tokens: int = 0
+    seconds: float = 0.0
+    """From the first image read to the last shard written."""
+    engine_seconds: float = 0.0
+    """The engine's start."""
+    engine: dict[str, Any] = field(default_factory=dict[str, Any])
+    redone: list[str] = field(default_factory=list[str])
+    """Shards that were there, but of other input or damaged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runner:
+    """One run over a source."""
+
+    store: Store
+    interview: Interview
+    model: GeneratorModel
+    max_in_flight: int
+    on_row: Callable[[str], None] = lambda status: None
+    """Called for each image with accepted, rejected or unreadable."""
+    on_skip: Callable[[int], None] = lambda images: None
+    """Called for each shard that is complete already with its number of images."""
+    on_shard: Callable[[Sidecar], None] = lambda sidecar: None
+    """Called for each shard that became part of the dataset."""
+
+    def run(self, shards: Iterator[InputShard], start_engine: Callable[[], Engine]) -> RunResult:
+        """Holds a dialogue about every image that the store does not have yet.
+
+        The engine is started at the first shard that is not complete, and once. Raises EngineDiedError, UsageError
+        where the source fails and DialogGenError where the store does; shards that are complete by then stay.
+        """
+        result = RunResult()
+        todo = self._incomplete(shards, result)
+        first = next(todo, None)
+        if first is None:
+            return result
+        began = time.perf_counter()
+        # Before the event loop, which would hold back a Ctrl-C until the engine stands.
+        engine = start_engine()
+        result.engine_seconds = time.perf_counter() - began
+        result.engine = {"name": engine.name, "version": engine.version, "deterministic": engine.deterministic}
+        began = time.perf_counter()
+        asyncio.run(self._run(first, todo, engine, result))
+        result.seconds = time.perf_counter() - began
+        return result
+
+    def _incomplete(self, shards: Iterator[InputShard], result: RunResult) -> Iterator[InputShard]:
+        for shard in shards:
+            if self.store.is_complete(shard):
+                result.shards_skipped += 1
+                result.images_skipped += shard.count
+                self.on_skip(shard.count)
+                continue
+            if self.store.exists(f"shards/{shard.name}.json"):
+                result.redone.append(shard.name)
+            yield shard
+
+    async def _run(self, first: InputShard, rest: Iterator[InputShard], engine: Engine, result: RunResult) -> None:
+        with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
+            work = _Work(self, engine, result, writer)
+            loop = asyncio.get_running_loop()
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    shard: InputShard | None = first
+                    while shard is not None:
+                        await work.feed(shard, reader, tasks)
+                        shard = await loop.run_in_executor(reader, next, rest, None)
+            except BaseExceptionGroup as group:
+                # One cause, however many dialogues it ended.
+                raise _first(group) from None
+            finally:
+                await engine.close()
+
+
+class _Work:
+    def __init__(self, runner: Runner, engine: Engine, result: RunResult, writer: ThreadPoolExecutor) -> None:
+        self._runner, self._engine, self._result, self._writer = runner, engine, result, writer
+        self._slots = asyncio.Semaphore(runner.max_in_flight + _PREPARED)
+        self._loop = asyncio.get_running_loop()
+
+    async def feed(self, shard: InputShard, reader: ThreadPoolExecutor, tasks: asyncio.TaskGroup) -> None:
+        """Starts a dialogue for each image of the shard, as slots come free; returns before they end."""
+        state = _Shard(shard, ShardWriter(self._runner.store, shard))
+        images, index = shard.read(), 0
+        while batch := await self._loop.run_in_executor(reader, lambda: list(islice(images, _READ_AHEAD))):
+            for image in batch:
+                await self._slots.acquire()
+                tasks.create_task(self._one(state, index, image))
+                index += 1
+        if index != shard.count:
+            raise UsageError(
+                f"shard {shard.name} gave {index} images of {shard.count}: did its input change meanwhile?"
+            )
+
+    async def _one(self, state: "_Shard", index: int, source: SourceImage) -> None:
+        try:
+            row, output_tokens = await self._row(source)
+            await self._in_writer(partial(state.writer.add, index, row, output_tokens))
+        finally:
+            self._slots.release()
+        status = row.get("status", "accepted")
+        self._result.images += 1
+        self._result.counts[status] += 1
+        self._result.output_tokens += output_tokens
+        self._runner.on_row(status)
+        state.left -= 1
+        if state.left == 0:
+            sidecar = await self._in_writer(state.writer.commit)
+            self._result.shards_done += 1
+            self._runner.on_shard(sidecar)
+
+    async def _in_writer(self, call: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._writer, call)
+
+    async def _row(self, source: SourceImage) -> tuple[dict[str, Any], int]:
+        """The record of one image, and the tokens it took."""
+        runner, interview = self._runner, self._runner.interview
+        sha256 = hashlib.sha256(source.data).hexdigest()
+        row: dict[str, Any] = {
+            "image_id": source.image_id,
+            "image_sha256": sha256,
+            "images": [{"bytes": source.data, "path": source.path}],
+            "url": source.url,
+            "caption": source.caption,
+            "model": runner.model.name,
+            "model_revision": runner.model.revision,
+            "engine": self._engine.name,
+            "engine_version": self._engine.version,
+            "protocol": interview.protocol.name,
+            "prompt_sha256": interview.prompt_sha256,
+            "sampling": {**interview.sampling.model_dump(), "seed": None},
+            "finish_reasons": [],
+            "attempts": 0,
+            "created_at": datetime.now(UTC),
+        }
+        try:
+            image = await asyncio.to_thread(decode_image, source.data)
+        except UnreadableImage as unreadable:
+            return {
+                **row,
+                "status": "unreadable",
+                "reason": unreadable.reason,
+                "detail": unreadable.detail,
+                "raw": [],
+            }, 0
+        dialogue = await interview.hold(self._engine, image, sha256)
+        row["sampling"]["seed"] = dialogue.seed
+        row |= {
+            "finish_reasons": list(dialogue.finish_reasons),
+            "attempts": dialogue.attempts,
+            "created_at": datetime.now(UTC),
+        }
+        if dialogue.reason is None:
+            row["texts"] = [{"user": pair.user, "assistant": pair.assistant} for pair in dialogue.pairs]
+        else:
+            row |= {
+                "status": "rejected",
+                "reason": dialogue.reason,
+                "detail": dialogue.detail,
+                "raw": list(dialogue.raw),
+            }
+        return row, dialogue.output_tokens
+
+
+class _Shard:
+    def __init__(self, shard: InputShard, writer: ShardWriter) -> None:
+        self.writer, self.left = writer, shard.count
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,73 @@
+"""TOML files that hold one pydantic model each, shipped under a name or a user's own, read with errors for people."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from dialog_gen.errors import UsageError, did_you_mean
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def find_toml(name_or_file: str, shipped: Mapping[str, Path], what: str) -> Path:
+    """The shipped file of that name, or the path of a user's. Raises UsageError for an unknown name."""
+    if name_or_file in shipped:
+        return shipped[name_or_file]
+    path = Path(name_or_file)
+    if path.suffix != ".toml":
+        hint = did_you_mean(name_or_file, shipped)
+        raise UsageError(f"unknown {what} {name_or_file!r}: {hint}; or give a .toml file.")
+    return path
+
+
+def read_toml_model(path: Path, model: type[Model], what: str) -> Model:
+    """The model that a file holds; a model with a `name` gets the file's stem where the file gives none.
+
+    Raises UsageError for a file that cannot be read, is not TOML, or does not fit the model.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{what} file {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what} file {path} is not valid TOML: {error}.") from None
+    if "name" in model.model_fields:
+        content = {"name": path.stem, **content}
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{what} file {path}: {_explain(error, model)}") from None
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    problems: list[str] = []
+    for problem in error.errors():
+        place = ".".join(str(part + 1) if isinstance(part, int) else part for part in problem["loc"])
+        message = re.sub("^Value error, ", "", problem["msg"])
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown key; {did_you_mean(str(problem['loc'][-1]), _known_keys(model, problem['loc'][:-1]))}"
+        elif problem["type"] == "model_type":
+            message = f"a table is needed, got {problem['input']!r}"
+        elif isinstance(problem["input"], str | int | float):
+            message = f"{message}, got {problem['input']!r}"
+        problems.append(f"{place}: {message}" if place else message)
+    return "; ".join(problems)
+
+
+def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
+    """The keys of the table at `place`. Indexes, and the tags that pydantic puts in for unions, lead no deeper."""
+    models = [model]
+    for part in place:
+        fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
+        models = [inner for field in fields for inner in _models_in(field.annotation)] or models
+    return {key for m in models for key in m.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [inner for argument in get_args(annotation) for inner in _models_in(argument)]

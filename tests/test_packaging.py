@@ -1,0 +1,80 @@
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINTS = ROOT / "pipeline/dialog_gen/world/checkpoints"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-P", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = out.glob("*.whl")
+    return zipfile.ZipFile(file)
+
+
+def packed(wheel: zipfile.ZipFile, folder: str) -> set[str]:
+    return {name.removeprefix(folder) for name in wheel.namelist() if name.startswith(folder)}
+
+
+def on_disk(folder: Path, pattern: str) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob(pattern) if path.is_file()}
+
+
+def test_top_level_names(wheel: zipfile.ZipFile) -> None:
+    names = {name.split("/")[0] for name in wheel.namelist()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {"dialog_gen", "dialog_train", "dialog_eval"}
+    assert len(names) == 4
+
+
+@pytest.mark.parametrize("package", ["pipeline/dialog_gen", "train/dialog_train", "eval/dialog_eval"])
+def test_every_module_is_packed_and_typed(wheel: zipfile.ZipFile, package: str) -> None:
+    names = packed(wheel, f"{Path(package).name}/")
+    assert {name for name in names if name.endswith(".py")} == on_disk(ROOT / package, "*.py")
+    assert "py.typed" in names
+
+
+@pytest.mark.parametrize(
+    ("folder", "source"),
+    [("dialog_gen/protocols/", "pipeline/dialog_gen/protocols"), ("dialog_gen/data_manifests/", "data_manifests")],
+)
+def test_toml_files_are_packed(wheel: zipfile.ZipFile, folder: str, source: str) -> None:
+    files = on_disk(ROOT / source, "*.toml")
+    assert files
+    assert {name for name in packed(wheel, folder) if name.endswith(".toml")} == files
+
+
+@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="no checkpoints were made yet")
+def test_checkpoints_are_packed_and_small(wheel: zipfile.ZipFile) -> None:
+    folder = "dialog_gen/world/checkpoints/"
+    assert packed(wheel, folder) == on_disk(CHECKPOINTS, "*")
+    assert any(name.endswith(".safetensors") for name in packed(wheel, folder))
+    sizes_bytes = [member.file_size for member in wheel.infolist() if member.filename.startswith(folder)]
+    assert sum(sizes_bytes) < 12e6
+
+
+def test_nothing_of_the_tests_is_packed(wheel: zipfile.ZipFile) -> None:
+    assert not [name for name in wheel.namelist() if "test" in name or "__pycache__" in name]
+
+
+def test_what_is_unpacked_finds_its_files(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path / "site")
+    script = """if True:
+        from dialog_gen.manifests import load_manifest, shipped_manifests
+        from dialog_gen.protocols import load_protocol, shipped_protocols
+        for name in shipped_manifests(): load_manifest(name)
+        for name in shipped_protocols(): load_protocol(name)
+        print(*shipped_manifests().values(), *shipped_protocols().values(), sep="\\n")
+    """
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [Path(line).relative_to(tmp_path / "site").as_posix() for line in done.stdout.splitlines()]
+    assert {"dialog_gen/data_manifests/shapes.toml", "dialog_gen/protocols/llava-3qa.toml"} <= set(found)
