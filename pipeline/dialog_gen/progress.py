@@ -1,6 +1,7 @@
 """The progress bar of a run: images/s, rejects and the time left, on stderr where that is a terminal."""
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -35,7 +36,8 @@ class RunProgress:
             _Speed(),
             TextColumn("{task.fields[lost]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            # A descriptor of its own: the engine's start sends the usual one to a log.
+            console=Console(file=os.fdopen(os.dup(sys.stderr.fileno()), "w")) if self._interactive else None,
             disable=not self._interactive,
             speed_estimate_period=60,
         )

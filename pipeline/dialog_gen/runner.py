@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from dialog_gen.dialogue import Interview
-from dialog_gen.engines import Engine
+from dialog_gen.engines import Engine, EngineDiedError
 from dialog_gen.errors import UsageError
 from dialog_gen.images import UnreadableImage, decode_image
 from dialog_gen.models import GeneratorModel
@@ -68,7 +69,7 @@ class Runner:
     on_shard: Callable[[Sidecar], None] = lambda sidecar: None
     """Called for each shard that became part of the dataset."""
 
-    def run(self, shards: Iterator[InputShard], start_engine: Callable[[], Engine]) -> RunResult:
+    def run(self, shards: Iterator[InputShard], start_engine: Callable[[Path], Engine]) -> RunResult:
         """Holds a dialogue about every image that the store does not have yet.
 
         The engine is started at the first shard that is not complete, and once. Raises EngineDiedError, UsageError
@@ -80,12 +81,16 @@ class Runner:
         if first is None:
             return result
         began = time.perf_counter()
+        log = self.store.engine_log()
         # Before the event loop, which would hold back a Ctrl-C until the engine stands.
-        engine = start_engine()
+        engine = start_engine(log)
         result.engine_seconds = time.perf_counter() - began
         result.engine = {"name": engine.name, "version": engine.version, "deterministic": engine.deterministic}
         began = time.perf_counter()
-        asyncio.run(self._run(first, todo, engine, result))
+        try:
+            asyncio.run(self._run(first, todo, engine, result))
+        except EngineDiedError as error:
+            raise EngineDiedError(f"{error} (log: {log}). Finished shards are kept: run again to go on.") from error
         result.seconds = time.perf_counter() - began
         return result
 

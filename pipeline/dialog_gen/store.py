@@ -5,6 +5,7 @@
     OUT/rejects/SHARD.parquet  what could not be used, with the reason
     OUT/shards/SHARD.json      the sidecar: counts and checksums; written last, it is the mark of completion
     OUT/run.json               how the last run went
+    OUT/engine.log             what the engine said in it (local disk only)
 
 Parquet is written to a temporary name (on local disk in OUT/.tmp, else in the system's temporary folder), fsynced,
 checksummed and renamed (uploaded). What is not named by a sidecar is not part of the dataset, and is written again.
@@ -162,6 +163,13 @@ class Store(DatasetFolder):
             and found.images >= shard.count
             and all(self.size(entry.path) == entry.bytes for entry in found.files)
         )
+
+    def engine_log(self) -> Path:
+        """An empty local file for what the engine says."""
+        log = (self.local_root or self.tmp) / "engine.log"
+        with _writing(self.location):
+            log.write_bytes(b"")
+        return log
 
     def put(self, name: str, file: Path) -> None:
         """Moves a finished local file to its place: whole or not at all."""

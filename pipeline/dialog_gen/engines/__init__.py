@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from PIL import Image
 
+from dialog_gen.engines.log import first_error, output_to
 from dialog_gen.errors import DialogGenError, MissingExtraError, UsageError
 from dialog_gen.models import GeneratorModel
 from dialog_gen.protocols import Sampling
@@ -87,25 +89,26 @@ def default_engine(model: GeneratorModel) -> EngineName:
 
 def engine_starter(
     name: EngineName, model: GeneratorModel, sampling: Sampling, options: EngineOptions
-) -> Callable[[], Engine]:
-    """A function that starts the engine. What can be checked before the slow start is checked here.
+) -> Callable[[Path], Engine]:
+    """A function that starts the engine and sends what it says to a log file.
 
-    Raises UsageError if this engine cannot serve the model, MissingExtraError if it is not installed. The function
-    raises DialogGenError where the engine does not start.
+    What can be checked before the slow start is checked here: raises UsageError if this engine cannot serve the model,
+    MissingExtraError if it is not installed. The function raises DialogGenError where the engine does not start.
     """
 
-    def start() -> Engine:
+    def start(log: Path) -> Engine:
         try:
-            if name == "vllm":
-                from dialog_gen.engines.vllm import VllmEngine
+            with output_to(log):
+                if name == "vllm":
+                    from dialog_gen.engines.vllm import VllmEngine
 
-                return VllmEngine(model, sampling, options)
-            from dialog_gen.engines.transformers import TransformersEngine
+                    return VllmEngine(model, sampling, options)
+                from dialog_gen.engines.transformers import TransformersEngine
 
-            return TransformersEngine(model, sampling, options)
-        except Exception as error:
-            # What the libraries raise here is of any kind; vLLM prints the cause before.
-            raise DialogGenError(f"{name} did not start on {model.name}: {type(error).__name__}: {error}") from error
+                return TransformersEngine(model, sampling, options)
+        except Exception as error:  # what the libraries raise here is of any kind
+            cause = first_error(log) or f"{type(error).__name__}: {error}"
+            raise DialogGenError(f"{name} did not start on {model.name}: {cause} (log: {log})") from error
 
     if name == "vllm":
         if not find_spec("vllm"):

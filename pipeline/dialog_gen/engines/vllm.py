@@ -6,10 +6,11 @@ tail. `AsyncLLM` runs the engine in a process of its own; this side tokenises, p
 
 import functools
 import itertools
+import logging
 import os
 from typing import Any
 
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 import torch
@@ -26,6 +27,7 @@ from dialog_gen.protocols import Sampling
 
 # Prompt tokens of one engine step. Images of several requests fit, and a step stays short enough to take new ones.
 _STEP_TOKENS = 8192
+_SHUTDOWN_S = 3
 
 
 class VllmEngine:
@@ -61,8 +63,11 @@ class VllmEngine:
             trust_remote_code=False,
             load_format="safetensors",
             disable_log_stats=True,
+            use_tqdm_on_load=False,
         )
         self._engine = AsyncLLM.from_engine_args(arguments)
+        # The engine's own process goes on writing to its log; this one would write over the progress bar.
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)
         self._sampling = sampling
         self._ids = itertools.count()
         tokenizer = self._engine.get_tokenizer()
@@ -108,7 +113,7 @@ class VllmEngine:
 
     async def close(self) -> None:
         """See `Engine`."""
-        self._engine.shutdown(timeout=0)
+        self._engine.shutdown(timeout=_SHUTDOWN_S)
 
 
 def _dtype(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""How much of what a generator said about the embedded world is true: `python -m dialog_gen.world.truth DATASET SHAPES`.
+"""How much of what a generator said about the world is true: `python -m dialog_gen.world.truth DATASET SHAPES`.
 
 The one place where dialogues meet the scene graphs; the pipeline never reads them.
 """
