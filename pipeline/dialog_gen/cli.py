@@ -13,6 +13,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import Progress
 from rich.table import Table
 
 import dialog_gen
@@ -210,7 +211,10 @@ def verify(directory: DatasetOption, json_output: Json = False) -> None:
     from dialog_gen.store import DatasetFolder
     from dialog_gen.verify import verify as verify_folder
 
-    verdict = verify_folder(DatasetFolder.existing(directory))
+    folder = DatasetFolder.existing(directory)
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("verifying shards", total=len(folder.shards()))
+        verdict = verify_folder(folder, on_shard=lambda: progress.advance(task))
     text = "\n".join(
         [
             *verdict.problems,

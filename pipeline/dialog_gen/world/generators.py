@@ -219,9 +219,8 @@ RECIPES = {
     "shapes-llava": Recipe(
         forms={three_questions: 0.6, short_answer: 0.4},
         build=build_llava,
-        patches=lambda model, pixels: model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][
-            :, 1:
-        ],
+        tower=lambda model: model.model.vision_tower,
+        patches=lambda tower, pixels: tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:],
         bos="<s>",
         vision_steps=500,
         steps=3500,

@@ -1,0 +1,144 @@
+"""Throughput and memory of `dialog-gen run`, as ratios within one process: `make bench`.
+
+Figures are printed; see README, "Speed".
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from dialog_gen.dialogue import seed_of
+from dialog_gen.engines import EngineOptions, engine_starter
+from dialog_gen.images import decode_image
+from dialog_gen.plan import RunPlan, make_plan
+from dialog_gen.runner import Runner
+from dialog_gen.store import open_store
+from dialog_gen.world.render import render_png
+from dialog_gen.world.scenes import draw_scene
+
+pytestmark = [pytest.mark.bench, pytest.mark.slow]
+
+IMAGES = 2048
+IMAGES_A_TAR = 1024
+ROUNDS = 3
+
+
+def write_tars(folder: Path, images: int, *, distinct: int = IMAGES) -> Path:
+    """Webdataset tars of `images` drawn scenes, of which `distinct` differ."""
+    folder.mkdir()
+    pngs = [render_png(draw_scene("test", 5, i)) for i in range(min(images, distinct))]
+    for number, start in enumerate(range(0, images, IMAGES_A_TAR)):
+        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+            for index in range(start, min(start + IMAGES_A_TAR, images)):
+                header = tarfile.TarInfo(f"{index:09d}.png")
+                header.size = len(pngs[index % distinct])
+                tar.addfile(header, io.BytesIO(pngs[index % distinct]))
+    return folder
+
+
+def plan_of(images: Path, out: Path) -> RunPlan:
+    return make_plan(
+        model="shapes-llava",
+        images=str(images),
+        out=str(out),
+        engine="vllm",
+        sampling={},
+        seed=0,
+        attempts=1,
+        shard_size=1024,
+        limit=None,
+        options=EngineOptions(),
+    )
+
+
+def test_run_against_bare_vllm(tmp_path: Path) -> None:
+    """Rows/s of the run over rows/s of `LLM.generate` on the same decoded images; start-up is in neither."""
+    from vllm import LLM, SamplingParams
+
+    plan = plan_of(write_tars(tmp_path / "images", IMAGES), tmp_path / "out")
+    sources = [image for shard in plan.shards() for image in shard.read()]
+    model, sampling = plan.model, plan.interview.sampling
+    start = engine_starter(plan.engine, model, sampling, plan.options)
+    bare = LLM(
+        str(model.folder),
+        dtype="float32",
+        max_model_len=model.max_model_len,
+        max_num_seqs=plan.options.max_in_flight,
+        limit_mm_per_prompt={"image": 1},
+        mm_processor_cache_gb=0,
+        enforce_eager=True,
+        enable_chunked_prefill=False,
+        gpu_memory_utilization=0.4,
+        disable_log_stats=True,
+    )
+    prompt = plan.interview.render([plan.interview.protocol.turns[0].user], [])
+    decoded = [decode_image(source.data) for source in sources]
+    # The seeds that the run uses: both sides generate the same tokens.
+    parameters = [
+        SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=seed_of(0, hashlib.sha256(source.data).hexdigest(), 1),
+        )
+        for source in sources
+    ]
+    prompts = [{"prompt": prompt, "multi_modal_data": {"image": image}} for image in decoded]
+    bare.generate(prompts[:64], parameters[:64], use_tqdm=False)
+
+    ratios: list[float] = []
+    for number in range(ROUNDS):
+        began = time.perf_counter()
+        outputs = bare.generate(prompts, parameters, use_tqdm=False)
+        bare_seconds = time.perf_counter() - began
+        bare_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+        with open_store(str(tmp_path / f"out-{number}"), plan.config()) as store:
+            runner = Runner(
+                store=store, interview=plan.interview, model=model, max_in_flight=plan.options.max_in_flight
+            )
+            result = runner.run(plan.shards(), start)
+        assert result.counts["accepted"] + result.counts["rejected"] == IMAGES
+        # The same work: equal seeds gave equal numbers of tokens.
+        assert result.output_tokens == bare_tokens
+        ratios.append(bare_seconds / result.seconds)
+        print(
+            f"\nrun {IMAGES / result.seconds:.1f} images/s, bare vllm {IMAGES / bare_seconds:.1f} images/s: "
+            f"ratio {ratios[-1]:.2f}"
+        )
+    assert sorted(ratios)[ROUNDS // 2] >= 0.8
+
+
+_PEAK = """
+import json, resource, sys
+from dialog_gen import cli
+sys.argv = json.loads(sys.argv[1])
+try:
+    cli.main()
+except SystemExit as ending:
+    assert not ending.code, ending.code
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), file=sys.stderr)
+"""
+
+
+def test_peak_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
+    """Peak RSS of the run's own process at 2,048 and at 16,384 images."""
+    peaks: dict[int, int] = {}
+    for images in (IMAGES, 8 * IMAGES):
+        source = write_tars(tmp_path / f"images-{images}", images)
+        out = tmp_path / f"out-{images}"
+        command = ["dialog-gen", "run", "--model", "shapes-llava", "--images", str(source), "--out", str(out)]
+        done = subprocess.run([sys.executable, "-c", _PEAK, json.dumps(command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks[images] = int(done.stderr.strip().rsplit("\n", 1)[-1])
+        shutil.rmtree(source)
+    small, large = peaks[IMAGES], peaks[8 * IMAGES]
+    print(f"\npeak RSS {small / 1e6:.2f} GB at {IMAGES}, {large / 1e6:.2f} GB at {8 * IMAGES}: {large / small:.3f}")
+    assert large / small <= 1.10

@@ -1,0 +1,99 @@
+"""An engine without a model."""
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from dialog_gen.engines import Answer, EngineDiedError, RefusedRequestError, Request
+
+NONSENSE = "..."  # malformed under every protocol
+
+
+class Asked(NamedTuple):
+    """A request without its image."""
+
+    prompt: str
+    image_sha256: str
+    seed: int
+
+
+@dataclass
+class ScriptedEngine:
+    """Answers as a function of (prompt, image_sha256, seed), but for what it is told to do otherwise."""
+
+    malformed: Mapping[str, Collection[int]] = field(default_factory=dict)
+    """image_sha256 -> numbers (from 1) of its requests that are answered with nonsense."""
+    blind: Collection[str] = ()
+    """image_sha256 of images that are answered without being seen."""
+    refused: Collection[str] = ()
+    """image_sha256 of images that are refused."""
+    say: Callable[[Request], str | None] = lambda request: None
+    """Other words for a request."""
+    dies_after: int | None = None
+    """Answers given before it dies."""
+    max_delay_s: float = 0.0
+    """Each answer waits for a random time up to this: they end in another order than they began."""
+    name: str = "scripted"
+    version: str = "1"
+    deterministic: bool = True
+
+    asked: list[Asked] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    """Of the images that were shown."""
+    answers: int = 0
+    most_at_once: int = 0
+    starts: int = 0
+    closed: int = 0
+
+    def __post_init__(self) -> None:
+        self._delays = random.Random(0)
+        self._now = 0
+
+    def start(self, log: Path) -> "ScriptedEngine":
+        """What `Runner.run` takes to start an engine."""
+        assert log.read_bytes() == b""
+        self.starts += 1
+        return self
+
+    async def answer(self, request: Request) -> Answer:
+        """See `Engine`."""
+        assert not self.closed
+        self.asked.append(Asked(request.prompt, request.image_sha256, request.seed))
+        self.sizes.append(request.image.size)
+        number = sum(asked.image_sha256 == request.image_sha256 for asked in self.asked) if self.malformed else 0
+        self._now += 1
+        self.most_at_once = max(self.most_at_once, self._now)
+        try:
+            await asyncio.sleep(self._delays.random() * self.max_delay_s)
+        finally:
+            self._now -= 1
+        if self.dies_after is not None and self.answers >= self.dies_after:
+            raise EngineDiedError("the scripted engine died")
+        if request.image_sha256 in self.refused:
+            raise RefusedRequestError("engine_refused", "the scripted engine will not")
+        self.answers += 1
+        text = self.say(request) or answer_to(request)
+        if number in self.malformed.get(request.image_sha256, ()):
+            text = NONSENSE
+        return Answer(
+            text=text,
+            finish_reason="stop",
+            output_tokens=len(text.split()),
+            saw_image=request.image_sha256 not in self.blind,
+        )
+
+    async def close(self) -> None:
+        """See `Engine`."""
+        self.closed += 1
+
+
+def answer_to(request: Request | Asked) -> str:
+    """The scripted engine's own words: three questions with answers where the prompt wants a list."""
+    digest = hashlib.sha256(f"{request.prompt}/{request.image_sha256}/{request.seed}".encode()).hexdigest()
+    if "1. Q:" not in request.prompt:
+        return f"Something like {digest[:12]}."
+    return "\n".join(f"{i}. Q: What is at {digest[i]}{i}? A: It is {digest[8 * i : 8 * i + 8]}." for i in (1, 2, 3))

@@ -1,0 +1,43 @@
+"""Images and sources made for tests."""
+
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from dialog_gen.sources import InputShard, SourceImage
+
+
+def png(number: int, size: tuple[int, int] = (4, 4)) -> bytes:
+    """A small image; another number, other bytes."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (number % 256, number // 256 % 256, number // 65536)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
+    """`files`: path below `root` -> content."""
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+def write_images(root: Path, count: int) -> Path:
+    """A folder of `count` images."""
+    return write_files(root, {f"{number:05d}.png": png(number) for number in range(count)})
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    """`members`: name -> content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
