@@ -172,7 +172,7 @@ def run(
             )
             result = runner.run(shards, start_engine)
         for name in result.redone:
-            _log.warning("shard %s was made anew: its input has changed or its files were damaged", name)
+            _log.warning("shard %s was made anew: a larger --limit, changed input, or damaged files", name)
         dataset = totals(store)
         report = run_report(plan, result, dataset)
         if result.images or not store.exists("run.json"):

@@ -86,7 +86,8 @@ class Interview:
         prompts: list[str] = []
         answers: list[str] = []
         for index, turn in enumerate(self.protocol.turns):
-            prompts.append(self.protocol.user_text(index, prompts, answers))
+            # Of the whole, too: "<{answer_1}>" may become one.
+            prompts.append(without_special_tokens(self.protocol.user_text(index, prompts, answers)))
             answer = await engine.answer(
                 Request(
                     prompt=self.render(prompts, answers),
@@ -103,7 +104,7 @@ class Interview:
             if turn.parse == "qa-list":
                 truncated = answer.finish_reason == "length"
                 tried.pairs += parse_qa_list(answer.text, pairs=turn.pairs, truncated=truncated)
-                answers.append(without_special_tokens(answer.text))
+                answers.append(without_special_tokens(answer.text).strip())
             else:
                 parsed = parse_answer(answer.text, question=prompts[-1])
                 tried.pairs.append(QAPair(prompts[-1], parsed))

@@ -140,7 +140,7 @@ def parse_answer(text: str, *, question: str) -> str:
 
 def without_special_tokens(text: str) -> str:
     """The text without words that a tokenizer would read as more than text: a second `<image>`, an early `</s>`."""
-    return re.sub(_SPECIAL, " ", text).strip()
+    return re.sub(_SPECIAL, " ", text)
 
 
 def _clean(text: str) -> tuple[str, bool]:
@@ -151,7 +151,8 @@ def _clean(text: str) -> tuple[str, bool]:
     if opening := _OPENING.match(text):
         text = text[opening.end() :]
     stop = _STOP.search(text)
-    text = _HEADING.sub("", _BOLD.sub("", text[: stop.start()] if stop else text))
+    # "<**image>" is a special token only now.
+    text = without_special_tokens(_HEADING.sub("", _BOLD.sub("", text[: stop.start()] if stop else text)))
     return re.sub(r" ?\n[ \n]*", "\n", text).strip(), stop is not None
 
 

@@ -9,13 +9,14 @@ from pydantic import ValidationError
 
 from dialog_gen.dialogue import Interview
 from dialog_gen.engines import EngineName, EngineOptions, default_engine
-from dialog_gen.errors import UsageError
+from dialog_gen.errors import UsageError, did_you_mean
 from dialog_gen.models import GeneratorModel, resolve_model
 from dialog_gen.protocols import Sampling, load_protocol
 from dialog_gen.schema import SCHEMA_VERSION
 from dialog_gen.sources import InputShard, SourceImage, open_source, with_limit
 
 _IMAGES_SHOWN = 3
+_DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,12 @@ def make_plan(
 
     Raises UsageError for whatever is wrong with them.
     """
+    for flag, value in (("--model", model), ("--images", images), ("--out", out)):
+        if not value.strip():  # an unset variable of a shell; as a path it would be the working folder
+            raise UsageError(f"{flag} is empty: give it a value.")
     resolved = resolve_model(model, revision=revision, download=download)
+    if options.dtype is not None and options.dtype not in _DTYPES:
+        raise UsageError(f"--dtype {options.dtype}: {did_you_mean(options.dtype, _DTYPES)}.")
     script = load_protocol(protocol or resolved.default_protocol)
     try:
         overrides = {key: value for key, value in sampling.items() if value is not None}

@@ -141,11 +141,19 @@ class _Work:
             raise UsageError(
                 f"shard {shard.name} gave {index} images of {shard.count}: did its input change meanwhile?"
             )
+        if not shard.count:
+            await self._finish(state)
 
     async def _one(self, state: "_Shard", index: int, source: SourceImage) -> None:
         try:
             row, output_tokens = await self._row(source)
             await self._in_writer(partial(state.writer.add, index, row, output_tokens))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not this run's doing, and a cancelled task raises no alarm: its shard would be left out in silence.
+            raise EngineDiedError("the engine dropped a request") from None
         finally:
             self._slots.release()
         status = row.get("status", "accepted")
@@ -155,9 +163,12 @@ class _Work:
         self._runner.on_row(status)
         state.left -= 1
         if state.left == 0:
-            sidecar = await self._in_writer(state.writer.commit)
-            self._result.shards_done += 1
-            self._runner.on_shard(sidecar)
+            await self._finish(state)
+
+    async def _finish(self, state: "_Shard") -> None:
+        sidecar = await self._in_writer(state.writer.commit)
+        self._result.shards_done += 1
+        self._runner.on_shard(sidecar)
 
     async def _in_writer(self, call: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._writer, call)

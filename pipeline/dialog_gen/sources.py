@@ -200,14 +200,19 @@ class _Source:
             fs, path = url_to_fs(spec, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise UsageError(f"cannot open {spec}: {error}") from error
-        with _readable(spec):
-            if spec and fs.isdir(path):
-                return cls(fs, path.rstrip("/"))
-            if spec and fs.exists(path):
-                return cls(fs, _parent(path), (path,))
-            wildcard = re.search(r"[*?[]", path)
-            entries = fs.glob(path, detail=True) if wildcard else {}
-            found = sorted(p for p, e in entries.items() if _is_file(fs, e) and not _name(p).startswith("."))
+        try:
+            with _readable(spec):
+                if spec and fs.isdir(path):
+                    return cls(fs, path.rstrip("/"))
+                if spec and fs.exists(path):
+                    return cls(fs, _parent(path), (path,))
+                wildcard = re.search(r"[*?[]", path)
+                entries = fs.glob(path, detail=True) if wildcard else {}
+                found = sorted(p for p, e in entries.items() if _is_file(fs, e) and not _name(p).startswith("."))
+        except UsageError:
+            raise
+        except Exception as error:  # each file system has its own for a wrong address, credentials or no network
+            raise UsageError(f"cannot read {spec} ({type(error).__name__}: {error}): check the address") from error
         if not wildcard or not found:
             raise UsageError(f"{'no file matches' if wildcard else 'nothing is at'} {spec!r}: expected {_ACCEPTED}")
         return cls(fs, _parent(path[: wildcard.start()]), tuple(found))
@@ -445,7 +450,11 @@ def _metadata(data: bytes, image_id: str) -> dict[str, str]:
     except (ValueError, RecursionError):
         _log.warning("%s: its .json cannot be read and is ignored", image_id)
         return {}
-    return {key: value for key, value in parsed.items() if isinstance(value, str)} if isinstance(parsed, dict) else {}
+    if not isinstance(parsed, dict):
+        return {}
+    # JSON may spell half a character ("\\ud83d"), which cannot be written again.
+    texts = {key: value for key, value in parsed.items() if isinstance(value, str)}
+    return {key: value.encode("utf-8", "replace").decode() for key, value in texts.items()}
 
 
 def _caption(data: bytes) -> str | None:

@@ -150,7 +150,7 @@ class Store(DatasetFolder):
 
     def __init__(self, location: str, config: Mapping[str, Any], tmp: Path) -> None:
         super().__init__(location)
-        self.config_sha256 = _sha256_json(config)
+        self.config_sha256 = sha256_json(config)
         self.tmp = tmp
 
     def is_complete(self, shard: InputShard) -> bool:
@@ -195,7 +195,7 @@ class Store(DatasetFolder):
 
     def remove(self, name: str) -> None:
         """Removes a file if it is there."""
-        with suppress(FileNotFoundError), _writing(self.location):
+        with _writing(self.location), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
 
@@ -379,18 +379,18 @@ def _writing(location: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError) or error.errno is None:
-            raise
         todo = {
             errno.ENOSPC: "Free some space and run again",
             errno.EDQUOT: "Free some of your quota and run again",
             errno.EACCES: "Check the permissions, or choose another --out",
             errno.EPERM: "Check the permissions, or choose another --out",
             errno.EROFS: "Choose another --out",
+            errno.ENOENT: "Choose another --out",
             errno.ENOTDIR: "Choose another --out",
             errno.EEXIST: "Choose another --out",
-        }.get(error.errno, "Check the disk and run again")
-        raise DialogGenError(f"cannot write {location}: {error.strerror}. {todo}; finished shards are kept.") from error
+        }.get(error.errno or 0, "Check the disk and run again")
+        what = error.strerror or error  # object stores give no number
+        raise DialogGenError(f"cannot write {location}: {what}. {todo}; finished shards are kept.") from error
 
 
 def _fsync(path: Path) -> None:
@@ -401,7 +401,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sha256_json(value: Mapping[str, Any]) -> str:
+def sha256_json(value: Mapping[str, Any]) -> str:
+    """Hash of JSON values, whatever the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -24,8 +24,10 @@ def find_toml(name_or_file: str, shipped: Mapping[str, Path], what: str) -> Path
     return path
 
 
-def read_toml_model(path: Path, model: type[Model], what: str) -> Model:
+def read_toml_model(path: Path, model: type[Model], what: str, overrides: Iterable[str] = ()) -> Model:
     """The model that a file holds; a model with a `name` gets the file's stem where the file gives none.
+
+    `overrides` are of the form "table.key=value", the value as in TOML; what TOML cannot read is a string.
 
     Raises UsageError for a file that cannot be read, is not TOML, or does not fit the model.
     """
@@ -37,10 +39,28 @@ def read_toml_model(path: Path, model: type[Model], what: str) -> Model:
         raise UsageError(f"{what} file {path} is not valid TOML: {error}.") from None
     if "name" in model.model_fields:
         content = {"name": path.stem, **content}
+    for override in overrides:
+        _override(content, override)
     try:
         return model.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{what} file {path}: {_explain(error, model)}") from None
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    *tables, last = key.strip().split(".")
+    if not equals or not all([*tables, last]):
+        raise UsageError(f"{override!r} is no override: give KEY=VALUE, such as optim.lr=1e-4.")
+    place: Any = content
+    for table in tables:
+        place = place.setdefault(table, {})
+        if not isinstance(place, dict):
+            raise UsageError(f"{override!r}: {table} is no table.")
+    try:
+        place[last] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        place[last] = value.strip()
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dialog_gen.schema import DIALOGUES, REJECTS
-from dialog_gen.store import DatasetFolder, FileEntry, Sidecar
+from dialog_gen.store import DatasetFolder, FileEntry, Sidecar, sha256_json
 
 _PROBLEMS_KEPT = 100
 _CHUNK_BYTES = 1 << 20
@@ -55,13 +54,17 @@ def verify(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None
 
     Memory grows by 8 bytes an image. Raises UsageError only where the folder's configuration cannot be read.
     """
-    folder.config()
+    config_sha256 = sha256_json(folder.config())
     verdict, ids, named = Verdict(), _Ids(), set[str]()
     for name in folder.shards():
         sidecar = folder.sidecar(name)
         if sidecar is None:
             verdict.add(f"shards/{name}.json is damaged: run again to make the shard anew")
             continue
+        if sidecar.shard != name:
+            verdict.add(f"shards/{name}.json is the sidecar of another shard, {sidecar.shard}")
+        if sidecar.config_sha256 != config_sha256:
+            verdict.add(f"shard {name} was made with another configuration than config.json tells")
         _count(verdict, sidecar)
         named |= {entry.path for entry in sidecar.files}
         _check_shard(folder, sidecar, verdict, ids)
@@ -97,33 +100,40 @@ def _check_shard(folder: DatasetFolder, sidecar: Sidecar, verdict: Verdict, ids:
         if problem := _damage(folder, entry):
             verdict.add(f"{where}: {problem}")
             return
-        schema = DIALOGUES if entry.path.startswith("data/") else REJECTS
-        with folder.open(entry.path) as file:
-            try:
-                parquet = pq.ParquetFile(file)
-            except pa.ArrowException as error:
-                verdict.add(f"{where}: {entry.path} is no Parquet: {error}")
-                return
-            # Later versions add columns; those of the record must be there and of their type.
-            found = parquet.schema_arrow
-            wrong = [f.name for f in schema if f.name not in found.names or found.field(f.name).type != f.type]
-            if wrong:
-                verdict.add(f"{where}: {entry.path} lacks columns of the record or has them of another type: {wrong}")
-                return
-            if parquet.metadata.num_rows != entry.rows:
-                verdict.add(f"{where}: {entry.path} has {parquet.metadata.num_rows} rows, {entry.rows} are promised")
-            for batch in parquet.iter_batches(batch_size=100):
-                for row in batch.to_pylist():
-                    counted[row.get("status", "accepted"), row.get("reason", "")] += 1
-                    ids.add(row["image_id"])
-                    verdict.pairs += len(row.get("texts") or ())
-                    for problem in _row_problems(row):
-                        verdict.add(f"{entry.path}: {row['image_id']!r}: {problem}")
+        try:
+            with folder.open(entry.path) as file:
+                if problem := _check_rows(pq.ParquetFile(file), entry, verdict, ids, counted):
+                    verdict.add(f"{where}: {problem}")
+                    return
+        except Exception as error:  # noqa: BLE001 - Arrow raises anything on a file that was made to fit its checksum
+            verdict.add(f"{where}: {entry.path} cannot be read: {type(error).__name__}: {error}")
+            return
     promised = Counter({("accepted", ""): sidecar.accepted})
     for status, reasons in sidecar.reasons.items():
         promised.update({(status, reason): count for reason, count in reasons.items()})
     if counted != +promised:
         verdict.add(f"{where}: its rows count {_readable(counted)}, its sidecar {_readable(+promised)}")
+
+
+def _check_rows(
+    parquet: pq.ParquetFile, entry: FileEntry, verdict: Verdict, ids: "_Ids", counted: Counter[tuple[str, str]]
+) -> str | None:
+    """What keeps the rows from being read; what is wrong with them goes to the verdict."""
+    # Later versions add columns; those of the record must be there and of their type.
+    schema, found = DIALOGUES if entry.path.startswith("data/") else REJECTS, parquet.schema_arrow
+    wrong = [f.name for f in schema if f.name not in found.names or found.field(f.name).type != f.type]
+    if wrong:
+        return f"{entry.path} lacks columns of the record or has them of another type: {wrong}"
+    if parquet.metadata.num_rows != entry.rows:
+        verdict.add(f"{entry.path} has {parquet.metadata.num_rows} rows, {entry.rows} are promised")
+    for batch in parquet.iter_batches(batch_size=100):
+        for row in batch.to_pylist():
+            counted[row.get("status", "accepted"), row.get("reason", "")] += 1
+            ids.add(row["image_id"])
+            verdict.pairs += len(row.get("texts") or ())
+            for problem in _row_problems(row):
+                verdict.add(f"{entry.path}: {row['image_id']!r}: {problem}")
+    return None
 
 
 def _damage(folder: DatasetFolder, entry: FileEntry) -> str | None:
@@ -135,6 +145,8 @@ def _damage(folder: DatasetFolder, entry: FileEntry) -> str | None:
                 size += len(chunk)
     except FileNotFoundError:
         return f"{entry.path} is missing"
+    except OSError as error:
+        return f"{entry.path} cannot be read: {error.strerror or error}"
     if size != entry.bytes:
         return f"{entry.path} has {size} bytes, {entry.bytes} are promised"
     return None if digest.hexdigest() == entry.sha256 else f"{entry.path} has another checksum than promised"
@@ -180,7 +192,7 @@ class _Ids:
                 try:
                     with folder.open(entry.path) as file:
                         column = pq.read_table(file, columns=["image_id"]).column(0).to_pylist()
-                except (FileNotFoundError, pa.ArrowException):
+                except Exception:  # noqa: BLE001, S112 - damage of any kind, found before
                     continue
                 found.update(image_id for image_id in column if _hash(image_id) in suspects)
         return sorted(image_id for image_id, times in found.items() if times > 1)

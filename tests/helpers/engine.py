@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from dialog_gen.engines import Answer, EngineDiedError, RefusedRequestError, Request
 
 NONSENSE = "..."  # malformed under every protocol
+EVERY = range(1, 1000)  # request about an image
 
 
 class Asked(NamedTuple):
@@ -25,12 +27,12 @@ class Asked(NamedTuple):
 class ScriptedEngine:
     """Answers as a function of (prompt, image_sha256, seed), but for what it is told to do otherwise."""
 
+    # image_sha256 -> numbers (from 1) of the requests about that image
     malformed: Mapping[str, Collection[int]] = field(default_factory=dict)
-    """image_sha256 -> numbers (from 1) of its requests that are answered with nonsense."""
-    blind: Collection[str] = ()
-    """image_sha256 of images that are answered without being seen."""
-    refused: Collection[str] = ()
-    """image_sha256 of images that are refused."""
+    """Answered with nonsense."""
+    blind: Mapping[str, Collection[int]] = field(default_factory=dict)
+    """Answered without a look at the image."""
+    refused: Mapping[str, Collection[int]] = field(default_factory=dict)
     say: Callable[[Request], str | None] = lambda request: None
     """Other words for a request."""
     dies_after: int | None = None
@@ -51,6 +53,7 @@ class ScriptedEngine:
 
     def __post_init__(self) -> None:
         self._delays = random.Random(0)
+        self._asked_about = Counter[str]()
         self._now = 0
 
     def start(self, log: Path) -> "ScriptedEngine":
@@ -64,7 +67,9 @@ class ScriptedEngine:
         assert not self.closed
         self.asked.append(Asked(request.prompt, request.image_sha256, request.seed))
         self.sizes.append(request.image.size)
-        number = sum(asked.image_sha256 == request.image_sha256 for asked in self.asked) if self.malformed else 0
+        sha256 = request.image_sha256
+        self._asked_about[sha256] += 1
+        number = self._asked_about[sha256]
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)
         try:
@@ -73,17 +78,15 @@ class ScriptedEngine:
             self._now -= 1
         if self.dies_after is not None and self.answers >= self.dies_after:
             raise EngineDiedError("the scripted engine died")
-        if request.image_sha256 in self.refused:
+        if number in self.refused.get(sha256, ()):
             raise RefusedRequestError("engine_refused", "the scripted engine will not")
         self.answers += 1
-        text = self.say(request) or answer_to(request)
-        if number in self.malformed.get(request.image_sha256, ()):
-            text = NONSENSE
+        text = NONSENSE if number in self.malformed.get(sha256, ()) else self.say(request) or answer_to(request)
         return Answer(
             text=text,
             finish_reason="stop",
             output_tokens=len(text.split()),
-            saw_image=request.image_sha256 not in self.blind,
+            saw_image=number not in self.blind.get(sha256, ()),
         )
 
     async def close(self) -> None:

@@ -1,10 +1,11 @@
 """Images and sources made for tests."""
 
+import hashlib
 import io
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -18,6 +19,10 @@ def png(number: int, size: tuple[int, int] = (4, 4)) -> bytes:
     return buffer.getvalue()
 
 
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
     """`files`: path below `root` -> content."""
     for name, data in files.items():
@@ -28,7 +33,7 @@ def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def write_images(root: Path, count: int) -> Path:
-    """A folder of `count` images."""
+    """A folder of `count` images: 00000.png holds `png(0)`, and so on."""
     return write_files(root, {f"{number:05d}.png": png(number) for number in range(count)})
 
 
@@ -41,3 +46,23 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+class _Listed:
+    shard_name = "{}"
+
+    def identity(self) -> object:
+        return "listed"
+
+    def index(self) -> Iterator[Any]:
+        yield from ()
+
+    def read(self, items: tuple[Any, ...]) -> Iterator[SourceImage]:
+        yield from items
+
+
+def listed_shard(
+    name: str, images: Sequence[SourceImage], *, count: int | None = None, fingerprint: str = "f"
+) -> InputShard:
+    """A shard of these images; `count` where it promises another number than it gives."""
+    return InputShard(name, len(images) if count is None else count, fingerprint, _Listed(), tuple(images))

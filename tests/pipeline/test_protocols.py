@@ -55,6 +55,10 @@ MISTAKES = {
     ),
     "choice": (f"{TURN}parse = 'list'", "turns.1.parse: Input should be 'answer' or 'qa-list', got 'list'"),
     "empty text": (f"{TURN}[[turns]]\nuser = ''", "turns.2.user: String should have at least 1 character, got ''"),
+    "image in a text": (
+        "[[turns]]\nuser = 'Is <image> red?'",
+        "turns.1.user: remove <image>: the model's chat template puts the image",
+    ),
     "pairs of an answer": (f"{TURN}pairs = 3", 'turns.1: pairs = 3 needs parse = "qa-list"'),
     "two mistakes": ("a = 1\nb = 2", "a: unknown key.*b: unknown key"),
 }

@@ -6,13 +6,22 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from dialog_gen.engines import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
 from dialog_gen.models import GeneratorModel
 from dialog_gen.protocols import Sampling
 
 _BATCH_SIZE = 32
+# Out of memory, a lost GPU (torch 2.8 and later have a class for it): the next request would fare no better.
+_FATAL = (MemoryError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", MemoryError))
 
 
 class TransformersEngine:
@@ -31,11 +40,13 @@ class TransformersEngine:
         )
         self._model = self._model.to(self._device).eval()
         self._sampling = sampling
+        self._max_model_len = options.max_model_len or model.max_model_len
         self._image_token_id: int = self._processor.tokenizer.convert_tokens_to_ids(model.image_token)
         self._stop_ids = _as_set(self._model.generation_config.eos_token_id)
         self._queue: asyncio.Queue[tuple[Request, asyncio.Future[Answer]]] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._worker: asyncio.Task[None] | None = None
+        self._closing = _Closing()
 
     async def answer(self, request: Request) -> Answer:
         """See `Engine`."""
@@ -51,6 +62,8 @@ class TransformersEngine:
         """See `Engine`."""
         if self._worker is not None:
             self._worker.cancel()
+        # The thread would keep the process until its batch is done.
+        self._closing.now = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self) -> None:
@@ -62,14 +75,7 @@ class TransformersEngine:
             while not self._queue.empty() and len(batch) < _BATCH_SIZE:
                 batch.append(self._queue.get_nowait())
             requests, futures = zip(*batch, strict=True)
-            try:
-                answers = await loop.run_in_executor(self._thread, self._generate, list(requests))
-            except ValueError as error:
-                results: list[Any] = [RefusedRequestError("engine_refused", str(error))] * len(futures)
-            except Exception as error:  # noqa: BLE001 - whatever broke the model breaks these requests, and says so
-                results = [EngineDiedError(f"{type(error).__name__}: {error}")] * len(futures)
-            else:
-                results = answers
+            results = await loop.run_in_executor(self._thread, self._results, list(requests))
             for future, result in zip(futures, results, strict=True):
                 if future.done():
                     continue
@@ -77,6 +83,18 @@ class TransformersEngine:
                     future.set_exception(result)
                 else:
                     future.set_result(result)
+
+    def _results(self, requests: list[Request]) -> list[Answer | Exception]:
+        """The answers, with an error in place of each that there is none of: one bad request takes no other along."""
+        try:
+            return [*self._generate(requests)]
+        except Exception as error:  # noqa: BLE001 - what models and processors raise is of any kind
+            if len(requests) > 1:
+                return [result for request in requests for result in self._results([request])]
+            problem = f"{type(error).__name__}: {error}"
+            if isinstance(error, _FATAL):
+                return [EngineDiedError(f"the transformers engine stopped: {problem}")]
+            return [RefusedRequestError("engine_refused", problem)]
 
     @torch.inference_mode()
     def _generate(self, requests: list[Request]) -> list[Answer]:
@@ -87,6 +105,9 @@ class TransformersEngine:
             padding_side="left",
             return_tensors="pt",
         ).to(self._device, self._model.dtype)
+        longest = int(inputs["attention_mask"].sum(dim=1).max())
+        if self._max_model_len and longest > self._max_model_len:
+            raise ValueError(f"a prompt of {longest} tokens, more than the model's {self._max_model_len}")
         processors = LogitsProcessorList()
         if self._sampling.temperature > 0:
             processors.append(SeededSampling(self._sampling, [r.seed for r in requests]))
@@ -96,6 +117,7 @@ class TransformersEngine:
             do_sample=False,
             num_beams=1,
             logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([self._closing]),
         )
         # An encoder-decoder returns the answer alone; a decoder returns the prompt and the answer.
         prompt_length = 1 if self._model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
@@ -134,6 +156,16 @@ class SeededSampling(LogitsProcessor):
         noise = torch.stack([torch.empty(log_probs.shape[-1]).exponential_(generator=g) for g in self._streams])
         gumbel = -noise.log().to(log_probs.device)
         return (log_probs + gumbel).masked_fill(dropped, -torch.inf)  # type: ignore[return-value]
+
+
+class _Closing(StoppingCriteria):
+    """Ends all answers at the next token once the engine is closed."""
+
+    now = False
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: Any) -> torch.BoolTensor:
+        """Whether each row (batch,) is done."""
+        return torch.full((input_ids.shape[0],), self.now, device=input_ids.device)  # type: ignore[return-value]
 
 
 def _as_set(value: int | list[int] | None) -> set[int]:

@@ -12,16 +12,20 @@ from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# A forked engine would hold this process's files open after its end: the lock on OUT, the guard's pipe.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 import torch
 import vllm
 from vllm import AsyncEngineArgs, SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from dialog_gen.engines import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
+from dialog_gen.engines.guard import Guard
 from dialog_gen.models import GeneratorModel
 from dialog_gen.protocols import Sampling
 
@@ -65,7 +69,8 @@ class VllmEngine:
             disable_log_stats=True,
             use_tqdm_on_load=False,
         )
-        self._engine = AsyncLLM.from_engine_args(arguments)
+        with Guard() as self._guard:
+            self._engine = AsyncLLM.from_engine_args(arguments)
         # The engine's own process goes on writing to its log; this one would write over the progress bar.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
         self._sampling = sampling
@@ -94,6 +99,10 @@ class VllmEngine:
         )
         try:
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
+        # Depends on prompt and image alone; what vLLM and the models' processors raise here is of any kind.
+        except Exception as error:
+            raise RefusedRequestError("engine_refused", f"{type(error).__name__}: {error}") from error
+        try:
             async for output in self._engine.generate(rendered, parameters, str(next(self._ids))):
                 completion = output.outputs[0]
                 return Answer(
@@ -107,13 +116,14 @@ class VllmEngine:
             raise EngineDiedError(str(error) or "the vLLM engine process died") from error
         except EngineGenerateError as error:
             raise RefusedRequestError("engine_error", str(error.__cause__ or error)) from error
-        except (ValueError, TypeError) as error:
-            raise RefusedRequestError("engine_refused", str(error)) from error
+        except (VLLMClientError, ValueError, TypeError) as error:
+            raise RefusedRequestError("engine_refused", f"{type(error).__name__}: {error}") from error
         raise EngineDiedError("vLLM ended a request without an answer")
 
     async def close(self) -> None:
         """See `Engine`."""
         self._engine.shutdown(timeout=_SHUTDOWN_S)
+        self._guard.dismiss()
 
 
 def _dtype(name: str) -> Any:

@@ -13,11 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dialog_gen.toml_files import find_toml, read_toml_model
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
+_IMAGE_TOKEN = "<image>"  # noqa: S105 - no secret
 
 
 class Sampling(BaseModel):
@@ -40,6 +41,13 @@ class Turn(BaseModel):
     parse: Literal["answer", "qa-list"] = "answer"
     pairs: int = Field(default=1, ge=1, le=16)
     """Question-answer pairs wanted of a `qa-list`; more are cut, fewer make the answer malformed."""
+
+    @field_validator("user")
+    @classmethod
+    def _has_no_image_token(cls, user: str) -> str:
+        if _IMAGE_TOKEN in user:
+            raise ValueError(f"remove {_IMAGE_TOKEN}: the model's chat template puts the image in its place")
+        return user
 
     @model_validator(mode="after")
     def _pairs_fit_parse(self) -> "Turn":

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import (
     Blip2Config,
@@ -223,7 +224,7 @@ RECIPES = {
         patches=lambda tower, pixels: tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:],
         bos="<s>",
         vision_steps=500,
-        steps=3500,
+        steps=4000,
     ),
     "shapes-blip2": Recipe(
         forms={first_turn: 0.4, second_turn: 0.3, one_question: 0.3},
@@ -302,7 +303,7 @@ class Lessons(IterableDataset[dict[str, torch.Tensor]]):
 
 
 class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Endless batches of pixels and, for each quadrant of the scene, the class of what stands there."""
+    """Endless batches of pixels and, for each quadrant of the scene, the class of what stands there, (batch, 4)."""
 
     CLASSES = 1 + len(SHAPES) * len(COLORS) * len(SIZES)
 
@@ -342,16 +343,18 @@ def train(recipe: Recipe, *, steps: int, vision_steps: int, seed: int) -> tuple[
     model, processor = recipe.build(train_tokenizer(recipe))
     model.train()
     log.info("%.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
-    head = torch.nn.Linear(_WIDTH, LabelledPatches.CLASSES)
+    tower = recipe.tower(model)
+    what, where = torch.nn.Linear(_WIDTH, LabelledPatches.CLASSES), torch.nn.Linear(_WIDTH, len(POSITIONS))
 
     def sees(batch: Any) -> torch.Tensor:
         pixels, classes = batch
-        return torch.nn.functional.cross_entropy(
-            head(recipe.patches(recipe.tower(model), pixels)).flatten(0, 1), classes.flatten()
-        )
+        patches = recipe.patches(tower, pixels).flatten(0, 1)
+        positions = torch.arange(len(POSITIONS)).repeat(len(pixels))
+        # Asked only what is there, the patches would lose where they are, and nothing behind could say it.
+        return cross_entropy(what(patches), classes.flatten()) + cross_entropy(where(patches), positions)
 
-    tower = recipe.tower(model)
-    _optimize([*tower.parameters(), *head.parameters()], sees, LabelledPatches(recipe, processor), recipe, vision_steps)
+    learning = [*tower.parameters(), *what.parameters(), *where.parameters()]
+    _optimize(learning, sees, LabelledPatches(recipe, processor), recipe, vision_steps)
     tower.requires_grad_(False)
     rest = [p for p in model.parameters() if p.requires_grad]
     _optimize(rest, lambda batch: model(**batch).loss, Lessons(recipe, processor), recipe, steps)

@@ -1,0 +1,69 @@
+"""Records and shards made without a run, and what lies in a dataset folder."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dialog_gen.schema import VOLATILE_COLUMNS
+from dialog_gen.sources import InputShard, SourceImage
+from dialog_gen.store import ShardWriter, Sidecar, Store
+from helpers.inputs import listed_shard, png, sha256
+
+_REASONS = {"rejected": "too_few_pairs", "unreadable": "truncated"}
+
+
+def make_row(number: int, status: str = "accepted", **columns: Any) -> dict[str, Any]:
+    """A complete record about `png(number)`."""
+    data = png(number)
+    row: dict[str, Any] = {
+        "image_id": f"image {number}",
+        "image_sha256": sha256(data),
+        "images": [{"bytes": data, "path": f"{number}.png"}],
+        "url": None,
+        "caption": f"caption {number}",
+        "model": "m",
+        "model_revision": "r",
+        "engine": "e",
+        "engine_version": "1",
+        "protocol": "p",
+        "prompt_sha256": "0",
+        "sampling": {"temperature": 0.5, "top_p": 1.0, "max_tokens": 9, "seed": number},
+        "finish_reasons": ["stop"],
+        "attempts": 1,
+        "created_at": datetime(2025, 1, 2, tzinfo=UTC),
+    }
+    if status == "accepted":
+        row["texts"] = [{"user": f"What {number}?", "assistant": f"Answer {number}."}]
+    else:
+        row |= {"status": status, "reason": _REASONS[status], "detail": None, "raw": ["..."]}
+    return row | columns
+
+
+def shard_of(name: str, count: int, *, fingerprint: str = "f") -> InputShard:
+    """A shard that asks for `count` rows; the images are never read."""
+    return listed_shard(name, [SourceImage(f"image {number}", b"") for number in range(count)], fingerprint=fingerprint)
+
+
+def write_shard(
+    store: Store, shard: InputShard, rows: Sequence[dict[str, Any]], *, order: Iterable[int] | None = None
+) -> Sidecar:
+    """Adds the rows in this order of their indices, and commits."""
+    writer = ShardWriter(store, shard)
+    for index in range(len(rows)) if order is None else order:
+        writer.add(index, rows[index], output_tokens=2)
+    return writer.commit()
+
+
+def rows_of(out: Path, part: str = "data", *, volatile: bool = False) -> list[dict[str, Any]]:
+    """All rows of `data` or `rejects`, in order of file and row, without what may differ between runs."""
+    rows = [row for file in sorted((out / part).glob("*")) for row in pq.read_table(file).to_pylist()]
+    return [{k: v for k, v in row.items() if volatile or k not in VOLATILE_COLUMNS} for row in rows]
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """Relative path -> content of every file, but the log."""
+    files = (path for path in sorted(out.rglob("*")) if path.is_file())
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files if path.name != "engine.log"}

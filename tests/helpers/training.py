@@ -1,0 +1,64 @@
+"""A CLIP and dialogues datasets that are small enough to be made in a moment."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from dialog_gen.store import open_store
+from dialog_gen.world.language import ask, web_caption
+from dialog_gen.world.render import render_png
+from dialog_gen.world.scenes import draw_scene
+from dialog_train.clip import Clip, save_clip, sha256_of_weights
+from helpers.inputs import sha256
+from helpers.rows import make_row, shard_of, write_shard
+
+TINY_CLIP: dict[str, Any] = {
+    "embed_dim": 32,
+    "quick_gelu": False,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+TINY_SHARDS = {"a": 20, "b": 20, "c": 8}
+
+
+def write_tiny_clip(folder: Path, seed: int) -> Path:
+    """A checkpoint with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**TINY_CLIP).eval()
+    clip = Clip(
+        model=model,
+        preprocess=None,
+        tokenizer=open_clip.SimpleTokenizer(context_length=24),
+        name="tiny",
+        config=TINY_CLIP,
+        preprocess_config={"size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic"},
+        weights_sha256=sha256_of_weights(model.state_dict()),
+    )
+    save_clip(clip, folder)
+    return folder
+
+
+def scene_row(number: int, **columns: Any) -> dict[str, Any]:
+    """A complete record about a drawn scene, three questions of it and a web caption."""
+    scene = draw_scene("train", 0, number)
+    rng = random.Random(number)
+    data = render_png(scene)
+    row = {
+        "image_sha256": sha256(data),
+        "images": [{"bytes": data, "path": f"{number}.png"}],
+        "caption": web_caption(scene, rng),
+        "texts": [{"user": q.question, "assistant": q.answer} for q in ask(scene, rng, 3)],
+    }
+    return make_row(number, **(row | columns))
+
+
+def write_dialogues(out: Path, shards: dict[str, list[dict[str, Any]]], *, made_by: str = "test") -> Path:
+    """A dataset folder of these rows, as `dialog-gen run` leaves it."""
+    with open_store(str(out), {"made_by": made_by}) as store:
+        for name, rows in shards.items():
+            write_shard(store, shard_of(name, len(rows)), rows)
+    return out

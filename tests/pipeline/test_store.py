@@ -1,0 +1,509 @@
+import errno
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dialog_gen import store as store_module
+from dialog_gen.errors import DialogGenError, UsageError
+from dialog_gen.store import DatasetFolder, ShardWriter, Store, check_config, open_store
+from dialog_gen.verify import verify
+
+CONFIG: dict[str, Any] = {"model": "m", "seed": 1}
+PATH = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), *sys.path])
+STATUSES = ("accepted", "rejected", "unreadable")
+
+
+def make_dataset(out: Path, *counts: int) -> dict[str, bytes]:
+    """Complete shards s0, s1, ... of so many accepted rows; returns the files."""
+    with open_store(str(out), CONFIG) as store:
+        for number, count in enumerate(counts):
+            rows = [make_row(1000 * number + i) for i in range(count)]
+            write_shard(store, shard_of(f"s{number}", count), rows)
+    return files_of(out)
+
+
+def is_complete(out: Path, count: int = 3, **shard: Any) -> bool:
+    with open_store(str(out), CONFIG) as store:
+        return store.is_complete(shard_of("s0", count, **shard))
+
+
+# Shards
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from(STATUSES), min_size=1, max_size=14), st.randoms(use_true_random=False))
+def test_rows_stand_in_the_order_of_the_input(statuses: list[str], random: Any) -> None:
+    order = random.sample(range(len(statuses)), len(statuses))
+    rows = [make_row(number, status) for number, status in enumerate(statuses)]
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(store_module, "ROWS_A_GROUP", 3):
+        out = Path(folder)
+        with open_store(folder, CONFIG) as store:
+            sidecar = write_shard(store, shard_of("s", len(rows)), rows, order=order)
+        for part, wanted in (
+            ("data", [row for row in rows if "texts" in row]),
+            ("rejects", [row for row in rows if "status" in row]),
+        ):
+            found = rows_of(out, part, volatile=True)
+            assert [row["image_id"] for row in found] == [row["image_id"] for row in wanted]
+            assert found == wanted
+            groups = [pq.ParquetFile(file).metadata for file in (out / part).glob("*")]
+            sizes = [meta.row_group(g).num_rows for meta in groups for g in range(meta.num_row_groups)]
+            assert sizes == [3] * (len(wanted) // 3) + ([len(wanted) % 3] if len(wanted) % 3 else [])
+    assert (sidecar.accepted, sidecar.rejected, sidecar.unreadable) == tuple(map(statuses.count, STATUSES))
+    assert (sidecar.images, sidecar.output_tokens) == (len(rows), 2 * len(rows))
+
+
+def test_the_sidecar_tells_what_the_files_are(tmp_path: Path) -> None:
+    rows = [make_row(i) for i in range(150)] + [
+        make_row(150, "rejected"),
+        make_row(151, "unreadable"),
+        make_row(152, "rejected", reason="empty"),
+    ]
+    with open_store(str(tmp_path), CONFIG) as store:
+        sidecar = write_shard(store, shard_of("s", 153, fingerprint="abc"), rows)
+    assert sidecar == DatasetFolder(str(tmp_path)).sidecar("s")
+    assert sidecar.input_fingerprint == "abc"
+    assert sidecar.reasons == {"rejected": {"empty": 1, "too_few_pairs": 1}, "unreadable": {"truncated": 1}}
+    assert [(entry.path, entry.rows) for entry in sidecar.files] == [("data/s.parquet", 150), ("rejects/s.parquet", 3)]
+    for entry in sidecar.files:
+        data = (tmp_path / entry.path).read_bytes()
+        assert (entry.bytes, entry.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    metadata = pq.ParquetFile(tmp_path / "data" / "s.parquet").metadata
+    assert [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)] == [100, 50]
+    assert set(files_of(tmp_path)) == {"config.json", "data/s.parquet", "rejects/s.parquet", "shards/s.json"}
+
+
+def test_a_shard_without_rows_of_a_kind_has_no_file_of_it_any_more(tmp_path: Path) -> None:
+    for status, there, gone in (("rejected", "rejects", "data"), ("accepted", "data", "rejects")):
+        with open_store(str(tmp_path), CONFIG) as store:
+            write_shard(store, shard_of("s", 1), [make_row(0, status)])
+        assert ((tmp_path / there / "s.parquet").exists(), (tmp_path / gone / "s.parquet").exists()) == (True, False)
+        assert verify(DatasetFolder(str(tmp_path))).problems == []
+
+
+def test_a_shard_that_lacks_a_row_is_not_committed(tmp_path: Path) -> None:
+    with open_store(str(tmp_path), CONFIG) as store:
+        writer = ShardWriter(store, shard_of("s", 3))
+        writer.add(0, make_row(0), 1)
+        writer.add(2, make_row(2), 1)
+        with pytest.raises(ValueError, match="s: 1 of 3 rows"):
+            writer.commit()
+    assert set(files_of(tmp_path)) == {"config.json"}
+
+
+def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
+    assert make_dataset(tmp_path / "a", 120, 3) == make_dataset(tmp_path / "b", 120, 3)
+
+
+# Crashes
+
+
+def test_a_file_is_whole_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        events.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(tmp_path).as_posix())
+
+    def replace(self: Path, target: Path) -> None:
+        events.append(f"name {target.relative_to(tmp_path).as_posix()}")
+        self.rename(target)
+
+    with open_store(str(tmp_path), CONFIG) as store:
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(Path, "replace", replace)
+        write_shard(store, shard_of("s", 2), [make_row(0), make_row(1, "rejected")])
+    assert events == [
+        *("sync .tmp/data-s.parquet", "name data/s.parquet", "sync data"),
+        *("sync .tmp/rejects-s.parquet", "name rejects/s.parquet", "sync rejects"),
+        *("sync .tmp/shards-s.json", "name shards/s.json", "sync shards"),
+    ]
+
+
+def redo(out: str) -> None:
+    """Makes s0 anew, of other input, and adds s1."""
+    with open_store(out, CONFIG) as store:
+        store.engine_log()
+        for name in ("s0", "s1"):
+            if not store.is_complete(shard := shard_of(name, 4, fingerprint="new")):
+                rows = [make_row(i, STATUSES[i % 3], image_id=f"{name}/{i}") for i in range(4)]
+                write_shard(store, shard, rows)
+
+
+def crash_at(number: int, out: str) -> Callable[[str, tuple[Any, ...]], None]:
+    seen = itertools.count(1)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        touches = event in {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
+        if touches and str(arguments[0]).startswith(out) and next(seen) == number:
+            os._exit(9)
+
+    return hook
+
+
+def crash_everywhere(before: str, outs: str) -> None:
+    """Leaves in `outs`/K what is there when `redo` ends, without a last word, at the K-th file it touches."""
+    os.fsync = lambda descriptor: None  # as in the tests
+    redo(f"{outs}/0")  # what is imported at first use is imported once
+    for crash in itertools.count(1):
+        out = f"{outs}/{crash}"
+        shutil.copytree(before, out)
+        if (child := os.fork()) == 0:
+            sys.addaudithook(crash_at(crash, out))
+            redo(out)
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            return
+
+
+def test_a_crash_at_any_moment_is_made_good_by_the_next_run(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "before", 2)
+    (tmp_path / "outs").mkdir()
+    code = f"import test_store; test_store.crash_everywhere({str(tmp_path / 'before')!r}, {str(tmp_path / 'outs')!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": PATH})
+    outs = sorted((tmp_path / "outs").iterdir(), key=lambda out: int(out.name))
+    undisturbed = files_of(outs.pop(0))
+    assert files_of(outs.pop()) == undisturbed
+    assert len(outs) > 20
+    temporary = 0
+    for out in outs:
+        names = set(files_of(out))
+        temporary += any(name.startswith(".tmp/") for name in names)
+        # Nothing half done counts as done; what is not done at all is no damage.
+        problems = verify(DatasetFolder(str(out))).problems
+        assert all("belongs to no finished shard" in problem for problem in problems), (out, problems)
+        redo(str(out))
+        assert files_of(out) == undisturbed
+    assert temporary > 5
+
+
+def test_what_a_killed_run_left_is_gone_before_the_next_begins(tmp_path: Path) -> None:
+    (tmp_path / ".tmp" / "folder").mkdir(parents=True)
+    (tmp_path / ".tmp" / "data-s.parquet").touch()
+    with open_store(str(tmp_path), CONFIG) as store:
+        assert list(store.tmp.iterdir()) == []
+    assert list(files_of(tmp_path)) == ["config.json"]
+
+
+# Who may write
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    attempt = f"from dialog_gen.store import open_store\nwith open_store({str(tmp_path)!r}, {CONFIG}): print('in')"
+    command = [sys.executable, "-c", attempt]
+    environment = {**os.environ, "PYTHONPATH": PATH}
+    with open_store(str(tmp_path), CONFIG) as store:
+        part = store.tmp / "mine"
+        part.touch()
+        with pytest.raises(UsageError, match="another run is writing"), open_store(str(tmp_path), CONFIG):
+            pass
+        other = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (other.returncode, other.stdout) == (1, "")
+        assert "UsageError: another run is writing" in other.stderr
+        assert part.exists()
+        assert DatasetFolder.existing(str(tmp_path)).config() == CONFIG  # reading is free
+    assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == "in\n"
+    assert not (tmp_path / ".tmp").exists()
+
+
+def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:
+    files = make_dataset(tmp_path, 1)
+    for open_it in (check_config, lambda *arguments: open_store(*arguments).__enter__()):
+        with pytest.raises(UsageError) as caught:
+            open_it(str(tmp_path), {"model": "other", "seed": 1, "dtype": "float32"})
+        assert "model: 'm' there, 'other' now; dtype: None there, 'float32' now)" in str(caught.value)
+        assert "seed" not in str(caught.value).partition(")")[0]
+    assert files_of(tmp_path) == files
+
+
+def test_as_long_as_no_shard_is_finished_the_configuration_may_change(tmp_path: Path) -> None:
+    other = {"model": "other"}
+    with open_store(str(tmp_path), CONFIG) as store:
+        ShardWriter(store, shard_of("s", 2)).add(0, make_row(0), 1)
+    check_config(str(tmp_path), other)
+    with open_store(str(tmp_path), other) as store:
+        write_shard(store, shard_of("s0", 1), [make_row(0)])
+    assert DatasetFolder(str(tmp_path)).config() == other
+    with pytest.raises(UsageError, match="another configuration"):
+        check_config(str(tmp_path), CONFIG)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("all of it")
+    with pytest.raises(UsageError, match=r"it holds 'thesis\.doc'"), open_store(str(tmp_path), CONFIG):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "thesis.doc"]
+
+
+@pytest.mark.parametrize(("exists", "message"), [(True, "has no config.json"), (False, "does not exist")])
+def test_no_dataset_to_read(tmp_path: Path, exists: bool, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        DatasetFolder.existing(str(tmp_path if exists else tmp_path / "no"))
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    make_dataset(tmp_path, 1)
+    (tmp_path / "config.json").write_text('{"model"')
+    with pytest.raises(UsageError, match=r"config\.json is damaged"), open_store(str(tmp_path), CONFIG):
+        pass
+
+
+def test_an_unknown_protocol_of_a_url() -> None:
+    with pytest.raises(UsageError, match="cannot open nosuch://x"):
+        DatasetFolder("nosuch://x")
+
+
+# What is done
+
+
+@pytest.mark.parametrize(
+    ("count", "fingerprint", "complete"),
+    [(3, "f", True), (2, "f", True), (4, "f", False), (3, "other", False), (2, "other", False)],
+    ids=["same", "smaller limit", "larger limit", "other input", "other input, smaller limit"],
+)
+def test_a_shard_is_done_if_it_has_all_rows_of_this_input(
+    tmp_path: Path, count: int, fingerprint: str, complete: bool
+) -> None:
+    make_dataset(tmp_path, 3)
+    assert is_complete(tmp_path, count, fingerprint=fingerprint) is complete
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def extend(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def edit_sidecar(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config_sha256": "0"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("data/s0.parquet", Path.unlink),
+        ("data/s0.parquet", truncate),
+        ("data/s0.parquet", extend),
+        ("shards/s0.json", Path.unlink),
+        ("shards/s0.json", truncate),
+        ("shards/s0.json", edit_sidecar),
+        ("shards/s0.json", lambda path: path.write_bytes(b"")),
+    ],
+)
+def test_a_damaged_shard_is_not_done_and_is_made_anew(
+    tmp_path: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    files = make_dataset(tmp_path, 3, 2)
+    damage(tmp_path / name)
+    if damage is truncate and name.startswith("shards"):
+        damage(tmp_path / name)  # the first byte was a line feed
+    assert not is_complete(tmp_path)
+    with open_store(str(tmp_path), CONFIG) as store:
+        assert store.is_complete(shard_of("s1", 2))
+    assert make_dataset(tmp_path, 3) == files
+
+
+# Disks that refuse
+
+
+@contextmanager
+def without_privileges() -> Generator[None]:
+    """Root may write anywhere."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_read_only_folder() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # not in tmp_path, which is root's alone
+        out = Path(folder)
+        files = make_dataset(out, 2)
+        folders = [out, out / "data", out / "shards"]
+        for path in folders:
+            path.chmod(0o555)
+        for place in (folder, f"{folder}/new"):
+            with without_privileges(), pytest.raises(DialogGenError) as caught, open_store(place, CONFIG):
+                pass
+            assert caught.value.exit_code == 2
+            assert f"cannot write {place}: Permission denied. Check the permissions" in str(caught.value)
+        for path in folders:
+            path.chmod(0o755)
+        assert files_of(out) == files
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        with (
+            pytest.raises(DialogGenError, match=r"cannot write .*Choose another --out") as caught,
+            open_store(str(tmp_path / place), CONFIG),
+        ):
+            pass
+        assert caught.value.exit_code == 2
+
+
+def refuse(number: int) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "error", "hint"),
+    [
+        (pq.ParquetWriter, "write_table", errno.ENOSPC, "No space left on device. Free some space and run again"),
+        (pq.ParquetWriter, "close", errno.EDQUOT, "quota exceeded. Free some of your quota"),
+        (os, "fsync", errno.EIO, "Input/output error. Check the disk and run again"),
+        (Path, "replace", errno.EROFS, "Read-only file system. Choose another --out"),
+        (Path, "mkdir", errno.EACCES, "Permission denied. Check the permissions"),
+        (store_module.json, "dump", errno.ENOSPC, "No space left"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.isalpha() else "",
+)
+def test_what_a_disk_refuses_is_told_and_finished_shards_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, error: int, hint: str
+) -> None:
+    files = make_dataset(tmp_path, 2)
+    with open_store(str(tmp_path), CONFIG) as store, monkeypatch.context() as patch:
+        patch.setattr(target, name, refuse(error))
+        with pytest.raises(DialogGenError) as caught:
+            write_shard(store, shard_of("s1", 1), [make_row(1)])
+    assert caught.value.exit_code == 2
+    assert not isinstance(caught.value, UsageError)
+    assert f"cannot write {tmp_path}: " in str(caught.value)
+    assert hint in str(caught.value)
+    assert str(caught.value).endswith("; finished shards are kept.")
+    assert {name: data for name, data in files_of(tmp_path).items() if "s1" not in name} == files
+    assert is_complete(tmp_path, 2)
+
+
+def test_a_folder_that_is_removed_meanwhile(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with open_store(str(out), CONFIG) as store:
+        shutil.rmtree(out)
+        with pytest.raises(DialogGenError, match=r"cannot write .*out: .*No such file.*Choose"):
+            write_shard(store, shard_of("s", 1), [make_row(0)])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """One with room for 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk: Path) -> None:
+    out = small_disk / "out"
+    done: list[str] = []
+
+    def fill() -> None:
+        for number in range(10):
+            with open_store(str(out), CONFIG) as store:
+                row = make_row(number, images=[{"bytes": os.urandom(50_000), "path": "x"}])
+                done.append(write_shard(store, shard_of(f"s{number}", 1), [row]).shard)
+
+    with pytest.raises(DialogGenError, match=r"No space left on device.*Free some space") as caught:
+        fill()
+    assert caught.value.exit_code == 2
+    assert 2 <= len(done) < 6
+    assert not (out / ".tmp").exists()
+    folder = DatasetFolder.existing(str(out))
+    assert folder.shards() == done
+    for sidecar in folder.sidecars():
+        (entry,) = sidecar.files
+        assert hashlib.sha256(folder.read(entry.path)).hexdigest() == entry.sha256
+
+
+# Object stores
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    url = f"memory://{uuid.uuid4().hex}"
+    yield url
+    fs = fsspec.filesystem("memory")
+    if fs.exists(url):
+        fs.rm(url, recursive=True)
+
+
+def test_a_store_at_a_url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = fsspec.filesystem("memory")
+    put, order = fs.put_file, list[str]()
+    monkeypatch.setattr(type(fs), "put_file", lambda self, source, to: (order.append(to), put(source, to)))
+    rows = [make_row(i, STATUSES[i % 3]) for i in range(5)]
+    with open_store(bucket, CONFIG) as store:
+        shard = shard_of("s", 5)
+        assert not store.is_complete(shard)
+        write_shard(store, shard, rows, order=[4, 2, 0, 1, 3])
+        assert store.is_complete(shard)
+        tmp, log = store.tmp, store.engine_log()
+        assert log.is_file()
+    assert not tmp.exists()
+    root = "/" + bucket.removeprefix("memory://")
+    assert order == [f"{root}/{n}" for n in ("config.json", "data/s.parquet", "rejects/s.parquet", "shards/s.json")]
+    assert sorted(fs.find(root)) == sorted(order)
+    verdict = verify(DatasetFolder.existing(bucket))
+    assert (verdict.problems, verdict.images, verdict.accepted) == ([], 5, 2)
+    with open_store(bucket, CONFIG) as store:
+        assert store.is_complete(shard_of("s", 5))
+        assert not store.is_complete(shard_of("s", 6))
+    with pytest.raises(UsageError, match="seed: 1 there, 2 now"), open_store(bucket, CONFIG | {"seed": 2}):
+        pass
+
+
+def test_a_failed_upload_leaves_the_shard_undone(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = fsspec.filesystem("memory")
+    put = fs.put_file
+
+    def refuse_rejects(self: Any, source: str, to: str) -> None:
+        if "/rejects/" in to:
+            raise OSError("the bucket is sealed")  # as object stores do, without a number
+        put(source, to)
+
+    rows = [make_row(i, status) for i, status in enumerate(STATUSES)]
+    with open_store(bucket, CONFIG) as store, monkeypatch.context() as patch:
+        patch.setattr(type(fs), "put_file", refuse_rejects)
+        with pytest.raises(DialogGenError, match=f"cannot write {bucket}: the bucket is sealed"):
+            write_shard(store, shard_of("s", 3), rows)
+        assert not store.is_complete(shard_of("s", 3))
+    with open_store(bucket, CONFIG) as store:
+        write_shard(store, shard_of("s", 3), rows)
+    assert verify(DatasetFolder(bucket)).problems == []
+
+
+def test_the_engines_log_begins_anew(tmp_path: Path) -> None:
+    for _ in range(2):
+        with open_store(str(tmp_path), CONFIG) as store:
+            assert isinstance(store, Store)
+            log = store.engine_log()
+            assert (log, log.read_bytes()) == (tmp_path / "engine.log", b"")
+            log.write_text("words")
