@@ -72,3 +72,10 @@ def test_shares_parameters_with_the_model() -> None:
 def test_refuses_what_has_no_text_tower() -> None:
     with pytest.raises(TypeError, match="Linear"):
         TextTower(torch.nn.Linear(2, 2))
+
+
+def test_a_tower_that_sees_padding_wants_all_of_it() -> None:
+    tower = TextTower(small_clip(custom=True, no_causal_mask=True))
+    assert tower.whole is not None
+    with pytest.raises(ValueError, match="give all 77 tokens"):
+        tower(open_clip.get_tokenizer("ViT-B-32")(TEXTS)[:, :30])

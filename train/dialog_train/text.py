@@ -47,12 +47,14 @@ class TextTower(nn.Module):
             raise TypeError(f"a CLIP whose text tower pools by {self.pool_type!r} is not supported")
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids (N, L), L up to the context length -> unit-norm text vectors (N, D)."""
+        """Token ids (N, L), L up to the context length, or just that if `whole` -> unit-norm text vectors (N, D)."""
         if not self.is_native:
             # Padding is masked, so columns of nothing else can go.
             length = int((tokens != self.pad_id).any(0).nonzero().max()) + 1
             return normalize(self.text(tokens[:, :length]), dim=-1)
         if self.whole is not None:
+            if tokens.shape[1] != self.whole.context_length:
+                raise ValueError(f"this tower sees padding: give all {self.whole.context_length} tokens")
             return normalize(self.whole(tokens), dim=-1)
         ends = self._ends(tokens)
         length = int(ends.max()) + 1

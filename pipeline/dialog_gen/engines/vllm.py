@@ -8,6 +8,11 @@ import functools
 import itertools
 import logging
 import os
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
@@ -69,7 +74,7 @@ class VllmEngine:
             disable_log_stats=True,
             use_tqdm_on_load=False,
         )
-        with Guard() as self._guard:
+        with Guard() as self._guard, _ctrl_c_raises():
             self._engine = AsyncLLM.from_engine_args(arguments)
         # The engine's own process goes on writing to its log; this one would write over the progress bar.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
@@ -124,6 +129,29 @@ class VllmEngine:
         """See `Engine`."""
         self._engine.shutdown(timeout=_SHUTDOWN_S)
         self._guard.dismiss()
+
+
+@contextmanager
+def _ctrl_c_raises() -> Generator[None]:
+    """Makes sure of it: vLLM swallows a KeyboardInterrupt while it waits for its engine, and goes on without one."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _dtype(name: str) -> Any:

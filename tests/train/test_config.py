@@ -1,0 +1,108 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dialog_gen.errors import UsageError
+from dialog_train.config import DraftLossSettings, DraftRecipe, load_recipe
+from dialog_train.losses import draft_loss
+
+RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("draft-*.toml"))
+MINIMAL = """
+model = "shapes-clip"
+out = "runs/x"
+[data]
+dialogues = "d"
+work = "w"
+[optim]
+lr = 1e-4
+batch_size = 64
+"""
+
+
+def write(folder: Path, text: str = MINIMAL) -> Path:
+    file = folder / "recipe.toml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_shipped_recipes_load(file: Path) -> None:
+    assert load_recipe(file).data.dialogues
+
+
+def test_recipes_are_shipped() -> None:
+    assert {"draft-vit-b-32", "draft-shapes"} <= {file.stem for file in RECIPES}
+
+
+def test_published_settings() -> None:
+    recipe = load_recipe(next(file for file in RECIPES if file.stem == "draft-vit-b-32"))
+    assert (recipe.model, recipe.pretrained) == ("ViT-B-32-quickgelu", "laion400m_e31")
+    assert (recipe.optim.batch_size, recipe.optim.lr, recipe.optim.weight_decay) == (1536, 1e-5, 0.1)
+
+
+def test_loss_settings_are_the_keyword_arguments_of_the_loss() -> None:
+    defaults = draft_loss.__kwdefaults__
+    assert DraftLossSettings().model_dump() == defaults
+
+
+@pytest.mark.parametrize(
+    ("override", "get", "value"),
+    [
+        ("optim.lr=3e-5", lambda r: r.optim.lr, 3e-5),
+        ("out=runs/other one", lambda r: str(r.out), "runs/other one"),
+        ('model="ViT-B-32"', lambda r: r.model, "ViT-B-32"),
+        ("dialogues=concatenate", lambda r: r.dialogues, "concatenate"),
+        ("loss.mmd_sigma=median", lambda r: r.loss.mmd_sigma, "median"),
+        ("loss.mmd_sigma=[0.1, 0.4]", lambda r: r.loss.mmd_sigma, (0.1, 0.4)),
+        ("caption_only=true", lambda r: r.caption_only, True),
+        ("log.wandb = true", lambda r: r.log.wandb, True),
+        ("pretrained=a=b", lambda r: r.pretrained, "a=b"),
+    ],
+)
+def test_overrides(tmp_path: Path, override: str, get: Any, value: object) -> None:
+    assert get(load_recipe(write(tmp_path), [override])) == value
+
+
+def test_the_last_override_wins(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path), ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["optim.learning_rate=1"], "optim.learning_rate: unknown key"),
+        (["optim.warmup=1"], "did you mean 'warmup_steps'"),
+        (["mmd_weight=1"], "mmd_weight: unknown key"),
+        (["loss.a=1.2"], r"loss.a: .* got 1.2"),
+        (["loss.a=-0.1"], r"loss.a: .* got -0.1"),
+        (["loss.direction=t2t"], "'t2i'"),
+        (["optim.precision=fp8"], "'bf16'"),
+        (["optim.ema_decay=1.0"], "ema_decay"),
+        (["optim.batch_size=1"], "batch_size"),
+        (["model.name=x"], "model is no table"),
+        (["seed"], "KEY=VALUE"),
+        (["=3"], "KEY=VALUE"),
+    ],
+)
+def test_refuses(tmp_path: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_recipe(write(tmp_path), overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("model = ", "not valid TOML"), (MINIMAL.replace("lr = 1e-4", ""), "optim.lr"), ("[optim]\nlr=1", "model")],
+)
+def test_refuses_files(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_recipe(write(tmp_path, text))
+    with pytest.raises(UsageError, match="No such file"):
+        load_recipe(tmp_path / "none.toml")
+
+
+def test_is_frozen(tmp_path: Path) -> None:
+    recipe: DraftRecipe = load_recipe(write(tmp_path))
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.seed = 3  # type: ignore[misc]

@@ -1,0 +1,157 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from transformers import CLIPModel
+
+from dialog_train.clip import load_clip
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "train" / "draft.py"
+
+RECIPE = """
+model = {model!r}
+out = "out"
+save_every_steps = 2
+[data]
+dialogues = {dialogues!r}
+work = "work"
+[optim]
+lr = 1e-3
+batch_size = 8
+epochs = 1
+[log]
+tensorboard = false
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path) -> Path:
+    file = tmp_path / "recipe.toml"
+    file.write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
+    return file
+
+
+@pytest.fixture
+def draft(tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """Runs the script within this process, in `tmp_path`."""
+    spec = importlib.util.spec_from_file_location("draft_script", SCRIPT)
+    assert spec
+    assert spec.loader
+    script: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    # Processes that decode cost more than these images.
+    monkeypatch.setattr(script, "_WORKERS", 0)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["draft.py", "--config", str(recipe), *arguments])
+        return script.main()
+
+    yield run
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_is_a_thin_script() -> None:
+    assert len(SCRIPT.read_text().splitlines()) <= 80
+
+
+def test_from_dialogues_to_a_model(
+    draft: Callable[..., int], tmp_path: Path, tiny_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draft("--set", "optim.max_steps=5", "--export-hf") == 0
+    printed = capsys.readouterr()
+    assert "5 steps" in printed.out
+    base, tuned = load_clip(str(tiny_clip)), load_clip(str(tmp_path / "out" / "model"))
+    moved = {
+        name
+        for name, value in base.model.state_dict().items()
+        if not torch.equal(value, tuned.model.state_dict()[name])
+    }
+    assert {"text_projection", "logit_scale", "transformer.resblocks.0.attn.in_proj_weight"} <= moved
+    assert not any(name.startswith("visual.") for name in moved)
+    tokens = tuned.tokenizer(["a red circle", "what is left?"])
+    with torch.no_grad():
+        exported = CLIPModel.from_pretrained(tmp_path / "out" / "hf").get_text_features(tokens).pooler_output
+        torch.testing.assert_close(exported, tuned.model.encode_text(tokens), rtol=0, atol=1e-5)
+
+    before = load_file(tmp_path / "out" / "model" / "open_clip_model.safetensors")
+    assert draft("--set", "optim.max_steps=5", "--resume", "auto") == 0
+    after = load_file(tmp_path / "out" / "model" / "open_clip_model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert draft("--set", "optim.max_steps=5") == 2
+    assert "--resume auto" in capsys.readouterr().err
+
+
+def test_uses_vectors_and_rows_that_are_there(draft: Callable[..., int], tmp_path: Path) -> None:
+    assert draft("--set", "optim.max_steps=1") == 0
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.[ap]*r*") if path.is_file()}
+    assert len(times) == 6
+    assert draft("--set", "optim.max_steps=1", "--set", "out=other") == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "loss.a=1.5"], "loss.a"),
+        (["--set", "optim.warmup=5"], "did you mean 'warmup_steps'"),
+        (["--set", "model=ViT-B-33"], "unknown model 'ViT-B-33'"),
+        (["--set", "data.dialogues=nowhere"], "nowhere"),
+        (["--set", "optim.batch_size=500"], "48"),
+        (["--set", "optim.precision=fp16"], "needs a GPU"),
+        (["--config", "none.toml"], "none.toml"),
+    ],
+)
+def test_wrong_use(
+    draft: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert draft(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert said in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_not_finite(
+    draft: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draft("--set", "optim.lr=1e30", "--set", "optim.epochs=3") == 1
+    assert "error: step " in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out" / "not-finite.json").read_text())["image_ids"]) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "override", "code"),
+    [
+        ([], "loss.a=1.5", 2),
+        ([], "optim.max_steps=3", 0),
+        (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "optim.max_steps=3", 0),
+        (["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"], "optim.max_steps=3", 0),
+    ],
+)
+def test_as_a_user_starts_it(tmp_path: Path, recipe: Path, launcher: list[str], override: str, code: int) -> None:
+    folders = os.pathsep.join(str(ROOT / name) for name in ("pipeline", "train", "eval"))
+    env = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *launcher, str(SCRIPT), "--config", str(recipe), "--set", override]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    if code:
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+    else:
+        assert done.stdout.count("3 steps") == 1
+        report = json.loads((tmp_path / "out" / "train.json").read_text())
+        assert report["processes"] == (2 if "--nproc_per_node" in launcher else 1)

@@ -1,0 +1,473 @@
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from helpers.loops import CONFIG, VOCABULARY, TinyRows, make_clip, make_recipe, train
+from open_clip.hf_model import HFTextEncoder
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import BertConfig
+
+from dialog_gen.errors import FailedCheckError, UsageError
+from dialog_train.clip import Clip, load_clip
+from dialog_train.config import OptimSettings
+from dialog_train.optim import learning_rate, parameter_groups, select_trainable
+from dialog_train.text import TextTower
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = "open_clip_model.safetensors"
+STEPS = 12  # of make_recipe: 50 rows in batches of 8, two epochs
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Accelerate keeps its first settings for the life of a process."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def weights(out: Path, folder: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(out / folder / WEIGHTS)
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def snapshot(clip: Clip) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in clip.model.state_dict().items()}
+
+
+class Stop(BaseException):
+    """Like a kill, as far as it goes within a process."""
+
+
+def stop_at(step: int) -> Any:
+    def on_step(number: int, values: dict[str, float]) -> None:
+        if number == step:
+            raise Stop
+
+    return on_step
+
+
+def test_learns_and_leaves_a_report(tmp_path: Path) -> None:
+    losses: list[float] = []
+    recipe = make_recipe(tmp_path, epochs=5)
+    result = train(recipe, on_step=lambda step, values: losses.append(values["loss"]))
+    assert len(losses) == result.steps == 30
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    report = json.loads((tmp_path / "train.json").read_text())
+    assert report["steps"] == 30
+    assert report["processes"] == 1
+    assert report["recipe"]["optim"]["lr"] == recipe.optim.lr
+    assert report["losses"]["loss"] == pytest.approx(sum(losses[-10:]) / 10)
+    assert result.pairs_per_s > 0
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_trains_the_text_tower_and_nothing_else(tmp_path: Path, custom: bool) -> None:
+    clip = make_clip(custom=custom)
+    before = snapshot(clip)
+    train(make_recipe(tmp_path), clip)
+    visual = {name for name in before if name.startswith("visual.")}
+    assert changed(before, weights(tmp_path)) == set(before) - visual
+
+
+def test_the_model_loads_with_open_clip(tmp_path: Path) -> None:
+    clip = make_clip()
+    train(make_recipe(tmp_path / "out"), clip)
+    (tmp_path / "tiny-of-test.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(tmp_path / "tiny-of-test.json")
+    file = str(tmp_path / "out" / "model" / WEIGHTS)
+    loaded, _, _ = open_clip.create_model_and_transforms("tiny-of-test", pretrained=file)
+    tokens = torch.tensor([[1, 5, VOCABULARY - 1] + [0] * 9])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encode_text(tokens), clip.model.encode_text(tokens), rtol=0, atol=0)
+
+
+def test_no_decay_on_norms_biases_embeddings_and_logit_scale() -> None:
+    clip = make_clip()
+    trainable = select_trainable(clip.model, TextTower(clip.model), OptimSettings(lr=1, batch_size=2))
+    groups = parameter_groups(clip.model, trainable, 0.3)
+    names = {id(parameter): name for name, parameter in clip.model.named_parameters()}
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] == 0.3 for p in group["params"]}
+    kept = {names[id(p)] for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    matrices = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    assert decayed == {f"transformer.resblocks.{n}.{m}" for n in range(3) for m in matrices} | {"text_projection"}
+    assert {"token_embedding.weight", "positional_embedding", "logit_scale", "ln_final.weight"} < kept
+    assert decayed | kept == set(trainable)
+    assert not decayed & kept
+
+
+@pytest.mark.parametrize(
+    ("step", "share"),
+    [(0, 1 / 4), (1, 2 / 4), (3, 1), (4, 1), (10, 0.5), (7, (1 + math.cos(math.pi / 4)) / 2), (16, 0)],
+)
+def test_warm_up_and_cosine(step: int, share: float) -> None:
+    settings = OptimSettings(lr=2e-3, warmup_steps=4, batch_size=2)
+    assert learning_rate(step, 16, settings) == pytest.approx(2e-3 * share, abs=1e-15)
+
+
+def test_the_schedule_is_followed(tmp_path: Path) -> None:
+    rates: list[float] = []
+    recipe = make_recipe(tmp_path)
+    train(recipe, on_step=lambda step, values: rates.append(values["lr"]))
+    assert rates == [learning_rate(step, STEPS, recipe.optim) for step in range(STEPS)]
+
+
+def test_warm_up_longer_than_the_training(tmp_path: Path) -> None:
+    train(make_recipe(tmp_path, warmup_steps=100, max_steps=3))
+
+
+def test_ema_follows_its_definition(tmp_path: Path) -> None:
+    clip, decay = make_clip(), 0.8
+    name = "transformer.resblocks.1.mlp.c_fc.weight"
+    parameter = clip.model.get_parameter(name)
+    seen = [parameter.detach().double().clone()]
+    train(
+        make_recipe(tmp_path, ema_decay=decay),
+        clip,
+        on_step=lambda step, values: seen.append(parameter.detach().double().clone()),
+    )
+    expected = seen[0]
+    for value in seen[1:]:
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(weights(tmp_path, "model-ema")[name].double(), expected, rtol=0, atol=1e-6)
+    assert not torch.equal(weights(tmp_path)[name], weights(tmp_path, "model-ema")[name])
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 7, 11, 12])
+def test_resumed_equals_undisturbed(tmp_path: Path, stop: int) -> None:
+    def recipe(name: str) -> Any:
+        return make_recipe(tmp_path / name, ema_decay=0.9, save_every_steps=3)
+
+    train(recipe("whole"))
+    with pytest.raises(Stop):
+        train(recipe("parts"), on_step=stop_at(stop))
+    assert not (tmp_path / "parts" / "model").exists()
+    steps: list[int] = []
+    train(recipe("parts"), resume="auto", on_step=lambda step, values: steps.append(step))
+    # What is done in a step is written after `on_step` heard of it.
+    assert steps[0] == (stop - 1) // 3 * 3 + 1
+    for folder in ("model", "model-ema"):
+        whole, parts = (tmp_path / name / folder / WEIGHTS for name in ("whole", "parts"))
+        assert parts.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "parts" / "checkpoints").exists()
+
+
+def make_hf_clip() -> Clip:
+    """A text tower of Hugging Face's, with dropout and a pooler that goes unused."""
+    clip = make_clip(custom=True)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=16, **sizes)
+    clip.model.text = HFTextEncoder("none", 16, config=config, pooler_type="mean_pooler", proj_type="linear")
+    return clip
+
+
+def test_resumes_with_dropout(tmp_path: Path) -> None:
+    clips = []
+    for name, stop in (("whole", None), ("parts", 5)):
+        torch.manual_seed(3)
+        recipe = make_recipe(tmp_path / name, save_every_steps=2, max_steps=7)
+        if stop:
+            with pytest.raises(Stop):
+                train(recipe, make_hf_clip(), on_step=stop_at(stop))
+        torch.manual_seed(3)
+        clips.append(make_hf_clip())
+        train(recipe, clips[-1], resume="auto")
+    assert changed(snapshot(clips[0]), snapshot(clips[1])) == set()
+
+
+def test_checkpoints_hold_no_pickle_and_are_one_at_a_time(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        train(make_recipe(tmp_path, save_every_steps=3), on_step=stop_at(8))
+    files = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert files == ["step-00000006.safetensors"]
+    with safe_open(tmp_path / "checkpoints" / files[0], "pt") as content:
+        assert json.loads(content.metadata()["training"])["step"] == 6
+        assert content.get_tensor("exp_avg_sq/logit_scale").dtype == torch.float32
+
+
+def kill_half_way(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(Stop):
+        train(make_recipe(tmp_path, save_every_steps=2, **changes), on_step=stop_at(4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"lr": 1e-3}, "optim.lr: 0.003 there, 0.001 now"), ({"seed": 4}, "seed: 0 there, 4 now")],
+)
+def test_refuses_to_go_on_with_another_recipe(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    kill_half_way(tmp_path, {})
+    with pytest.raises(UsageError, match=said):
+        train(make_recipe(tmp_path, **changes), resume="auto")
+
+
+def test_refuses_to_go_on_with_other_weights_or_rows(tmp_path: Path) -> None:
+    kill_half_way(tmp_path, {})
+    with pytest.raises(UsageError, match="weights_sha256"):
+        train(make_recipe(tmp_path), make_clip(custom=True), resume="auto")
+    with pytest.raises(UsageError, match="rows: 50 there, 51 now"):
+        train(make_recipe(tmp_path), rows=TinyRows(51), resume="auto")
+
+
+def test_logging_may_change_between_parts(tmp_path: Path) -> None:
+    kill_half_way(tmp_path, {})
+    log = {"tensorboard": False, "every_steps": 2}
+    assert train(make_recipe(tmp_path, save_every_steps=5, log=log), resume="auto").steps == STEPS
+
+
+def test_a_folder_with_a_training_is_not_overwritten(tmp_path: Path) -> None:
+    kill_half_way(tmp_path / "half", {})
+    train(make_recipe(tmp_path / "done", max_steps=2))
+    for name in ("half", "done"):
+        with pytest.raises(UsageError, match="--resume auto"):
+            train(make_recipe(tmp_path / name, max_steps=2))
+
+
+def test_a_completed_training_is_left_alone(tmp_path: Path) -> None:
+    first = train(make_recipe(tmp_path))
+    assert train(make_recipe(tmp_path), resume="auto", on_step=stop_at(1)) == first
+    with pytest.raises(UsageError, match=r"optim.max_steps"):
+        train(make_recipe(tmp_path, max_steps=40), resume="auto")
+
+
+def test_damaged_checkpoint(tmp_path: Path) -> None:
+    kill_half_way(tmp_path, {})
+    (file,) = (tmp_path / "checkpoints").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UsageError, match="cannot be resumed from"):
+        train(make_recipe(tmp_path), resume="auto")
+
+
+def test_stops_where_a_number_is_not_finite(tmp_path: Path) -> None:
+    rows, clip = TinyRows(broken=17), make_clip()
+    seen: list[int] = []
+    with pytest.raises(FailedCheckError, match=r"step (\d+): .*loss is nan.*image-") as raised:
+        train(make_recipe(tmp_path, max_steps=12), clip, rows, on_step=lambda step, values: seen.append(step))
+    found = json.loads((tmp_path / "not-finite.json").read_text())
+    assert found["step"] == len(seen) + 1
+    assert f"step {found['step']}:" in str(raised.value)
+    assert "image-17" in found["image_ids"]
+    assert len(found["image_ids"]) == 8
+    # Not a step too late: what was learned until then is whole.
+    assert all(torch.isfinite(value).all() for value in snapshot(clip).values())
+
+
+@pytest.mark.parametrize("kind", ["native", "custom", "hugging face"])
+def test_last_layers_only(tmp_path: Path, kind: str) -> None:
+    clip = make_hf_clip() if kind == "hugging face" else make_clip(custom=kind == "custom")
+    before = snapshot(clip)
+    train(make_recipe(tmp_path, train_last_layers=1), clip)
+    after = changed(before, snapshot(clip))
+    prefix = {"native": "", "custom": "text.", "hugging face": "text."}[kind]
+    last = "transformer.encoder.layer.1." if kind == "hugging face" else "transformer.resblocks.2."
+    tail = {"proj.weight"} if kind == "hugging face" else {"ln_final.weight", "ln_final.bias", "text_projection"}
+    expected = {name for name in before if name.startswith(prefix + last)} | {prefix + name for name in tail}
+    assert after == expected | {"logit_scale"}
+
+
+def test_more_last_layers_than_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has 3 layers"):
+        train(make_recipe(tmp_path, train_last_layers=4))
+
+
+def test_logit_scale_fixed_or_learned_within_bounds(tmp_path: Path) -> None:
+    clip = make_clip()
+    before = clip.model.logit_scale.item()
+    train(make_recipe(tmp_path / "fixed", logit_scale="fixed"), clip)
+    assert clip.model.logit_scale.item() == before
+    with torch.no_grad():
+        clip.model.logit_scale.fill_(math.log(100) + 1)
+    train(make_recipe(tmp_path / "high", max_steps=2), clip)
+    assert clip.model.logit_scale.item() <= math.log(100) + 1e-6
+    assert clip.model.logit_scale.item() != before
+
+
+def test_caption_only_does_not_see_the_dialogues(tmp_path: Path) -> None:
+    class Other(TinyRows):
+        def batch(self, rows: Any, epoch: int, **options: Any) -> Any:
+            batch = super().batch(rows, epoch, **options)
+            batch.dialogue_tokens.clamp_(max=3)
+            return batch
+
+    values: list[dict[str, float]] = []
+    for name, rows in (("one", TinyRows()), ("other", Other())):
+        train(make_recipe(tmp_path / name, caption_only=True), rows=rows, on_step=lambda step, v: values.append(v))
+    assert changed(weights(tmp_path / "one"), weights(tmp_path / "other")) == set()
+    assert all(v["mmd_loss"] == 0 for v in values)
+    assert all(v["image_caption_loss"] == v["image_dialogue_loss"] for v in values)
+    train(make_recipe(tmp_path / "with"))
+    assert changed(weights(tmp_path / "one"), weights(tmp_path / "with"))
+
+
+def test_gives_every_image_once_an_epoch(tmp_path: Path) -> None:
+    rows = TinyRows(48)
+    train(make_recipe(tmp_path), rows=rows)
+    for epoch in (0, 1):
+        assert sorted(row for order, e, *_ in rows.served if e == epoch for row in order) == list(range(48))
+    assert rows.served[0][2:] == (False, False)
+
+
+def test_what_the_tower_and_the_recipe_need_of_the_rows(tmp_path: Path) -> None:
+    rows = TinyRows()
+    train(
+        make_recipe(tmp_path, max_steps=1, dialogues="concatenate"), make_clip(custom=True, no_causal_mask=True), rows
+    )
+    assert {served[2:] for served in rows.served} == {(True, True)}
+
+
+def test_batch_larger_than_the_data(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="50"):
+        train(make_recipe(tmp_path, batch_size=51))
+
+
+def test_unknown_text_tower(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tiny cannot be trained"):
+        train(make_recipe(tmp_path), make_clip(pool_type="last"))
+
+
+def test_bf16_is_near_float32(tmp_path: Path) -> None:
+    losses: dict[str, list[float]] = {"no": [], "bf16": []}
+    for precision, seen in losses.items():
+        recipe = make_recipe(tmp_path / precision, precision=precision)
+        train(recipe, on_step=lambda step, values, seen=seen: seen.append(values["loss"]))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert {value.dtype for value in weights(tmp_path / precision).values()} == {torch.float32}
+    assert losses["bf16"] != losses["no"]
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
+
+
+def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs a GPU"):
+        train(make_recipe(tmp_path, precision="fp16"))
+
+
+def test_tensorboard_has_the_curves(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    losses: list[float] = []
+    log = {"tensorboard": True, "every_steps": 4}
+    train(make_recipe(tmp_path, log=log), on_step=lambda step, values: losses.append(values["mmd_loss"]))
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "dialog-train")).Reload()
+    assert {"loss", "image_dialogue_loss", "image_caption_loss", "lr"} <= set(events.Tags()["scalars"])
+    points = events.Scalars("mmd_loss")
+    assert [point.step for point in points] == [4, 8, 12]
+    means = [sum(losses[start : start + 4]) / 4 for start in (0, 4, 8)]
+    assert [point.value for point in points] == pytest.approx(means, rel=1e-5)
+
+
+def test_says_where_more_processes_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    train(make_recipe(tmp_path, max_steps=1))
+    assert "torchrun" in caplog.text
+
+
+SCRIPT = """
+import json, os, shutil, sys
+from pathlib import Path
+import torch
+from helpers.loops import make_recipe, train
+
+out, resume, changes = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+
+def on_step(step, values):
+    # In one piece: two processes write to the same pipe.
+    os.write(1, (json.dumps([step, values]) + "\\n").encode())
+    if step == 2:
+        # The first step's averages of the gradient are the gradient, times 1 - beta.
+        state = out / "checkpoints" / "step-00000001.safetensors"
+        if state.exists():
+            shutil.copy(state, out / "first.safetensors")
+
+train(make_recipe(out, **changes), resume=resume, on_step=on_step)
+"""
+
+
+def start_process(tmp_path: Path, out: Path, resume: str, changes: dict[str, Any], processes: int = 1) -> Any:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    folders = os.pathsep.join(str(ROOT / name) for name in ("pipeline", "train", "eval", "tests"))
+    env = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script), str(out), resume, json.dumps(changes)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: Any) -> list[tuple[int, dict[str, float]]]:
+    printed, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return [tuple(json.loads(line)) for line in printed.splitlines()]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
+    changes = {"ema_decay": 0.9, "save_every_steps": 4, "epochs": 5}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finish(start_process(tmp_path, whole, "never", changes))
+    # The property holds for each: the one that is drawn may differ from run to run.
+    fatal = random.SystemRandom().randint(5, 29)
+    process = start_process(tmp_path, parts, "never", changes)
+    for line in process.stdout:
+        if json.loads(line)[0] == fatal:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate()
+    assert not (parts / "train.json").exists(), fatal
+    steps = finish(start_process(tmp_path, parts, "auto", changes))
+    assert steps[0][0] > 1, fatal
+    assert steps[-1][0] == 30
+    for folder in ("model", "model-ema"):
+        assert (parts / folder / WEIGHTS).read_bytes() == (whole / folder / WEIGHTS).read_bytes(), fatal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mmd_over", ["scalars", "positives"])
+def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path, mmd_over: str) -> None:
+    loss = {"a": 0.3, "mmd_weight": 5.0, "mmd_over": mmd_over}
+    changes = {"max_steps": 4, "save_every_steps": 1, "grad_clip": 1e6, "loss": loss}
+    one = finish(start_process(tmp_path, tmp_path / "1", "never", changes))
+    two = finish(start_process(tmp_path, tmp_path / "2", "never", changes, processes=2))
+    assert json.loads((tmp_path / "2" / "train.json").read_text())["processes"] == 2
+    # Both processes tell of each step, and tell the same.
+    assert sorted(step for step, _ in two) == sorted(2 * [step for step, _ in one])
+    for step, values in two:
+        assert values == pytest.approx(one[step - 1][1], rel=2e-5, abs=1e-7)
+    first, second = (load_file(tmp_path / name / "first.safetensors") for name in "12")
+    gradients = [name for name in first if name.startswith("exp_avg/")]
+    assert "exp_avg/logit_scale" in gradients
+    assert len(gradients) > 30
+    for name in gradients:
+        scale = first[name].norm().item()
+        assert (first[name] - second[name]).norm().item() <= 1e-5 * scale + 1e-9, name
+
+
+@pytest.mark.slow
+def test_batch_that_does_not_split(tmp_path: Path) -> None:
+    process = start_process(tmp_path, tmp_path / "out", "never", {"batch_size": 9}, processes=2)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode
+    assert "divide by 2" in said
+
+
+def test_trained_folder_is_a_model_again(tmp_path: Path) -> None:
+    # Its tokenizer is open_clip's own, for lack of another.
+    train(make_recipe(tmp_path))
+    loaded = load_clip(str(tmp_path / "model"))
+    assert changed(weights(tmp_path), loaded.model.state_dict()) == set()

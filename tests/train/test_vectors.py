@@ -1,0 +1,292 @@
+import gc
+import json
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers.inputs import png
+from helpers.rows import rows_of
+from helpers.training import TINY_SHARDS, scene_row, write_dialogues, write_tiny_clip
+from PIL import Image
+
+from dialog_gen.errors import DialogGenError, UsageError
+from dialog_gen.store import DatasetFolder, open_store
+from dialog_train import vectors as vectors_module
+from dialog_train.clip import Clip, load_clip
+from dialog_train.vectors import EmbedSummary, VectorStore, embed_dataset
+
+SCRIPT = Path(__file__).parents[2] / "train" / "embed.py"
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip: Path) -> Clip:
+    return load_clip(str(tiny_clip))
+
+
+def embed(dialogues: Path, clip: Clip, out: Path, **options: Any) -> EmbedSummary:
+    return embed_dataset(DatasetFolder.existing(str(dialogues)), clip, out, **{"batch_size": 7, **options})
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_vectors_are_open_clips(
+    workers: int, tiny_dialogues: Path, tiny_clip: Path, clip: Clip, tmp_path: Path
+) -> None:
+    heard: list[int] = []
+    summary = embed(tiny_dialogues, clip, tmp_path / "v", workers=workers, on_batch=heard.append)
+    store = VectorStore(tmp_path / "v")
+    tables = [store.read(shard) for shard in store.shards()]
+    found = [row for table in tables for row in table.to_pylist()]
+
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip}")
+    rows = rows_of(tiny_dialogues)
+    assert store.shards() == list(TINY_SHARDS)
+    assert [r["image_id"] for r in found] == [r["image_id"] for r in rows]
+    assert [r["image_sha256"] for r in found] == [r["image_sha256"] for r in rows]
+    for row, vector in zip(rows, found, strict=True):
+        image = Image.open(pa.BufferReader(row["images"][0]["bytes"])).convert("RGB")
+        with torch.no_grad():
+            expected = model.eval().encode_image(preprocess(image)[None])[0]
+        # Half a float keeps 11 bits.
+        torch.testing.assert_close(
+            torch.tensor(vector["vector"]), expected / expected.norm(), atol=2**-11, rtol=0, check_dtype=False
+        )
+    assert {str(table["vector"].type) for table in tables} == {"fixed_size_list<element: halffloat>[32]"}
+    assert (summary.shards, summary.skipped_shards, summary.vectors, sum(heard)) == (3, 0, 48, 48)
+    assert not summary.lost
+
+
+def test_config_says_what_made_them(tiny_dialogues: Path, clip: Clip, tmp_path: Path) -> None:
+    embed(tiny_dialogues, clip, tmp_path / "v")
+    config = json.loads((tmp_path / "v" / "config.json").read_text())
+    assert (config["model"], config["weights_sha256"]) == (clip.name, clip.weights_sha256)
+    assert (config["width"], config["dtype"]) == (32, "float16")
+    assert "Normalize(mean=" in config["transform"]
+    assert " at 0x" not in config["transform"]
+    dataset = DatasetFolder(str(tiny_dialogues))
+    for shard in TINY_SHARDS:
+        metadata = pq.read_metadata(tmp_path / "v" / "vectors" / f"{shard}.parquet").metadata
+        sidecar = dataset.sidecar(shard)
+        assert sidecar is not None
+        assert metadata[b"source"].decode() == sidecar.files[0].sha256
+        assert metadata[b"rows"].decode() == str(TINY_SHARDS[shard])
+
+
+def test_goes_on_after_a_kill(
+    tiny_dialogues: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(tiny_dialogues, clip, tmp_path / "whole")
+    out = tmp_path / "v"
+    embed(tiny_dialogues, clip, out)
+    part = out / "vectors" / "b.parquet"
+    # As a kill in the middle of the second shard leaves it; the third is cut off, as a file system may leave it.
+    (out / ".tmp").mkdir()
+    (out / ".tmp" / "b.parquet").write_bytes(part.read_bytes()[:100])
+    part.unlink()
+    (out / "vectors" / "c.parquet").write_bytes((out / "vectors" / "c.parquet").read_bytes()[:-9])
+
+    seen: list[str] = []
+    decode = vectors_module.decode_image
+    monkeypatch.setattr(vectors_module, "decode_image", lambda data: seen.append("image") or decode(data))
+    heard: list[int] = []
+    summary = embed(tiny_dialogues, clip, out, on_batch=heard.append)
+    assert len(seen) == TINY_SHARDS["b"] + TINY_SHARDS["c"]
+    assert (summary.skipped_shards, summary.vectors, sum(heard)) == (1, 48, 48)
+    assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_process_goes_on(tiny_dialogues: Path, tiny_clip: Path, clip: Clip, tmp_path: Path) -> None:
+    # The process kills itself in the second shard.
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from dialog_gen.store import DatasetFolder; from dialog_train.clip import load_clip\n"
+        "from dialog_train.vectors import embed_dataset\n"
+        "done = [0]\n"
+        "def on_batch(images):\n"
+        "    done[0] += images\n"
+        "    done[0] > 25 and os.kill(os.getpid(), 9)\n"
+        "embed_dataset(DatasetFolder(sys.argv[1]), load_clip(sys.argv[2]), Path(sys.argv[3]), batch_size=7,"
+        " on_batch=on_batch)"
+    )
+    out = tmp_path / "v"
+    killed = subprocess.run([sys.executable, "-c", code, str(tiny_dialogues), str(tiny_clip), str(out)])
+    assert killed.returncode == -9
+    assert [path.name for path in (out / "vectors").iterdir()] == ["a.parquet"]
+    assert embed(tiny_dialogues, clip, out).skipped_shards == 1
+    embed(tiny_dialogues, clip, tmp_path / "whole")
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_changed_and_removed_shards(clip: Clip, tmp_path: Path) -> None:
+    data, out = tmp_path / "d", tmp_path / "v"
+    write_dialogues(data, {"a": [scene_row(0)], "b": [scene_row(1)], "c": [scene_row(2)]})
+    embed(data, clip, out)
+    write_dialogues(data, {"b": [scene_row(3), scene_row(4)]})
+    (data / "shards" / "c.json").unlink()
+    summary = embed(data, clip, out)
+    assert (summary.shards, summary.skipped_shards, summary.vectors) == (2, 1, 3)
+    store = VectorStore(out)
+    assert store.shards() == ["a", "b"]
+    assert store.read("b")["image_id"].to_pylist() == ["image 3", "image 4"]
+    assert store.source("c") is None
+
+
+def test_images_that_cannot_be_used_are_counted(clip: Clip, tmp_path: Path) -> None:
+    rows = [scene_row(number) for number in range(6)]
+    rows[1]["images"] = [{"bytes": rows[1]["images"][0]["bytes"][:-60], "path": None}]
+    rows[2]["images"] = None
+    rows[3]["images"] = [{"bytes": b"<html>", "path": None}]
+    rows[4]["images"] = [{"bytes": None, "path": "4.png"}]
+    write_dialogues(tmp_path / "d", {"a": rows})
+    for again in (0, 1):
+        summary = embed(tmp_path / "d", clip, tmp_path / "v", batch_size=2)
+        assert (summary.vectors, summary.skipped_shards) == (2, again)
+        assert summary.lost == {"no_image": 2, "not_an_image": 1, "truncated": 1}
+    assert VectorStore(tmp_path / "v").read("a")["image_id"].to_pylist() == ["image 0", "image 5"]
+
+
+def test_refuses_another_model(tiny_dialogues: Path, clip: Clip, tmp_path: Path) -> None:
+    out = tmp_path / "v"
+    embed(tiny_dialogues, clip, out)
+    before = files(out)
+    other = load_clip(str(write_tiny_clip(tmp_path / "other", seed=1)))
+    config = {**clip.config, "quick_gelu": True}
+    as_before = {field: getattr(clip, field) for field in Clip.__dataclass_fields__}
+    gelu = Clip(**{**as_before, "config": config})
+    shifted = Clip(**{**as_before, "preprocess_config": {**clip.preprocess_config, "mean": [0, 0, 0]}})
+    renamed = Clip(**{**as_before, "name": "by another name"})
+    for model, words in (
+        (
+            other,
+            f"model: tiny .weights {clip.weights_sha256[:12]}. there, other .weights {other.weights_sha256[:12]}. now",
+        ),
+        (gelu, "the weights agree, the configuration does not"),
+        (shifted, "preprocess_config: "),
+    ):
+        with pytest.raises(UsageError, match=words):
+            embed(tiny_dialogues, model, out)
+        with pytest.raises(UsageError, match=words):
+            VectorStore(out).check(model)
+    assert files(out) == before
+    VectorStore(out).check(renamed)
+    assert embed(tiny_dialogues, renamed, out).skipped_shards == 3
+    assert files(out) == before
+
+
+def test_refuses_another_dataset_and_folders_of_something_else(
+    tiny_dialogues: Path, clip: Clip, tmp_path: Path
+) -> None:
+    out = tmp_path / "v"
+    embed(tiny_dialogues, clip, out)
+    write_dialogues(tmp_path / "d", {"a": [scene_row(0)]}, made_by="another run")
+    with pytest.raises(UsageError, match="another dataset"):
+        embed(tmp_path / "d", clip, out)
+    before = files(tmp_path / "d")
+    with pytest.raises(UsageError, match="something else"):
+        embed(tiny_dialogues, clip, tmp_path / "d")
+    assert files(tmp_path / "d") == before
+    with (
+        open_store(str(out), json.loads((out / "config.json").read_text())),
+        pytest.raises(UsageError, match="another run"),
+    ):
+        embed(tiny_dialogues, clip, out)
+
+
+def test_useless_datasets(clip: Clip, tmp_path: Path) -> None:
+    write_dialogues(tmp_path / "null", {"a": [scene_row(0, images=None), scene_row(1, images=None)]})
+    write_dialogues(tmp_path / "lacks", {"a": [scene_row(0)]})
+    file = tmp_path / "lacks" / "data" / "a.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["images"]), file)
+    write_dialogues(tmp_path / "empty", {})
+    write_dialogues(tmp_path / "rejects", {"a": []})
+    write_dialogues(tmp_path / "gone", {"a": [scene_row(0)]})
+    (tmp_path / "gone" / "data" / "a.parquet").unlink()
+    write_dialogues(tmp_path / "sidecar", {"a": [scene_row(0)]})
+    (tmp_path / "sidecar" / "shards" / "a.json").write_text("{")
+    for name, words in (
+        ("null", "holds no images"),
+        ("lacks", "has no column images"),
+        ("empty", "holds no dialogues"),
+        ("rejects", "holds no dialogues"),
+        ("gone", "cannot be read"),
+        ("sidecar", "shards/a.json is damaged"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            embed(tmp_path / name, clip, tmp_path / f"{name}-v")
+        assert not list((tmp_path / f"{name}-v").rglob("*.parquet"))
+
+
+def test_useless_folders_and_weights(tiny_dialogues: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no finished image vectors"):
+        VectorStore(tmp_path)
+    with pytest.raises(UsageError, match="no folder of image vectors"):
+        VectorStore(tiny_dialogues)
+    broken = load_clip(str(tiny_clip))
+    broken.model.visual.proj.data[0, 0] = torch.nan
+    with pytest.raises(UsageError, match="not finite"):
+        embed(tiny_dialogues, broken, tmp_path / "v")
+
+
+def test_refusing_disk(tiny_dialogues: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetWriter, "write_table", full)
+        with pytest.raises(DialogGenError, match=r"No space left.*finished shards are kept"):
+            embed(tiny_dialogues, clip, tmp_path / "v")
+    assert embed(tiny_dialogues, clip, tmp_path / "v").vectors == 48
+
+
+def test_memory_does_not_grow(clip: Clip, tmp_path: Path) -> None:
+    def look(_: int) -> None:
+        tensors = [value for value in gc.get_objects() if type(value) is torch.Tensor]
+        size = sum(tensor.nbytes for tensor in tensors) + tracemalloc.get_traced_memory()[0]
+        held.append((len(tensors), size + pa.total_allocated_bytes()))
+
+    peaks: list[list[int]] = []
+    # Neither the shard's length nor the number of shards counts.
+    for shards, rows in ((1, 64), (2, 192)):
+        data = tmp_path / f"{rows}"
+        images = [[{"bytes": png(number), "path": None}] for number in range(rows)]
+        shard = [scene_row(number, images=image) for number, image in enumerate(images)]
+        write_dialogues(data, {f"s{number}": shard for number in range(shards)})
+        del images, shard
+        held: list[tuple[int, int]] = []
+        tracemalloc.start()
+        embed(data, clip, tmp_path / f"v{rows}", batch_size=32, on_batch=look)
+        tracemalloc.stop()
+        peaks.append([max(values) for values in zip(*held, strict=True)])
+    (tensors, size), (more_tensors, more_size) = peaks
+    assert more_tensors <= tensors
+    # The pixels of one batch are 393 kB, and there are ten more batches.
+    assert more_size - size < 200_000
+
+
+@pytest.mark.slow
+def test_script(tiny_dialogues: Path, tiny_clip: Path, clip: Clip, tmp_path: Path) -> None:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+
+    arguments = ["--dialogues", tiny_dialogues, "--model", tiny_clip, "--out", tmp_path / "v", "--batch-size", 7]
+    done = run(*arguments, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"48 image vectors in {tmp_path / 'v'}")
+    embed(tiny_dialogues, clip, tmp_path / "here")
+    assert files(tmp_path / "v") == files(tmp_path / "here")
+    wrong = run("--dialogues", tmp_path / "nothing", "--model", tiny_clip, "--out", tmp_path / "x")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: ")
+    assert "does not exist" in wrong.stderr
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,97 @@
+"""What a training needs to go on as if it had not stopped: one safetensors file, JSON in its header, no pickle.
+
+    FOLDER/step-00000120.safetensors    weights, EMA and optimizer state by the model's parameter names
+
+A file has its final name only once it is whole; the one before it is removed after that. The order of the data and the
+random numbers of a step follow from the recipe's seed and the step's number, so neither needs to be stored.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dialog_gen.errors import UsageError
+
+_META = "training"
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What changes from step to step, by reference: parameters by the model's names."""
+
+    parameters: dict[str, nn.Parameter]
+    optimizer: Optimizer
+    ema: dict[str, Tensor] | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it under names such as `weights/text_projection` and `exp_avg/text_projection`."""
+        found = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            state: dict[str, Tensor] = self.optimizer.state.get(parameter, {})
+            found |= {f"{key}/{name}": value for key, value in state.items()}
+        return found | {f"ema/{name}": average for name, average in (self.ema or {}).items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over what `tensors` gave."""
+        for place, value in tensors.items():
+            key, _, name = place.partition("/")
+            parameter = self.parameters[name]
+            if key == "weights":
+                parameter.data.copy_(value)
+            elif key == "ema" and self.ema is not None:
+                self.ema[name].copy_(value)
+            else:
+                self.optimizer.state[parameter][key] = value.to(parameter.device)
+
+
+def save_training(folder: Path, step: int, trained: Trained, facts: dict[str, Any]) -> None:
+    """Writes the state after `step` steps; `facts` is JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.cpu().contiguous() for name, value in trained.tensors().items()}
+    part = folder / "saving.part"
+    save_file(tensors, part, metadata={_META: json.dumps({"step": step, **facts})})
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    earlier = _files(folder)
+    target = folder / f"{_PREFIX}{step:08}.safetensors"
+    part.replace(target)
+    for file in earlier:
+        if file != target:
+            file.unlink()
+
+
+def newest_training(folder: Path) -> Path | None:
+    """The file to go on from, if there is one."""
+    return max(_files(folder), default=None)
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """The JSON of a state. Raises UsageError for a damaged file."""
+    try:
+        with safe_open(file, "pt") as content:
+            return json.loads(content.metadata()[_META])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{file} cannot be resumed from ({error}): remove it to go on from the start.") from None
+
+
+def load_training(file: Path, trained: Trained) -> None:
+    """Restores a state in place. Raises UsageError for one of other parameters."""
+    with safe_open(file, "pt") as content:
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - no mapping
+    found = {name.partition("/")[2] for name in tensors}
+    if found != set(trained.parameters):
+        differing = sorted(found ^ set(trained.parameters))[0]
+        raise UsageError(f"{file} is of another model: they differ in {differing}.")
+    trained.restore(tensors)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{_PREFIX}*.safetensors"))

@@ -1,0 +1,150 @@
+"""CLIP-like models in and out: open_clip's models, its file formats, and a guard against the wrong activation.
+
+A checkpoint is a folder in open_clip's own layout: `open_clip_config.json`, `open_clip_model.safetensors` and, where
+the tokenizer is not CLIP's, its files. It loads with
+
+    open_clip.create_model_and_transforms("local-dir:FOLDER")
+    open_clip.create_model_and_transforms(NAME, pretrained="FOLDER/open_clip_model.safetensors")
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from dialog_gen.errors import UsageError, did_you_mean
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+_QUICK_GELU = "-quickgelu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A loaded model with what belongs to it."""
+
+    model: Any
+    """open_clip's `CLIP` or `CustomTextCLIP`, float32, in evaluation mode."""
+    preprocess: Any
+    """PIL image -> (3, H, W), without augmentation."""
+    tokenizer: Any
+    """List of texts -> token ids (N, context length)."""
+    name: str
+    config: dict[str, Any]
+    """open_clip's model configuration."""
+    preprocess_config: dict[str, Any]
+    weights_sha256: str
+    """Hash of all tensors with their names: what tells two models apart, wherever they were loaded from."""
+
+
+def load_clip(name: str, pretrained: str | None = None, *, allow_activation_mismatch: bool = False) -> Clip:
+    """A model by open_clip's name and a pretrained tag or a safetensors file, or by the folder of a checkpoint.
+
+    OpenAI's and LAION-400M's weights were trained with QuickGELU. Under `ViT-B-32` they load and lose accuracy; that is
+    an error here unless `allow_activation_mismatch`, which reproduces published baselines that overlooked it.
+
+    Raises UsageError for an unknown name or tag, pickled weights, weights of another architecture, or that mismatch.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if pretrained is not None:
+            raise UsageError(f"{name} is a checkpoint with weights of its own: leave out pretrained = {pretrained!r}.")
+        if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+            raise UsageError(f"{name} is no checkpoint folder: it needs {CONFIG_FILE} and {WEIGHTS_FILE}.")
+        return _load(f"local-dir:{folder.resolve()}", None, name=folder.name, config=_read_config(folder))
+    config: Any = open_clip.get_model_config(name)
+    if config is None:
+        raise UsageError(f"unknown model {name!r}: {_nearest(name, open_clip.list_models())}; or give a folder.")
+    if pretrained is None:
+        raise UsageError(f"{name} without weights is random: give a pretrained tag, {_tags(name)}; or safetensors.")
+    if Path(pretrained).is_file():
+        if Path(pretrained).suffix != ".safetensors":
+            raise UsageError(f"{pretrained} may hold pickled code: convert it to safetensors first.")
+    elif pretrained not in list_pretrained_tags_by_model(name):
+        raise UsageError(f"{name} has no pretrained tag {pretrained!r}: {_tags(name)}; or give a safetensors file.")
+    elif not allow_activation_mismatch:
+        _check_activation(name, config, pretrained)
+    return _load(name, pretrained, name=name, config=config)
+
+
+def save_clip(clip: Clip, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes a checkpoint folder; `state` replaces the model's own tensors. The weights come last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model_cfg": clip.config, "preprocess_cfg": clip.preprocess_config}
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
+        clip.tokenizer.save_pretrained(folder)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in (state or clip.model.state_dict()).items()}
+    part = folder / (WEIGHTS_FILE + ".part")
+    save_file(tensors, part, metadata={"format": "pt"})
+    part.replace(folder / WEIGHTS_FILE)
+
+
+def sha256_of_weights(state: dict[str, torch.Tensor]) -> str:
+    """Hash of tensors with their names, in order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _load(location: str, pretrained: str | None, *, name: str, config: dict[str, Any]) -> Clip:
+    try:
+        model: Any
+        model, _, preprocess = open_clip.create_model_and_transforms(location, pretrained=pretrained)
+        tokenizer = open_clip.get_tokenizer(location)
+    except RuntimeError as error:
+        # torch names the mismatching tensors line by line.
+        said = str(error).strip().split("\n")
+        raise UsageError(f"the weights do not fit {name}: {said[min(1, len(said) - 1)].strip()}") from None
+    except SafetensorError as error:
+        raise UsageError(f"the weights of {name} are damaged: {error}. Get the file again.") from None
+    model.eval()
+    return Clip(
+        model=model,
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        name=name,
+        config=config,
+        preprocess_config=open_clip.get_model_preprocess_cfg(model),
+        weights_sha256=sha256_of_weights(model.state_dict()),
+    )
+
+
+def _check_activation(name: str, config: dict[str, Any], tag: str) -> None:
+    needed = bool(get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    if bool(config.get("quick_gelu", False)) == needed:
+        return
+    right = name + _QUICK_GELU if needed else name.removesuffix(_QUICK_GELU)
+    raise UsageError(
+        f"the weights {tag!r} were trained {'with' if needed else 'without'} QuickGELU, {name} "
+        f"{'lacks' if needed else 'has'} it: use {right}, or allow_activation_mismatch to reproduce results that "
+        "overlooked it."
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{folder / CONFIG_FILE} is damaged: it holds no model_cfg.") from None
+
+
+def _tags(name: str) -> str:
+    return "one of " + (", ".join(list_pretrained_tags_by_model(name)) or "none")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    # All names would fill the screen.
+    return did_you_mean(name, known).split("Known:")[0].strip() or "see open_clip.list_models()"

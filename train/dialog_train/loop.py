@@ -1,0 +1,405 @@
+"""The training loop of all objectives: a frozen image tower's vectors against a text tower, on Accelerate.
+
+    OUT/model/, OUT/model-ema/   the trained model in open_clip's layout
+    OUT/train.json               how the training went; written last, it is the mark of completion
+    OUT/checkpoints/             what `resume = "auto"` goes on from, as long as the training is not complete
+    OUT/tensorboard/             loss curves
+
+Every process computes the loss of the whole batch from gathered features, so that any number of processes gives the
+losses and gradients of one. Everything drawn at random follows from (seed, step): a resumed training ends the same.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.optim import AdamW
+
+from dialog_gen.errors import FailedCheckError, MissingExtraError, UsageError
+from dialog_gen.store import sha256_json
+from dialog_train.checkpoint import Trained, load_training, newest_training, read_facts, save_training
+from dialog_train.clip import Clip, save_clip
+from dialog_train.config import Recipe
+from dialog_train.objectives import Objective
+from dialog_train.optim import learning_rate, parameter_groups, select_trainable
+from dialog_train.progress import StepProgress
+from dialog_train.text import TextTower
+from dialog_train.training_set import Batch, columns_of, epoch_batches
+
+REPORT_FILE, MODEL_FOLDER, EMA_FOLDER = "train.json", "model", "model-ema"
+Resume = Literal["never", "auto"]
+OnStep = Callable[[int, dict[str, float]], None]
+
+_CHECKPOINTS = "checkpoints"
+_PROJECT = "dialog-train"
+# The others wait while one process prepares the data.
+_PATIENCE = timedelta(hours=12)
+# CLIP keeps its temperature from running away (arXiv 2103.00020, section 2.5).
+_LOGIT_SCALE_RANGE = (0.0, math.log(100))
+# Not part of what a training is: these may change when it goes on.
+_FREE: Any = {"out": True, "log": True, "save_every_steps": True, "data": {"work"}}
+_SHOWN_IDS = 8
+_log = logging.getLogger(__name__)
+
+
+class Rows(Protocol):
+    """What is needed of a `TrainingSet`."""
+
+    config: dict[str, Any]
+
+    def __len__(self) -> int: ...
+    def batch(self, rows: Any, epoch: int, *, concatenate: bool, full_length: bool = False) -> Batch:
+        """Vectors and texts of some rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """How a training went; also in OUT/train.json."""
+
+    steps: int
+    pairs_per_s: float
+    """Images a second over all processes, without the first step of a run."""
+    losses: dict[str, float]
+    """Means of the last point of the log; `loss` is the sum."""
+
+
+@contextmanager
+def start(recipe: Recipe) -> Generator[Accelerator]:
+    """Accelerate as a recipe wants it, with its trackers and processes ended on leaving. Logs the number of processes.
+
+    Raises UsageError for a precision that the device has not, MissingExtraError for a tracker that is not installed.
+    """
+    trackers: Any = [name for name in ("tensorboard", "wandb") if getattr(recipe.log, name)]
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(f"log.{name} = true", "train", f"or set log.{name} = false")
+    accelerator = Accelerator(
+        mixed_precision=recipe.optim.precision,
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(str(recipe.out), str(recipe.out / "tensorboard")),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+    )
+    try:
+        if recipe.optim.precision == "fp16" and accelerator.device.type == "cpu":
+            raise UsageError('optim.precision = "fp16" needs a GPU: choose "no" or "bf16".')
+        if accelerator.is_main_process:
+            _log.info("training on %d x %s", accelerator.num_processes, accelerator.device.type)
+            # What `accelerate launch --cpu --num_processes 2` leaves behind in the one process that it starts.
+            if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+                _log.warning(
+                    "this is the only process, though more were asked for. On CPU start them with "
+                    "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N SCRIPT"
+                )
+        yield accelerator
+    finally:
+        # A process that leaves its group behind may abort at exit.
+        accelerator.end_training()
+
+
+def fit(
+    recipe: Recipe,
+    clip: Clip,
+    training_set: Rows,
+    objective: Objective,
+    *,
+    accelerator: Accelerator | None = None,
+    resume: Resume = "never",
+    on_step: OnStep | None = None,
+) -> FitResult:
+    """Trains the text tower of `clip` in place and writes the model to the recipe's folder.
+
+    `on_step` gets the number of each step, from 1, with its losses, learning rate, gradient norm and logit scale.
+
+    Raises UsageError for a batch that does not fit the data or the processes, and for a folder that holds a training
+    where `resume` is "never", or one of another recipe; FailedCheckError where a loss or gradient is not finite.
+    """
+    with nullcontext(accelerator) if accelerator else start(recipe) as accelerator:
+        tower = _tower(clip)
+        course = _Course(recipe, training_set, accelerator, full_length=tower.is_native and tower.whole is not None)
+        facts = {
+            "recipe": recipe.model_dump(mode="json", exclude=_FREE),
+            "weights_sha256": clip.weights_sha256,
+            "training_set": {"rows": len(training_set), "config_sha256": sha256_json(training_set.config)},
+        }
+        if done := _completed(recipe.out, facts, resume):
+            return done
+        stepper = _Stepper(recipe, clip, tower, objective, accelerator)
+        first = _resumed(recipe.out, facts, stepper.trained)
+        if first and accelerator.is_main_process:
+            _log.info("going on after step %d of %d", first, course.total)
+        result = _train(course, stepper, first, facts, on_step)
+        if accelerator.is_main_process:
+            _write_model(recipe, clip, stepper.trained.ema)
+            report = {**asdict(result), "processes": accelerator.num_processes, "device": accelerator.device.type}
+            packages = ("accelerate", "open_clip_torch", "torch")
+            report |= {**facts, "model": clip.name, "versions": {name: version(name) for name in packages}}
+            _write_json(recipe.out / REPORT_FILE, report)
+            shutil.rmtree(recipe.out / _CHECKPOINTS, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        return result
+
+
+class _Course:
+    """Which rows each step takes, the same for any number of processes."""
+
+    def __init__(self, recipe: Recipe, training_set: Rows, accelerator: Accelerator, *, full_length: bool) -> None:
+        self.recipe, self._training_set, self._full_length = recipe, training_set, full_length
+        self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
+        self.steps_per_epoch = len(self._order(0))
+        self.total = recipe.optim.max_steps or recipe.optim.epochs * self.steps_per_epoch
+        self._mine = columns_of(accelerator.process_index, accelerator.num_processes, recipe.optim.batch_size)
+
+    def batch(self, step: int, columns: slice = slice(None)) -> Batch:
+        """Of step `step`, from 0, some columns or all."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        rows = self._order(epoch)[number, columns]
+        concatenate = self.recipe.dialogues == "concatenate"
+        return self._training_set.batch(rows, epoch, concatenate=concatenate, full_length=self._full_length)
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        """What this process takes of each step, from `first` on; the next is read while one is worked on."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.batch, first, self._mine)
+            for step in range(first, self.total):
+                batch = ahead.result()
+                if step + 1 < self.total:
+                    ahead = pool.submit(self.batch, step + 1, self._mine)
+                yield batch
+
+    def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
+        return epoch_batches(len(self._training_set), self.recipe.optim.batch_size, self.recipe.seed, epoch)
+
+
+class _Trainee(nn.Module):
+    """What Accelerate wraps: one call a step, from a batch to its losses."""
+
+    def __init__(self, tower: TextTower, logit_scale: nn.Parameter, objective: Objective, device: str) -> None:
+        super().__init__()
+        self.tower, self.logit_scale = tower, logit_scale
+        self._objective, self._device = objective, device
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        # Accelerate's autocast is meant for the tower; losses need all of float32.
+        mixed = torch.is_autocast_enabled(self._device)
+
+        def encode(tokens: Tensor) -> Tensor:
+            with torch.autocast(self._device, enabled=mixed, dtype=torch.get_autocast_dtype(self._device)):
+                vectors = self.tower(tokens)
+            return normalize(vectors.float(), dim=-1) if mixed else vectors
+
+        with torch.autocast(self._device, enabled=False):
+            return self._objective(batch, encode, self.logit_scale.exp())
+
+
+class _Stepper:
+    """Model, optimizer and what a step does with them."""
+
+    def __init__(
+        self, recipe: Recipe, clip: Clip, tower: TextTower, objective: Objective, accelerator: Accelerator
+    ) -> None:
+        self.recipe, self.accelerator = recipe, accelerator
+        parameters = select_trainable(clip.model, tower, recipe.optim)
+        self._logit_scale: nn.Parameter = clip.model.logit_scale
+        optimizer = AdamW(
+            parameter_groups(clip.model, parameters, recipe.optim.weight_decay),
+            lr=recipe.optim.lr,
+            betas=recipe.optim.betas,
+            eps=recipe.optim.eps,
+            fused=True,
+        )
+        # Hugging Face's towers may have a pooler that goes unused. Buffers are constant: no need to send them around.
+        untyped: Any = accelerator
+        untyped.ddp_handler = DistributedDataParallelKwargs(
+            find_unused_parameters=not tower.is_native, broadcast_buffers=False
+        )
+        trainee = _Trainee(tower, self._logit_scale, objective, accelerator.device.type)
+        self._module: Any = accelerator.prepare(trainee).train()
+        self._optimizer: Any = accelerator.prepare(optimizer)
+        ema = {name: p.detach().clone() for name, p in parameters.items()} if recipe.optim.ema_decay else None
+        self.trained = Trained(parameters=parameters, optimizer=optimizer, ema=ema)
+
+    def step(self, step: int, total: int, batch: Batch) -> dict[str, float]:
+        """Step number `step`, from 0: updates the weights and gives what is worth logging.
+
+        Raises FloatingPointError instead of the update where the loss or the gradient is not finite.
+        """
+        optim, parameters = self.recipe.optim, self.trained.parameters
+        lr = learning_rate(step, total, optim)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        # For dropout, in towers that have it.
+        torch.manual_seed(_draw(self.recipe.seed, step, self.accelerator.process_index))
+        self._optimizer.zero_grad()
+        parts: dict[str, Tensor] = self._module(_moved(batch, self.accelerator.device))
+        loss = torch.stack(list(parts.values())).sum()
+        self.accelerator.backward(loss)
+        norm: Any = self.accelerator.clip_grad_norm_(parameters.values(), optim.grad_clip or math.inf)
+        # One transfer a step.
+        numbers = torch.stack([*parts.values(), loss, norm, self._logit_scale.reshape(()).exp()]).tolist()
+        values: dict[str, float] = dict(zip([*parts, "loss", "gradient_norm", "logit_scale"], numbers, strict=True))
+        # In half precision gradients overflow now and then; the scaler leaves such a step out.
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        if wrong and not (self.accelerator.scaler is not None and wrong == ["gradient_norm"]):
+            raise FloatingPointError(", ".join(f"{name} is {values[name]}" for name in wrong))
+        self._optimizer.step()
+        with torch.no_grad():
+            self._logit_scale.clamp_(*_LOGIT_SCALE_RANGE)
+            if self.trained.ema is not None and optim.ema_decay:
+                for name, average in self.trained.ema.items():
+                    average.lerp_(parameters[name], 1 - optim.ema_decay)
+        return {**values, "lr": lr}
+
+
+def _train(
+    course: _Course,
+    stepper: _Stepper,
+    first: int,
+    facts: dict[str, Any],
+    on_step: OnStep | None,
+) -> FitResult:
+    recipe, accelerator = course.recipe, stepper.accelerator
+    accelerator.init_trackers(
+        _PROJECT,
+        _flat(facts),
+        {"tensorboard": {"purge_step": first}, "wandb": {"name": recipe.out.name, "dir": str(recipe.out)}},
+    )
+    began, rate = time.perf_counter(), 0.0
+    sums, point = Counter[str](), dict[str, float]()
+    with StepProgress(course.total, first, accelerator.is_main_process) as progress:
+        for step, batch in enumerate(course.batches(first), first):
+            try:
+                values = stepper.step(step, course.total, batch)
+            except FloatingPointError as error:
+                raise _not_finite(course, step, str(error), accelerator.is_main_process) from None
+            if on_step:
+                on_step(step + 1, values)
+            if step == first:
+                began = time.perf_counter()
+            else:
+                rate = (step - first) * recipe.optim.batch_size / (time.perf_counter() - began)
+            sums.update({**values, "steps": 1})
+            if (step + 1) % recipe.log.every_steps == 0 or step + 1 == course.total:
+                point = {name: total / sums["steps"] for name, total in sums.items() if name != "steps"}
+                point |= {"epoch": (step + 1) / course.steps_per_epoch, "pairs_per_s": rate}
+                accelerator.log(point, step=step + 1)
+                progress.point(step + 1, point)
+                sums.clear()
+            progress.step()
+            due = recipe.save_every_steps and (step + 1) % recipe.save_every_steps == 0
+            if due and accelerator.is_main_process:
+                save_training(recipe.out / _CHECKPOINTS, step + 1, stepper.trained, facts)
+    losses = {name: value for name, value in point.items() if name.endswith("loss")}
+    return FitResult(steps=course.total, pairs_per_s=rate, losses=losses)
+
+
+def _tower(clip: Clip) -> TextTower:
+    try:
+        return TextTower(clip.model)
+    except TypeError as error:
+        raise UsageError(f"{clip.name} cannot be trained: {error}.") from None
+
+
+def _completed(out: Path, facts: dict[str, Any], resume: Resume) -> FitResult | None:
+    """What a completed training in `out` gave. Raises UsageError for one that is not to be touched."""
+    report = out / REPORT_FILE
+    if resume == "never":
+        if report.exists() or newest_training(out / _CHECKPOINTS):
+            raise UsageError(f"{out} holds a training: go on with it by --resume auto, or choose another out.")
+        return None
+    if not report.exists():
+        return None
+    try:
+        found = json.loads(report.read_text(encoding="utf-8"))
+        result = FitResult(**{name: found[name] for name in ("steps", "pairs_per_s", "losses")})
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{report} is damaged: remove it.") from None
+    _refuse_other(out, {name: found.get(name) for name in facts}, facts)
+    _log.info("%s is complete: nothing to do", out)
+    return result
+
+
+def _resumed(out: Path, facts: dict[str, Any], trained: Trained) -> int:
+    """Restores what the newest checkpoint holds. Gives the number of steps done."""
+    file = newest_training(out / _CHECKPOINTS)
+    if file is None:
+        return 0
+    found = read_facts(file)
+    _refuse_other(out, {name: found.get(name) for name in facts}, facts)
+    load_training(file, trained)
+    return found["step"]
+
+
+def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    there, now = _flat(found), _flat(wanted)
+    keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
+    if keys:
+        differing = "; ".join(f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in keys)
+        raise UsageError(f"{out} holds a training of another recipe ({differing}): choose another out.")
+
+
+def _not_finite(course: _Course, step: int, what: str, is_main: bool) -> FailedCheckError:
+    ids = list(course.batch(step).image_ids)
+    file = course.recipe.out / "not-finite.json"
+    if is_main:
+        course.recipe.out.mkdir(parents=True, exist_ok=True)
+        _write_json(file, {"step": step + 1, "what": what, "image_ids": ids})
+    more = ", ..." if len(ids) > _SHOWN_IDS else ""
+    return FailedCheckError(
+        f"step {step + 1}: {what}. The batch's images: {', '.join(ids[:_SHOWN_IDS])}{more} (all {len(ids)} in {file}). "
+        "Try a lower optim.lr, optim.grad_clip, or another optim.precision."
+    )
+
+
+def _write_model(recipe: Recipe, clip: Clip, ema: dict[str, Tensor] | None) -> None:
+    save_clip(clip, recipe.out / MODEL_FOLDER)
+    if ema is not None:
+        save_clip(clip, recipe.out / EMA_FOLDER, {**clip.model.state_dict(), **ema})
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as "table.key", with values that trackers take."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return flat
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    fields = ("image_vectors", "caption_tokens", "dialogue_tokens")
+    return replace(batch, **{name: getattr(batch, name).to(device) for name in fields})
+
+
+def _draw(*values: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:7])

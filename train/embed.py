@@ -1,0 +1,78 @@
+"""Computes the image vectors of a dialogues dataset with a frozen image tower, once.
+
+    python train/embed.py --dialogues DIR --model ViT-B-32-quickgelu --pretrained laion400m_e32 --out DIR
+
+Goes on where an earlier call was stopped. The trainers do the same when the vectors are missing.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from dialog_gen.errors import DialogGenError
+from dialog_gen.store import DatasetFolder
+from dialog_train.clip import load_clip
+from dialog_train.vectors import embed_dataset
+
+_INTERRUPTED = 130
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def embed(
+    dialogues: Annotated[str, typer.Option(help="Folder or fsspec URL that `dialog-gen run --out` wrote.")],
+    model: Annotated[str, typer.Option(help="open_clip's name of a model, or a checkpoint folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for the vectors, new or to go on with.")],
+    pretrained: Annotated[str | None, typer.Option(help="Tag of open_clip's, or a safetensors file.")] = None,
+    allow_activation_mismatch: Annotated[
+        bool, typer.Option("--allow-activation-mismatch", help="Load weights under the wrong activation.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 256,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU where there is one.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = min(16, _CORES - 1),
+) -> None:
+    """Compute the image vectors of a dialogues dataset, once."""
+    logging.getLogger("dialog_train").setLevel(logging.INFO)
+    dataset = DatasetFolder.existing(dialogues)
+    clip = load_clip(model, pretrained, allow_activation_mismatch=allow_activation_mismatch)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    started = perf_counter()
+    columns = ("image vectors", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=sum(sidecar.accepted for sidecar in dataset.sidecars()))
+        summary = embed_dataset(
+            dataset,
+            clip,
+            out,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            on_batch=lambda images: progress.advance(task, images),
+        )
+    lost = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.lost.items())) or "none"
+    typer.echo(
+        f"{summary.vectors} image vectors in {out} ({perf_counter() - started:.1f} s; "
+        f"{summary.skipped_shards} of {summary.shards} shards were there); lost: {lost}"
+    )
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
+    app.command()(embed)
+    try:
+        app()
+    except DialogGenError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except SystemExit as ending:
+        if ending.code == _INTERRUPTED:
+            typer.echo("interrupted: finished shards are kept, the same command goes on from there", err=True)
+        raise
