@@ -1,6 +1,8 @@
 """The run: images stream from the source through the engine into the store.
 
-    read and decode (threads) -> at most `max_in_flight` dialogues (one task an image) -> rows in order (one thread)
+    read and decode (one thread) -> at most `max_in_flight` dialogues (one task an image) -> rows in order (one thread)
+
+The threads take images and rows by the handful: a change of thread costs as much as a small image.
 
 Shards overlap: while the last dialogues of one are held, the first of the next begin, so the engine never waits for a
 shard to end. Memory holds the images in flight and the rows that wait for an earlier one, however long the source.
@@ -14,10 +16,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
+
+from PIL import Image
 
 from dialog_gen.dialogue import Interview
 from dialog_gen.engines import Engine, EngineDiedError
@@ -30,6 +33,7 @@ from dialog_gen.store import ShardWriter, Sidecar, Store
 T = TypeVar("T")
 
 _READ_AHEAD = 16
+_ROWS_A_WRITE = 32
 # Dialogues beyond what the engine holds: their images are being decoded and their prompts rendered.
 _PREPARED = 64
 
@@ -122,20 +126,48 @@ class Runner:
                 await engine.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An image as stored, with what became of its bytes."""
+
+    source: SourceImage
+    sha256: str
+    image: Image.Image | UnreadableImage
+
+
+def _read(source: SourceImage) -> _Read:
+    sha256 = hashlib.sha256(source.data).hexdigest()
+    try:
+        return _Read(source, sha256, decode_image(source.data))
+    except UnreadableImage as unreadable:
+        return _Read(source, sha256, unreadable)
+
+
 class _Work:
     def __init__(self, runner: Runner, engine: Engine, result: RunResult, writer: ThreadPoolExecutor) -> None:
         self._runner, self._engine, self._result, self._writer = runner, engine, result, writer
         self._slots = asyncio.Semaphore(runner.max_in_flight + _PREPARED)
         self._loop = asyncio.get_running_loop()
+        self._sampling = runner.interview.sampling.model_dump()
+        self._provenance: dict[str, Any] = {
+            "model": runner.model.name,
+            "model_revision": runner.model.revision,
+            "engine": engine.name,
+            "engine_version": engine.version,
+            "protocol": runner.interview.protocol.name,
+            "prompt_sha256": runner.interview.prompt_sha256,
+        }
 
     async def feed(self, shard: InputShard, reader: ThreadPoolExecutor, tasks: asyncio.TaskGroup) -> None:
         """Starts a dialogue for each image of the shard, as slots come free; returns before they end."""
         state = _Shard(shard, ShardWriter(self._runner.store, shard))
-        images, index = shard.read(), 0
-        while batch := await self._loop.run_in_executor(reader, lambda: list(islice(images, _READ_AHEAD))):
-            for image in batch:
+        sources, index = shard.read(), 0
+        while batch := await self._loop.run_in_executor(
+            reader, lambda: [_read(source) for source in islice(sources, _READ_AHEAD)]
+        ):
+            for read in batch:
                 await self._slots.acquire()
-                tasks.create_task(self._one(state, index, image))
+                tasks.create_task(self._one(state, index, read))
                 index += 1
         if index != shard.count:
             raise UsageError(
@@ -144,10 +176,12 @@ class _Work:
         if not shard.count:
             await self._finish(state)
 
-    async def _one(self, state: "_Shard", index: int, source: SourceImage) -> None:
+    async def _one(self, state: "_Shard", index: int, read: _Read) -> None:
         try:
-            row, output_tokens = await self._row(source)
-            await self._in_writer(partial(state.writer.add, index, row, output_tokens))
+            row, output_tokens = await self._row(read)
+            state.done.append((index, row, output_tokens))
+            if len(state.done) == min(_ROWS_A_WRITE, state.left):
+                await self._write(state)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -156,13 +190,19 @@ class _Work:
             raise EngineDiedError("the engine dropped a request") from None
         finally:
             self._slots.release()
-        status = row.get("status", "accepted")
-        self._result.images += 1
-        self._result.counts[status] += 1
-        self._result.output_tokens += output_tokens
-        self._runner.on_row(status)
-        state.left -= 1
-        if state.left == 0:
+
+    async def _write(self, state: "_Shard") -> None:
+        rows, state.done = state.done, []
+        state.left -= len(rows)
+        await self._in_writer(lambda: [state.writer.add(*row) for row in rows])
+        for _, row, output_tokens in rows:
+            status = row.get("status", "accepted")
+            self._result.images += 1
+            self._result.counts[status] += 1
+            self._result.output_tokens += output_tokens
+            self._runner.on_row(status)
+        state.written += len(rows)
+        if state.written == state.shard.count:
             await self._finish(state)
 
     async def _finish(self, state: "_Shard") -> None:
@@ -173,38 +213,24 @@ class _Work:
     async def _in_writer(self, call: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._writer, call)
 
-    async def _row(self, source: SourceImage) -> tuple[dict[str, Any], int]:
+    async def _row(self, read: _Read) -> tuple[dict[str, Any], int]:
         """The record of one image, and the tokens it took."""
-        runner, interview = self._runner, self._runner.interview
-        sha256 = hashlib.sha256(source.data).hexdigest()
+        source = read.source
         row: dict[str, Any] = {
             "image_id": source.image_id,
-            "image_sha256": sha256,
+            "image_sha256": read.sha256,
             "images": [{"bytes": source.data, "path": source.path}],
             "url": source.url,
             "caption": source.caption,
-            "model": runner.model.name,
-            "model_revision": runner.model.revision,
-            "engine": self._engine.name,
-            "engine_version": self._engine.version,
-            "protocol": interview.protocol.name,
-            "prompt_sha256": interview.prompt_sha256,
-            "sampling": {**interview.sampling.model_dump(), "seed": None},
+            **self._provenance,
+            "sampling": {**self._sampling, "seed": None},
             "finish_reasons": [],
             "attempts": 0,
-            "created_at": datetime.now(UTC),
         }
-        try:
-            image = await asyncio.to_thread(decode_image, source.data)
-        except UnreadableImage as unreadable:
-            return {
-                **row,
-                "status": "unreadable",
-                "reason": unreadable.reason,
-                "detail": unreadable.detail,
-                "raw": [],
-            }, 0
-        dialogue = await interview.hold(self._engine, image, sha256)
+        if isinstance(read.image, UnreadableImage):
+            row |= {"status": "unreadable", "reason": read.image.reason, "detail": read.image.detail, "raw": []}
+            return {**row, "created_at": datetime.now(UTC)}, 0
+        dialogue = await self._runner.interview.hold(self._engine, read.image, read.sha256)
         row["sampling"]["seed"] = dialogue.seed
         row |= {
             "finish_reasons": list(dialogue.finish_reasons),
@@ -224,8 +250,12 @@ class _Work:
 
 
 class _Shard:
+    """A shard on its way. `left` rows have not been handed to the writer yet; `done` are those that wait for it."""
+
     def __init__(self, shard: InputShard, writer: ShardWriter) -> None:
-        self.writer, self.left = writer, shard.count
+        self.shard, self.writer = shard, writer
+        self.left, self.written = shard.count, 0
+        self.done: list[tuple[int, dict[str, Any], int]] = []
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

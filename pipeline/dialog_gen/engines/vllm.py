@@ -74,7 +74,7 @@ class VllmEngine:
             disable_log_stats=True,
             use_tqdm_on_load=False,
         )
-        with Guard() as self._guard, _ctrl_c_raises():
+        with Guard() as self._guard, _ctrl_c_ends_it():
             self._engine = AsyncLLM.from_engine_args(arguments)
         # The engine's own process goes on writing to its log; this one would write over the progress bar.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
@@ -107,23 +107,27 @@ class VllmEngine:
         # Depends on prompt and image alone; what vLLM and the models' processors raise here is of any kind.
         except Exception as error:
             raise RefusedRequestError("engine_refused", f"{type(error).__name__}: {error}") from error
+        final: Any = None
         try:
+            # One output, the last. To leave the loop at it would leave the generator for a later task to close.
             async for output in self._engine.generate(rendered, parameters, str(next(self._ids))):
-                completion = output.outputs[0]
-                return Answer(
-                    text=completion.text,
-                    finish_reason=completion.finish_reason or "unknown",
-                    output_tokens=len(completion.token_ids),
-                    # A placeholder that no image filled is answered without a word of warning; then nothing grew.
-                    saw_image=len(output.prompt_token_ids or ()) > len(token_ids),
-                )
+                final = output
         except EngineDeadError as error:
             raise EngineDiedError(str(error) or "the vLLM engine process died") from error
         except EngineGenerateError as error:
             raise RefusedRequestError("engine_error", str(error.__cause__ or error)) from error
         except (VLLMClientError, ValueError, TypeError) as error:
             raise RefusedRequestError("engine_refused", f"{type(error).__name__}: {error}") from error
-        raise EngineDiedError("vLLM ended a request without an answer")
+        if final is None:
+            raise EngineDiedError("vLLM ended a request without an answer")
+        completion = final.outputs[0]
+        return Answer(
+            text=completion.text,
+            finish_reason=completion.finish_reason or "unknown",
+            output_tokens=len(completion.token_ids),
+            # A placeholder that no image filled is answered without a word of warning; then nothing grew.
+            saw_image=len(final.prompt_token_ids or ()) > len(token_ids),
+        )
 
     async def close(self) -> None:
         """See `Engine`."""
@@ -131,27 +135,28 @@ class VllmEngine:
         self._guard.dismiss()
 
 
+class _CtrlC(BaseException):
+    """A KeyboardInterrupt by another name."""
+
+
 @contextmanager
-def _ctrl_c_raises() -> Generator[None]:
-    """Makes sure of it: vLLM swallows a KeyboardInterrupt while it waits for its engine, and goes on without one."""
+def _ctrl_c_ends_it() -> Generator[None]:
+    """Lets a Ctrl-C through: vLLM swallows a KeyboardInterrupt that comes while it waits for its engine."""
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    came = False
 
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-        handler(number, frame)
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _CtrlC
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, end)
     try:
         yield
+    except _CtrlC:
+        raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, handler)
-    if came:
-        raise KeyboardInterrupt
 
 
 def _dtype(name: str) -> Any:
