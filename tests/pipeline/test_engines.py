@@ -2,11 +2,15 @@
 
 import asyncio
 import hashlib
+import os
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dialog_gen
 from dialog_gen.dialogue import Dialogue, Interview
 from dialog_gen.engines import (
     Answer,
@@ -86,17 +91,18 @@ def scene(index: int) -> tuple[Image.Image, str]:
     return render(drawn), hashlib.sha256(render_png(drawn)).hexdigest()
 
 
-Start = Callable[[EngineName, str], Running]
+Start = Callable[..., Running]
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    started: dict[tuple[str, str], Running] = {}
+    started: dict[tuple[str, ...], Running] = {}
 
-    def get(name: EngineName, model: str) -> Running:
-        if (name, model) not in started:
-            started[name, model] = start_new(name, model)
-        return started[name, model]
+    def get(name: EngineName, model: str, *apart: str) -> Running:
+        """The engine that all tests share, or one `apart`."""
+        if (name, model, *apart) not in started:
+            started[name, model, *apart] = start_new(name, model)
+        return started[name, model, *apart]
 
     def start_new(name: EngineName, model: str) -> Running:
         resolved = resolve_model(model)
@@ -107,7 +113,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' own
             engine = engine_starter(name, resolved, GREEDY, EngineOptions())(log)
-        processes = [p for p in psutil.Process().children(recursive=True) if p not in before]
+        spawned = [p for p in psutil.Process().children(recursive=True) if p not in before]
+        # Python's own, which stays until this process ends.
+        processes = [p for p in spawned if not any("resource_tracker" in word for word in p.cmdline())]
         return Running(engine, asyncio.new_event_loop(), interview, processes)
 
     yield get
@@ -144,15 +152,14 @@ def test_greedy_dialogues_are_the_same_on_both_engines(start: Start, model: str)
 @BOTH
 def test_a_seed_fixes_an_answer_whoever_shares_the_engine(start: Start, name: EngineName) -> None:
     running = start(name, "shapes-llava")
-    requests = [running.request(i % 6, seed=seed) for i, seed in enumerate([5, 5, 5, 9, 9, 9, 2**61, 0, 1, 5, 5, 5])]
+    requests = [running.request(i % 4, seed=[1, 2, 2**61 + 3][i // 4]) for i in range(12)]
     alone = [running.answers(request, sampling=SAMPLED)[0] for request in requests]
     assert all(isinstance(answer, Answer) and answer.saw_image for answer in alone)
     assert running.answers(*requests, sampling=SAMPLED) == alone
     neighbours = [running.request(i, seed=100 + i) for i in range(6, 40)]
     assert running.answers(*neighbours, *reversed(requests), sampling=SAMPLED)[: -len(requests) - 1 : -1] == alone
-    # Another seed, another answer: the same six images, asked twice.
-    texts = [answer.text for answer in alone]
-    assert sum(a != b for a, b in zip(texts[:3], texts[9:], strict=True)) == 3
+    # Three seeds say more about four images than one does.
+    assert len({answer.text for answer in alone}) > 6
 
 
 @pytest.mark.slow
@@ -210,9 +217,8 @@ def test_an_answer_ends_at_the_limit_of_tokens(start: Start, name: EngineName) -
 @pytest.mark.slow
 def test_transformers_stops_in_the_middle_of_an_answer(start: Start) -> None:
     """Its thread would keep the process from ending after a Ctrl-C."""
-    running = start("transformers", "shapes-blip2")
-    config = running.engine._model.generation_config
-    config.eos_token_id = None
+    running = start("transformers", "shapes-llava", "endless")
+    running.engine._model.generation_config.eos_token_id = running.engine._image_token_id
     running.engine._sampling = Sampling(temperature=0, max_tokens=8192)
 
     async def ask_and_close() -> None:
@@ -228,7 +234,6 @@ def test_transformers_stops_in_the_middle_of_an_answer(start: Start) -> None:
     began = time.monotonic()
     running.engine._thread.shutdown(wait=True)
     assert time.monotonic() - began < 5
-    running.loop.close()
 
 
 @pytest.mark.slow
@@ -310,7 +315,7 @@ def test_draws_of_a_seed_and_of_neighbouring_seeds_are_independent() -> None:
     sampling = Sampling(temperature=1, top_p=1)
     scores = np.array([0.5, 0.0, 1.0])
     one = nucleus(scores, sampling)
-    tokens = sampled(sampling, list(range(0, 8000)), scores, steps=2)
+    tokens = sampled(sampling, list(range(8000)), scores, steps=2)
     pairs_of_steps = tokens[:, 0] * 3 + tokens[:, 1]
     pairs_of_seeds = tokens[0::2, 0] * 3 + tokens[1::2, 0]
     for pairs in (pairs_of_steps, pairs_of_seeds):
@@ -330,3 +335,55 @@ def test_a_row_is_drawn_by_its_own_seed() -> None:
         for step in both_steps:
             assert torch.equal(alone(ids[:1], batch[row : row + 1])[0], step[row])
     assert not torch.equal(both_steps[0], both_steps[1])
+
+
+GUARDED = """
+import multiprocessing, sys, time
+from contextlib import suppress
+from dialog_gen.engines.guard import Guard
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    other, child = (context.Process(target=time.sleep, args=(600,), daemon=True) for _ in range(2))
+    other.start()
+    with suppress(ValueError), Guard() as guard:
+        child.start()
+        print(other.pid, child.pid, guard._shell.pid, flush=True)
+        ending = sys.stdin.readline().strip()
+        if ending == "during":
+            time.sleep(600)
+        if ending == "error":
+            raise ValueError
+    if ending == "dismissed":
+        guard.dismiss()
+    print("left", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("ending", ["during", "after", "error", "dismissed"])
+def test_what_an_engine_started_ends_with_its_process(tmp_path: Path, ending: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(GUARDED, encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(Path(dialog_gen.__file__).parents[1])}
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    process = psutil.Popen([sys.executable, str(script)], env=env, stdin=pipe, stdout=pipe, stderr=null, text=True)
+    other, child, shell = (psutil.Process(int(pid)) for pid in process.stdout.readline().split())
+    try:
+        process.stdin.write(f"{ending}\n")
+        process.stdin.flush()
+        if ending == "during":
+            time.sleep(0.5)
+        else:
+            assert process.stdout.readline() == "left\n"
+        if ending == "error":
+            assert alive([child, shell]) == []
+        process.kill()
+        # The other was there before; those that are dismissed are forgotten.
+        remaining = [other, child] if ending == "dismissed" else [other]
+        assert alive([p for p in (other, child, shell) if p not in remaining]) == []
+        assert [p for p in remaining if p.is_running()] == remaining
+    finally:
+        for left in alive([process, other, child], 0):
+            left.kill()
+        process.communicate()
