@@ -202,7 +202,7 @@ def test_mistakes(dialog_gen_cli: Cli, workplace: Path, name: str) -> None:
         ((*RUN, "--seed", "-1"), "'--seed': "),
         ((*RUN, "--max-losses", "2"), "'--max-losses': "),
         ((*RUN, "--shard-size", "0"), "'--shard-size': "),
-        ((*RUN, "more"), r"unexpected extra argument \(more\)"),
+        ((*RUN, "more"), r"unexpected extra argument(?:\(s\))? \(more\)"),
         (RUN[:-2], "Missing option '--out'"),
         (("rnu",), "No such command 'rnu'. Did you mean 'run'"),
         (("verify",), "Missing argument 'DIR'"),
