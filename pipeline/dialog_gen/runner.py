@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 _READ_AHEAD = 16
 _ROWS_A_WRITE = 32
+# Handfuls of rows on their way to a slow disk or bucket, at which no further dialogue begins.
+_WRITES_AHEAD = 4
 # Dialogues beyond what the engine holds: their images are being decoded and their prompts rendered.
 _PREPARED = 64
 
@@ -147,6 +149,9 @@ class _Work:
     def __init__(self, runner: Runner, engine: Engine, result: RunResult, writer: ThreadPoolExecutor) -> None:
         self._runner, self._engine, self._result, self._writer = runner, engine, result, writer
         self._slots = asyncio.Semaphore(runner.max_in_flight + _PREPARED)
+        self._writes = 0
+        self._writer_keeps_up = asyncio.Event()
+        self._writer_keeps_up.set()
         self._loop = asyncio.get_running_loop()
         self._sampling = runner.interview.sampling.model_dump()
         self._provenance: dict[str, Any] = {
@@ -166,6 +171,7 @@ class _Work:
             reader, lambda: [_read(source) for source in islice(sources, _READ_AHEAD)]
         ):
             for read in batch:
+                await self._writer_keeps_up.wait()
                 await self._slots.acquire()
                 tasks.create_task(self._one(state, index, read))
                 index += 1
@@ -194,7 +200,13 @@ class _Work:
     async def _write(self, state: "_Shard") -> None:
         rows, state.done = state.done, []
         state.left -= len(rows)
+        self._writes += 1
+        if self._writes >= _WRITES_AHEAD:
+            self._writer_keeps_up.clear()
         await self._in_writer(lambda: [state.writer.add(*row) for row in rows])
+        self._writes -= 1
+        if self._writes < _WRITES_AHEAD:
+            self._writer_keeps_up.set()
         for _, row, output_tokens in rows:
             status = row.get("status", "accepted")
             self._result.images += 1

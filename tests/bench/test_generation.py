@@ -63,22 +63,13 @@ def test_run_against_bare_vllm(tmp_path: Path) -> None:
     """Rows/s of the run over rows/s of `LLM.generate` on the same decoded images; start-up is in neither."""
     from vllm import LLM, SamplingParams
 
+    from dialog_gen.engines.vllm import engine_arguments
+
     plan = plan_of(write_tars(tmp_path / "images", IMAGES), tmp_path / "out")
     sources = [image for shard in plan.shards() for image in shard.read()]
     model, sampling = plan.model, plan.interview.sampling
     start = engine_starter(plan.engine, model, sampling, plan.options)
-    bare = LLM(
-        str(model.folder),
-        dtype="float32",
-        max_model_len=model.max_model_len,
-        max_num_seqs=plan.options.max_in_flight,
-        limit_mm_per_prompt={"image": 1},
-        mm_processor_cache_gb=0,
-        enforce_eager=True,
-        enable_chunked_prefill=False,
-        gpu_memory_utilization=0.4,
-        disable_log_stats=True,
-    )
+    bare = LLM(**engine_arguments(model, plan.options))
     prompt = plan.interview.render([plan.interview.protocol.turns[0].user], [])
     decoded = [decode_image(source.data) for source in sources]
     # The seeds that the run uses: both sides generate the same tokens.

@@ -317,13 +317,17 @@ class Endless:
             yield SourceImage(str(number), Held(png(number)))
 
 
-@pytest.mark.usefixtures("few_prepared")
-def test_images_are_held_no_longer_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def at_once(call: Callable[..., Any], *arguments: Any) -> Any:
-        return call(*arguments)
+@pytest.mark.parametrize("write_s", [0.0, 0.05], ids=["fast_writer", "slow_writer"])
+def test_images_are_held_no_longer_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_s: float) -> None:
+    def add(self: store_module.ShardWriter, index: int, row: dict[str, Any], output_tokens: int) -> None:
+        time.sleep(write_s if index % 8 == 0 else 0)
+        written(self, index, row, output_tokens)
 
-    # A thread that has to wait for its turn would hold up the rows after its own.
-    monkeypatch.setattr(asyncio, "to_thread", at_once)
+    written = store_module.ShardWriter.add
+    monkeypatch.setattr(store_module.ShardWriter, "add", add)
+    monkeypatch.setattr(runner_module, "_READ_AHEAD", 4)
+    monkeypatch.setattr(runner_module, "_PREPARED", 26)
+    monkeypatch.setattr(runner_module, "_ROWS_A_WRITE", 8)
     monkeypatch.setattr(store_module, "ROWS_A_GROUP", 10)
     monkeypatch.setattr(Held, "most", 0)
     shards = (InputShard(f"s{n}", 400, "f", Endless(), tuple(range(400 * n, 400 * n + 400))) for n in range(3))
@@ -332,7 +336,8 @@ def test_images_are_held_no_longer_than_needed(tmp_path: Path, monkeypatch: pyte
     engine = ScriptedEngine(refused=refused, max_delay_s=0.002)
     result = run_shards(shards, tmp_path / "out", engine, max_in_flight=6)
     assert result.counts == {"accepted": 1080, "rejected": 120}
-    # 8 in flight, 32 read ahead, 2 x 10 in row groups of a shard or two, and those that wait for an earlier one.
+    # 32 in flight, 8 read ahead, 32 on their way to the writer, 2 x 10 in row groups of a shard or two, and those that
+    # wait for an earlier one. It was 260 where nothing waited for the slow writer.
     assert 16 < Held.most < 150
     assert Held.now == 0
 

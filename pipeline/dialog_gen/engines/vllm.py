@@ -28,6 +28,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from dialog_gen.engines import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
 from dialog_gen.engines.guard import Guard
@@ -46,34 +47,7 @@ class VllmEngine:
     version = vllm.__version__
 
     def __init__(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> None:
-        cpu = bool(current_platform.is_cpu())
-        dtype = options.dtype or model.dtype
-        if cpu:
-            _set_cpu_defaults(tiny=model.shipped)
-        elif options.deterministic:
-            os.environ["VLLM_BATCH_INVARIANT"] = "1"
-        # vLLM reads None as the model's own limit, which its annotation leaves out.
-        max_model_len: Any = options.max_model_len or model.max_model_len
-        arguments = AsyncEngineArgs(
-            model=str(model.folder),
-            dtype=_dtype(dtype),
-            max_model_len=max_model_len,
-            max_num_seqs=options.max_in_flight,
-            max_num_batched_tokens=max(_STEP_TOKENS, max_model_len or 0),
-            # The default of 999 images a prompt inflates memory profiling.
-            limit_mm_per_prompt={"image": 1},
-            # An image is used by its own few requests only: keeping processed pixels around buys nothing.
-            mm_processor_cache_gb=0,
-            enforce_eager=cpu,
-            # Seeded sampling kills the CPU engine as soon as a prompt is split ("CPU Generator does not use offset").
-            enable_chunked_prefill=False if cpu else None,
-            gpu_memory_utilization=options.gpu_memory_utilization or (0.4 if cpu else 0.9),
-            tensor_parallel_size=options.tensor_parallel_size,
-            trust_remote_code=False,
-            load_format="safetensors",
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-        )
+        arguments = AsyncEngineArgs(**engine_arguments(model, options))
         with Guard() as self._guard, _ctrl_c_ends_it():
             self._engine = AsyncLLM.from_engine_args(arguments)
         # The engine's own process goes on writing to its log; this one would write over the progress bar.
@@ -84,7 +58,7 @@ class VllmEngine:
         # The first turn's prompt is the same for every image.
         self._tokenize = functools.lru_cache(maxsize=1024)(lambda text: list(tokenizer.encode(text)))
         resolved = self._engine.model_config.dtype
-        self.deterministic = resolved == torch.float32 if cpu else options.deterministic
+        self.deterministic = resolved == torch.float32 if current_platform.is_cpu() else options.deterministic
 
     async def answer(self, request: Request) -> Answer:
         """See `Engine`."""
@@ -159,13 +133,40 @@ def _ctrl_c_ends_it() -> Generator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _dtype(name: str) -> Any:
-    return "auto" if name == "auto" else getattr(torch, name)
-
-
-def _set_cpu_defaults(*, tiny: bool) -> None:
-    if tiny:
+def engine_arguments(model: GeneratorModel, options: EngineOptions) -> dict[str, Any]:
+    """Arguments of `AsyncEngineArgs`, and of `vllm.LLM`; sets the environment variables that vLLM reads beside them."""
+    cpu = bool(current_platform.is_cpu())
+    dtype = options.dtype or model.dtype
+    max_model_len = options.max_model_len or model.max_model_len
+    arguments: dict[str, Any] = {
+        "model": str(model.folder),
+        "dtype": "auto" if dtype == "auto" else getattr(torch, dtype),
+        "max_model_len": max_model_len,
+        "max_num_seqs": options.max_in_flight,
+        "max_num_batched_tokens": max(_STEP_TOKENS, max_model_len or 0),
+        # The default of 999 images a prompt inflates memory profiling.
+        "limit_mm_per_prompt": {"image": 1},
+        # An image is used by its own few requests only: keeping processed pixels around buys nothing.
+        "mm_processor_cache_gb": 0,
+        "gpu_memory_utilization": options.gpu_memory_utilization or (0.4 if cpu else 0.9),
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if not cpu:
+        if options.deterministic:
+            os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        return arguments
+    arguments["enforce_eager"] = True
+    # Seeded sampling kills the CPU engine as soon as a prompt is split ("CPU Generator does not use offset").
+    arguments["enable_chunked_prefill"] = False
+    if model.shipped and options.tensor_parallel_size == 1:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         # More threads than one only wait for each other in a model this small, and on a busy machine they wait long.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        # By default vLLM gives a CPU model a process of its own, to bind its threads to cores. The scheduler then
+        # spins until each step returns, which takes a core and twice the time to start.
+        arguments["distributed_executor_backend"] = UniProcExecutor
+    return arguments
