@@ -1,6 +1,7 @@
 """For all tests. That it is here puts this folder on the path: what tests share is imported from `helpers`."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,10 @@ from hypothesis import settings
 # The same examples in every run, and no failure because a machine is slow.
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
+
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -237,11 +237,9 @@ def test_transformers_stops_in_the_middle_of_an_answer(start: Start) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "victim"), [("shapes-llava", "EngineCore"), ("shapes-blip2", "Worker")])
-def test_an_engine_that_is_killed_says_so(start: Start, model: str, victim: str) -> None:
-    running = start("vllm", model)
-    spawned = [p for p in running.processes if p.name().startswith("VLLM::")]
-    (process,) = [p for p in spawned if victim in p.name()]
+def test_an_engine_that_is_killed_says_so(start: Start) -> None:
+    running = start("vllm", "shapes-blip2")
+    (process,) = [p for p in running.processes if p.name().startswith("VLLM::")]
 
     async def ask_and_kill() -> list[Any]:
         process.suspend()  # nothing asked from here on can be answered

@@ -1,9 +1,14 @@
+import itertools
+
 import open_clip
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from dialog_train.text import TextTower
+from dialog_train import text as text_module
+from dialog_train.text import TextTower, passes
 
 TEXTS = ["a cat", "what is the cat doing on the old wooden table by the window?", "x"]
 SMALL = {
@@ -51,14 +56,38 @@ def test_equals_open_clip_on_padded_tokens(custom: bool, text: dict[str, object]
 
 
 @pytest.mark.parametrize("custom", [False, True])
-def test_runs_only_the_tokens_of_the_longest_text(custom: bool) -> None:
+@pytest.mark.parametrize("copies", [1, 40])
+def test_runs_few_tokens_beyond_those_of_the_texts(monkeypatch: pytest.MonkeyPatch, custom: bool, copies: int) -> None:
+    monkeypatch.setattr(text_module, "_TOKENS_A_PASS", {"cpu": 100})
     model = small_clip(custom=custom)
-    lengths: list[int] = []
+    shapes: list[tuple[int, ...]] = []
     tower = TextTower(model)
-    tower.transformer.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
-    tokens = open_clip.get_tokenizer("ViT-B-32")(TEXTS)
-    tower(tokens)
-    assert lengths == [int((tokens != 0).sum(1).max())]
+    tower.transformer.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape[:2])))
+    tokens = open_clip.get_tokenizer("ViT-B-32")(TEXTS).repeat_interleave(copies, 0)
+    found = tower(tokens)
+    lengths = [4, 16, 3]
+    assert lengths == (tokens != 0).sum(1)[::copies].tolist()
+    # Four tokens are too few for a pass of their own, half of 40 x 16 are not.
+    assert shapes == ([(3, 16)] if copies == 1 else [(80, 4), (40, 16)])
+    torch.testing.assert_close(found, tower(tokens[::copies]).repeat_interleave(copies, 0), rtol=1e-12, atol=1e-12)
+
+
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=9), tokens_a_pass=st.integers(0, 20))
+def test_passes_are_the_cheapest(lengths: list[int], tokens_a_pass: int) -> None:
+    lengths.sort()
+
+    def cost(sizes: list[int]) -> int:
+        ends = list(itertools.accumulate(sizes))
+        return sum(size * lengths[end - 1] + tokens_a_pass for size, end in zip(sizes, ends, strict=True))
+
+    every_way = [
+        [b - a for a, b in itertools.pairwise([0, *cuts, len(lengths)])]
+        for count in range(len(lengths))
+        for cuts in itertools.combinations(range(1, len(lengths)), count)
+    ]
+    sizes = passes(lengths, tokens_a_pass)
+    assert sum(sizes) == len(lengths)
+    assert cost(sizes) == min(map(cost, every_way))
 
 
 def test_shares_parameters_with_the_model() -> None:

@@ -24,6 +24,9 @@ from dialog_gen.errors import UsageError, did_you_mean
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
+EMBEDDED = {"shapes-clip": Path(__file__).parent / "checkpoints" / "shapes-clip"}
+"""Models that are shipped with the package."""
+
 _QUICK_GELU = "-quickgelu"
 
 
@@ -46,14 +49,14 @@ class Clip:
 
 
 def load_clip(name: str, pretrained: str | None = None, *, allow_activation_mismatch: bool = False) -> Clip:
-    """A model by open_clip's name and a pretrained tag or a safetensors file, or by the folder of a checkpoint.
+    """A model by open_clip's name and a pretrained tag or a safetensors file, a checkpoint folder, or `shapes-clip`.
 
     OpenAI's and LAION-400M's weights were trained with QuickGELU. Under `ViT-B-32` they load and lose accuracy; that is
     an error here unless `allow_activation_mismatch`, which reproduces published baselines that overlooked it.
 
     Raises UsageError for an unknown name or tag, pickled weights, weights of another architecture, or that mismatch.
     """
-    folder = Path(name)
+    folder = EMBEDDED.get(name) or Path(name)
     if folder.is_dir():
         if pretrained is not None:
             raise UsageError(f"{name} is a checkpoint with weights of its own: leave out pretrained = {pretrained!r}.")
@@ -62,7 +65,9 @@ def load_clip(name: str, pretrained: str | None = None, *, allow_activation_mism
         return _load(f"local-dir:{folder.resolve()}", None, name=folder.name, config=_read_config(folder))
     config: Any = open_clip.get_model_config(name)
     if config is None:
-        raise UsageError(f"unknown model {name!r}: {_nearest(name, open_clip.list_models())}; or give a folder.")
+        raise UsageError(
+            f"unknown model {name!r}: {_nearest(name, [*EMBEDDED, *open_clip.list_models()])}; or give a folder."
+        )
     if pretrained is None:
         raise UsageError(f"{name} without weights is random: give a pretrained tag, {_tags(name)}; or safetensors.")
     if Path(pretrained).is_file():

@@ -138,7 +138,7 @@ def fit(
     """
     with nullcontext(accelerator) if accelerator else start(recipe) as accelerator:
         tower = _tower(clip)
-        course = _Course(recipe, training_set, accelerator, full_length=tower.is_native and tower.whole is not None)
+        course = _Course(recipe, training_set, accelerator, full_length=tower.whole is not None)
         facts = {
             "recipe": recipe.model_dump(mode="json", exclude=_FREE),
             "weights_sha256": clip.weights_sha256,

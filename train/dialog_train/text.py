@@ -1,14 +1,21 @@
 """The text tower of an open_clip model, run on just the tokens that can change its output.
 
 A causal transformer that is pooled at the end-of-text token gives the same vector whatever stands behind that token,
-so a batch is cut to its longest text: exact, and the padding of open_clip's fixed context costs nothing.
+so the padding to open_clip's fixed context can go: exact, no approximation. Texts of similar length are encoded
+together, in as many passes as pay, so that one long text does not bring its padding to all others.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+
+# What one more pass costs, in tokens: hundreds of kernels to launch on a GPU, a few calls on a CPU.
+_TOKENS_A_PASS = {"cpu": 32}
+_TOKENS_A_PASS_GPU = 2048
 
 
 class TextTower(nn.Module):
@@ -23,6 +30,7 @@ class TextTower(nn.Module):
         # CLIP has the text tower's parts in itself, CustomTextCLIP in `text`.
         source = getattr(model, "text", model)
         self.is_native = hasattr(source, "token_embedding")
+        self.whole: Any = None
         if not self.is_native:
             if not hasattr(source, "transformer") or not hasattr(source, "pooler"):
                 raise TypeError(f"{type(model).__name__} has no text tower of a known kind")
@@ -42,35 +50,70 @@ class TextTower(nn.Module):
         self.register_buffer("attn_mask", mask, persistent=False)
         # A class token at the end, or attention in both directions, sees the padding.
         plain = getattr(source, "cls_emb", None) is None and not getattr(source, "use_pad_mask", False)
-        self.whole: Any = None if plain and mask is not None and self.pool_type in ("argmax", "eos") else source
-        if self.whole is not None and self.whole is model:
-            raise TypeError(f"a CLIP whose text tower pools by {self.pool_type!r} is not supported")
+        if not plain or mask is None or self.pool_type not in ("argmax", "eos"):
+            if source is model:
+                raise TypeError(f"a CLIP whose text tower pools by {self.pool_type!r} is not supported")
+            self.whole = source
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (N, L), L up to the context length, or just that if `whole` -> unit-norm text vectors (N, D)."""
-        if not self.is_native:
-            # Padding is masked, so columns of nothing else can go.
-            length = int((tokens != self.pad_id).any(0).nonzero().max()) + 1
-            return normalize(self.text(tokens[:, :length]), dim=-1)
         if self.whole is not None:
             if tokens.shape[1] != self.whole.context_length:
                 raise ValueError(f"this tower sees padding: give all {self.whole.context_length} tokens")
             return normalize(self.whole(tokens), dim=-1)
         ends = self._ends(tokens)
-        length = int(ends.max()) + 1
+        order = ends.argsort()
+        lengths: list[int] = (ends[order] + 1).tolist()
+        sizes = passes(lengths, _TOKENS_A_PASS.get(tokens.device.type, _TOKENS_A_PASS_GPU))
+        if len(sizes) == 1:
+            return normalize(self._encode(tokens[:, : lengths[-1]], ends), dim=-1)
+        groups, longest = order.split(sizes), np.asarray(lengths)[np.cumsum(sizes) - 1]
+        vectors = [
+            self._encode(tokens[rows, :length], ends[rows])
+            for rows, length in zip(groups, longest.tolist(), strict=True)
+        ]
+        return normalize(torch.cat(vectors)[order.argsort()], dim=-1)
+
+    def _encode(self, tokens: Tensor, ends: Tensor) -> Tensor:
+        if not self.is_native:
+            return self.text(tokens)
+        length = tokens.shape[1]
         dtype = self.transformer.get_cast_dtype()
-        x = self.token_embedding(tokens[:, :length]).to(dtype) + self.positional_embedding[:length].to(dtype)
+        x = self.token_embedding(tokens).to(dtype) + self.positional_embedding[:length].to(dtype)
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])  # (N, L, width)
         # The norm works on each position alone: pooling first gives the same and norms one position a text.
         x = self.ln_final(x[torch.arange(len(x), device=x.device), ends])
         if isinstance(self.text_projection, nn.Linear):
-            x = self.text_projection(x)
-        elif self.text_projection is not None:
-            x = x @ self.text_projection
-        return normalize(x, dim=-1)
+            return self.text_projection(x)
+        return x if self.text_projection is None else x @ self.text_projection
 
     def _ends(self, tokens: Tensor) -> Tensor:
-        """Where each text is pooled, (N,): as open_clip's `text_global_pool` does."""
+        """The last token that matters of each text, (N,): where it is pooled, as in open_clip's `text_global_pool`."""
+        if not self.is_native:
+            # Padding is masked, so columns of nothing else can go.
+            places = torch.arange(tokens.shape[1], device=tokens.device)
+            return torch.where(tokens != self.pad_id, places, 0).amax(-1)
         if self.pool_type == "argmax":
             return tokens.argmax(-1)
         return (tokens == self.eos_id).int().argmax(-1)
+
+
+def passes(lengths: Sequence[int], tokens_a_pass: int) -> list[int]:
+    """How many texts each pass takes, of texts sorted by length: the least tokens, padding and passes included.
+
+    Exact, by dynamic programming over the distinct lengths.
+    """
+    distinct, counts = np.unique(np.asarray(lengths), return_counts=True)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    least = np.zeros(len(before), np.int64)
+    start = np.zeros(len(before), np.int64)
+    for end in range(1, len(before)):
+        tokens = least[:end] + (before[end] - before[:end]) * distinct[end - 1]
+        start[end] = tokens.argmin()
+        least[end] = tokens[start[end]] + tokens_a_pass
+    sizes: list[int] = []
+    end = len(distinct)
+    while end:
+        sizes.append(int(before[end] - before[start[end]]))
+        end = start[end]
+    return sizes[::-1]

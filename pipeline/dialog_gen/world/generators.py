@@ -6,7 +6,6 @@ endless scenes of the train split. What is written loads in vLLM and in transfor
 """
 
 import argparse
-import io
 import json
 import logging
 import random
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy
@@ -38,7 +36,7 @@ from transformers import (
 from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE, render_chat
 from dialog_gen.protocols import load_protocol
 from dialog_gen.world.language import DESCRIBE_QUESTION, UNIQUE_QUESTION, ask, describe, unique
-from dialog_gen.world.render import IMAGE_SIZE_PX, render
+from dialog_gen.world.render import IMAGE_SIZE_PX, render, through_jpeg
 from dialog_gen.world.scenes import COLORS, POSITIONS, SHAPES, SIZES, Scene, draw_scene
 
 log = logging.getLogger(__name__)
@@ -288,7 +286,7 @@ class Lessons(IterableDataset[dict[str, torch.Tensor]]):
         exchanges = [form(scene, rng) for scene in scenes]
         eos = self.processor.tokenizer.eos_token
         inputs = self.processor(
-            images=[_through_jpeg(render(s)) for s in scenes],
+            images=[through_jpeg(render(s)) for s in scenes],
             text=[e.prompt + e.answer + eos for e in exchanges],
             padding=True,
             padding_side="right",
@@ -314,7 +312,7 @@ class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
         for start in count(0, self.recipe.batch_size):
             # Negative numbers: scenes that no lesson shows.
             scenes = [draw_scene("train", _SCENE_SEED, -1 - i) for i in range(start, start + self.recipe.batch_size)]
-            images = [_through_jpeg(render(scene)) for scene in scenes]
+            images = [through_jpeg(render(scene)) for scene in scenes]
             pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
             yield pixels, torch.tensor([self._classes(scene) for scene in scenes])
 
@@ -325,12 +323,6 @@ class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
             look = (SHAPES.index(o.shape) * len(COLORS) + COLORS.index(o.color)) * len(SIZES) + SIZES.index(o.size)
             classes[POSITIONS.index(o.position)] = 1 + look
         return classes
-
-
-def _through_jpeg(image: Image.Image) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95)
-    return Image.open(buffer)
 
 
 def train(recipe: Recipe, *, steps: int, vision_steps: int, seed: int) -> tuple[Any, Any]:

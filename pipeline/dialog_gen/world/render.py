@@ -41,6 +41,13 @@ def render_png(scene: Scene) -> bytes:
     return buffer.getvalue()
 
 
+def through_jpeg(image: Image.Image) -> Image.Image:
+    """The image as it comes back from a JPEG of the quality that img2dataset stores."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    return Image.open(buffer)
+
+
 def _draw_object(draw: ImageDraw.ImageDraw, o: SceneObject) -> None:
     quadrant, half = POSITIONS.index(o.position), IMAGE_SIZE_PX // 2
     x = (quadrant % 2 * half + half // 2 + o.offset_px[0]) * _SCALE

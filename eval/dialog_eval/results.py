@@ -1,0 +1,115 @@
+"""What an evaluation leaves behind: one results.json, read by `dialog-eval table`.
+
+An entry is one model (or blend) on one task. Entries of several files with the same label and task are repetitions,
+such as seeds. The values of every item stay in it, so that two models can be compared item by item, whenever and
+wherever each was measured.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dialog_eval.statistics import bootstrap_interval
+from dialog_gen.errors import UsageError
+
+Task = Literal["retrieval", "vqa", "classification"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Metric(_Strict):
+    """One measure of an entry, with its value for every item."""
+
+    name: str
+    """Such as "accuracy", "accuracy, yes/no", "image R@1" """
+    values: list[float]
+    """(items,), from 0 to 1 each; the metric is their mean"""
+    groups: list[int] | None = None
+    """(items,): items of one image belong together; None where each item stands for itself"""
+    mean: float
+    low: float
+    high: float
+    """95 % bootstrap interval of the mean"""
+
+    @classmethod
+    def of(cls, name: str, values: Iterable[float], groups: Iterable[int] | None = None) -> "Metric":
+        """Computes mean and interval. Raises ValueError for no values, or groups of another number."""
+        listed, belonging = [float(v) for v in values], None if groups is None else [int(g) for g in groups]
+        mean, low, high = bootstrap_interval(listed, groups=belonging)
+        return cls(name=name, values=listed, groups=belonging, mean=mean, low=low, high=high)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Metric":
+        if not self.values or (self.groups is not None and len(self.groups) != len(self.values)):
+            raise ValueError("values must not be empty, and groups be as many")
+        if not all(math.isfinite(value) for value in self.values):
+            raise ValueError("a value is not finite")
+        return self
+
+
+class Entry(_Strict):
+    """One model, or one blend of two, on one task."""
+
+    label: str
+    """The row of the table, such as "base", "DRAFT", "DRAFT, embedding blend 0.9" """
+    task: Task
+    dataset: str
+    """Name and first digits of the SHA-256 of the task's files: entries are compared only where it is equal"""
+    protocol: str
+    """How it was measured, such as "MC-18, official accuracy" """
+    model: str
+    weights_sha256: str
+    blend: Literal["embedding", "weight"] | None = None
+    beta: float | None = Field(default=None, ge=0, le=1)
+    """Share of the baseline in a blend"""
+    metrics: list[Metric]
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric of that name, if the entry has it."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+class Reference(_Strict):
+    """A figure that needs no model, such as always answering "yes"; printed beside the entries."""
+
+    name: str
+    task: Task
+    dataset: str
+    metric: str
+    value: float
+
+
+class Results(_Strict):
+    """The content of a results.json."""
+
+    format: Literal["dialog-eval results 1"] = "dialog-eval results 1"
+    baseline: str | None = None
+    """Label of the entry that the others are compared with"""
+    entries: list[Entry]
+    references: list[Reference] = []
+    settings: dict[str, Any] = {}
+    """Versions, command line, checkpoints and seeds: what is needed to repeat it"""
+
+    def save(self, path: Path) -> None:
+        """Writes it; a file of that name is replaced when all is written."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(self.model_dump_json() + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def load_results(path: Path) -> Results:
+    """Reads a results.json. Raises UsageError for a file that cannot be read or is none."""
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UsageError(f"{path} is no results.json of dialog-eval: {where}: {first['msg']}.") from None
