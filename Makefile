@@ -1,9 +1,9 @@
 # What a developer types; `make` alone lists it. A bare machine needs python3 (3.11 or newer) with venv and pip, no more.
 
 PYTHON ?= python3
-DEFAULT_EXTRAS := cpu,download,train,dev
+DEFAULT_EXTRAS := cpu,download,train,eval,dev
 
-# The extras that .venv was made for; they stay until others are asked for: `make setup EXTRAS=vllm,download,train,dev`.
+# The extras that .venv was made for; they stay until others are asked for: `make setup EXTRAS=vllm,download,train,eval,dev`.
 MADE_FOR := $(shell cat .venv/.extras 2>/dev/null)
 EXTRAS ?= $(or $(MADE_FOR),$(DEFAULT_EXTRAS))
 
@@ -18,7 +18,7 @@ STAMP := .venv/.stamp
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: $(STAMP) ## Make .venv and install everything; on a GPU machine: make setup EXTRAS=vllm,download,train,dev
+setup: $(STAMP) ## Make .venv and install everything; on a GPU machine: make setup EXTRAS=vllm,download,train,eval,dev
 
 demo: $(STAMP) ## Run the whole flow on the embedded world, with no network
 	PATH="$(CURDIR)/.venv/bin:$$PATH" ./demo.sh

@@ -89,6 +89,16 @@ def load_vqa(questions: Path, annotations: Path) -> list[VqaItem]:
     return [_item(q, by_id[q.question_id], with_choices, questions, annotations) for q in asked]
 
 
+def load_answers(annotations: Path) -> list[tuple[str, str]]:
+    """(question type, answer given most often) of each question of an annotations file, in its order.
+
+    Raises VqaFilesError for a file that cannot be read, is not JSON of this layout or is empty.
+    """
+    annotated = _read(annotations, _Annotations).annotations
+    _check_ids(annotations, [annotation.question_id for annotation in annotated])
+    return [(annotation.question_type, annotation.multiple_choice_answer) for annotation in annotated]
+
+
 def _item(
     question: _Question, annotation: _Annotation, with_choices: bool, questions: Path, annotations: Path
 ) -> VqaItem:

@@ -79,6 +79,10 @@ class InputShard:
     _origin: _Origin = field(repr=False)
     _items: tuple[_Item, ...] = field(repr=False)
 
+    def image_ids(self) -> list[str]:
+        """The images' ids, in order; reads nothing."""
+        return [item.image_id for item in self._items]
+
     def read(self) -> Iterator[SourceImage]:
         """The images, in order. Raises `UsageError` if a file is gone, unreadable or no longer what was indexed."""
         return self._origin.read(self._items)

@@ -46,11 +46,12 @@ from dialog_train.tokens import Ids, TextEncoder, join_ids
 from dialog_train.vectors import VectorStore
 
 DialogueFormat = Literal["question_answer", "labelled", "answer"]
-_FORMATS: dict[DialogueFormat, str] = {
+DIALOGUE_FORMATS: dict[DialogueFormat, str] = {
     "question_answer": "{user} {assistant}",
     "labelled": "Question: {user} Answer: {assistant}",
     "answer": "{assistant}",
 }
+"""How a question and its answer become one text; evaluation takes the format of the training."""
 
 _KIND = "training set"
 _PART = "rows"
@@ -113,8 +114,9 @@ def build_training_set(
     Raises UsageError for vectors of another model or of an older dataset, a dataset without the columns or without a
     usable row, or an `out` that something else was written to; DialogGenError where `out` cannot be written.
     """
-    if dialogue_format not in _FORMATS:
-        raise UsageError(f"unknown dialogue format {dialogue_format!r}: {did_you_mean(dialogue_format, _FORMATS)}")
+    if dialogue_format not in DIALOGUE_FORMATS:
+        hint = did_you_mean(dialogue_format, DIALOGUE_FORMATS)
+        raise UsageError(f"unknown dialogue format {dialogue_format!r}: {hint}")
     vectors.check(clip)
     encoder = TextEncoder(clip.tokenizer)
     config = {
@@ -147,7 +149,7 @@ def build_training_set(
             dataset=dataset,
             vectors=vectors,
             encoder=encoder,
-            dialogue_format=_FORMATS[dialogue_format],
+            dialogue_format=DIALOGUE_FORMATS[dialogue_format],
         )
         shards, counts = list[tuple[str, int]](), Counter[str]()
         for source, verdict in zip(sources, verdicts, strict=True):

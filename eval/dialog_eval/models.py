@@ -1,0 +1,237 @@
+"""The models that are compared: a checkpoint, its baseline, and blends of the two text sides.
+
+Two ways to blend, beta being the baseline's share:
+
+    embedding    normalise(beta * T_base(y) + (1 - beta) * T_tuned(y)), T unit-norm text vectors
+    weight       T of the weights beta * W_base + (1 - beta) * W_tuned (WiSE-FT, arXiv 2109.01903)
+
+All that is compared is encoded in one pass: a text once by each text tower, an image once by each image tower, where
+equal image towers count as one.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+from torch.nn.utils.rnn import pad_sequence
+
+from dialog_eval.results import Entry, Metric, Task
+from dialog_gen.errors import UsageError
+from dialog_train.clip import Clip, sha256_of_weights
+from dialog_train.text import TextTower
+from dialog_train.tokens import Ids, TextEncoder
+
+Blend = Literal["embedding", "weight"]
+NewBar = Callable[[str, int], Callable[[float], None]]
+"""(what is counted, how many there are) -> to be called with the number done since."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One model of a comparison."""
+
+    label: str
+    clip: Clip
+    """Of a blend, the tuned model."""
+    image_tower: int
+    """Index into `Models.image_towers`."""
+    shares: tuple[tuple[int, float], ...]
+    """Indices of text towers, and the share of each one's vectors."""
+    blend: Blend | None = None
+    beta: float | None = None
+
+    def entry(self, task: Task, dataset: str, protocol: str, metrics: list[Metric], *, label_suffix: str = "") -> Entry:
+        """What it achieved."""
+        return Entry(
+            label=self.label + label_suffix,
+            task=task,
+            dataset=dataset,
+            protocol=protocol,
+            model=self.clip.name,
+            weights_sha256=self.clip.weights_sha256,
+            blend=self.blend,
+            beta=self.beta,
+            metrics=metrics,
+        )
+
+
+class Models:
+    """A checkpoint, or a baseline and a checkpoint with the blends between them.
+
+    `variants` are in this order: the baseline, the checkpoint, the blends in the order given.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Clip,
+        label: str,
+        baseline: Clip | None = None,
+        baseline_label: str = "",
+        blends: Sequence[tuple[Blend, float]] = (),
+        *,
+        device: torch.device | str = "cpu",
+        batch_size: int = 256,
+    ) -> None:
+        """`blends`: kind and beta, 0 < beta < 1. The models are moved to `device`.
+
+        Raises UsageError for equal labels, blends without a baseline, models that cannot be blended, and a text tower
+        of an unknown kind.
+        """
+        self.device, self.batch_size = torch.device(device), batch_size
+        self.texts = self.truncated_texts = 0
+        """Texts that were tokenised, and those of them that were longer than a model's context."""
+        if baseline is None:
+            if blends:
+                raise UsageError("a blend is of two models: give --baseline.")
+            self.image_towers, self._texts = [checkpoint], [self._text_side(checkpoint)]
+            self.variants = [Variant(label=label, clip=checkpoint, image_tower=0, shares=((0, 1.0),))]
+            return
+        if label == baseline_label:
+            raise UsageError(f"checkpoint and baseline are both labelled {label!r}: give --label or --baseline-label.")
+        one_image_tower = _image_side(baseline) == _image_side(checkpoint)
+        if blends and not one_image_tower:
+            raise UsageError(
+                f"{baseline_label} and {label} have different image towers: text towers are blended only where they "
+                "were tuned to one image tower."
+            )
+        self.image_towers = [checkpoint] if one_image_tower else [baseline, checkpoint]
+        self._texts = [base, tuned] = [self._text_side(baseline), self._text_side(checkpoint)]
+        if _tokenization(baseline, base) == _tokenization(checkpoint, tuned):
+            tuned.encoder = base.encoder
+        own = len(self.image_towers) - 1
+        self.variants = [
+            Variant(label=baseline_label, clip=baseline, image_tower=0, shares=((0, 1.0),)),
+            Variant(label=label, clip=checkpoint, image_tower=own, shares=((1, 1.0),)),
+        ]
+        for blend, beta in blends:
+            name, shares = f"{label}, {blend} blend {beta:g}", ((0, beta), (1, 1 - beta))
+            if blend == "weight":
+                _check_one_architecture(baseline, checkpoint)
+                shares = ((len(self._texts), 1.0),)
+                self._texts.append(_TextSide(name, blend_weights(base.tower, tuned.tower, beta), tuned.encoder))
+            self.variants.append(
+                Variant(label=name, clip=checkpoint, image_tower=own, shares=shares, blend=blend, beta=beta)
+            )
+
+    def encode_images(self, pixels: Tensor, image_tower: int) -> Tensor:
+        """(N, 3, H, W) of that tower's preprocessing -> unit-norm float32 (N, D) on the device.
+
+        Raises UsageError where they are not finite.
+        """
+        clip = self.image_towers[image_tower]
+        model = clip.model.to(self.device)
+        with torch.inference_mode():
+            return _finite(normalize(model.encode_image(pixels.to(self.device)).float(), dim=-1), clip.name)
+
+    def encode_texts(self, texts: Sequence[str], advance: Callable[[float], None] = lambda texts: None) -> list[Tensor]:
+        """Unit-norm vectors (N, D) of each text tower, for `text_vectors`.
+
+        `advance` hears how many texts are done; one that is done by one tower of four is a quarter.
+
+        Raises UsageError where a vector is not finite.
+        """
+        encoders = {id(side.encoder): side.encoder for side in self._texts}
+        tokens: dict[int, list[Ids]] = {}
+        for key, encoder in encoders.items():
+            tokens[key], cut = encoder(texts)
+            self.texts += len(cut)
+            self.truncated_texts += sum(cut)
+        return [self._encode(side, tokens[id(side.encoder)], advance) for side in self._texts]
+
+    @staticmethod
+    def text_vectors(variant: Variant, encoded: list[Tensor]) -> Tensor:
+        """(N, D) of a variant, from what `encode_texts` gave."""
+        (first, share), *others = variant.shares
+        if not others:
+            return encoded[first]
+        return normalize(share * encoded[first] + sum(share * encoded[tower] for tower, share in others), dim=-1)
+
+    def _text_side(self, clip: Clip) -> "_TextSide":
+        try:
+            tower = TextTower(clip.model.to(self.device)).to(self.device)
+        except TypeError as error:
+            raise UsageError(f"{clip.name} cannot be evaluated: {error}.") from None
+        return _TextSide(clip.name, tower.eval(), TextEncoder(clip.tokenizer))
+
+    def _encode(self, side: "_TextSide", ids: list[Ids], advance: Callable[[float], None]) -> Tensor:
+        # Texts of one length together: a batch costs what its longest text costs.
+        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))
+        parts: list[Tensor] = []
+        with torch.inference_mode():
+            for start in range(0, len(order), self.batch_size):
+                rows = [torch.from_numpy(ids[text]).long() for text in order[start : start + self.batch_size]]
+                parts.append(side.tower(side.batch(rows).to(self.device)).float())
+                advance(len(rows) / len(self._texts))
+            vectors = _finite(torch.cat(parts), side.name)
+            return torch.empty_like(vectors).index_copy_(0, torch.tensor(order, device=self.device), vectors)
+
+
+@dataclass(slots=True)
+class _TextSide:
+    name: str
+    tower: TextTower
+    encoder: TextEncoder
+
+    def batch(self, rows: list[Tensor]) -> Tensor:
+        """Token ids (N, L), of the longest text or, where the tower sees the padding, of the context."""
+        tokens = pad_sequence(rows, batch_first=True, padding_value=self.encoder.pad_id)
+        if self.tower.whole is not None:
+            tokens = pad(tokens, (0, self.encoder.context_length - tokens.shape[1]), value=self.encoder.pad_id)
+        return tokens
+
+
+def blend_weights(base: TextTower, tuned: TextTower, beta: float) -> TextTower:
+    """A tower with the weights beta * base + (1 - beta) * tuned (arXiv 2109.01903); the two are left as they are."""
+    weights, others = tuned.state_dict(), base.state_dict()
+    mixed = {
+        name: beta * others[name] + (1 - beta) * value if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+    blended = copy.deepcopy(tuned)
+    blended.load_state_dict(mixed)
+    return blended
+
+
+def _check_one_architecture(baseline: Clip, checkpoint: Clip) -> None:
+    first, second = (
+        {name: tuple(value.shape) for name, value in TextTower(clip.model).state_dict().items()}
+        for clip in (baseline, checkpoint)
+    )
+    if first != second:
+        name = min(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+        how = f"{name} is {first.get(name, 'not')} there, {second.get(name, 'not')} in {checkpoint.name}"
+    elif _text_config(baseline) != _text_config(checkpoint):
+        how = "their text configurations differ"
+    else:
+        return
+    raise UsageError(
+        f"the weights of {baseline.name} and {checkpoint.name} are of different architectures ({how}): "
+        "use --blend embedding, or the baseline that the checkpoint was tuned from."
+    )
+
+
+def _text_config(clip: Clip) -> Any:
+    return json.loads(json.dumps([clip.config.get("text_cfg"), bool(clip.config.get("quick_gelu"))]))
+
+
+def _tokenization(clip: Clip, side: _TextSide) -> Any:
+    """Equal where two models turn each text into the same ids."""
+    return _text_config(clip)[0], side.encoder.vocabulary_sha256, side.encoder.context_length
+
+
+def _image_side(clip: Clip) -> Any:
+    """Equal where two models give each image the same vector."""
+    weights = sha256_of_weights(clip.model.visual.state_dict())
+    config = [clip.config.get("vision_cfg"), bool(clip.config.get("quick_gelu")), clip.preprocess_config]
+    return weights, json.loads(json.dumps(config))
+
+
+def _finite(vectors: Tensor, name: str) -> Tensor:
+    if not bool(vectors.isfinite().all()):
+        raise UsageError(f"{name} gives vectors that are not finite: its weights are damaged.")
+    return vectors

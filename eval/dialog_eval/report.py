@@ -1,0 +1,265 @@
+"""`dialog-eval table`: several results.json in one Markdown or HTML table, with a plot of the sweep."""
+
+import base64
+import os
+import re
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from string import Template
+from urllib.parse import quote
+
+from dialog_eval.pooling import Cell, Column, Estimate, Section, pool
+from dialog_eval.sweep_plot import sweep_plot
+from dialog_gen.errors import UsageError
+
+_TASKS = {"retrieval": "Retrieval", "vqa": "Visual question answering", "classification": "Zero-shot classification"}
+_PLOT = "Blends of the baseline and the tuned model: measures over the share of the baseline, with 95 % intervals"
+
+
+def write_table(files: list[Path], out: Path, plot: Path | None = None) -> None:
+    """Writes the table of these results.json to `out` (.md or .html), and the plot of their sweep to `plot` (.png).
+
+    A section a task, dataset and protocol, a row a label, a column a measure. The HTML is one file with the plot in
+    it; the Markdown links the plot. Files of these names are replaced when all is computed.
+
+    Raises UsageError for other suffixes, where nothing can be written, and as `pool` and `sweep_plot` do.
+    """
+    if out.suffix not in (".md", ".html"):
+        raise UsageError(
+            f"{out}: a table is written as .md or .html, not as {out.suffix or 'a file without suffix'!r}."
+        )
+    if plot is not None and plot.suffix != ".png":
+        raise UsageError(f"{plot}: a plot is written as .png, not as {plot.suffix or 'a file without suffix'!r}.")
+    sections = pool(files)
+    png = None if plot is None else sweep_plot(sections)
+    if out.suffix == ".html":
+        table = _html(sections, png)
+    else:
+        # Relative, so that the two can be moved, committed or shared together.
+        link = None if plot is None else Path(os.path.relpath(plot, out.parent)).as_posix()
+        table = _markdown(sections, link)
+    if plot is not None and png is not None:
+        _write(plot, png)
+    _write(out, table.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _percent(share: float, sign: str = "") -> str:
+    """A share as "80.3", with sign "+" as "+4.4"; never "-0.0"."""
+    return f"{round(100 * share, 1) + 0.0:{sign}.1f}"
+
+
+def _interval(estimate: Estimate, sign: str = "") -> str:
+    return f"[{_percent(estimate.low, sign)}, {_percent(estimate.high, sign)}]"
+
+
+def _stands_out(difference: Estimate) -> bool:
+    """The interval as printed does not touch 0: a reader never sees [+0.0, +0.7] marked."""
+    return round(100 * difference.low, 1) > 0 or round(100 * difference.high, 1) < 0
+
+
+def _spread(cell: Cell) -> str:
+    return "" if cell.spread is None else f"± {_percent(cell.spread)} (n = {cell.repetitions})"
+
+
+def _items(column: Column) -> str:
+    images = "" if column.images is None else f", {column.images:,} images"
+    return f"{column.items:,} items{images}" if column.items else ""
+
+
+def _caption(section: Section, text: Callable[[str], str]) -> str:
+    """What the figures are; labels go through `text`, which escapes them."""
+    images = any(column.images for column in section.columns)
+    parts = [f"In percent, in brackets 95 % bootstrap intervals over {'images' if images else 'items'}."]
+    if section.baseline is None:
+        parts.append("No differences: no baseline was measured here.")
+    else:
+        parts.append(
+            f"Below: paired differences to {text(section.baseline)} in percentage points, item by item, with their "
+            "intervals; bold where that does not touch 0."
+        )
+    if any(cell.spread is not None for row in section.rows for cell in row.cells.values()):
+        parts.append("±: standard deviation over n repetitions (seeds), of which the figures are the mean.")
+    else:
+        parts.append("One repetition each.")
+    if section.references:
+        parts.append("Rows without intervals need no model.")
+    items = {_items(column) for column in section.columns if column.items}
+    parts.append(f"{items.pop()}." if len(items) == 1 else "The number of items is given for each measure.")
+    return " ".join(parts)
+
+
+def _markdown(sections: list[Section], plot: str | None) -> str:
+    """Rows of a label follow each other, so that the columns stay narrow enough to be read raw."""
+    lines = ["# Evaluation", ""]
+    for section in sections:
+        names = [column.name for column in section.columns]
+        table = [["", *map(_md, names)], []]
+        for row in section.rows:
+            cells = [row.cells.get(name) for name in names]
+            mark = " (baseline)" if row.label == section.baseline else ""
+            figures = [cell and f"{_percent(cell.estimate.mean)} {_interval(cell.estimate)}" for cell in cells]
+            table.append([_md(row.label) + mark, *(figure or "" for figure in figures)])
+            differences = [_md_difference(cell.difference if cell else None) for cell in cells]
+            spreads = [_spread(cell) if cell else "" for cell in cells]
+            table += [
+                [told, *some] for told, some in (("↳ difference", differences), ("↳ spread", spreads)) if any(some)
+            ]
+        for name, figures in section.references.items():
+            table.append([_md(name), *(_percent(figures[column]) if column in figures else "" for column in names)])
+        table.append(["items", *map(_items, section.columns)])
+        heading = f"## {_TASKS[section.task]}: {_md(section.dataset)}, {_md(section.protocol)}"
+        lines += [heading, "", *_aligned(table), "", _caption(section, _md), ""]
+    if plot is not None:
+        lines += ["## Sweep", "", f"![{_PLOT}]({quote(plot)})", ""]
+    return "\n".join(lines)
+
+
+def _md_difference(difference: Estimate | None) -> str:
+    if difference is None:
+        return ""
+    mark = "**" if _stands_out(difference) else ""
+    return f"{mark}{_percent(difference.mean, '+')} {_interval(difference, '+')}{mark}"
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table whose second row is the rule."""
+    widths = [max(map(len, column)) for column in zip(*filter(None, table), strict=True)]
+    table[1] = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = (
+        [
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in table
+    )
+    return [f"| {' | '.join(row)} |" for row in padded]
+
+
+def _md(text: str) -> str:
+    """Text as it is shown, whatever it holds; underscores inside words mean nothing and stay readable."""
+    marked = re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+    return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _html(sections: list[Section], png: bytes | None) -> str:
+    body = "\n".join(map(_html_section, sections))
+    if png is not None:
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        body += f'\n<h2>Sweep</h2>\n<figure><img src="{source}" alt="{escape(_PLOT)}"></figure>'
+    return _PAGE.substitute(body=body)
+
+
+def _html_section(section: Section) -> str:
+    head = "".join(
+        f'<th scope="col">{escape(column.name)}<small>{_items(column)}</small></th>' for column in section.columns
+    )
+    rows: list[str] = []
+    for row in section.rows:
+        baseline = "<small>baseline</small>" if row.label == section.baseline else ""
+        cells = {name: _html_cell(cell) for name, cell in row.cells.items()}
+        rows.append(_html_row(escape(row.label) + baseline, cells, section.columns))
+    for name, figures in section.references.items():
+        cells = {measure: f"<b>{_percent(value)}</b>" for measure, value in figures.items()}
+        rows.append(_html_row(escape(name), cells, section.columns))
+    return _SECTION.substitute(
+        task=_TASKS[section.task],
+        dataset=escape(section.dataset),
+        protocol=escape(section.protocol),
+        caption=_caption(section, escape),
+        head=head,
+        rows="\n".join(rows),
+    )
+
+
+def _html_row(label: str, cells: dict[str, str], columns: list[Column]) -> str:
+    """`label` and `cells` are HTML."""
+    told = (f'<td data-measure="{escape(column.name)}">{cells.get(column.name, "")}</td>' for column in columns)
+    return f'<tr><th scope="row">{label}</th>{"".join(told)}</tr>'
+
+
+def _html_cell(cell: Cell) -> str:
+    lines = [f"<span>{_percent(cell.estimate.mean)}</span> <i>{_interval(cell.estimate)}</i>"]
+    if cell.difference is not None:
+        told = f"<span>{_percent(cell.difference.mean, '+')}</span> <i>{_interval(cell.difference, '+')}</i>"
+        lines.append(f"<strong>{told}</strong>" if _stands_out(cell.difference) else told)
+    if cell.spread is not None:
+        lines.append(f"<span>{_spread(cell)}</span>")
+    return "".join(f"<div>{line}</div>" for line in lines)
+
+
+_SECTION = Template("""\
+<section>
+<h2>$task <small>$dataset, $protocol</small></h2>
+<table>
+<caption>$caption</caption>
+<thead><tr><th></th>$head</tr></thead>
+<tbody>
+$rows
+</tbody>
+</table>
+</section>""")
+
+# On a narrow screen a row becomes a card, and a cell a line that begins with the measure's name.
+_PAGE = Template("""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Evaluation</title>
+<style>
+:root { color-scheme: light dark; --ink: #1c1c1c; --soft: #5c5c5c; --rule: #d4d4d4; --paper: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --soft: #a5a5a5; --rule: #444; --paper: #161616; }
+}
+body { margin: 2rem auto; max-width: 75rem; padding: 0 1rem; font: 15px/1.45 system-ui, sans-serif;
+  color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
+small { display: block; font-weight: normal; font-size: .82rem; color: var(--soft); }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+caption { caption-side: bottom; text-align: left; padding-top: .6rem; font-size: .87rem; color: var(--soft); }
+th, td { padding: .45rem .6rem; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top; }
+th:first-child { text-align: left; padding-left: 0; }
+tbody th { font-weight: 600; }
+thead th { vertical-align: bottom; }
+span, i { white-space: nowrap; font-style: normal; }
+td > div + div { font-size: .87rem; color: var(--soft); }
+td strong { color: var(--ink); }
+figure { margin: 0; }
+img { max-width: 100%; background: #fff; border-radius: 4px; }
+@media screen and (max-width: 45rem) {
+  table, caption, tbody, tr, th, td { display: block; text-align: left; }
+  thead, td:empty { display: none; }
+  th, td { border: 0; padding: .15rem 0; }
+  tr { border-bottom: 1px solid var(--rule); padding: .5rem 0; }
+  td { display: grid; grid-template-columns: 2fr 3fr; column-gap: .6rem; }
+  td::before { content: attr(data-measure); color: var(--soft); }
+  td > div { grid-column: 2; }
+}
+@media print {
+  @page { size: A4 landscape; margin: 1.2cm; }
+  :root { --ink: #000; --soft: #444; --rule: #999; --paper: #fff; }
+  body { margin: 0; max-width: none; padding: 0; font-size: 9pt; }
+  tr, figure { break-inside: avoid; }
+  h2 { break-after: avoid; }
+}
+</style>
+</head>
+<body>
+<h1>Evaluation</h1>
+$body
+</body>
+</html>
+""")

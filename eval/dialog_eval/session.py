@@ -1,0 +1,166 @@
+"""One evaluation from its options to results.json and what is printed."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import dialog_gen
+from dialog_eval.evaluation import EvaluationTask, evaluate
+from dialog_eval.image_source import ImageSource
+from dialog_eval.models import Blend, Models
+from dialog_eval.options import Common
+from dialog_eval.results import Metric, Results
+from dialog_gen.errors import DialogGenError, UsageError
+from dialog_train.clip import Clip, load_clip
+
+_log = logging.getLogger(__name__)
+
+
+def run(
+    common: Common,
+    options: dict[str, Any],
+    load: Callable[[ImageSource], list[EvaluationTask]],
+    blends: Sequence[tuple[Blend, float]] = (),
+) -> None:
+    """Measures the models on the tasks that `load` gives, writes `common.out` and prints its content without items.
+
+    `options`: those of the command, for the record.
+
+    Raises UsageError for wrong use, before anything is encoded but for an image that cannot be decoded; DialogGenError
+    where the results cannot be written after all.
+    """
+    device = _device(common.device)
+    source = ImageSource(common.images)
+    tasks = load(source)
+    _check_writable(common.out)
+    models = _models(common, blends, device)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+
+    def new_bar(what: str, total: int) -> Callable[[float], None]:
+        task = progress.add_task(what, total=total)
+        return lambda count: progress.advance(task, count)
+
+    with progress:
+        entries, references = evaluate(tasks, models, source, new_bar)
+    if models.truncated_texts:
+        _log.warning("%d of %d texts were cut to the model's context", models.truncated_texts, models.texts)
+    results = Results(
+        baseline=models.variants[0].label if common.baseline else None,
+        entries=entries,
+        references=references,
+        settings={
+            "versions": {
+                "dialog-gen": dialog_gen.__version__,
+                "torch": torch.__version__,
+                "open_clip": open_clip.__version__,
+            },
+            "device": str(device),
+            "options": json.loads(json.dumps({**asdict(common), **options}, default=str)),
+            "models": {
+                variant.label: {"name": variant.clip.name, "weights_sha256": variant.clip.weights_sha256}
+                for variant in models.variants
+                if variant.blend is None
+            },
+            "texts": models.texts,
+            "truncated_texts": models.truncated_texts,
+        },
+    )
+    try:
+        results.save(common.out)
+    except OSError as error:
+        raise DialogGenError(f"cannot write {common.out}: {error.strerror or error}.") from error
+    if common.json_output:
+        typer.echo(json.dumps(_without_items(results), indent=2))
+    else:
+        _print_tables(results)
+
+
+def _models(common: Common, blends: Sequence[tuple[Blend, float]], device: torch.device) -> Models:
+    def load(name: str, pretrained: str | None) -> Clip:
+        return load_clip(name, pretrained, allow_activation_mismatch=common.allow_activation_mismatch)
+
+    checkpoint = load(common.checkpoint, common.pretrained)
+    baseline = load(common.baseline, common.baseline_pretrained) if common.baseline else None
+    return Models(
+        checkpoint,
+        common.label or checkpoint.name,
+        baseline,
+        common.baseline_label or (baseline.name if baseline else ""),
+        blends,
+        device=device,
+        batch_size=common.batch_size,
+    )
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).item()
+    # torch has no error of its own for it: a device that it was not built with is an AssertionError, or NotImplemented.
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _check_writable(out: Path) -> None:
+    """Before an hour of work, not after it."""
+    part = out.with_name(out.name + ".part")
+    try:
+        if out.is_dir():
+            raise UsageError(f"--out {out} is a folder: give the name of a file, such as {out / 'results.json'}.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written: {error.strerror or error}.") from None
+
+
+def _without_items(results: Results) -> dict[str, Any]:
+    """As results.json, each metric with its mean and interval only."""
+    return results.model_dump(
+        mode="json", exclude={"entries": {"__all__": {"metrics": {"__all__": {"values", "groups"}}}}}
+    )
+
+
+def _print_tables(results: Results) -> None:
+    """A table a task and protocol: means in percent, with their 95 % intervals."""
+    # As wide as it needs to be where nobody watches: a table that is piped should not be cut.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    tasks = groupby(results.entries, lambda entry: (entry.task, entry.dataset))
+    for (task, dataset), group in tasks:
+        entries = list(group)
+        names = [metric.name for metric in entries[0].metrics]
+        console.print(f"{task}: {dataset}, {entries[0].protocol} (%, 95 % interval)")
+        table = Table("", *names, box=None, pad_edge=False, header_style="bold")
+        for entry in entries:
+            table.add_row(entry.label, *(_percent(entry.metric(name)) for name in names))
+        references = [r for r in results.references if (r.task, r.dataset) == (task, dataset)]
+        for name in dict.fromkeys(reference.name for reference in references):
+            values = {r.metric: f"{r.value:.1%}".rstrip("%") for r in references if r.name == name}
+            table.add_row(name, *(values.get(metric, "") for metric in names))
+        console.print(table)
+
+
+def _percent(metric: Metric | None) -> str:
+    return "" if metric is None else f"{100 * metric.mean:.1f} [{100 * metric.low:.1f}, {100 * metric.high:.1f}]"

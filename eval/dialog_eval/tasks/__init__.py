@@ -1,0 +1,1 @@
+"""The tasks of `dialog-eval`, one a module."""

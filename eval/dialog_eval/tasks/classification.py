@@ -1,0 +1,178 @@
+"""Zero-shot classification of images whose classes are known (arXiv 2103.00020, section 3.1)."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+
+from dialog_eval.classify import ensemble_class_vectors
+from dialog_eval.evaluation import sha256_head
+from dialog_eval.image_source import ImageSource
+from dialog_eval.images import ImageVectors
+from dialog_eval.models import Models, NewBar
+from dialog_eval.results import Entry, Metric, Reference
+from dialog_eval.retrieval import hit_ranks
+from dialog_gen.errors import UsageError, did_you_mean
+
+Template = Callable[[str], str]
+
+TEMPLATE_SETS: dict[str, Sequence[Template]] = {
+    "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
+    "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
+}
+_PLACE = "{}"
+# Texts, and images, that are looked at at once.
+_TEXTS = 8192
+_IMAGES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassificationTask:
+    """Images are assigned the class whose texts they are nearest to."""
+
+    dataset: str
+    protocol: str
+    prompts: list[list[str]]
+    """Of each class, its text in every template."""
+    labels: dict[str, int]
+    """The source's image id -> class."""
+
+    @property
+    def image_ids(self) -> list[str]:
+        """The source's ids of the images."""
+        return list(self.labels)
+
+    def evaluate(self, models: Models, images: ImageVectors, new_bar: NewBar) -> tuple[list[Entry], list[Reference]]:
+        """Top-1 and top-5 of the images, and top-1 averaged over the classes that have images."""
+        vectors = self._class_vectors(models, new_bar("class texts", sum(map(len, self.prompts))))
+        labels = torch.tensor(list(self.labels.values()))
+        entries: list[Entry] = []
+        for variant, classes in zip(models.variants, vectors, strict=True):
+            queries = images.of(variant, self.image_ids)
+            ranks = np.concatenate(
+                [
+                    hit_ranks(some @ classes.T, wanted)
+                    for some, wanted in zip(queries.split(_IMAGES), labels.split(_IMAGES), strict=True)
+                ]
+            )
+            _, class_of, sizes = np.unique(labels.numpy(), return_inverse=True, return_counts=True)
+            metrics = [
+                Metric.of("top-1", (ranks < 1).tolist()),
+                Metric.of("top-5", (ranks < 5).tolist()),
+                Metric.of("mean per class", (np.bincount(class_of, weights=ranks < 1) / sizes).tolist()),
+            ]
+            entries.append(variant.entry("classification", self.dataset, self.protocol, metrics))
+        return entries, []
+
+    def _class_vectors(self, models: Models, advance: Callable[[float], None]) -> list[Tensor]:
+        """(classes, D) of each variant."""
+        templates = len(self.prompts[0])
+        at_once = max(1, _TEXTS // templates)
+        parts: list[list[Tensor]] = [[] for _ in models.variants]
+        for start in range(0, len(self.prompts), at_once):
+            texts = [text for prompts in self.prompts[start : start + at_once] for text in prompts]
+            encoded = models.encode_texts(texts, advance)
+            for variant, part in zip(models.variants, parts, strict=True):
+                vectors = models.text_vectors(variant, encoded)
+                part.append(ensemble_class_vectors(vectors.unflatten(0, (-1, templates))))
+        return [torch.cat(part) for part in parts]
+
+
+def load_classification(
+    source: ImageSource, *, labels: Path | None = None, classes: Path | None = None, templates: str = "openai"
+) -> ClassificationTask:
+    """The task of the source's images.
+
+    `labels`: a JSON object of image id (or file name) -> class, of the images that count; without it all count, and the
+    first folder of an image's id is its class. `classes`: a class a line, its name and, behind a tab, its text in the
+    prompts where that is another; without it, the names of the labels. `templates`: "openai", "simple" or a file with a
+    template a line, the class's place in it being {}.
+
+    Raises UsageError for files that are not of this form, unknown classes, and images that the source lacks.
+    """
+    names = _labels_of_folders(source) if labels is None else _labels_of_file(labels, source)
+    texts = {name: name for name in sorted(set(names.values()))} if classes is None else _read_classes(classes)
+    numbers = {name: number for number, name in enumerate(texts)}
+    if unknown := sorted(set(names.values()) - set(numbers)):
+        raise UsageError(f"{classes} lacks the class {unknown[0]!r}: {did_you_mean(unknown[0], numbers)}.")
+    found = _read_templates(templates)
+    digits = sha256_head(json.dumps([sorted(names.items()), list(texts)]).encode())
+    shown = Path(templates).name
+    text_digits = sha256_head(json.dumps([[fill(text) for fill in found] for text in texts.values()]).encode())
+    return ClassificationTask(
+        dataset=f"{labels.stem if labels else Path(source.spec).stem} {digits}",
+        protocol=f"{len(texts)} classes, {len(found)} templates ({shown}), texts {text_digits}",
+        prompts=[[fill(text) for fill in found] for text in texts.values()],
+        labels={image_id: numbers[name] for image_id, name in names.items()},
+    )
+
+
+def _labels_of_folders(source: ImageSource) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for image_id in source.image_ids:
+        folder, slash, _ = image_id.partition("/")
+        if not slash:
+            raise UsageError(f"image {image_id} lies in no folder that could name its class: give --labels.")
+        if image_id in names:
+            raise UsageError(f"{source.spec} has the image id {image_id!r} twice: ids must be unique.")
+        names[image_id] = folder
+    return names
+
+
+def _labels_of_file(path: Path, source: ImageSource) -> dict[str, str]:
+    try:
+        content: Any = json.loads(_read(path))
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON: {error}.") from None
+    if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content.values()):
+        raise UsageError(f"{path} must hold a JSON object of image id -> class name.")
+    source_ids = source.by_file_name({image_id: image_id for image_id in content})
+    return {source_ids[image_id]: name for image_id, name in content.items()}
+
+
+def _read_classes(path: Path) -> dict[str, str]:
+    """Name -> text of each class."""
+    texts: dict[str, str] = {}
+    for line in _lines(path, "class"):
+        name, _, text = line.partition("\t")
+        if name in texts:
+            raise UsageError(f"{path} has the class {name!r} twice.")
+        texts[name] = text.strip() or name
+    return texts
+
+
+def _read_templates(name_or_file: str) -> Sequence[Template]:
+    if name_or_file in TEMPLATE_SETS:
+        return TEMPLATE_SETS[name_or_file]
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise UsageError(f"no template set or file {name_or_file!r}: {did_you_mean(name_or_file, TEMPLATE_SETS)}.")
+    return [_template(line, path) for line in _lines(path, "template")]
+
+
+def _template(line: str, path: Path) -> Template:
+    if _PLACE not in line:
+        raise UsageError(f"{path}: the template {line!r} has no {_PLACE} where the class belongs.")
+    return lambda text: line.replace(_PLACE, text)
+
+
+def _lines(path: Path, what: str) -> list[str]:
+    lines = [line.strip() for line in _read(path).splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"{path} is empty: expected one {what} a line.")
+    return lines
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no UTF-8 text.") from None

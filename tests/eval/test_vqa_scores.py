@@ -1,0 +1,93 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from dialog_eval.images import ImageVectors
+from dialog_eval.models import Models
+from dialog_eval.tasks import vqa_scores
+from dialog_eval.tasks.vqa_scores import Asked, Calibration, best_candidates
+from dialog_train.clip import load_clip
+
+WORDS = ("red", "blue", "two", "yes", "no", "circle", "gray", "left")
+
+
+@pytest.fixture
+def models(clips: tuple[Path, Path]) -> Models:
+    return Models(load_clip(str(clips[1])), "t", load_clip(str(clips[0])), "b", [("embedding", 0.5)])
+
+
+@pytest.fixture
+def images() -> ImageVectors:
+    vectors = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))
+    return ImageVectors(rows={f"i{row}": row for row in range(9)}, vectors=[normalize(vectors, dim=-1)])
+
+
+def questions(count: int = 60, *, same_candidates: bool = False) -> list[Asked]:
+    """Few question texts, far apart from one another."""
+    candidates = [WORDS[n % 8 :] + WORDS[: n % 8] for n in range(count)]
+    return [
+        Asked(f"i{n * 5 % 9}", f"what is {n * 7 % 11}?", WORDS if same_candidates else candidates[n][:5])
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("calibration", ["none", "mean-image", "text"])
+@pytest.mark.parametrize("same_candidates", [False, True])
+def test_bounds_change_nothing(
+    models: Models,
+    images: ImageVectors,
+    monkeypatch: pytest.MonkeyPatch,
+    calibration: Calibration,
+    same_candidates: bool,
+) -> None:
+    asked = questions(same_candidates=same_candidates)
+    whole = best_candidates(models, images, asked, text_format="{user} {assistant}", calibration=calibration)
+    assert len({tuple(row) for row in whole.reshape(6, -1)}) == 6, "a test that can tell"
+    calls = list[list[str]]()
+    encode = models.encode_texts
+
+    def spy(texts: Sequence[str]) -> list[torch.Tensor]:
+        calls.append(list(texts))
+        return encode(texts)
+
+    monkeypatch.setattr(models, "encode_texts", spy)
+    for limits in ({"_TEXTS": 20}, {"_PLACES": 1}, {"_GATHERED": 12}):
+        with monkeypatch.context() as patch:
+            for name, value in limits.items():
+                patch.setattr(vqa_scores, name, value)
+            calls.clear()
+            done = list[int]()
+            found = best_candidates(
+                models,
+                images,
+                asked,
+                text_format="{user} {assistant}",
+                calibration=calibration,
+                advance=done.append,
+            )
+        assert (found == whole).mean() > 0.99  # but for what float32 cannot tell
+        texts = [text for call in calls for text in call]
+        assert len(texts) == len(set(texts)), "none is encoded twice"
+        assert sum(done) == len(asked)
+        if "_GATHERED" not in limits:
+            assert len(calls) > 3
+            assert max(map(len, calls)) <= 20 + 1 + len(WORDS)
+
+
+def test_of_equal_candidates_the_first(models: Models, images: ImageVectors) -> None:
+    asked = [Asked("i1", "q", ("red", "red", "red"))] * 4
+    assert not best_candidates(models, images, asked, text_format="{assistant}").any()
+
+
+def test_the_mean_image_counts_each_image_once(models: Models, images: ImageVectors) -> None:
+    asked = [Asked(f"i{n}", f"what {q}?", WORDS) for q in range(30) for n in ([0, 1] if q else [0, 0, 0, 0, 1])]
+    found = best_candidates(models, images, asked, text_format="{user} {assistant}")
+    mean = normalize(images.vectors[0][:2].mean(0), dim=0)
+    alone = ImageVectors(rows={"i0": 0, "i1": 0}, vectors=[mean[None]])
+    sighted = best_candidates(models, alone, asked, text_format="{user} {assistant}")[:, 0]
+    assert (found[:, 1] == sighted).mean() > 0.99
+    assert np.unique(sighted[1]).size > 1
