@@ -37,9 +37,10 @@ lint: $(STAMP) ## Check style, format and types
 bench: $(STAMP) ## Run the benchmarks and print their figures
 	.venv/bin/pytest -m bench -s
 
-world: $(STAMP) ## Train the two embedded generators anew
+world: $(STAMP) ## Train the embedded generators and the embedded CLIP anew
 	.venv/bin/python -m dialog_gen.world.generators shapes-llava --out pipeline/dialog_gen/world/checkpoints/shapes-llava
 	.venv/bin/python -m dialog_gen.world.generators shapes-blip2 --out pipeline/dialog_gen/world/checkpoints/shapes-blip2
+	.venv/bin/python -m dialog_train.world_clip --out train/dialog_train/checkpoints/shapes-clip
 
 clean: ## Remove build outputs, caches and demo-out/; .venv stays
 	rm -rf build dist demo-out .pytest_cache .ruff_cache .hypothesis

@@ -108,7 +108,7 @@ def _draw_line(axes: "Axes", points: _Points, colour: str, marker: str) -> Any:
 
 
 def _draw_end(axes: "Axes", beta: float, estimate: Estimate, marker: str) -> Any:
-    style = {"markersize": {"*": 14, "D": 8}[marker], "markerfacecolor": "white", "markeredgecolor": "black"}
+    style: dict[str, Any] = {"markersize": {"*": 14, "D": 8}[marker], "markerfacecolor": "white", "markeredgecolor": "black"}
     return axes.plot(beta, 100 * estimate.mean, marker, **style, zorder=5)[0]
 
 

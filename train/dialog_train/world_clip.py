@@ -41,7 +41,7 @@ _SCENE_SEED = 20_232
 _WIDTH = 128
 _OPTIM = OptimSettings(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1, warmup_steps=100, batch_size=128)
 _STEPS = 2000
-_PREPROCESS = {
+_PREPROCESS: dict[str, Any] = {
     "size": IMAGE_SIZE_PX,
     "mode": "RGB",
     "mean": open_clip.OPENAI_DATASET_MEAN,
