@@ -13,7 +13,7 @@ OVERRIDE := $(if $(filter cpu,$(subst $(comma), ,$(EXTRAS))),--override constrai
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench world clean FORCE
+.PHONY: help setup demo results test test-fast lint bench world clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ setup: $(STAMP) ## Make .venv and install everything; on a GPU machine: make set
 
 demo: $(STAMP) ## Run the whole flow on the embedded world, with no network
 	PATH="$(CURDIR)/.venv/bin:$$PATH" ./demo.sh
+
+results: $(STAMP) ## Measure DRAFT on the embedded world with three seeds: writes docs/results.md
+	PATH="$(CURDIR)/.venv/bin:$$PATH" ./results.sh
 
 test: $(STAMP) ## Run all tests but the benchmarks
 	.venv/bin/pytest -m "not bench"

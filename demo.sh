@@ -14,3 +14,21 @@ step dialog-gen run --model shapes-llava --images "$out/shapes/images" --out "$o
 step dialog-gen verify "$out/dialogues"
 # The scene graphs, which the pipeline never reads, say what is true.
 step python -m dialog_gen.world.truth "$out/dialogues" "$out/shapes" --show 5
+
+# DRAFT tunes a CLIP's text tower on the dialogues and captions; the control takes as many steps on captions alone.
+draft() { step accelerate launch train/draft.py --config train/recipes/draft-shapes.toml --resume auto \
+  --set data.dialogues="$out/dialogues" --set data.work="$out/draft-data" "$@"; }
+draft --set out="$out/draft"
+draft --set out="$out/captions-only" --set caption_only=true
+
+# Both against the CLIP they started from, on scenes that neither saw, alone and blended with it.
+step dialog-gen download shapes --split test --out "$out/test" --limit 1000
+evaluate() { step dialog-eval sweep --baseline shapes-clip --images "$out/test/images" \
+  --captions "$out/test/retrieval/captions_shapes_test.json" \
+  --questions "$out/test/vqa/MultipleChoice_shapes_test_questions.json" \
+  --annotations "$out/test/vqa/shapes_test_annotations.json" \
+  --train-annotations "$out/shapes/vqa/shapes_train_annotations.json" "$@"; }
+evaluate --checkpoint "$out/draft/model" --label DRAFT --betas 0.9,0.8,0.6 --out "$out/results/draft.json"
+evaluate --checkpoint "$out/captions-only/model" --label "captions only" --betas 1,0 --out "$out/results/captions-only.json"
+step dialog-eval table "$out/results/draft.json" "$out/results/captions-only.json" --out "$out/results.html" --plot "$out/sweep.png"
+printf '\nOpen %s.\n' "$out/results.html"

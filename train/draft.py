@@ -19,9 +19,7 @@ from dialog_train.hf_export import export_hf
 from dialog_train.loop import MODEL_FOLDER, fit, start
 from dialog_train.objectives import draft_objective
 from dialog_train.training_set import TrainingSet, build_training_set
-from dialog_train.vectors import VectorStore, embed_dataset
-
-_WORKERS = min(16, (os.cpu_count() or 1) - 1)
+from dialog_train.vectors import DECODERS, VectorStore, embed_dataset
 
 
 def main() -> int:
@@ -63,7 +61,7 @@ def prepare(recipe: DraftRecipe, clip: Clip, accelerator: Accelerator) -> Traini
     vectors, rows = recipe.data.work / "vectors", recipe.data.work / "training_set"
     if accelerator.is_main_process:
         dataset = DatasetFolder.existing(recipe.data.dialogues)
-        embed_dataset(dataset, clip, vectors, device=accelerator.device, workers=_WORKERS)
+        embed_dataset(dataset, clip, vectors, device=accelerator.device, workers=DECODERS)
         build_training_set(dataset, VectorStore(vectors), clip, rows)
     accelerator.wait_for_everyone()
     return TrainingSet(rows)

@@ -6,7 +6,6 @@ Goes on where an earlier call was stopped. The trainers do the same when the vec
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -20,10 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from dialog_gen.errors import DialogGenError
 from dialog_gen.store import DatasetFolder
 from dialog_train.clip import load_clip
-from dialog_train.vectors import embed_dataset
+from dialog_train.vectors import DECODERS, embed_dataset
 
 _INTERRUPTED = 130
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def embed(
@@ -36,7 +34,7 @@ def embed(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 256,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU where there is one.")] = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = min(16, _CORES - 1),
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = DECODERS,
 ) -> None:
     """Compute the image vectors of a dialogues dataset, once."""
     logging.getLogger("dialog_train").setLevel(logging.INFO)

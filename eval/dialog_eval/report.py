@@ -104,7 +104,7 @@ def _markdown(sections: list[Section], plot: str | None) -> str:
     lines = ["# Evaluation", ""]
     for section in sections:
         names = [column.name for column in section.columns]
-        table = [["", *map(_md, names)], []]
+        table = [["", *map(_md, names)]]
         for row in section.rows:
             cells = [row.cells.get(name) for name in names]
             mark = " (baseline)" if row.label == section.baseline else ""
@@ -133,17 +133,11 @@ def _md_difference(difference: Estimate | None) -> str:
 
 
 def _aligned(table: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table whose second row is the rule."""
-    widths = [max(map(len, column)) for column in zip(*filter(None, table), strict=True)]
-    table[1] = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = (
-        [
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in table
-    )
-    return [f"| {' | '.join(row)} |" for row in padded]
+    """Lines of a Markdown table, from its head and rows; figures stand on the right."""
+    first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
+    lines = [f"| {' | '.join([label.ljust(first), *map(str.rjust, cells, others)])} |" for label, *cells in table]
+    rule = " | ".join(["-" * first, *("-" * (width - 1) + ":" for width in others)])
+    return [lines[0], f"| {rule} |", *lines[1:]]
 
 
 def _md(text: str) -> str:
@@ -170,7 +164,7 @@ def _html_section(section: Section) -> str:
         cells = {name: _html_cell(cell) for name, cell in row.cells.items()}
         rows.append(_html_row(escape(row.label) + baseline, cells, section.columns))
     for name, figures in section.references.items():
-        cells = {measure: f"<b>{_percent(value)}</b>" for measure, value in figures.items()}
+        cells = {measure: f"<div>{_percent(value)}</div>" for measure, value in figures.items()}
         rows.append(_html_row(escape(name), cells, section.columns))
     return _SECTION.substitute(
         task=_TASKS[section.task],
@@ -223,30 +217,31 @@ _PAGE = Template("""\
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8e8; --soft: #a5a5a5; --rule: #444; --paper: #161616; }
 }
-body { margin: 2rem auto; max-width: 75rem; padding: 0 1rem; font: 15px/1.45 system-ui, sans-serif;
+body { margin: 2rem auto; max-width: 85rem; padding: 0 1rem; font: 15px/1.45 system-ui, sans-serif;
   color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
-small { display: block; font-weight: normal; font-size: .82rem; color: var(--soft); }
+h1 { font-size: 1.6em; }
+h2 { font-size: 1.2em; margin: 1.7em 0 .5em; }
+small { display: block; font-weight: normal; font-size: .87em; color: var(--soft); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; padding-top: .6rem; font-size: .87rem; color: var(--soft); }
+caption { caption-side: bottom; text-align: left; padding-top: .6rem; font-size: .87em; color: var(--soft); }
 th, td { padding: .45rem .6rem; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top; }
 th:first-child { text-align: left; padding-left: 0; }
 tbody th { font-weight: 600; }
 thead th { vertical-align: bottom; }
 span, i { white-space: nowrap; font-style: normal; }
-td > div + div { font-size: .87rem; color: var(--soft); }
+td > div + div { font-size: .87em; color: var(--soft); }
 td strong { color: var(--ink); }
-figure { margin: 0; }
+figure { margin: 0; overflow-x: auto; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 @media screen and (max-width: 45rem) {
-  table, caption, tbody, tr, th, td { display: block; text-align: left; }
-  thead, td:empty { display: none; }
+  table, caption, thead, tbody, tr, th, td { display: block; text-align: left; }
+  thead th:first-child, td:empty { display: none; }
   th, td { border: 0; padding: .15rem 0; }
   tr { border-bottom: 1px solid var(--rule); padding: .5rem 0; }
-  td { display: grid; grid-template-columns: 2fr 3fr; column-gap: .6rem; }
+  td, thead th { display: grid; grid-template-columns: 2fr 3fr; column-gap: .6rem; }
   td::before { content: attr(data-measure); color: var(--soft); }
   td > div { grid-column: 2; }
+  img { max-width: none; width: 60rem; }
 }
 @media print {
   @page { size: A4 landscape; margin: 1.2cm; }

@@ -40,13 +40,16 @@ def sweep_plot(sections: Sequence[Section]) -> bytes:
         raise UsageError("No sweep in these files: no entry is a blend. Name a results.json of `dialog-eval sweep`.")
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         raise MissingExtraError("the plot of a sweep", "eval") from None
 
     across = min(len(panels), _PANELS_A_ROW)
     down = -(-len(panels) // across)
     # At least as wide as the legend.
-    figure = Figure(figsize=(max(4.2 * across, 5.5), 3.6 * down + 0.8), dpi=160, layout="constrained")
+    figure = Figure(
+        figsize=(max(4.2 * across, 5.5), 3.6 * down + 0.8), dpi=160, layout=ConstrainedLayoutEngine(w_pad=0.12)
+    )
     grid: list[Axes] = list(figure.subplots(down, across, squeeze=False).flat)
     drawn = dict.fromkeys(line for _, _, lines in panels for line in lines)
     styles = dict(zip(drawn, itertools.cycle(_STYLES), strict=False))
@@ -58,9 +61,9 @@ def sweep_plot(sections: Sequence[Section]) -> bytes:
             legend.setdefault(told, _draw_line(axes, points, *styles[stem, kind]))
         for row in section.rows:
             if name in row.cells and row.label == section.baseline:
-                legend[f"{row.label} (β = 1)"] = _draw_end(axes, 1, row.cells[name].estimate, "*")
+                legend[f"{row.label} (β = 1)"] = _draw_end(axes, 1, row.cells[name].estimate, "*", 14)
             elif name in row.cells and row.label in {stem for stem, _ in lines}:
-                legend["tuned alone (β = 0)"] = _draw_end(axes, 0, row.cells[name].estimate, "D")
+                legend["tuned alone (β = 0)"] = _draw_end(axes, 0, row.cells[name].estimate, "D", 8)
         _describe(axes, section, name)
     for axes in grid[len(panels) :]:
         axes.remove()
@@ -82,8 +85,8 @@ def _names(section: Section) -> list[str]:
 
 
 def _stem(row: Row) -> str:
-    """The checkpoint's label, what stands before the last comma: "DRAFT" of "DRAFT, weight blend 0.9"."""
-    return row.label.rpartition(",")[0].strip() or row.label
+    """The label of the checkpoint in a blend: "DRAFT" of "DRAFT, weight blend 0.9"."""
+    return row.label.partition(f", {row.blend} blend")[0]
 
 
 def _lines(section: Section, name: str) -> dict[_Line, _Points]:
@@ -103,18 +106,29 @@ def _lines(section: Section, name: str) -> dict[_Line, _Points]:
 def _draw_line(axes: "Axes", points: _Points, colour: str, marker: str) -> Any:
     betas = sorted(points)
     low, mean, high = ([100 * getattr(points[beta], part) for beta in betas] for part in ("low", "mean", "high"))
-    axes.fill_between(betas, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(betas, low, high, facecolor=colour, alpha=0.12, linewidth=0)
+    # Bands that lie on each other are told apart by their edges.
+    for edge in (low, high):
+        axes.plot(betas, edge, color=colour, alpha=0.5, linewidth=0.7)
     return axes.plot(betas, mean, color=colour, marker=marker, markersize=5, linewidth=1.8)[0]
 
 
-def _draw_end(axes: "Axes", beta: float, estimate: Estimate, marker: str) -> Any:
-    style: dict[str, Any] = {"markersize": {"*": 14, "D": 8}[marker], "markerfacecolor": "white", "markeredgecolor": "black"}
-    return axes.plot(beta, 100 * estimate.mean, marker, **style, zorder=5)[0]
+def _draw_end(axes: "Axes", beta: float, estimate: Estimate, marker: str, size: int) -> Any:
+    return axes.plot(
+        [beta],
+        [100 * estimate.mean],
+        linestyle="none",
+        marker=marker,
+        markersize=size,
+        markerfacecolor="white",
+        markeredgecolor="black",
+        zorder=5,
+    )[0]
 
 
 def _describe(axes: "Axes", section: Section, name: str) -> None:
     where = "\n".join(textwrap.wrap(f"{section.dataset}, {section.protocol}", 52))
-    axes.set_title(where, fontsize=8, color="#555555", loc="left", parse_math=False)
+    axes.set_title(where, fontsize=8, color="#555555", loc="left", pad=10, parse_math=False)
     axes.set_xlabel("β, share of the baseline")
     axes.set_ylabel(
         f"{ {'vqa': 'VQA ', 'retrieval': '', 'classification': ''}[section.task] }{name} (%)", parse_math=False

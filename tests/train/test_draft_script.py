@@ -50,7 +50,7 @@ def draft(tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     script: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     # Processes that decode cost more than these images.
-    monkeypatch.setattr(script, "_WORKERS", 0)
+    monkeypatch.setattr(script, "DECODERS", 0)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
 

@@ -7,6 +7,7 @@ The key-value metadata of each file holds `source` (hash of the dialogues file),
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ _KIND = "image vectors"
 _PART = "vectors"
 _COLUMNS = ["image_id", "image_sha256", "images"]
 _NO_IMAGE = "no_image"
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+DECODERS = min(16, _CORES - 1)
+"""Processes that decode images, where nothing else is said: one core is left to the image tower."""
 
 
 @dataclass(slots=True, kw_only=True)
