@@ -1,6 +1,7 @@
 """The commands that README.md and demo.sh show are parsed by the real command line; nothing is run."""
 
 import importlib.util
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,16 +11,28 @@ from typing import Any
 import pytest
 import typer
 
+from dialog_eval.cli import app as eval_app
 from dialog_gen.cli import app
 from dialog_gen.engines import ENGINES
 from dialog_gen.manifests import load_manifest
 from dialog_gen.models import MODELS
 from dialog_gen.protocols import load_protocol
+from dialog_train.config import DraftRecipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS: Any = typer.main.get_command(app)
-FLAGS = {flag for command in COMMANDS.commands.values() for option in command.params for flag in option.opts}
+PROGRAMS: dict[str, Any] = {
+    "dialog-gen": typer.main.get_command(app),
+    "dialog-eval": typer.main.get_command(eval_app),
+}
+DRAFT_FLAGS = {"--config", "--set", "--resume", "--export-hf"}
+FLAGS = DRAFT_FLAGS | {
+    flag
+    for program in PROGRAMS.values()
+    for command in program.commands.values()
+    for option in command.params
+    for flag in option.opts
+}
 
 
 def lines_of_code(text: str) -> Iterator[str]:
@@ -41,22 +54,32 @@ def shown(text: str, program: str) -> list[str]:
 
 
 DEMO = (ROOT / "demo.sh").read_text(encoding="utf-8")
-IN_README = shown(README, "dialog-gen")
-IN_DEMO = [match.replace("$out", "out") for match in re.findall(r"^step (dialog-gen .*)$", DEMO, re.MULTILINE)]
+IN_README = [line for program in PROGRAMS for line in shown(README, program)]
+# The functions of the script, called without what they are given, lack an option here and there.
+IN_DEMO = [
+    match.replace("$out", "out")
+    for match in re.findall(r"^step (dialog-(?:gen|eval) .*)$", DEMO.replace("\\\n", " "), re.MULTILINE)
+]
+IN_DEMO += [
+    f"{command.replace('$out', 'out')} {arguments.replace('$out', 'out')}"
+    for command in re.findall(r'^evaluate\(\) \{ step (.*) "\$@"; \}$', DEMO.replace("\\\n", " "), re.MULTILINE)
+    for arguments in re.findall(r"^evaluate (.*)$", DEMO, re.MULTILINE)
+]
 
 
 def test_the_commands_are_found() -> None:
     assert sum(" run " in line for line in IN_README) >= 3
-    assert len(IN_DEMO) >= 3
+    assert sum("dialog-eval" in line for line in IN_README) >= 5
+    assert sum("dialog-eval" in line for line in IN_DEMO) == 3
 
 
 @pytest.mark.parametrize("line", [*IN_README, *IN_DEMO])
 def test_command(line: str) -> None:
-    _, name, *arguments = shlex.split(line)
-    assert name in COMMANDS.commands
+    program, name, *arguments = shlex.split(line)
+    assert name in PROGRAMS[program].commands
     if not arguments:
         return  # prose: "`dialog-gen models` lists them"
-    values = COMMANDS.commands[name].make_context(name, arguments).params
+    values = PROGRAMS[program].commands[name].make_context(name, arguments).params
     if name == "run":
         assert values["model"] in MODELS
         assert values["engine"] in (None, *ENGINES)
@@ -69,6 +92,17 @@ def test_command(line: str) -> None:
 def test_a_wrong_command_would_be_found(line: str) -> None:
     with pytest.raises(Exception, match=r"rnu|--imges"):
         test_command(line)
+
+
+@pytest.mark.parametrize("line", shown(README, "accelerate launch"))
+def test_training(line: str) -> None:
+    _, _, script, *arguments = shlex.split(line)
+    assert (ROOT / script).exists()
+    assert {argument for argument in arguments if argument.startswith("--")} <= DRAFT_FLAGS
+    pairs = list(itertools.pairwise(arguments))
+    (config,) = [value for flag, value in pairs if flag == "--config"]
+    recipe = load_recipe(ROOT / config, [value for flag, value in pairs if flag == "--set"])
+    assert isinstance(recipe, DraftRecipe)
 
 
 def test_flags_in_prose() -> None:
