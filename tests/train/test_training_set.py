@@ -106,6 +106,16 @@ def test_rotation_brings_every_pair_once(tiny_set: TrainingSet) -> None:
     assert torch.equal(again, tiny_set.batch(numbers, 0, concatenate=False).dialogue_tokens)
 
 
+def test_duplicate_captions_are_counted(clip: Clip, tmp_path: Path) -> None:
+    captions = ["a red star", "a blue star", "a red star", "two stars", "a blue star", "a red star", "star", "x"]
+    rows = [scene_row(number, caption=caption) for number, caption in enumerate(captions)]
+    make(tmp_path, clip, {"a": rows})
+    training_set = TrainingSet(tmp_path / "t")
+    for chosen, duplicates in (([0, 1, 3], 0), ([0, 2, 6, 7], 2), (range(8), 5)):
+        batch = training_set.batch(chosen, 0, concatenate=False)
+        assert batch.duplicate_captions == duplicates / len(chosen)
+
+
 def test_concatenated_is_the_text_of_all_pairs(tiny_set: TrainingSet, tiny_dialogues: Path) -> None:
     tokens = tiny_set.batch(range(48), 1, concatenate=True).dialogue_tokens
     texts = [" ".join(f"{p['user']} {p['assistant']}" for p in row["texts"]) for row in rows_of(tiny_dialogues)]

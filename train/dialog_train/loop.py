@@ -300,7 +300,8 @@ def _train(
                 began = time.perf_counter()
             else:
                 rate = (step - first) * recipe.optim.batch_size / (time.perf_counter() - began)
-            sums.update({**values, "steps": 1})
+            # Of this process's share of the batch: there may be more among all.
+            sums.update({**values, "duplicate_captions": batch.duplicate_captions, "steps": 1})
             if (step + 1) % recipe.log.every_steps == 0 or step + 1 == course.total:
                 point = {name: total / sums["steps"] for name, total in sums.items() if name != "steps"}
                 point |= {"epoch": (step + 1) / course.steps_per_epoch, "pairs_per_s": rate}

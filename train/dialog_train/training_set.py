@@ -99,6 +99,12 @@ class Batch:
     dialogue_tokens: Tensor
     """(N, L') int64."""
 
+    @property
+    def duplicate_captions(self) -> float:
+        """Share of the captions, 0 to 1, that another image of the batch has too: negatives that are none."""
+        _, belongs, counts = torch.unique(self.caption_tokens, dim=0, return_inverse=True, return_counts=True)
+        return float((counts[belongs] > 1).double().mean())
+
 
 def build_training_set(
     dataset: DatasetFolder,
