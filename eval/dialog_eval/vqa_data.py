@@ -45,6 +45,7 @@ class _Question(BaseModel):
 
 
 class _Questions(BaseModel):
+    data_subtype: str | None = None
     questions: list[_Question]
 
 
@@ -63,6 +64,7 @@ class _Annotation(BaseModel):
 
 
 class _Annotations(BaseModel):
+    data_subtype: str | None = None
     annotations: list[_Annotation]
 
 
@@ -75,12 +77,18 @@ def load_vqa(questions: Path, annotations: Path) -> list[VqaItem]:
     `questions`: an OpenEnded or MultipleChoice questions file; `annotations`: the annotations file of the same split.
 
     Raises VqaFilesError, which names the file and the first question at fault: a file that cannot be read, is not
-    JSON of this layout or is empty; a question asked or annotated twice; questions and annotations that do not match
-    one to one or disagree on the image; candidates that are not 18, for some questions or for all; answers that are
-    not ten.
+    JSON of this layout or is empty; files of different splits (`data_subtype`); a question asked or annotated twice;
+    questions and annotations that do not match one to one or disagree on the image; candidates that are not 18, for
+    some questions or for all; answers that are not ten.
     """
-    asked = _read(questions, _Questions).questions
-    annotated = _read(annotations, _Annotations).annotations
+    question_file, annotation_file = _read(questions, _Questions), _read(annotations, _Annotations)
+    asked, annotated = question_file.questions, annotation_file.annotations
+    # Ids may be the same in two splits.
+    splits = question_file.data_subtype, annotation_file.data_subtype
+    if None not in splits and splits[0] != splits[1]:
+        raise VqaFilesError(
+            f"{questions} is of the split {splits[0]!r}, {annotations} of {splits[1]!r}: give those of one split."
+        )
     _check_ids(questions, [question.question_id for question in asked])
     _check_ids(annotations, [annotation.question_id for annotation in annotated])
     by_id = {annotation.question_id: annotation for annotation in annotated}
@@ -133,7 +141,7 @@ def _read(path: Path, layout: type[_Layout]) -> _Layout:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        (name,) = layout.model_fields
+        *_, name = layout.model_fields
         swapped = " Are questions and annotations swapped?" if first["loc"] == (name,) else ""
         raise VqaFilesError(f"{path} is not a VQAv1 {name} file: {where}: {first['msg']}.{swapped}") from None
 

@@ -50,6 +50,14 @@ def test_published_layout(tmp_path: Path) -> None:
     assert {item.choices for item in load_vqa(*write(tmp_path, *published(choices=None)))} == {()}
 
 
+def test_splits_with_the_same_ids(tmp_path: Path) -> None:
+    questions, annotations = published()
+    with pytest.raises(UsageError, match=r"of the split 'val2014'.*of 'test2015'"):
+        load_vqa(*write(tmp_path, questions, {**annotations, "data_subtype": "test2015"}))
+    del annotations["data_subtype"]
+    assert len(load_vqa(*write(tmp_path, questions, annotations))) == 2
+
+
 @pytest.mark.parametrize("prefix", ["MultipleChoice", "OpenEnded"])
 def test_embedded_world(tmp_path: Path, prefix: str) -> None:
     write_files(tmp_path, ShapesSubset(split="val", seed=1, limit=40, shard_size=16))
