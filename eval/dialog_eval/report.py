@@ -92,6 +92,8 @@ def _caption(section: Section, text: Callable[[str], str]) -> str:
         parts.append("±: standard deviation over n repetitions (seeds), of which the figures are the mean.")
     else:
         parts.append("One repetition each.")
+    if any(row.label.endswith(", blind") for row in section.rows):
+        parts.append("Blind: with the mean image in every image's place.")
     if section.references:
         parts.append("Rows without intervals need no model.")
     items = {_items(column) for column in section.columns if column.items}
@@ -226,14 +228,16 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 caption { caption-side: bottom; text-align: left; padding-top: .6rem; font-size: .87em; color: var(--soft); }
 th, td { padding: .45rem .6rem; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top; }
 th:first-child { text-align: left; padding-left: 0; }
-tbody th { font-weight: 600; }
-thead th { vertical-align: bottom; }
+tbody th { font-weight: 600; min-width: 8rem; }
+thead th { vertical-align: bottom; text-wrap: balance; }
 span, i { white-space: nowrap; font-style: normal; }
 td > div + div { font-size: .87em; color: var(--soft); }
 td strong { color: var(--ink); }
+/* Six measures fit; on a narrower screen intervals go below their means. */
+@media print, (min-width: 66rem) { td > div { white-space: nowrap; } }
 figure { margin: 0; overflow-x: auto; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
-@media screen and (max-width: 45rem) {
+@media screen and (max-width: 52rem) {
   table, caption, thead, tbody, tr, th, td { display: block; text-align: left; }
   thead th:first-child, td:empty { display: none; }
   th, td { border: 0; padding: .15rem 0; }

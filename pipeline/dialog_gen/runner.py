@@ -92,12 +92,10 @@ class Runner:
         engine = start_engine(log)
         result.engine_seconds = time.perf_counter() - began
         result.engine = {"name": engine.name, "version": engine.version, "deterministic": engine.deterministic}
-        began = time.perf_counter()
         try:
             asyncio.run(self._run(first, todo, engine, result))
         except EngineDiedError as error:
             raise EngineDiedError(f"{error} (log: {log}). Finished shards are kept: run again to go on.") from error
-        result.seconds = time.perf_counter() - began
         return result
 
     def _incomplete(self, shards: Iterator[InputShard], result: RunResult) -> Iterator[InputShard]:
@@ -112,6 +110,7 @@ class Runner:
             yield shard
 
     async def _run(self, first: InputShard, rest: Iterator[InputShard], engine: Engine, result: RunResult) -> None:
+        began = time.perf_counter()
         with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
             work = _Work(self, engine, result, writer)
             loop = asyncio.get_running_loop()
@@ -121,6 +120,7 @@ class Runner:
                     while shard is not None:
                         await work.feed(shard, reader, tasks)
                         shard = await loop.run_in_executor(reader, next, rest, None)
+                result.seconds = time.perf_counter() - began
             except BaseExceptionGroup as group:
                 # One cause, however many dialogues it ended.
                 raise _first(group) from None
