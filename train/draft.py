@@ -61,7 +61,8 @@ def prepare(recipe: DraftRecipe, clip: Clip, accelerator: Accelerator) -> Traini
     vectors, rows = recipe.data.work / "vectors", recipe.data.work / "training_set"
     if accelerator.is_main_process:
         dataset = DatasetFolder.existing(recipe.data.dialogues)
-        embed_dataset(dataset, clip, vectors, device=accelerator.device, workers=DECODERS)
+        crops = recipe.data.crops
+        embed_dataset(dataset, clip, vectors, device=accelerator.device, workers=DECODERS, crops=crops)
         build_training_set(dataset, VectorStore(vectors), clip, rows)
     accelerator.wait_for_everyone()
     return TrainingSet(rows)

@@ -34,6 +34,7 @@ def embed(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 256,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU where there is one.")] = "auto",
+    crops: Annotated[int, typer.Option(min=0, help="Random crops of each image, beside the whole one.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = DECODERS,
 ) -> None:
     """Compute the image vectors of a dialogues dataset, once."""
@@ -53,6 +54,7 @@ def embed(
             batch_size=batch_size,
             device=device,
             workers=workers,
+            crops=crops,
             on_batch=lambda images: progress.advance(task, images),
         )
     lost = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.lost.items())) or "none"

@@ -106,6 +106,28 @@ def test_rotation_brings_every_pair_once(tiny_set: TrainingSet) -> None:
     assert torch.equal(again, tiny_set.batch(numbers, 0, concatenate=False).dialogue_tokens)
 
 
+def test_epochs_take_turns_with_crops(tiny_dialogues: Path, clip: Clip, tmp_path: Path) -> None:
+    dataset = DatasetFolder(str(tiny_dialogues))
+    embed_dataset(dataset, clip, tmp_path / "v", crops=2)
+    store = VectorStore(tmp_path / "v")
+    build_training_set(dataset, store, clip, tmp_path / "t")
+    training_set = TrainingSet(tmp_path / "t")
+    rows = [row for shard in store.shards() for row in store.read(shard).to_pylist()]
+    views = {row["image_id"]: torch.tensor(row["vector"], dtype=torch.float32).view(3, -1) for row in rows}
+    taken = Counter[int]()
+    for epoch in range(4):
+        batch = training_set.batch(range(len(training_set)), epoch, concatenate=False)
+        again = training_set.batch(range(len(training_set)), epoch, concatenate=False)
+        assert torch.equal(batch.image_vectors, again.image_vectors)
+        for image_id, vector in zip(batch.image_ids, batch.image_vectors, strict=True):
+            torch.testing.assert_close(vector.norm(), torch.tensor(1.0))
+            distances = (views[image_id] - vector).norm(dim=1)
+            assert distances.min() < 1e-3
+            taken[int(distances.argmin())] += 1
+    # A third each of about 190, give or take four standard deviations.
+    assert all(abs(taken[view] - taken.total() / 3) < 4 * (taken.total() * 2 / 9) ** 0.5 for view in range(3))
+
+
 def test_duplicate_captions_are_counted(clip: Clip, tmp_path: Path) -> None:
     captions = ["a red star", "a blue star", "a red star", "two stars", "a blue star", "a red star", "star", "x"]
     rows = [scene_row(number, caption=caption) for number, caption in enumerate(captions)]

@@ -14,13 +14,15 @@ import torch
 from helpers.inputs import png
 from helpers.rows import rows_of
 from helpers.training import TINY_SHARDS, scene_row, write_dialogues, write_tiny_clip
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from dialog_gen.errors import DialogGenError, UsageError
 from dialog_gen.store import DatasetFolder, open_store
 from dialog_train import vectors as vectors_module
 from dialog_train.clip import Clip, load_clip
-from dialog_train.vectors import EmbedSummary, VectorStore, embed_dataset
+from dialog_train.vectors import EmbedSummary, VectorStore, crop_boxes, embed_dataset
 
 SCRIPT = Path(__file__).parents[2] / "train" / "embed.py"
 
@@ -64,6 +66,43 @@ def test_vectors_are_open_clips(
     assert {str(table["vector"].type) for table in tables} == {"fixed_size_list<element: halffloat>[32]"}
     assert (summary.shards, summary.skipped_shards, summary.vectors, sum(heard)) == (3, 0, 48, 48)
     assert not summary.lost
+
+
+@given(width=st.integers(1, 400), height=st.integers(1, 400), image=st.integers(0, 99))
+def test_crops_are_squares_within_the_image(width: int, height: int, image: int) -> None:
+    largest = min(width, height)
+    boxes = crop_boxes((width, height), str(image), 4)
+    for left, upper, right, lower in boxes:
+        assert 0 <= left < right <= width
+        assert 0 <= upper < lower <= height
+        assert right - left == lower - upper
+        # Half of the area and more, up to a pixel of rounding.
+        assert (right - left + 0.5) ** 2 >= 0.5 * largest**2
+    assert boxes[:2] == crop_boxes((width, height), str(image), 2)
+    if largest > 50:
+        assert len(set(boxes)) == 4
+        assert boxes != crop_boxes((width, height), f"not {image}", 4)
+
+
+def test_crops_stand_behind_the_whole_image(tiny_dialogues: Path, clip: Clip, tmp_path: Path) -> None:
+    embed(tiny_dialogues, clip, tmp_path / "v", crops=2)
+    embed(tiny_dialogues, clip, tmp_path / "whole")
+    store, whole = VectorStore(tmp_path / "v"), VectorStore(tmp_path / "whole")
+    assert (store.crops, store.width, whole.crops) == (2, 32, 0)
+    rows = iter(rows_of(tiny_dialogues))
+    for shard in store.shards():
+        for found, alone in zip(store.read(shard).to_pylist(), whole.read(shard).to_pylist(), strict=True):
+            row = next(rows)
+            views = torch.tensor(found["vector"]).view(3, 32)
+            torch.testing.assert_close(views[0], torch.tensor(alone["vector"]), atol=2**-11, rtol=0)
+            image = Image.open(pa.BufferReader(row["images"][0]["bytes"])).convert("RGB")
+            crops = [image.crop(box) for box in crop_boxes(image.size, row["image_sha256"], 2)]
+            with torch.no_grad():
+                pixels = torch.stack([clip.preprocess(crop) for crop in crops])
+                expected = clip.model.encode_image(pixels, normalize=True)
+            torch.testing.assert_close(views[1:], expected, atol=2**-11, rtol=0, check_dtype=False)
+    with pytest.raises(UsageError, match=r"crops.*0.*2|crops.*2.*0"):
+        embed(tiny_dialogues, clip, tmp_path / "v")
 
 
 def test_config_says_what_made_them(tiny_dialogues: Path, clip: Clip, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ class DataSettings(_Settings):
     """The dataset that `dialog-gen run --out` wrote: a folder or an fsspec URL."""
     work: Path
     """Local folder for what is made of it once: `vectors` and `training_set`. Trainings of one model share it."""
+    crops: int = Field(default=0, ge=0)
+    """Random crops of each image that are encoded beside the whole one; every epoch takes one view of each image."""
 
 
 class DraftLossSettings(_Settings):

@@ -20,7 +20,7 @@ _compute: Any = pyarrow.compute
 
 
 def rows_schema(width: int) -> pa.Schema:
-    """Columns of rows with vectors of this width."""
+    """Columns of rows; `width`: numbers of a row's vectors, those of all views."""
     ids = pa.list_(pa.int32())
     fields = {
         "image_id": pa.string(),
@@ -43,10 +43,11 @@ def id_lists(texts: Sequence[Ids]) -> pa.ListArray:
 class Piece:
     """A record batch of a file, without copies."""
 
-    def __init__(self, batch: pa.RecordBatch, width: int) -> None:
+    def __init__(self, batch: pa.RecordBatch, width: int, views: int) -> None:
         column: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
         self.image_ids = column["image_id"]
-        self.vectors: npt.NDArray[np.float16] = column["vector"].values.to_numpy().reshape(-1, width)
+        # (rows, views, width)
+        self.vectors: npt.NDArray[np.float16] = column["vector"].values.to_numpy().reshape(-1, views, width)
         self._caption_ends: npt.NDArray[np.int32] = column["caption"].offsets.to_numpy()
         self._caption_ids: Ids = column["caption"].values.to_numpy()
         self._pair_ends: npt.NDArray[np.int32] = column["dialogues"].offsets.to_numpy()

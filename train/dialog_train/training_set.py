@@ -130,6 +130,7 @@ def build_training_set(
         **identity_of(clip),
         **identity_of_dataset(dataset),
         "width": vectors.width,
+        "crops": vectors.crops,
         "dialogue_format": dialogue_format,
         "tokenizer": {
             "vocabulary_sha256": encoder.vocabulary_sha256,
@@ -193,10 +194,11 @@ class TrainingSet:
         self._tokenizer: dict[str, Any] = self.config["tokenizer"]
         self.context_length: int = self._tokenizer["context_length"]
         self._pieces: list[Piece] = []
+        shape = self.config["width"], 1 + self.config["crops"]
         for shard, count in self.summary.shards:
             file = out / _PART / f"{shard}.arrow"
             try:
-                pieces = [Piece(batch, self.config["width"]) for batch in open_rows(file).to_batches()]
+                pieces = [Piece(batch, *shape) for batch in open_rows(file).to_batches()]
             except (OSError, ValueError) as error:
                 raise UsageError(f"{file} cannot be read ({error}): remove {out} and make it again.") from error
             if sum(map(len, pieces)) != count:
@@ -216,7 +218,8 @@ class TrainingSet:
     ) -> Batch:
         """These rows, with the QA pair whose turn it is in this epoch, or all pairs joined where `concatenate`.
 
-        Over as many epochs as an image has pairs each comes once; where it starts depends on the image.
+        Over as many epochs as an image has pairs each comes once; where it starts depends on the image. Where there are
+        crops, image and epoch decide whether the vector is that of the whole image or of one of them.
         `full_length` pads to the model's context, for text towers that see the padding.
         """
         order = np.asarray(rows, np.int64)
@@ -231,7 +234,8 @@ class TrainingSet:
             piece = self._pieces[number]
             image_id = piece.image_ids[row].as_py()
             ids.append(image_id)
-            vectors[n] = piece.vectors[row]
+            views = piece.vectors[row]
+            vectors[n] = views[zlib.crc32(f"{image_id}/{epoch}".encode()) % len(views)]
             captions.append(piece.caption(row))
             pairs = piece.pair_count(row)
             if concatenate:
@@ -353,7 +357,7 @@ class _Builder:
         stored = self.vectors.read(source.shard).combine_chunks()
         places = _compute.index_in(table["image_id"], value_set=stored["image_id"].combine_chunks())
         table = table.append_column("vector", stored["vector"].take(places))
-        schema = rows_schema(self.vectors.width).with_metadata({"fingerprint": fingerprint})
+        schema = rows_schema((1 + self.vectors.crops) * self.vectors.width).with_metadata({"fingerprint": fingerprint})
         part = self.store.tmp / f"{source.shard}.arrow"
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for start in range(0, len(table), _ROWS_AT_ONCE):

@@ -1,13 +1,16 @@
 """Image vectors of a frozen image tower: computed once, stored one Parquet file a dialogues shard.
 
-    OUT/config.json            the model, its weights' hash, the transform, the dataset
-    OUT/vectors/SHARD.parquet  image_id, image_sha256, vector: unit-norm, computed in float32, stored as float16
+    OUT/config.json            the model, its weights' hash, the transform, the crops, the dataset
+    OUT/vectors/SHARD.parquet  image_id, image_sha256, vector: unit-norm, computed in float32, stored as float16;
+                               of the whole image, and behind it those of its crops, where there are any
 
 The key-value metadata of each file holds `source` (hash of the dialogues file), `rows`, and `lost` (reason -> images).
 """
 
 import json
+import math
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -44,6 +47,7 @@ _KIND = "image vectors"
 _PART = "vectors"
 _COLUMNS = ["image_id", "image_sha256", "images"]
 _NO_IMAGE = "no_image"
+_CROP_AREA = (0.5, 1.0)
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 DECODERS = min(16, _CORES - 1)
 """Processes that decode images, where nothing else is said: one core is left to the image tower."""
@@ -75,6 +79,11 @@ class VectorStore:
         """Numbers a vector."""
         return self.config["width"]
 
+    @property
+    def crops(self) -> int:
+        """Crops an image: with the whole one there are so many vectors and one more in a row."""
+        return self.config["crops"]
+
     def check(self, clip: Clip) -> None:
         """Raises UsageError if the vectors are those of another model."""
         refuse_other(self.out, self.config, identity_of(clip))
@@ -101,21 +110,24 @@ def embed_dataset(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    crops: int = 0,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> EmbedSummary:
     """Makes the vectors that are not there yet. The model is left on `device`.
 
     Images are decoded in `workers` processes, or in this one where that is 0; `on_batch` hears how many are done.
+    `crops`: views of each image beside the whole one, see `crop_boxes`; a trainer takes another one each epoch.
     Memory grows neither with the dataset nor with the shard. An image that cannot be read is left out and counted.
 
-    Raises UsageError for a dataset without images, vectors of another model or dataset in `out`, or a model whose
-    vectors are not finite; DialogGenError where `out` cannot be written.
+    Raises UsageError for a dataset without images, vectors of another model, dataset or number of crops in `out`, or a
+    model whose vectors are not finite; DialogGenError where `out` cannot be written.
     """
     config = {
         "kind": _KIND,
         **identity_of(clip),
         **identity_of_dataset(dataset),
         "width": _width(clip),
+        "crops": crops,
         "dtype": "float16",
     }
     sources = {source.shard: source for source in sources_of(dataset)}
@@ -131,13 +143,29 @@ def embed_dataset(
             _add(summary, metadata)
             on_batch(source.rows)
         rows = _Batches(dataset, todo, batch_size)
-        decoder: Any = _Decoder(clip.preprocess)
+        decoder: Any = _Decoder(clip.preprocess, crops)
         loader: Any = DataLoader(decoder, batch_sampler=rows, num_workers=workers, collate_fn=_collate)
         model = clip.model.to(device)
         for shard, batches in groupby(loader, lambda batch: batch.shard):
-            _add(summary, _embed_shard(store, sources[shard], batches, model, _width(clip), on_batch))
+            _add(summary, _embed_shard(store, sources[shard], batches, model, (1 + crops) * _width(clip), on_batch))
         remove_others(store, _PART, {f"{shard}.parquet" for shard in sources})
     return summary
+
+
+def crop_boxes(size: tuple[int, int], image_sha256: str, crops: int) -> list[tuple[int, int, int, int]]:
+    """(left, upper, right, lower) of so many squares in an image of `size` (width, height), in pixels.
+
+    Each takes 50 to 100 % of the area of the largest square, somewhere in the image. They follow from the image's hash,
+    and the first ones are the same however many there are.
+    """
+    width, height = size
+    boxes: list[tuple[int, int, int, int]] = []
+    for number in range(crops):
+        rng = random.Random(f"crop/{image_sha256}/{number}")
+        side = max(1, round(min(size) * math.sqrt(rng.uniform(*_CROP_AREA))))
+        left, upper = rng.randint(0, width - side), rng.randint(0, height - side)
+        boxes.append((left, upper, left + side, upper + side))
+    return boxes
 
 
 class _Row(NamedTuple):
@@ -152,6 +180,7 @@ class _Batch(NamedTuple):
     image_ids: list[str]
     image_sha256s: list[str]
     pixels: Tensor | None
+    """(images, views, 3, H, W)"""
     lost: list[str]
 
 
@@ -180,17 +209,20 @@ def _row(shard: str, row: dict[str, Any]) -> _Row:
 
 
 class _Decoder:
-    """Row -> row and pixels, or the reason why there are none."""
+    """Row -> row and pixels (views, 3, H, W), or the reason why there are none."""
 
-    def __init__(self, preprocess: Callable[[Any], Tensor]) -> None:
-        self._preprocess = preprocess
+    def __init__(self, preprocess: Callable[[Any], Tensor], crops: int) -> None:
+        self._preprocess, self._crops = preprocess, crops
 
     def __getitem__(self, row: _Row) -> tuple[_Row, Tensor | str]:
         if row.data is None:
             return row, _NO_IMAGE
         try:
+            image = decode_image(row.data)
+            boxes = crop_boxes(image.size, row.image_sha256, self._crops)
+            views = [image, *(image.crop(box) for box in boxes)]
             # The bytes need not travel back.
-            return row._replace(data=None), self._preprocess(decode_image(row.data))
+            return row._replace(data=None), torch.stack([self._preprocess(view) for view in views])
         except UnreadableImage as error:
             return row._replace(data=None), error.reason
 
@@ -223,10 +255,10 @@ def _embed_shard(
         for batch in batches:
             lost.update(batch.lost)
             if batch.pixels is not None:
-                vectors = _encode(model, batch.pixels)
+                vectors = _encode(model, batch.pixels.flatten(0, 1))
                 values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().reshape(-1)), width)
                 writer.write_table(pa.table([batch.image_ids, batch.image_sha256s, values], schema=schema))
-                count += len(vectors)
+                count += len(values)
             on_batch(len(batch.image_ids) + len(batch.lost))
         if count + sum(lost.values()) != source.rows:
             raise UsageError(
