@@ -16,12 +16,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from dialog_gen.errors import DialogGenError
+from dialog_gen.exits import run_app
 from dialog_gen.store import DatasetFolder
 from dialog_train.clip import load_clip
 from dialog_train.vectors import DECODERS, embed_dataset
-
-_INTERRUPTED = 130
 
 
 def embed(
@@ -67,12 +65,4 @@ def embed(
 if __name__ == "__main__":
     app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
     app.command()(embed)
-    try:
-        app()
-    except DialogGenError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except SystemExit as ending:
-        if ending.code == _INTERRUPTED:
-            typer.echo("interrupted: finished shards are kept, the same command goes on from there", err=True)
-        raise
+    run_app(app, interrupted="finished shards are kept, the same command goes on from there")

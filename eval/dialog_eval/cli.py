@@ -5,7 +5,6 @@ Exit codes: 0 all done; 2 wrong use; 130 Ctrl-C.
 
 import inspect
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,8 @@ from dialog_eval.options import (
     PerImage,
     TrainAnnotations,
 )
-from dialog_gen.errors import DialogGenError, MissingExtraError, UsageError
+from dialog_gen.errors import MissingExtraError, UsageError
+from dialog_gen.exits import run_app
 
 # What a command needs beyond this is imported inside it: `dialog-eval --help` should not wait for torch.
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from dialog_eval.models import Blend
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +50,7 @@ class _Plan:
 
 def main() -> None:
     """Runs the command line and exits."""
-    try:
-        app()
-    except DialogGenError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except SystemExit as ending:
-        if ending.code == _INTERRUPTED:
-            typer.echo("interrupted: nothing was written", err=True)
-        raise
+    run_app(app, interrupted="nothing was written")
 
 
 @app.callback(invoke_without_command=True)

@@ -17,13 +17,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 import dialog_gen
-from dialog_gen.errors import DialogGenError, FailedCheckError, UsageError, did_you_mean
+from dialog_gen.errors import FailedCheckError, UsageError, did_you_mean
+from dialog_gen.exits import run_app
 
 # What a command needs beyond this is imported inside it: `dialog-gen --help` should not wait for torch.
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-_INTERRUPTED = 130
 _log = logging.getLogger(__name__)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -32,15 +32,7 @@ DatasetOption = Annotated[str, typer.Argument(metavar="DIR", help="Folder or fss
 
 def main() -> None:
     """Runs the command line and exits."""
-    try:
-        app()
-    except DialogGenError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except SystemExit as ending:
-        if ending.code == _INTERRUPTED:
-            typer.echo("interrupted: what is finished is kept, the same command goes on from there", err=True)
-        raise
+    run_app(app, interrupted="what is finished is kept, the same command goes on from there")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,6 +1,6 @@
 """Trains the embedded world's CLIP: `python -m dialog_train.world_clip --out DIR` (see `make world`).
 
-`shapes-clip` is an open_clip model of 1.4 million parameters, trained as CLIP is (arXiv 2103.00020, section 2.3): with
+`shapes-clip` is an open_clip model of 1.1 million parameters, trained as CLIP is (arXiv 2103.00020, section 2.3): with
 the contrastive loss alone, on scenes of the train split and their web captions. Its tokenizer knows every word of the
 world, but captions hold no question: the vectors of "what", "how many" or "yes" are as the initialisation left them.
 That gap is what dialogues can fill.
