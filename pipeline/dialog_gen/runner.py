@@ -233,6 +233,7 @@ class _Work:
             "image_sha256": read.sha256,
             "images": [{"bytes": source.data, "path": source.path}],
             "url": source.url,
+            "source_sha256": source.source_sha256,
             "caption": source.caption,
             **self._provenance,
             "sampling": {**self._sampling, "seed": None},

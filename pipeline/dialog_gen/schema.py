@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a column changes its meaning; part of every run's configuration."""
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -46,6 +46,7 @@ _IDENTITY = [
     pa.field("image_sha256", pa.string(), nullable=False),  # of the image's bytes as stored: duplicates show
     pa.field("images", pa.list_(IMAGE_TYPE)),  # the image as read, undecoded; may be left out on sharing
     pa.field("url", pa.string()),
+    pa.field("source_sha256", pa.string()),  # of what `url` served, where a downloader made another image of it
     pa.field("caption", pa.string()),  # the source's caption; never part of a prompt
 ]
 _PROVENANCE = [
@@ -61,10 +62,32 @@ _PROVENANCE = [
     pa.field("created_at", pa.timestamp("ms", tz="UTC"), nullable=False),
 ]
 
+GATES = {
+    "empty": "how much of the question the answer repeats; 1 if it says nothing",
+    "repetition": "fraction of the answer's words that go on repeating what stands before them",
+    "truncation": "1 if the answer was cut off at the token limit",
+    "leak": "fraction of the answer's content words that the question gives away",
+    "near_duplicate": "highest similarity to an earlier pair of the same image",
+    "set_duplicate": "how many nearly identical pairs stand before this one in the dataset",
+    "yes_bias": "for a yes: fraction of the dataset's yes/no answers that are yes",
+    "language": "probability that the pair is in the expected language",
+    "length": "words of the answer",
+    "similarity": "cosine of image and pair under a CLIP model",
+    "logprob": "mean log-probability of the answer's tokens when they were sampled",
+    "self_consistency": "agreement with the answers to the same question asked again on its own",
+}
+"""Quality gate -> what its score says; the columns are `gate_*`."""
+
+_QUALITY = [
+    pa.field("answer_logprobs", pa.list_(pa.float32())),  # one a pair: mean log-probability of the answer's tokens
+    *(pa.field(f"gate_{name}", pa.list_(pa.float32())) for name in GATES),  # one score a pair; null until gated
+    pa.field("marks", pa.list_(pa.list_(pa.string()))),  # for each pair the gates that speak against it
+]
+
 DIALOGUES: pa.Schema = _schema(
-    [*_IDENTITY, pa.field("texts", pa.list_(PAIR_TYPE), nullable=False), *_PROVENANCE]  # the QA pairs in order
+    [*_IDENTITY, pa.field("texts", pa.list_(PAIR_TYPE), nullable=False), *_QUALITY, *_PROVENANCE]
 )
-"""Accepted rows: `data/*.parquet`."""
+"""Accepted rows: `data/*.parquet`. `texts` are the QA pairs in order."""
 
 REJECTS: pa.Schema = _schema(
     [
@@ -80,3 +103,9 @@ REJECTS: pa.Schema = _schema(
 
 # What two runs that should agree may differ in.
 VOLATILE_COLUMNS = ("created_at", "engine_version")
+
+
+def kept_pairs(row: dict[str, Any]) -> list[dict[str, str]]:
+    """The pairs of a row, given its `texts` and `marks`, that no gate speaks against."""
+    marks = row["marks"] or [()] * len(row["texts"])
+    return [pair for pair, against in zip(row["texts"], marks, strict=True) if not against]

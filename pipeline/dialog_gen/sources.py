@@ -43,6 +43,8 @@ class SourceImage:
     path: str | None = None
     url: str | None = None
     caption: str | None = None
+    source_sha256: str | None = None
+    """Of what `url` served, where the source says so."""
 
 
 class _Item(NamedTuple):
@@ -318,7 +320,9 @@ class _Tar:
                 image, caption, metadata = parts
                 about = _metadata(metadata or b"{}", item.image_id)
                 caption = about.get("caption") if caption is None else _caption(caption)
-                yield SourceImage(item.image_id, image or b"", item.name, about.get("url"), caption)
+                # img2dataset's hash is that of the bytes it fetched, before it resized and encoded them anew.
+                sha256 = about.get("sha256")
+                yield SourceImage(item.image_id, image or b"", item.name, about.get("url"), caption, sha256)
 
 
 @dataclass(frozen=True, slots=True)

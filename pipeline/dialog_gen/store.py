@@ -5,10 +5,12 @@
     OUT/rejects/SHARD.parquet  what could not be used, with the reason
     OUT/shards/SHARD.json      the sidecar: counts and checksums; written last, it is the mark of completion
     OUT/run.json               how the last run went
+    OUT/gates.json             quality gates that went over the rows, and what they found
     OUT/engine.log             what the engine said in it (local disk only)
 
 Parquet is written to a temporary name (on local disk in OUT/.tmp, else in the system's temporary folder), fsynced,
 checksummed and renamed (uploaded). What is not named by a sidecar is not part of the dataset, and is written again.
+Accepted rows that get new columns go to data/SHARD.v2.parquet and back: the sidecar decides which of the two counts.
 """
 
 import errno
@@ -19,7 +21,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,13 @@ class Sidecar(BaseModel):
     output_tokens: int
     files: list[FileEntry]
     """No entry for a file that would hold no rows."""
+    gates_sha256: str | None = None
+    """Hash of the gates' settings and of what they know of the whole set; None where no gate went over the rows."""
+
+    @property
+    def data(self) -> FileEntry | None:
+        """The file of accepted rows; None where there are none."""
+        return next((entry for entry in self.files if entry.path.startswith("data/")), None)
 
 
 class DatasetFolder:
@@ -114,6 +123,30 @@ class DatasetFolder:
         for name in self.shards():
             if sidecar := self.sidecar(name):
                 yield sidecar
+
+    def rows(self, columns: "Sequence[str] | None" = None, *, part: str = "data") -> Iterator[dict[str, Any]]:
+        """The accepted rows ("rejects": the others) of all finished shards, in order; all columns or those named.
+
+        Raises UsageError for a file that is gone or damaged.
+        """
+        for sidecar in self.sidecars():
+            for entry in sidecar.files:
+                if entry.path.startswith(f"{part}/"):
+                    for table in self.row_groups(entry, columns):
+                        yield from table.to_pylist()
+
+    def row_groups(self, entry: FileEntry, columns: "Sequence[str] | None" = None) -> Iterator[pa.Table]:
+        """The rows of one file, a hundred or so at a time. Raises UsageError where it is gone or damaged."""
+        try:
+            with self.open(entry.path) as file:
+                # Without these settings a column of images is read whole.
+                parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+                for group in range(parquet.num_row_groups):
+                    yield parquet.read_row_group(group, columns=None if columns is None else list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(
+                f"{self.location}/{entry.path} cannot be read ({error}): `dialog-gen verify` tells more."
+            ) from error
 
     def list(self, folder: str) -> "list[str]":
         """Names in a subfolder, sorted; none where it does not exist."""
@@ -197,6 +230,29 @@ class Store(DatasetFolder):
         """Removes a file if it is there."""
         with _writing(self.location), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
+
+    def rewrite(self, sidecar: Sidecar, change: Callable[[pa.Table], pa.Table], *, gates_sha256: str) -> Sidecar:
+        """Writes the accepted rows of a finished shard anew, a row group at a time: whole or not at all.
+
+        `change` gets each row group in order and returns as many rows, of the schema `DIALOGUES`.
+        """
+        update: dict[str, Any] = {"gates_sha256": gates_sha256}
+        if old := sidecar.data:
+            part = _Part(self.tmp, "data", sidecar.shard, DIALOGUES, target=_other_name(old.path))
+            with _writing(self.location):
+                for table in self.row_groups(old):
+                    part.write(change(table))
+                entry = part.close()
+            assert entry is not None  # noqa: S101 - a file without rows has no entry
+            if entry.rows != old.rows:
+                raise ValueError(f"{sidecar.shard}: {entry.rows} of {old.rows} rows")
+            self.put(entry.path, part.path)
+            update["files"] = [entry if known is old else known for known in sidecar.files]
+        sidecar = sidecar.model_copy(update=update)
+        self.put_json(f"shards/{sidecar.shard}.json", sidecar.model_dump())
+        if old:
+            self.remove(old.path)
+        return sidecar
 
 
 @contextmanager
@@ -307,6 +363,7 @@ class ShardWriter:
             else:
                 self._store.put(entry.path, part.path)
                 files.append(entry)
+        self._store.remove(_other_name(self._parts["data"].target))
         sidecar = Sidecar(
             shard=self._shard.name,
             config_sha256=self._store.config_sha256,
@@ -326,8 +383,8 @@ class ShardWriter:
 class _Part:
     """One Parquet file on its way; there is none as long as there is no row."""
 
-    def __init__(self, tmp: Path, folder: str, shard: str, schema: pa.Schema) -> None:
-        self.target = f"{folder}/{shard}.parquet"
+    def __init__(self, tmp: Path, folder: str, shard: str, schema: pa.Schema, *, target: str | None = None) -> None:
+        self.target = target or f"{folder}/{shard}.parquet"
         self.path = tmp / f"{folder}-{shard}.parquet"
         self._schema = schema
         self._rows: list[dict[str, Any]] = []
@@ -350,10 +407,14 @@ class _Part:
             path=self.target, rows=self._written, bytes=self.path.stat().st_size, sha256=sha256_of(self.path)
         )
 
-    def _flush(self) -> None:
+    def write(self, table: pa.Table) -> None:
+        """A row group."""
         self._writer = self._writer or self._open()
-        self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
-        self._written += len(self._rows)
+        self._writer.write_table(table.cast(self._schema))
+        self._written += table.num_rows
+
+    def _flush(self) -> None:
+        self.write(pa.Table.from_pylist(self._rows, self._schema))
         self._rows = []
 
     def _open(self) -> pq.ParquetWriter:
@@ -365,6 +426,12 @@ class _Part:
 
 
 _REPEATED = ("model", "model_revision", "engine", "engine_version", "protocol", "prompt_sha256", "status", "reason")
+
+
+def _other_name(path: str) -> str:
+    """The name that a shard's accepted rows do not have now: what a sidecar names is never written over."""
+    stem = path.removesuffix(".parquet")
+    return f"{stem.removesuffix('.v2')}.parquet" if stem.endswith(".v2") else f"{stem}.v2.parquet"
 
 
 def sha256_of(file: Path) -> str:

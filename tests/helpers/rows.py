@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dialog_gen.schema import VOLATILE_COLUMNS
+from dialog_gen.schema import GATES, VOLATILE_COLUMNS
 from dialog_gen.sources import InputShard, SourceImage
 from dialog_gen.store import ShardWriter, Sidecar, Store
 from helpers.inputs import listed_shard, png, sha256
@@ -23,6 +23,7 @@ def make_row(number: int, status: str = "accepted", **columns: Any) -> dict[str,
         "image_sha256": sha256(data),
         "images": [{"bytes": data, "path": f"{number}.png"}],
         "url": None,
+        "source_sha256": None,
         "caption": f"caption {number}",
         "model": "m",
         "model_revision": "r",
@@ -37,6 +38,7 @@ def make_row(number: int, status: str = "accepted", **columns: Any) -> dict[str,
     }
     if status == "accepted":
         row["texts"] = [{"user": f"What {number}?", "assistant": f"Answer {number}."}]
+        row |= dict.fromkeys(["answer_logprobs", *(f"gate_{name}" for name in GATES), "marks"])
     else:
         row |= {"status": status, "reason": _REASONS[status], "detail": None, "raw": ["..."]}
     return row | columns

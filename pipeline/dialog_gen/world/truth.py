@@ -7,9 +7,8 @@ import argparse
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from dialog_gen.store import DatasetFolder
 from dialog_gen.world.language import judge, question_kind
@@ -40,18 +39,12 @@ def load_scenes(shapes: Path) -> dict[str, Scene]:
 def measure_truth(dataset: DatasetFolder, scenes: dict[str, Scene]) -> Truth:
     """Judges every accepted pair of a dataset. Raises KeyError for an image that has no scene graph."""
     truth = Truth()
-    for sidecar in dataset.sidecars():
-        for entry in sidecar.files:
-            if not entry.path.startswith("data/"):
-                continue
-            with dataset.open(entry.path) as file:
-                rows = pq.read_table(file, columns=["image_id", "texts"]).to_pylist()
-            for row in rows:
-                truth.images += 1
-                for pair in row["texts"]:
-                    kind = question_kind(pair["user"])
-                    truth.asked[kind] += 1
-                    truth.true[kind] += judge(scenes[row["image_id"]], pair["user"], pair["assistant"])
+    for row in dataset.rows(["image_id", "texts"]):
+        truth.images += 1
+        for pair in row["texts"]:
+            kind = question_kind(pair["user"])
+            truth.asked[kind] += 1
+            truth.true[kind] += judge(scenes[row["image_id"]], pair["user"], pair["assistant"])
     return truth
 
 
@@ -72,19 +65,11 @@ def main() -> None:
 
 
 def _show(dataset: DatasetFolder, scenes: dict[str, Scene], count: int) -> None:
-    for sidecar in dataset.sidecars():
-        if not sidecar.accepted:
-            continue
-        with dataset.open(f"data/{sidecar.shard}.parquet") as file:
-            rows = pq.read_table(file, columns=["image_id", "caption", "texts"]).slice(0, count).to_pylist()
-        for row in rows:
-            print(f"{row['image_id']}   caption: {row['caption']}")
-            for pair in row["texts"]:
-                verdict = "true" if judge(scenes[row["image_id"]], pair["user"], pair["assistant"]) else "FALSE"
-                print(f"  {pair['user']} {pair['assistant']}   [{verdict}]")
-        count -= len(rows)
-        if not count:
-            return
+    for row in islice(dataset.rows(["image_id", "caption", "texts"]), count):
+        print(f"{row['image_id']}   caption: {row['caption']}")
+        for pair in row["texts"]:
+            verdict = "true" if judge(scenes[row["image_id"]], pair["user"], pair["assistant"]) else "FALSE"
+            print(f"  {pair['user']} {pair['assistant']}   [{verdict}]")
 
 
 if __name__ == "__main__":
