@@ -11,9 +11,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from dialog_gen.clip import Clip, load_clip
 from dialog_gen.errors import DialogGenError
 from dialog_gen.store import DatasetFolder
-from dialog_train.clip import Clip, load_clip
 from dialog_train.config import DraftRecipe, load_recipe
 from dialog_train.hf_export import export_hf
 from dialog_train.loop import MODEL_FOLDER, fit, start

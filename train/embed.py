@@ -16,9 +16,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from dialog_gen.clip import load_clip
 from dialog_gen.exits import run_app
 from dialog_gen.store import DatasetFolder
-from dialog_train.clip import load_clip
 from dialog_train.vectors import DECODERS, embed_dataset
 
 

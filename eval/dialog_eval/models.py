@@ -21,8 +21,8 @@ from torch.nn.functional import normalize, pad
 from torch.nn.utils.rnn import pad_sequence
 
 from dialog_eval.results import Entry, Metric, Task
+from dialog_gen.clip import Clip, sha256_of_weights
 from dialog_gen.errors import UsageError
-from dialog_train.clip import Clip, sha256_of_weights
 from dialog_train.text import TextTower
 from dialog_train.tokens import Ids, TextEncoder
 

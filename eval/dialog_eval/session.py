@@ -22,8 +22,8 @@ from dialog_eval.image_source import ImageSource
 from dialog_eval.models import Blend, Models
 from dialog_eval.options import Common
 from dialog_eval.results import Metric, Results
+from dialog_gen.clip import Clip, load_clip
 from dialog_gen.errors import DialogGenError, UsageError
-from dialog_train.clip import Clip, load_clip
 
 _log = logging.getLogger(__name__)
 

@@ -13,6 +13,9 @@ LLAVA_CHAT_TEMPLATE = (
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
+# What LLaVA-1.5's training data put behind questions with short answers (arXiv 2310.03744).
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+
 # BLIP-2 was published without a template. This is the paper's prompt form (arXiv 2301.12597); others give empty or
 # echoed answers. The image has no place in the text: its query tokens stand before it.
 BLIP2_CHAT_TEMPLATE = (

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dialog_gen.chat import render_chat
 from dialog_gen.engines import Engine, RefusedRequestError, Request
+from dialog_gen.logprobs import answer_logprobs
 from dialog_gen.parsing import MalformedAnswer, QAPair, parse_answer, parse_qa_list, without_special_tokens
 from dialog_gen.protocols import Protocol, Sampling
 
@@ -30,6 +31,8 @@ class Dialogue:
     raw: tuple[str, ...] = ()
     """The answers as the model wrote them, one a turn."""
     finish_reasons: tuple[str, ...] = ()
+    answer_logprobs: tuple[float | None, ...] = ()
+    """One a pair: see `dialog_gen.logprobs`."""
     attempts: int
     seed: int
     output_tokens: int
@@ -76,6 +79,7 @@ class Interview:
                     detail=detail,
                     raw=tuple(tried.raw),
                     finish_reasons=tuple(tried.finish_reasons),
+                    answer_logprobs=tuple(tried.answer_logprobs) if reason is None else (),
                     attempts=attempt,
                     seed=tried.seed,
                     output_tokens=output_tokens,
@@ -103,12 +107,13 @@ class Interview:
                 raise RefusedRequestError(IMAGE_NOT_SEEN, "the prompt that ran held no image tokens")
             if turn.parse == "qa-list":
                 truncated = answer.finish_reason == "length"
-                tried.pairs += parse_qa_list(answer.text, pairs=turn.pairs, truncated=truncated)
+                pairs = parse_qa_list(answer.text, pairs=turn.pairs, truncated=truncated)
                 answers.append(without_special_tokens(answer.text).strip())
             else:
-                parsed = parse_answer(answer.text, question=prompts[-1])
-                tried.pairs.append(QAPair(prompts[-1], parsed))
-                answers.append(parsed)
+                pairs = [QAPair(prompts[-1], parse_answer(answer.text, question=prompts[-1]))]
+                answers.append(pairs[0].assistant)
+            tried.pairs += pairs
+            tried.answer_logprobs += answer_logprobs(answer.text, answer.tokens, pairs, asked=turn.parse == "qa-list")
 
     def render(self, prompts: Sequence[str], answers: Sequence[str]) -> str:
         """The prompt of a turn: `prompts` are the user's texts so far, this turn's last; `answers` the earlier ones."""
@@ -124,6 +129,7 @@ class _Attempt:
     pairs: list[QAPair] = field(default_factory=list[QAPair])
     raw: list[str] = field(default_factory=list[str])
     finish_reasons: list[str] = field(default_factory=list[str])
+    answer_logprobs: list[float | None] = field(default_factory=list["float | None"])
     output_tokens: int = 0
 
 

@@ -252,6 +252,7 @@ class _Work:
         }
         if dialogue.reason is None:
             row["texts"] = [{"user": pair.user, "assistant": pair.assistant} for pair in dialogue.pairs]
+            row["answer_logprobs"] = list(dialogue.answer_logprobs)
         else:
             row |= {
                 "status": "rejected",

@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dialog_gen.clip import Clip, load_clip, save_clip, sha256_of_weights
 from dialog_gen.store import DatasetFolder
-from dialog_train.clip import Clip, load_clip, save_clip, sha256_of_weights
 from dialog_train.config import DraftLossSettings, DraftRecipe
 from dialog_train.loop import fit
 from dialog_train.losses import draft_loss, mmd2_rbf

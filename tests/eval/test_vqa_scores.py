@@ -10,7 +10,7 @@ from dialog_eval.images import ImageVectors
 from dialog_eval.models import Models
 from dialog_eval.tasks import vqa_scores
 from dialog_eval.tasks.vqa_scores import Asked, Calibration, best_candidates
-from dialog_train.clip import load_clip
+from dialog_gen.clip import load_clip
 
 WORDS = ("red", "blue", "two", "yes", "no", "circle", "gray", "left")
 

@@ -7,7 +7,7 @@ import open_clip
 import torch
 from torch.nn.functional import normalize
 
-from dialog_train.clip import Clip, sha256_of_weights
+from dialog_gen.clip import Clip, sha256_of_weights
 from dialog_train.config import DraftRecipe, OptimSettings
 from dialog_train.loop import FitResult, fit
 from dialog_train.objectives import draft_objective

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import dialog_gen
 from dialog_gen.dialogue import Dialogue, Interview
@@ -112,7 +113,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         log = tmp_path_factory.mktemp("engine") / "engine.log"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' own
-            engine = engine_starter(name, resolved, GREEDY, EngineOptions())(log)
+            engine = engine_starter(name, resolved, GREEDY, EngineOptions(logprobs=True))(log)
         spawned = [p for p in psutil.Process().children(recursive=True) if p not in before]
         # Python's own, which stays until this process ends.
         processes = [p for p in spawned if not any("resource_tracker" in word for word in p.cmdline())]
@@ -141,11 +142,36 @@ def test_greedy_dialogues_are_the_same_on_both_engines(start: Start, model: str)
     """Decoded in float32: token by token, all turns."""
     by_vllm = start("vllm", model).dialogues(IMAGES)
     by_transformers = start("transformers", model).dialogues(IMAGES)
-    assert by_vllm == by_transformers
+    assert [replace(d, answer_logprobs=()) for d in by_vllm] == [
+        replace(d, answer_logprobs=()) for d in by_transformers
+    ]
+    for one, other in zip(by_vllm, by_transformers, strict=True):
+        assert one.answer_logprobs == pytest.approx(other.answer_logprobs, abs=1e-3)
+        assert len(one.answer_logprobs) == len(one.pairs)
     assert start("vllm", model).engine.deterministic
     # They are about the images, and nearly all of use.
     assert len({dialogue.raw for dialogue in by_vllm}) > IMAGES / 2
     assert sum(dialogue.reason is None for dialogue in by_vllm) > 0.9 * IMAGES
+
+
+@pytest.mark.slow
+@BOTH
+def test_log_probabilities_are_those_of_a_forward_pass(start: Start, name: EngineName) -> None:
+    """Of the model itself, not of what temperature and top_p left of it: one pass over prompt and answer."""
+    running = start(name, "shapes-llava")
+    hot = Sampling(temperature=1.5, top_p=0.9, max_tokens=128)
+    folder = resolve_model("shapes-llava").folder
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    for answer, index in zip(running.answers(*map(running.request, range(8)), sampling=hot), range(8), strict=True):
+        text = running.prompt + answer.text + processor.tokenizer.eos_token
+        inputs = processor(images=[scene(index)[0]], text=[text], return_tensors="pt")
+        with torch.inference_mode():
+            log_probs = model(**inputs).logits[0].log_softmax(dim=-1)
+        ids = inputs["input_ids"][0]
+        expected = log_probs[:-1].gather(1, ids[1:, None])[:, 0][-answer.output_tokens :]
+        assert [log_prob for _, log_prob in answer.tokens] == pytest.approx(expected.tolist(), abs=1e-3)
+        assert "".join(token for token, _ in answer.tokens[:-1]) == answer.text
 
 
 @pytest.mark.slow

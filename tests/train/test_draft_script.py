@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from dialog_train.clip import load_clip
+from dialog_gen.clip import load_clip
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "train" / "draft.py"

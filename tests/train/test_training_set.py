@@ -12,10 +12,10 @@ import torch
 from helpers.rows import rows_of
 from helpers.training import TINY_CLIP, TINY_SHARDS, scene_row, write_dialogues, write_tiny_clip
 
+from dialog_gen.clip import Clip, load_clip
 from dialog_gen.errors import UsageError
 from dialog_gen.store import DatasetFolder
 from dialog_train import training_set as module
-from dialog_train.clip import Clip, load_clip
 from dialog_train.tokens import TextEncoder, join_ids
 from dialog_train.training_set import (
     TrainingSet,

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dialog_gen.clip import Clip, load_clip
 from dialog_gen.errors import DialogGenError, UsageError
 from dialog_gen.store import DatasetFolder, open_store
 from dialog_train import vectors as vectors_module
-from dialog_train.clip import Clip, load_clip
 from dialog_train.vectors import EmbedSummary, VectorStore, crop_boxes, embed_dataset
 
 SCRIPT = Path(__file__).parents[2] / "train" / "embed.py"
@@ -149,7 +149,7 @@ def test_killed_process_goes_on(tiny_dialogues: Path, tiny_clip: Path, clip: Cli
     # The process kills itself in the second shard.
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from dialog_gen.store import DatasetFolder; from dialog_train.clip import load_clip\n"
+        "from dialog_gen.store import DatasetFolder; from dialog_gen.clip import load_clip\n"
         "from dialog_train.vectors import embed_dataset\n"
         "done = [0]\n"
         "def on_batch(images):\n"

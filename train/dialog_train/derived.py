@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dialog_gen.clip import Clip
 from dialog_gen.errors import DialogGenError, UsageError
 from dialog_gen.store import DatasetFolder, Store, open_store, sha256_json
-from dialog_train.clip import Clip
 
 CONFIG_FILE = "config.json"
 

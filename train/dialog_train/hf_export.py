@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError
-from dialog_train.clip import Clip
 
 # CLIPTextConfig's mark for "pool at the highest token id", as open_clip's `argmax` does.
 _POOL_AT_HIGHEST_ID = 2

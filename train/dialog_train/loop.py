@@ -37,10 +37,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim import AdamW
 
+from dialog_gen.clip import Clip, save_clip
 from dialog_gen.errors import FailedCheckError, MissingExtraError, UsageError
 from dialog_gen.store import sha256_json
 from dialog_train.checkpoint import Trained, load_training, newest_training, read_facts, save_training
-from dialog_train.clip import Clip, save_clip
 from dialog_train.config import Recipe
 from dialog_train.objectives import Objective
 from dialog_train.optim import learning_rate, parameter_groups, select_trainable

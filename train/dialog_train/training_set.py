@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError, did_you_mean
 from dialog_gen.store import DatasetFolder, Store, sha256_json
-from dialog_train.clip import Clip
 from dialog_train.derived import (
     CONFIG_FILE,
     Source,

@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
+from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError
 from dialog_gen.images import UnreadableImage, decode_image
 from dialog_gen.store import DatasetFolder, Store
-from dialog_train.clip import Clip
 from dialog_train.derived import (
     CONFIG_FILE,
     Source,

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
+from dialog_gen.clip import Clip, save_clip, sha256_of_weights
 from dialog_gen.world.language import ask, describe, retrieval_captions, unique, web_caption
 from dialog_gen.world.render import IMAGE_SIZE_PX, render, through_jpeg
 from dialog_gen.world.scenes import draw_scene
-from dialog_train.clip import Clip, save_clip, sha256_of_weights
 from dialog_train.config import OptimSettings
 from dialog_train.optim import learning_rate, parameter_groups
 from dialog_train.text import TextTower

@@ -1,6 +1,6 @@
 """Engines answer one prompt about one image. Starting one is slow: once a run, not once a shard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +35,9 @@ class Answer:
     finish_reason: str
     output_tokens: int
     saw_image: bool
+    tokens: Sequence[tuple[str, float]] = ()
+    """Each token's text on its own, and its log-probability under the model: before temperature and top_p. Empty
+    unless `EngineOptions.logprobs`."""
 
 
 class RefusedRequestError(Exception):
@@ -63,6 +66,8 @@ class EngineOptions:
     tensor_parallel_size: int = 1
     deterministic: bool = False
     """On a GPU: kernels whose results do not depend on the batch a request happens to share."""
+    logprobs: bool = False
+    """Whether answers tell their tokens' log-probabilities: no other tokens, at some cost for the smallest models."""
 
 
 class Engine(Protocol):

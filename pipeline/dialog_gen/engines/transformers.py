@@ -1,6 +1,7 @@
 """transformers' `generate` in small batches: slower than vLLM, and for architectures that vLLM does not serve."""
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,7 +40,7 @@ class TransformersEngine:
             model.folder, dtype=options.dtype or model.dtype, use_safetensors=True, trust_remote_code=False
         )
         self._model = self._model.to(self._device).eval()
-        self._sampling = sampling
+        self._sampling, self._logprobs = sampling, options.logprobs
         self._max_model_len = options.max_model_len or model.max_model_len
         self._image_token_id: int = self._processor.tokenizer.convert_tokens_to_ids(model.image_token)
         self._stop_ids = _as_set(self._model.generation_config.eos_token_id)
@@ -118,13 +119,18 @@ class TransformersEngine:
             num_beams=1,
             logits_processor=processors,
             stopping_criteria=StoppingCriteriaList([self._closing]),
+            output_logits=self._logprobs,
+            return_dict_in_generate=True,
         )
         # An encoder-decoder returns the answer alone; a decoder returns the prompt and the answer.
         prompt_length = 1 if self._model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         saw_image = (inputs["input_ids"] == self._image_token_id).any(dim=1).tolist()
-        return [self._answer(row[prompt_length:].tolist(), saw) for row, saw in zip(output, saw_image, strict=True)]
+        answers = output.sequences[:, prompt_length:]
+        log_probs = _log_probs(output.logits, answers) if self._logprobs else [()] * len(requests)
+        rows = zip(answers.tolist(), log_probs, saw_image, strict=True)
+        return [self._answer(token_ids, of_tokens, saw) for token_ids, of_tokens, saw in rows]
 
-    def _answer(self, token_ids: list[int], saw_image: bool) -> Answer:
+    def _answer(self, token_ids: list[int], log_probs: Sequence[float], saw_image: bool) -> Answer:
         stops = [i for i, token in enumerate(token_ids) if token in self._stop_ids]
         kept = token_ids[: stops[0]] if stops else token_ids
         return Answer(
@@ -132,6 +138,10 @@ class TransformersEngine:
             finish_reason="stop" if stops else "length",
             output_tokens=len(kept) + bool(stops),
             saw_image=saw_image,
+            tokens=[
+                (self._processor.tokenizer.decode([token]), log_prob)
+                for token, log_prob in zip(token_ids[: len(kept) + bool(stops)], log_probs, strict=False)
+            ],
         )
 
 
@@ -166,6 +176,15 @@ class _Closing(StoppingCriteria):
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: Any) -> torch.BoolTensor:
         """Whether each row (batch,) is done."""
         return torch.full((input_ids.shape[0],), self.now, device=input_ids.device)  # type: ignore[return-value]
+
+
+def _log_probs(logits: Sequence[torch.Tensor], token_ids: torch.Tensor) -> list[list[float]]:
+    """Of each token of (batch, steps), given a step's logits (batch, vocabulary) before temperature and top_p."""
+    steps = [
+        of_step.float().log_softmax(dim=-1).gather(-1, token_ids[:, step, None].to(of_step.device))
+        for step, of_step in enumerate(logits)
+    ]
+    return torch.cat(steps, dim=1).tolist()
 
 
 def _as_set(value: int | list[int] | None) -> set[int]:

@@ -52,7 +52,7 @@ class VllmEngine:
             self._engine = AsyncLLM.from_engine_args(arguments)
         # The engine's own process goes on writing to its log; this one would write over the progress bar.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
-        self._sampling = sampling
+        self._sampling, self._logprobs = sampling, options.logprobs
         self._ids = itertools.count()
         tokenizer = self._engine.get_tokenizer()
         # The first turn's prompt is the same for every image.
@@ -75,6 +75,9 @@ class VllmEngine:
             max_tokens=self._sampling.max_tokens,
             seed=request.seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            # 0: of the sampled tokens only.
+            logprobs=0 if self._logprobs else None,
+            flat_logprobs=True,
         )
         try:
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
@@ -95,12 +98,14 @@ class VllmEngine:
         if final is None:
             raise EngineDiedError("vLLM ended a request without an answer")
         completion = final.outputs[0]
+        flat: Any = completion.logprobs
         return Answer(
             text=completion.text,
             finish_reason=completion.finish_reason or "unknown",
             output_tokens=len(completion.token_ids),
             # A placeholder that no image filled is answered without a word of warning; then nothing grew.
             saw_image=len(final.prompt_token_ids or ()) > len(token_ids),
+            tokens=[*zip((t or "" for t in flat.decoded_tokens), flat.logprobs, strict=True)] if flat else (),
         )
 
     async def close(self) -> None:

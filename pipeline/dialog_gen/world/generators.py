@@ -33,7 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE, render_chat
+from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE, SHORT_ANSWER, render_chat
 from dialog_gen.protocols import load_protocol
 from dialog_gen.world.language import DESCRIBE_QUESTION, UNIQUE_QUESTION, ask, describe, unique
 from dialog_gen.world.render import IMAGE_SIZE_PX, render, through_jpeg
@@ -41,8 +41,6 @@ from dialog_gen.world.scenes import COLORS, POSITIONS, SHAPES, SIZES, Scene, dra
 
 log = logging.getLogger(__name__)
 
-# LLaVA-1.5's own suffix for short answers; the self-consistency check asks single questions in this form.
-SHORT_ANSWER = "Answer the question using a single word or phrase."
 # Scenes of the train split are drawn under a seed that `dialog-gen download shapes` does not use by default.
 _SCENE_SEED = 20_231
 _IGNORED_LABEL = -100

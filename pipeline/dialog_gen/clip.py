@@ -24,7 +24,7 @@ from dialog_gen.errors import UsageError, did_you_mean
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
-EMBEDDED = {"shapes-clip": Path(__file__).parent / "checkpoints" / "shapes-clip"}
+EMBEDDED = {"shapes-clip": Path(__file__).parent / "world" / "checkpoints" / "shapes-clip"}
 """Models that are shipped with the package."""
 
 _QUICK_GELU = "-quickgelu"
@@ -56,13 +56,26 @@ def load_clip(name: str, pretrained: str | None = None, *, allow_activation_mism
 
     Raises UsageError for an unknown name or tag, pickled weights, weights of another architecture, or that mismatch.
     """
+    location, weights, known_as, config = _locate(name, pretrained, allow_activation_mismatch)
+    return _load(location, weights, name=known_as, config=config)
+
+
+def check_clip(name: str, pretrained: str | None = None) -> None:
+    """Raises UsageError where `load_clip` would for the names alone; loads nothing."""
+    _locate(name, pretrained, allow_activation_mismatch=False)
+
+
+def _locate(
+    name: str, pretrained: str | None, allow_activation_mismatch: bool
+) -> tuple[str, str | None, str, dict[str, Any]]:
+    """What open_clip calls the model and its weights, the name it goes by here, and its configuration."""
     folder = EMBEDDED.get(name) or Path(name)
     if folder.is_dir():
         if pretrained is not None:
             raise UsageError(f"{name} is a checkpoint with weights of its own: leave out pretrained = {pretrained!r}.")
         if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
             raise UsageError(f"{name} is no checkpoint folder: it needs {CONFIG_FILE} and {WEIGHTS_FILE}.")
-        return _load(f"local-dir:{folder.resolve()}", None, name=folder.name, config=_read_config(folder))
+        return f"local-dir:{folder.resolve()}", None, folder.name, _read_config(folder)
     config: Any = open_clip.get_model_config(name)
     if config is None:
         raise UsageError(
@@ -77,7 +90,7 @@ def load_clip(name: str, pretrained: str | None = None, *, allow_activation_mism
         raise UsageError(f"{name} has no pretrained tag {pretrained!r}: {_tags(name)}; or give a safetensors file.")
     elif not allow_activation_mismatch:
         _check_activation(name, config, pretrained)
-    return _load(name, pretrained, name=name, config=config)
+    return name, pretrained, name, config
 
 
 def save_clip(clip: Clip, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
