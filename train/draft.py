@@ -63,7 +63,7 @@ def prepare(recipe: DraftRecipe, clip: Clip, accelerator: Accelerator) -> Traini
         dataset = DatasetFolder.existing(recipe.data.dialogues)
         crops = recipe.data.crops
         embed_dataset(dataset, clip, vectors, device=accelerator.device, workers=DECODERS, crops=crops)
-        build_training_set(dataset, VectorStore(vectors), clip, rows)
+        build_training_set(dataset, VectorStore(vectors), clip, rows, kept_only=recipe.data.kept_only)
     accelerator.wait_for_everyone()
     return TrainingSet(rows)
 

@@ -176,6 +176,27 @@ def test_formats(dialogue_format: str, text: str, clip: Clip, tmp_path: Path) ->
         make(tmp_path, clip, {"a": rows}, dialogue_format="answers")
 
 
+def test_marked_pairs_are_left_out_where_asked_for(clip: Clip, tmp_path: Path) -> None:
+    rows = [scene_row(number) for number in range(4)]
+    marks = [[[], ["leak"], []], [["echo"], ["length"], ["leak", "length"]], [[], [], []], [[], [], ["leak"]]]
+    for row, of_row in zip(rows, marks, strict=True):
+        row["marks"] = of_row
+    assert make(tmp_path / "all", clip, {"s": rows}).pairs == 12
+    summary = make(tmp_path / "kept", clip, {"s": rows}, kept_only=True)
+    assert (summary.rows, summary.pairs, summary.dropped) == (3, 7, {"without_dialogue": 1})
+    kept = TrainingSet(tmp_path / "kept" / "t")
+    pairs = rows[0]["texts"][0], rows[0]["texts"][2]
+    expected = padded([f"{p['user']} {p['assistant']}" for p in pairs])
+    found = [kept.batch([0], epoch, concatenate=False).dialogue_tokens[0].tolist() for epoch in (0, 1)]
+    assert {tuple(filter(None, ids)) for ids in found} == {tuple(filter(None, ids)) for ids in expected.tolist()}
+    # One and the same folder cannot hold both.
+    with pytest.raises(UsageError, match="kept_only"):
+        make(tmp_path / "kept", clip, {"s": rows})
+    rows[2]["marks"] = None
+    with pytest.raises(UsageError, match="no gates went over shard s"):
+        make(tmp_path / "ungated", clip, {"s": rows}, kept_only=True)
+
+
 def test_what_is_cut_is_counted(clip: Clip, tmp_path: Path) -> None:
     fits = "star " * (CONTEXT - 2)
     short = {"user": "Why?", "assistant": "So."}

@@ -22,6 +22,8 @@ class DataSettings(_Settings):
     """The dataset that `dialog-gen run --out` wrote: a folder or an fsspec URL."""
     work: Path
     """Local folder for what is made of it once: `vectors` and `training_set`. Trainings of one model share it."""
+    kept_only: bool = False
+    """Leave out question-answer pairs that a quality gate marked: see `dialog-gen gate`."""
     crops: int = Field(default=0, ge=0)
     """Random crops of each image that are encoded beside the whole one; every epoch takes one view of each image."""
 

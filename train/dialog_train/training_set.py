@@ -27,6 +27,7 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError, did_you_mean
+from dialog_gen.schema import kept_pairs
 from dialog_gen.store import DatasetFolder, Store, sha256_json
 from dialog_train.derived import (
     CONFIG_FILE,
@@ -113,12 +114,16 @@ def build_training_set(
     out: Path,
     *,
     dialogue_format: DialogueFormat = "question_answer",
+    kept_only: bool = False,
     on_shard: Callable[[int], None] = lambda rows: None,
 ) -> TrainingSetSummary:
     """Makes what is not there yet. Memory grows by 9 bytes an image; `on_shard` hears the dialogues read.
 
-    Raises UsageError for vectors of another model or of an older dataset, a dataset without the columns or without a
-    usable row, or an `out` that something else was written to; DialogGenError where `out` cannot be written.
+    `kept_only` leaves out the pairs that a quality gate marked, and images that keep none.
+
+    Raises UsageError for vectors of another model or of an older dataset, a dataset without the columns, without a
+    usable row or (`kept_only`) without gates, or an `out` that something else was written to; DialogGenError where
+    `out` cannot be written.
     """
     if dialogue_format not in DIALOGUE_FORMATS:
         hint = did_you_mean(dialogue_format, DIALOGUE_FORMATS)
@@ -132,6 +137,7 @@ def build_training_set(
         "width": vectors.width,
         "crops": vectors.crops,
         "dialogue_format": dialogue_format,
+        "kept_only": kept_only,
         "tokenizer": {
             "vocabulary_sha256": encoder.vocabulary_sha256,
             "context_length": encoder.context_length,
@@ -149,11 +155,12 @@ def build_training_set(
                 on_shard(sum(source.rows for source in sources))
                 return TrainingSetSummary(**found)
             store.remove(_SUMMARY_FILE)
-        verdicts = _verdicts(dataset, vectors, sources)
+        rows = _Rows(dataset, kept_only)
+        verdicts = _verdicts(rows, vectors, sources)
         builder = _Builder(
             store=store,
             out=out,
-            dataset=dataset,
+            dialogues=rows,
             vectors=vectors,
             encoder=encoder,
             dialogue_format=DIALOGUE_FORMATS[dialogue_format],
@@ -285,7 +292,7 @@ def _padded(texts: list[Ids], pad_id: int, length: int) -> Tensor:
     return torch.from_numpy(padded)
 
 
-def _verdicts(dataset: DatasetFolder, vectors: VectorStore, sources: list[Source]) -> list[npt.NDArray[np.int8]]:
+def _verdicts(dialogues: "_Rows", vectors: VectorStore, sources: list[Source]) -> list[npt.NDArray[np.int8]]:
     """For each shard, for each row: 0, or the number of the reason why it is left out."""
     verdicts: list[npt.NDArray[np.int8]] = []
     hashes: list[npt.NDArray[np.uint64]] = []
@@ -295,7 +302,7 @@ def _verdicts(dataset: DatasetFolder, vectors: VectorStore, sources: list[Source
                 f"{vectors.out} lacks vectors of shard {source.shard}, or they are of an older version: "
                 "run train/embed.py with the same --out again."
             )
-        table = _read(dataset, source)
+        table = dialogues.read(source)
         verdict = np.zeros(len(table), np.int8)
         there = _compute.is_in(table["image_id"], value_set=vectors.read(source.shard)["image_id"].combine_chunks())
         verdict[~_bools(there)] = _REASONS.index("without_vector")
@@ -310,7 +317,7 @@ def _verdicts(dataset: DatasetFolder, vectors: VectorStore, sources: list[Source
         hashes.append(np.array(heads, np.uint64))
     everything, usable = np.concatenate(hashes), np.flatnonzero(np.concatenate(verdicts) == 0)
     if not len(usable):
-        raise UsageError(f"{dataset.location} has no row to train on: {_dropped(verdicts)}.")
+        raise UsageError(f"{dialogues.dataset.location} has no row to train on: {_dropped(verdicts)}.")
     del hashes
     _, first = np.unique(everything[usable], return_index=True)
     duplicates = np.delete(usable, first)
@@ -330,9 +337,27 @@ def _bools(mask: Any) -> npt.NDArray[np.bool_]:
     return _compute.fill_null(mask, False).to_numpy(zero_copy_only=False)
 
 
-def _read(dataset: DatasetFolder, source: Source) -> pa.Table:
-    with reading(dataset, source, _COLUMNS, "a dataset that `dialog-gen run` wrote has it") as parquet:
-        return parquet.read(columns=_COLUMNS)
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The dialogues as they are trained on."""
+
+    dataset: DatasetFolder
+    kept_only: bool
+
+    def read(self, source: Source) -> pa.Table:
+        columns = [*_COLUMNS, "marks"] if self.kept_only else _COLUMNS
+        with reading(self.dataset, source, columns, "a dataset that `dialog-gen run` wrote has it") as parquet:
+            table = parquet.read(columns=columns)
+        if not self.kept_only:
+            return table
+        if table["marks"].null_count:
+            raise UsageError(
+                f"{self.dataset.location}: no gates went over shard {source.shard}, so that none of its pairs is known "
+                f"to be good: run `dialog-gen gate {self.dataset.location}`, or leave out data.kept_only."
+            )
+        kept = [kept_pairs(row) for row in table.select(["texts", "marks"]).to_pylist()]
+        field = table.schema.field("texts")
+        return table.drop_columns("marks").set_column(table.schema.names.index("texts"), field, [kept])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,7 +366,7 @@ class _Builder:
 
     store: Store
     out: Path
-    dataset: DatasetFolder
+    dialogues: _Rows
     vectors: VectorStore
     encoder: TextEncoder
     dialogue_format: str
@@ -353,7 +378,7 @@ class _Builder:
         found = count_rows(self.out / name, fingerprint)
         if found is not None:
             return found
-        table = _read(self.dataset, source).filter(pa.array(verdict == 0))
+        table = self.dialogues.read(source).filter(pa.array(verdict == 0))
         stored = self.vectors.read(source.shard).combine_chunks()
         places = _compute.index_in(table["image_id"], value_set=stored["image_id"].combine_chunks())
         table = table.append_column("vector", stored["vector"].take(places))
