@@ -18,6 +18,7 @@ from dialog_train.config import DraftRecipe, load_recipe
 from dialog_train.hf_export import export_hf
 from dialog_train.loop import MODEL_FOLDER, fit, start
 from dialog_train.objectives import draft_objective
+from dialog_train.text_tuning import PairBatches, TextTuning
 from dialog_train.training_set import TrainingSet, build_training_set
 from dialog_train.vectors import DECODERS, VectorStore, embed_dataset
 
@@ -40,8 +41,9 @@ def main() -> int:
                 recipe.model, recipe.pretrained, allow_activation_mismatch=recipe.allow_activation_mismatch
             )
             training_set = prepare(recipe, clip, accelerator)
-            objective = draft_objective(recipe.loss, caption_only=recipe.caption_only)
-            result = fit(recipe, clip, training_set, objective, accelerator=accelerator, resume=options.resume)
+            system = TextTuning(clip, draft_objective(recipe.loss, caption_only=recipe.caption_only), recipe.optim)
+            data = PairBatches(recipe, training_set, full_length=system.sees_padding)
+            result = fit(recipe, system, data, accelerator=accelerator, resume=options.resume)
             if options.export_hf and accelerator.is_main_process:
                 export_hf(load_clip(str(recipe.out / MODEL_FOLDER)), recipe.out / "hf")
     except DialogGenError as error:

@@ -29,6 +29,7 @@ from dialog_train.loop import fit
 from dialog_train.losses import draft_loss, mmd2_rbf
 from dialog_train.objectives import draft_objective
 from dialog_train.text import TextTower
+from dialog_train.text_tuning import PairBatches, TextTuning
 from dialog_train.training_set import Batch, TrainingSet, build_training_set, epoch_batches
 from dialog_train.vectors import VectorStore, embed_dataset
 
@@ -140,10 +141,9 @@ def trainer_steps(checkpoint: Path, training_set: TrainingSet, out: Path) -> flo
         }
     )
     ends: list[float] = []
-    objective = draft_objective(recipe.loss)
-    fit(
-        recipe, load_clip(str(checkpoint)), training_set, objective, on_step=lambda *_: ends.append(time.perf_counter())
-    )
+    system = TextTuning(load_clip(str(checkpoint)), draft_objective(recipe.loss), recipe.optim)
+    data = PairBatches(recipe, training_set, full_length=system.sees_padding)
+    fit(recipe, system, data, on_step=lambda *_: ends.append(time.perf_counter()))
     return min(b - a for a, b in itertools.pairwise(ends))
 
 

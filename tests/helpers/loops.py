@@ -11,6 +11,7 @@ from dialog_gen.clip import Clip, sha256_of_weights
 from dialog_train.config import DraftRecipe, OptimSettings
 from dialog_train.loop import FitResult, fit
 from dialog_train.objectives import draft_objective
+from dialog_train.text_tuning import PairBatches, TextTuning
 from dialog_train.training_set import Batch
 
 WIDTH, CONTEXT, VOCABULARY = 16, 12, 64
@@ -83,4 +84,5 @@ def make_recipe(out: Path, **changes: Any) -> DraftRecipe:
 def train(recipe: DraftRecipe, clip: Clip | None = None, rows: TinyRows | None = None, **options: Any) -> FitResult:
     """`fit` with DRAFT's objective."""
     objective = draft_objective(recipe.loss, caption_only=recipe.caption_only)
-    return fit(recipe, clip or make_clip(), rows or TinyRows(), objective, **options)
+    system = TextTuning(clip or make_clip(), objective, recipe.optim)
+    return fit(recipe, system, PairBatches(recipe, rows or TinyRows(), full_length=system.sees_padding), **options)

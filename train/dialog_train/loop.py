@@ -1,15 +1,14 @@
-"""The training loop of all objectives: a frozen image tower's vectors against a text tower, on Accelerate.
+"""The training loop of all systems, on Accelerate: what is trained, and on what, is for `system.py` to say.
 
-    OUT/model/, OUT/model-ema/   the trained model in open_clip's layout
+    OUT/model/, OUT/model-ema/   the trained model, as its system writes it
     OUT/train.json               how the training went; written last, it is the mark of completion
     OUT/checkpoints/             what `resume = "auto"` goes on from, as long as the training is not complete
     OUT/tensorboard/             loss curves
 
-Every process computes the loss of the whole batch from gathered features, so that any number of processes gives the
-losses and gradients of one. Everything drawn at random follows from (seed, step): a resumed training ends the same.
+Every process computes the losses of the whole batch, so that any number of processes gives the losses and gradients of
+one. Everything drawn at random follows from (seed, step): a resumed training ends the same.
 """
 
-import functools
 import hashlib
 import importlib.util
 import json
@@ -22,31 +21,24 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import Tensor
 from torch.optim import AdamW
 
-from dialog_gen.clip import Clip, save_clip
 from dialog_gen.errors import FailedCheckError, MissingExtraError, UsageError
-from dialog_gen.store import sha256_json
 from dialog_train.checkpoint import Trained, load_training, newest_training, read_facts, save_training
 from dialog_train.config import Recipe
-from dialog_train.objectives import Objective
-from dialog_train.optim import learning_rate, parameter_groups, select_trainable
+from dialog_train.optim import learning_rate, parameter_groups
 from dialog_train.progress import StepProgress
-from dialog_train.text import TextTower
-from dialog_train.training_set import Batch, columns_of, epoch_batches
+from dialog_train.system import EVERYTHING, AnyBatch, Data, Share, System
 
 REPORT_FILE, MODEL_FOLDER, EMA_FOLDER = "train.json", "model", "model-ema"
 Resume = Literal["never", "auto"]
@@ -62,17 +54,6 @@ _LOGIT_SCALE_RANGE = (0.0, math.log(100))
 _FREE: Any = {"out": True, "log": True, "save_every_steps": True, "data": {"work"}}
 _SHOWN_IDS = 8
 _log = logging.getLogger(__name__)
-
-
-class Rows(Protocol):
-    """What is needed of a `TrainingSet`."""
-
-    config: dict[str, Any]
-
-    def __len__(self) -> int: ...
-    def batch(self, rows: Any, epoch: int, *, concatenate: bool, full_length: bool = False) -> Batch:
-        """Vectors and texts of some rows."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,41 +102,37 @@ def start(recipe: Recipe) -> Generator[Accelerator]:
 
 def fit(
     recipe: Recipe,
-    clip: Clip,
-    training_set: Rows,
-    objective: Objective,
+    system: System,
+    data: Data,
     *,
     accelerator: Accelerator | None = None,
     resume: Resume = "never",
     on_step: OnStep | None = None,
 ) -> FitResult:
-    """Trains the text tower of `clip` in place and writes the model to the recipe's folder.
+    """Trains a system in place and writes its model to the recipe's folder.
 
     `on_step` gets the number of each step, from 1, with its losses, learning rate, gradient norm and logit scale.
 
-    Raises UsageError for a batch that does not fit the data or the processes, and for a folder that holds a training
-    where `resume` is "never", or one of another recipe; FailedCheckError where a loss or gradient is not finite.
+    Raises UsageError for a batch that does not fit the processes, and for a folder that holds a training where `resume`
+    is "never", or one of another recipe; FailedCheckError where a loss or gradient is not finite.
     """
     with nullcontext(accelerator) if accelerator else start(recipe) as accelerator:
-        tower = _tower(clip)
-        course = _Course(recipe, training_set, accelerator, full_length=tower.whole is not None)
-        facts = {
-            "recipe": recipe.model_dump(mode="json", exclude=_FREE),
-            "weights_sha256": clip.weights_sha256,
-            "training_set": {"rows": len(training_set), "config_sha256": sha256_json(training_set.config)},
-        }
+        course = _Course(recipe, data, accelerator)
+        facts = {"recipe": recipe.model_dump(mode="json", exclude=_FREE), **system.facts, "training_set": data.facts}
         if done := _completed(recipe.out, facts, resume):
             return done
-        stepper = _Stepper(recipe, clip, tower, objective, accelerator)
+        stepper = _Stepper(recipe, system, accelerator)
         first = _resumed(recipe.out, facts, stepper.trained)
         if first and accelerator.is_main_process:
             _log.info("going on after step %d of %d", first, course.total)
         result = _train(course, stepper, first, facts, on_step)
         if accelerator.is_main_process:
-            _write_model(recipe, clip, stepper.trained.ema)
+            system.save(recipe.out / MODEL_FOLDER, {})
+            if stepper.trained.ema is not None:
+                system.save(recipe.out / EMA_FOLDER, stepper.trained.ema)
             report = {**asdict(result), "processes": accelerator.num_processes, "device": accelerator.device.type}
             packages = ("accelerate", "open_clip_torch", "torch")
-            report |= {**facts, "model": clip.name, "versions": {name: version(name) for name in packages}}
+            report |= {**facts, "model": system.name, "versions": {name: version(name) for name in packages}}
             _write_json(recipe.out / REPORT_FILE, report)
             shutil.rmtree(recipe.out / _CHECKPOINTS, ignore_errors=True)
         accelerator.wait_for_everyone()
@@ -163,85 +140,49 @@ def fit(
 
 
 class _Course:
-    """Which rows each step takes, the same for any number of processes."""
+    """The batches of a training, the same for any number of processes."""
 
-    def __init__(self, recipe: Recipe, training_set: Rows, accelerator: Accelerator, *, full_length: bool) -> None:
-        self.recipe, self._training_set, self._full_length = recipe, training_set, full_length
-        self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
-        self.steps_per_epoch = len(self._order(0))
-        self.total = recipe.optim.max_steps or recipe.optim.epochs * self.steps_per_epoch
-        self._mine = columns_of(accelerator.process_index, accelerator.num_processes, recipe.optim.batch_size)
+    def __init__(self, recipe: Recipe, data: Data, accelerator: Accelerator) -> None:
+        self.recipe, self.data = recipe, data
+        self.total = recipe.optim.max_steps or recipe.optim.epochs * data.steps_per_epoch
+        self._mine = Share(accelerator.process_index, accelerator.num_processes)
 
-    def batch(self, step: int, columns: slice = slice(None)) -> Batch:
-        """Of step `step`, from 0, some columns or all."""
-        epoch, number = divmod(step, self.steps_per_epoch)
-        rows = self._order(epoch)[number, columns]
-        concatenate = self.recipe.dialogues == "concatenate"
-        return self._training_set.batch(rows, epoch, concatenate=concatenate, full_length=self._full_length)
-
-    def batches(self, first: int) -> Iterator[Batch]:
+    def batches(self, first: int) -> Iterator[AnyBatch]:
         """What this process takes of each step, from `first` on; the next is read while one is worked on."""
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.batch, first, self._mine)
+            ahead = pool.submit(self.data.batch, first, self._mine)
             for step in range(first, self.total):
                 batch = ahead.result()
                 if step + 1 < self.total:
-                    ahead = pool.submit(self.batch, step + 1, self._mine)
+                    ahead = pool.submit(self.data.batch, step + 1, self._mine)
                 yield batch
-
-    def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
-        return epoch_batches(len(self._training_set), self.recipe.optim.batch_size, self.recipe.seed, epoch)
-
-
-class _Trainee(nn.Module):
-    """What Accelerate wraps: one call a step, from a batch to its losses."""
-
-    def __init__(self, tower: TextTower, logit_scale: nn.Parameter, objective: Objective, device: str) -> None:
-        super().__init__()
-        self.tower, self.logit_scale = tower, logit_scale
-        self._objective, self._device = objective, device
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        # Accelerate's autocast is meant for the tower; losses need all of float32.
-        mixed = torch.is_autocast_enabled(self._device)
-
-        def encode(tokens: Tensor) -> Tensor:
-            with torch.autocast(self._device, enabled=mixed, dtype=torch.get_autocast_dtype(self._device)):
-                vectors = self.tower(tokens)
-            return normalize(vectors.float(), dim=-1) if mixed else vectors
-
-        with torch.autocast(self._device, enabled=False):
-            return self._objective(batch, encode, self.logit_scale.exp())
 
 
 class _Stepper:
-    """Model, optimizer and what a step does with them."""
+    """System, optimizer and what a step does with them."""
 
-    def __init__(
-        self, recipe: Recipe, clip: Clip, tower: TextTower, objective: Objective, accelerator: Accelerator
-    ) -> None:
+    def __init__(self, recipe: Recipe, system: System, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
-        parameters = select_trainable(clip.model, tower, recipe.optim)
-        self._logit_scale: nn.Parameter = clip.model.logit_scale
+        self._logit_scale = system.logit_scale
+        parameters = system.trainable
         optimizer = AdamW(
-            parameter_groups(clip.model, parameters, recipe.optim.weight_decay),
+            parameter_groups(system.model, parameters, recipe.optim.weight_decay),
             lr=recipe.optim.lr,
             betas=recipe.optim.betas,
             eps=recipe.optim.eps,
             fused=True,
         )
-        # Hugging Face's towers may have a pooler that goes unused. Buffers are constant: no need to send them around.
+        # Buffers are constant: no need to send them around.
         untyped: Any = accelerator
         untyped.ddp_handler = DistributedDataParallelKwargs(
-            find_unused_parameters=not tower.is_native, broadcast_buffers=False
+            find_unused_parameters=system.may_leave_parameters_unused, broadcast_buffers=False
         )
-        trainee = _Trainee(tower, self._logit_scale, objective, accelerator.device.type)
-        self._module: Any = accelerator.prepare(trainee).train()
+        self._module: Any = accelerator.prepare(system.module).train()
         self._optimizer: Any = accelerator.prepare(optimizer)
         ema = {name: p.detach().clone() for name, p in parameters.items()} if recipe.optim.ema_decay else None
         self.trained = Trained(parameters=parameters, optimizer=optimizer, ema=ema)
 
-    def step(self, step: int, total: int, batch: Batch) -> dict[str, float]:
+    def step(self, step: int, total: int, batch: AnyBatch) -> dict[str, float]:
         """Step number `step`, from 0: updates the weights and gives what is worth logging.
 
         Raises FloatingPointError instead of the update where the loss or the gradient is not finite.
@@ -250,23 +191,26 @@ class _Stepper:
         lr = learning_rate(step, total, optim)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        # For dropout, in towers that have it.
+        # For dropout, in towers that have it, and for noise.
         torch.manual_seed(_draw(self.recipe.seed, step, self.accelerator.process_index))
         self._optimizer.zero_grad()
-        parts: dict[str, Tensor] = self._module(_moved(batch, self.accelerator.device))
+        parts: dict[str, Tensor] = self._module(batch.to(self.accelerator.device))
         loss = torch.stack(list(parts.values())).sum()
         self.accelerator.backward(loss)
         norm: Any = self.accelerator.clip_grad_norm_(parameters.values(), optim.grad_clip or math.inf)
+        shown = {**parts, "loss": loss, "gradient_norm": norm}
+        if self._logit_scale is not None:
+            shown["logit_scale"] = self._logit_scale.reshape(()).exp()
         # One transfer a step.
-        numbers = torch.stack([*parts.values(), loss, norm, self._logit_scale.reshape(()).exp()]).tolist()
-        values: dict[str, float] = dict(zip([*parts, "loss", "gradient_norm", "logit_scale"], numbers, strict=True))
+        values: dict[str, float] = dict(zip(shown, torch.stack(list(shown.values())).tolist(), strict=True))
         # In half precision gradients overflow now and then; the scaler leaves such a step out.
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong and not (self.accelerator.scaler is not None and wrong == ["gradient_norm"]):
             raise FloatingPointError(", ".join(f"{name} is {values[name]}" for name in wrong))
         self._optimizer.step()
         with torch.no_grad():
-            self._logit_scale.clamp_(*_LOGIT_SCALE_RANGE)
+            if self._logit_scale is not None:
+                self._logit_scale.clamp_(*_LOGIT_SCALE_RANGE)
             if self.trained.ema is not None and optim.ema_decay:
                 for name, average in self.trained.ema.items():
                     average.lerp_(parameters[name], 1 - optim.ema_decay)
@@ -301,10 +245,10 @@ def _train(
             else:
                 rate = (step - first) * recipe.optim.batch_size / (time.perf_counter() - began)
             # Of this process's share of the batch: there may be more among all.
-            sums.update({**values, "duplicate_captions": batch.duplicate_captions, "steps": 1})
+            sums.update({**values, **batch.statistics(), "steps": 1})
             if (step + 1) % recipe.log.every_steps == 0 or step + 1 == course.total:
                 point = {name: total / sums["steps"] for name, total in sums.items() if name != "steps"}
-                point |= {"epoch": (step + 1) / course.steps_per_epoch, "pairs_per_s": rate}
+                point |= {"epoch": (step + 1) / course.data.steps_per_epoch, "pairs_per_s": rate}
                 accelerator.log(point, step=step + 1)
                 progress.point(step + 1, point)
                 sums.clear()
@@ -314,13 +258,6 @@ def _train(
                 save_training(recipe.out / _CHECKPOINTS, step + 1, stepper.trained, facts)
     losses = {name: value for name, value in point.items() if name.endswith("loss")}
     return FitResult(steps=course.total, pairs_per_s=rate, losses=losses)
-
-
-def _tower(clip: Clip) -> TextTower:
-    try:
-        return TextTower(clip.model)
-    except TypeError as error:
-        raise UsageError(f"{clip.name} cannot be trained: {error}.") from None
 
 
 def _completed(out: Path, facts: dict[str, Any], resume: Resume) -> FitResult | None:
@@ -362,7 +299,7 @@ def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
 
 
 def _not_finite(course: _Course, step: int, what: str, is_main: bool) -> FailedCheckError:
-    ids = list(course.batch(step).image_ids)
+    ids = course.data.batch(step, EVERYTHING).image_ids
     file = course.recipe.out / "not-finite.json"
     if is_main:
         course.recipe.out.mkdir(parents=True, exist_ok=True)
@@ -372,12 +309,6 @@ def _not_finite(course: _Course, step: int, what: str, is_main: bool) -> FailedC
         f"step {step + 1}: {what}. The batch's images: {', '.join(ids[:_SHOWN_IDS])}{more} (all {len(ids)} in {file}). "
         "Try a lower optim.lr, optim.grad_clip, or another optim.precision."
     )
-
-
-def _write_model(recipe: Recipe, clip: Clip, ema: dict[str, Tensor] | None) -> None:
-    save_clip(clip, recipe.out / MODEL_FOLDER)
-    if ema is not None:
-        save_clip(clip, recipe.out / EMA_FOLDER, {**clip.model.state_dict(), **ema})
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
@@ -395,11 +326,6 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
     return flat
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    fields = ("image_vectors", "caption_tokens", "dialogue_tokens")
-    return replace(batch, **{name: getattr(batch, name).to(device) for name in fields})
 
 
 def _draw(*values: int) -> int:

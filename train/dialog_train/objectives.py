@@ -1,20 +1,12 @@
-"""Objectives: what `loop.fit` makes of a batch. Each gives named losses of the global batch, whose sum is minimised."""
+"""Objectives of text-tower tuning: what `text_tuning.TextTuning` makes of a batch."""
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from dialog_train.config import DraftLossSettings
 from dialog_train.losses import draft_loss
+from dialog_train.system import gather_rows
+from dialog_train.text_tuning import Encode, Objective
 from dialog_train.training_set import Batch
-
-Encode = Callable[[Tensor], Tensor]
-"""Token ids (N, L) -> unit-norm text vectors (N, D) in float32: a `TextTower`, in the recipe's precision."""
-Objective = Callable[[Batch, Encode, Tensor], dict[str, Tensor]]
-"""(this process's batch, encode, logit_scale) -> losses, computed alike in every process."""
 
 
 def draft_objective(loss: DraftLossSettings, *, caption_only: bool = False) -> Objective:
@@ -27,31 +19,3 @@ def draft_objective(loss: DraftLossSettings, *, caption_only: bool = False) -> O
         return draft_loss(images, captions, dialogues, logit_scale, **loss.model_dump())
 
     return objective
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """(N, D) of every process -> (processes x N, D) in order of rank, with gradients.
-
-    For objectives that every process computes alike, over all rows, under DistributedDataParallel.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    return _GatherRows.apply(rows)  # type: ignore[no-any-return]
-
-
-class _GatherRows(torch.autograd.Function):
-    """Every process has the whole loss, so the gradient of its own rows is complete without communication. It is
-    multiplied by their number because DistributedDataParallel takes the mean over processes where the sum is meant.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.count = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # type: ignore[override]
-        start = dist.get_rank() * ctx.count
-        return gradients[0][start : start + ctx.count] * dist.get_world_size()

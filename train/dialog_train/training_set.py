@@ -43,6 +43,7 @@ from dialog_train.derived import (
     sources_of,
 )
 from dialog_train.row_files import Piece, count_rows, id_lists, open_rows, rows_schema
+from dialog_train.system import moved
 from dialog_train.tokens import Ids, TextEncoder, join_ids
 from dialog_train.vectors import VectorStore
 
@@ -99,6 +100,14 @@ class Batch:
     """(N, L) int64, padded to the longest of the batch."""
     dialogue_tokens: Tensor
     """(N, L') int64."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """With its tensors on a device."""
+        return moved(self, device)
+
+    def statistics(self) -> dict[str, float]:
+        """What is logged of each batch."""
+        return {"duplicate_captions": self.duplicate_captions}
 
     @property
     def duplicate_captions(self) -> float:
