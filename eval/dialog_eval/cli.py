@@ -16,6 +16,7 @@ from rich.logging import RichHandler
 
 import dialog_gen
 from dialog_eval.options import (
+    CAPTIONS_HELP,
     BlendOption,
     CalibrateOption,
     CandidatesOption,
@@ -25,6 +26,7 @@ from dialog_eval.options import (
     MetricOption,
     ModeOption,
     PerImage,
+    SplitOption,
     TrainAnnotations,
 )
 from dialog_gen.errors import MissingExtraError, UsageError
@@ -97,7 +99,9 @@ def _evaluation(plan: Callable[..., _Plan]) -> Callable[..., _Plan]:
 
 @_evaluation
 def retrieval(
-    captions: Annotated[Path, typer.Option(help="COCO captions JSON.")], captions_per_image: PerImage = "5"
+    captions: Annotated[Path, typer.Option(help=CAPTIONS_HELP)],
+    split: SplitOption = None,
+    captions_per_image: PerImage = "5",
 ) -> _Plan:
     """Recall at 1, 5 and 10: of images by their captions, of captions by their image."""
     per_image = _per_image(captions_per_image)
@@ -105,7 +109,7 @@ def retrieval(
     def load(source: "ImageSource") -> "list[EvaluationTask]":
         from dialog_eval.tasks.retrieval import load_retrieval
 
-        return [load_retrieval(captions, source, captions_per_image=per_image)]
+        return [load_retrieval(captions, source, captions_per_image=per_image, split=split)]
 
     return _Plan(load)
 
@@ -158,7 +162,8 @@ def classify(
 
 @_evaluation
 def sweep(
-    captions: Annotated[Path | None, typer.Option(help="COCO captions JSON, for retrieval.")] = None,
+    captions: Annotated[Path | None, typer.Option(help=f"For retrieval: {CAPTIONS_HELP}")] = None,
+    split: SplitOption = None,
     questions: Annotated[Path | None, typer.Option(help="VQAv1 questions JSON, for VQA.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="VQAv1 annotations JSON of the same split.")] = None,
     betas: Annotated[
@@ -188,7 +193,7 @@ def sweep(
 
         tasks: list[EvaluationTask] = []
         if captions:
-            tasks.append(load_retrieval(captions, source, captions_per_image=per_image))
+            tasks.append(load_retrieval(captions, source, captions_per_image=per_image, split=split))
         if questions and annotations:
             options = VqaOptions(candidates, metric, mode, dialogue_format, calibrate)
             files = {"train_annotations": train_annotations, "image_list": image_list}

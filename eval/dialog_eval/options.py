@@ -13,7 +13,12 @@ Judgement = Literal["official", "exact"]
 Normalisation = Literal["official", "clean"]
 BlendKind = Literal["embedding", "weight", "both"]
 
+CAPTIONS_HELP = "COCO captions JSON, or Karpathy's dataset_coco.json."
+
 PerImage = Annotated[str, typer.Option(metavar="N|all", help="The first N captions of each image count, or all.")]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Of dataset_coco.json: test (default), val, train (with restval).")
+]
 CandidatesOption = Annotated[
     Candidates, typer.Option(help="Each question's 18 choices, or training's most frequent answers.")
 ]

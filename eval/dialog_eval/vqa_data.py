@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from typing_extensions import TypedDict  # pydantic takes typing's only from Python 3.12 on
 
+from dialog_eval.json_files import read_json_file
 from dialog_eval.vqa import PEOPLE
 from dialog_gen.errors import UsageError
 
@@ -134,16 +135,9 @@ def _item(
 
 
 def _read(path: Path, layout: type[_Layout]) -> _Layout:
-    try:
-        return layout.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise VqaFilesError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        *_, name = layout.model_fields
-        swapped = " Are questions and annotations swapped?" if first["loc"] == (name,) else ""
-        raise VqaFilesError(f"{path} is not a VQAv1 {name} file: {where}: {first['msg']}.{swapped}") from None
+    *_, name = layout.model_fields
+    hint = "Are questions and annotations swapped?"
+    return read_json_file(path, layout, f"VQAv1 {name} file", hint, VqaFilesError)
 
 
 def _check_ids(path: Path, ids: Sequence[int]) -> None:

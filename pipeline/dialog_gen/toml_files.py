@@ -70,7 +70,13 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         message = re.sub("^Value error, ", "", problem["msg"])
         if problem["type"] == "extra_forbidden":
             message = f"unknown key; {did_you_mean(str(problem['loc'][-1]), _known_keys(model, problem['loc'][:-1]))}"
-        elif problem["type"] == "model_type":
+        elif problem["type"] == "union_tag_invalid":
+            context = problem.get("ctx", {})
+            known = re.findall("'([^']+)'", context["expected_tags"])
+            message = f"unknown kind {context['tag']!r}; {did_you_mean(context['tag'], known)}"
+        elif problem["type"] == "union_tag_not_found":
+            message = f"the key 'kind' is missing, got {', '.join(problem['input']) or 'nothing'}"
+        elif problem["type"] in ("model_type", "model_attributes_type"):
             message = f"a table is needed, got {problem['input']!r}"
         elif isinstance(problem["input"], str | int | float):
             message = f"{message}, got {problem['input']!r}"
@@ -79,11 +85,12 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
-    """The keys of the table at `place`. Indexes, and the tags that pydantic puts in for unions, lead no deeper."""
+    """The keys of the table at `place`. Indexes lead no deeper, and a union's tag only to the model that has it."""
     models = [model]
     for part in place:
         fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
-        models = [inner for field in fields for inner in _models_in(field.annotation)] or models
+        tagged = [m for m in models if any(get_args(f.annotation) == (part,) for f in m.model_fields.values())]
+        models = [inner for field in fields for inner in _models_in(field.annotation)] or tagged or models
     return {key for m in models for key in m.model_fields}
 
 

@@ -39,7 +39,7 @@ def test_any_coco_file_lists_images(tmp_path: Path) -> None:
         ({"images": [*IMAGES, {"id": 3, "file_name": "x"}], "annotations": CAPTIONS}, "lists image 3 twice"),
         ({"images": IMAGES}, "annotations: Field required"),
         ({"annotations": [{"image_id": 1}]}, "annotations.0.caption"),
-        ([], "no COCO captions file"),
+        ([], "not a captions file"),
     ],
 )
 def test_wrong_files(tmp_path: Path, content: Any, said: str) -> None:

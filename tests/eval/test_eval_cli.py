@@ -364,7 +364,7 @@ def test_table(dialog_eval: Cli, common: list[object], split: Path, tmp_path: Pa
         ("retrieval", ["--images", "SPLIT/none"], "nothing is at"),
         ("retrieval", ["--images", "SPLIT/vqa"], "no images in"),
         ("retrieval", ["--images", "SPLIT/images/00000/*.png"], "lacks"),
-        ("retrieval", ["--captions", "SPLIT/truth.jsonl"], "no COCO captions file"),
+        ("retrieval", ["--captions", "SPLIT/truth.jsonl"], "is not a captions file"),
         ("retrieval", ["--captions", "none.json"], "No such file"),
         ("retrieval", ["--captions-per-image", "0"], "from 1 on, or all"),
         ("retrieval", ["--device", "abacus"], "--device abacus"),

@@ -1,47 +1,163 @@
+import json
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import typer
 
+from dialog_gen.cli import app
 from dialog_gen.errors import UsageError
-from dialog_gen.manifests import load_manifest, shipped_manifests
+from dialog_gen.manifests import (
+    ArchiveSource,
+    EmbeddedSource,
+    Manifest,
+    UrlSource,
+    WebdatasetSource,
+    load_manifest,
+    shipped_manifests,
+)
 
-MANIFEST = 'description = "d"\nlicence = "CC0-1.0"\ncolumns = []\nrows = {val = 1}\nsource = {kind = "embedded"}\n'
+HEAD = 'description = "d"\nlicence = "CC0-1.0"\n'
+EMBEDDED = f'{HEAD}rows = {{val = 1}}\nsource = {{kind = "embedded"}}\n'
+URLS = f"""{HEAD}
+[source]
+kind = "urls"
+format = "tsv"
+[[source.files.train]]
+path = "list.tsv"
+"""
+TARS = f'{HEAD}[source]\nkind = "webdataset"\ntars = {{train = ["https://a.example/x-{{08..11}}.tar"]}}\n'
+ARCHIVES = f"""{HEAD}
+[source]
+kind = "archives"
+[[source.files.val]]
+url = "https://a.example/b/val.zip"
+into = "images/val"
+size_bytes = 9
+sha256 = "{"0a" * 32}"
+[[source.files.val]]
+url = "https://a.example/q.json"
+into = "vqa"
+"""
 
 
-def test_shapes_is_shipped() -> None:
-    shapes = load_manifest("shapes")
-    assert (shapes.name, shapes.source.kind) == ("shapes", "embedded")
-    assert set(shapes.rows) == {"train", "val", "test"}
+def load(folder: Path, text: str) -> Manifest:
+    (folder / "mine.toml").write_text(text, encoding="utf-8")
+    return load_manifest(str(folder / "mine.toml"))
 
 
-def test_every_shipped_file_loads() -> None:
-    assert [load_manifest(name).name for name in shipped_manifests()] == list(shipped_manifests())
+@pytest.mark.parametrize("name", shipped_manifests())
+def test_shipped(name: str) -> None:
+    manifest = load_manifest(name)
+    assert manifest.name == name
+    assert set(manifest.rows) == set(manifest.splits)
+    assert "images" in manifest.becomes
+    assert manifest.columns
+    if isinstance(manifest.source, EmbeddedSource):
+        return
+    assert manifest.homepage
+    assert manifest.homepage.startswith("https://")
+    assert "images: " in manifest.licence, "whose they are"
+    files = [] if isinstance(manifest.source, WebdatasetSource) else sum(manifest.source.files.values(), ())
+    assert all(file.url for file in files)
+    # What comes without encryption is what a checksum vouches for.
+    assert [f.url for f in files if f.url and f.url.startswith("http:") and not f.sha256] == []
 
 
-def test_a_users_file(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(MANIFEST, encoding="utf-8")
-    mine = load_manifest(str(tmp_path / "mine.toml"))
+@pytest.mark.parametrize("name", shipped_manifests())
+def test_what_shipped_sets_become_is_understood_by_the_commands(name: str) -> None:
+    from dialog_eval.cli import app as eval_app
+
+    commands: dict[str, tuple[Any, str, list[str]]] = {
+        "images": (app, "run", ["--model", "m", "--out", "o"]),
+        "retrieval": (eval_app, "retrieval", ["--checkpoint", "c", "--out", "o"]),
+        "vqa": (eval_app, "vqa", ["--checkpoint", "c", "--out", "o"]),
+    }
+    manifest = load_manifest(name)
+    for split in manifest.splits:
+        for use, options in manifest.uses(Path("a b"), split).items():
+            program, command, needed = commands[use]
+            parsed: Any = typer.main.get_command(program)
+            values = parsed.commands[command].make_context(command, [*needed, *shlex.split(options)]).params
+            assert values["images"].startswith("a b/images")
+
+
+def test_published_figures() -> None:
+    """Of the dataset cards, papers and download pages; COCO's and VQA's are known from many papers."""
+    rows = {name: load_manifest(name).rows for name in shipped_manifests()}
+    assert rows["cc3m"] == {"train": 3_318_333, "validation": 15_840}
+    assert rows["cc3m-mirror"] == {"train": 2_905_954, "validation": 13_443}
+    assert rows["cc12m"] == {"train": 12_423_374}
+    assert rows["mscoco"] == {"train": 82_783 + 30_504, "val": 5_000, "test": 5_000}
+    assert rows["vqav1-real"] == {"train": 248_349 // 3, "val": 121_512 // 3}
+    assert rows["vqav1-abstract"] == {"train": 60_000 // 3, "val": 30_000 // 3}
+    tars = load_manifest("cc3m-mirror").source
+    assert isinstance(tars, WebdatasetSource)
+    assert [len(tars.urls(split)) for split in tars.splits] == [576, 16]
+
+
+def test_users_files(tmp_path: Path) -> None:
+    mine = load(tmp_path, EMBEDDED)
     assert (mine.name, mine.licence, mine.rows) == ("mine", "CC0-1.0", {"val": 1})
+    urls = load(tmp_path, URLS).source
+    assert isinstance(urls, UrlSource)
+    assert urls.files["train"][0].path == str(tmp_path / "list.tsv")
+    tars = load(tmp_path, TARS).source
+    assert isinstance(tars, WebdatasetSource)
+    assert tars.urls("train") == [f"https://a.example/x-{n}.tar" for n in ("08", "09", "10", "11")]
+    archives = load(tmp_path, ARCHIVES)
+    assert isinstance(archives.source, ArchiveSource)
+    assert [(file.place, file.is_archive) for file in archives.source.files["val"]] == [
+        ("images/val", True),
+        ("vqa/q.json", False),
+    ]
+    assert archives.size_bytes == 9
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("text", "old", "new", "message"),
     [
-        ("licence", "license", "licence: Field required; license: unknown key; did you mean 'licence'"),
-        ("kind", "knd", "source.kind: Field required; source.knd: unknown key; did you mean 'kind'. Known: kind"),
-        ("embedded", "ftp", "source.kind: Input should be 'embedded', got 'ftp'"),
-        ('{kind = "embedded"}', '"embedded"', "source: a table is needed, got 'embedded'"),
-        ("val = 1", "vall = 1", "rows.vall: the embedded world has no such split, only train, val, test"),
-        ("val = 1", "val = 0", "rows.val: Input should be greater than 0, got 0"),
-        ("val = 1", "", "rows: Dictionary should have at least 1 item"),
-        ('"d"', '"d', "is not valid TOML"),
+        (EMBEDDED, "licence", "license", "licence: Field required; license: unknown key; did you mean 'licence'"),
+        (EMBEDDED, "kind", "knd", "source: the key 'kind' is missing, got knd"),
+        (EMBEDDED, "embedded", "arhives", "source: unknown kind 'arhives'; did you mean 'archives'"),
+        (EMBEDDED, '{kind = "embedded"}', '"embedded"', "source: a table is needed, got 'embedded'"),
+        (EMBEDDED, "val = 1", "vall = 1", "rows.vall: the source has no such split: did you mean 'val'"),
+        (EMBEDDED, "val = 1", "val = 0", "rows.val: Input should be greater than 0, got 0"),
+        (EMBEDDED, "val = 1", "val = '1'", "rows.val: Input should be a valid integer, got '1'"),
+        (EMBEDDED, '"d"', '"d', "is not valid TOML"),
+        (URLS, "format", "fromat", "fromat: unknown key; did you mean 'format'. Known: caption, files, format, header"),
+        (URLS, '"tsv"', '"tsf"', "format: Input should be 'tsv', 'csv', 'parquet' or 'jsonl', got 'tsf'"),
+        (URLS, '"tsv"', '"tsv"\nheader = false', "without a header columns have numbers"),
+        (URLS, '"tsv"', '"tsv"\nurl = -1', "url: columns are counted from 0 on, got -1"),
+        (URLS, '"tsv"', '"jsonl"\nurl = 1', "url: keys of JSON objects have names"),
+        (URLS, "path", "pth", "pth: unknown key; did you mean 'path'"),
+        (URLS, 'path = "list.tsv"', "", "where is it. Give url, path or by_hand"),
+        (URLS, "path =", 'url = "https://a.example"\npath =', "url and path exclude each other"),
+        (URLS, "path =", "by_hand =", "name: what is got by hand needs one"),
+        (TARS, "https:", "file:", "must start with http"),
+        (TARS, "{08..11}.tar", "{08..11}.zip", "'x-08.zip' is no .tar"),
+        (TARS, "x-{08..11}", "{1..2}/x", "two tars have the same file name"),
+        (ARCHIVES, "sha256", "sha25", "val.1.sha25: unknown key; did you mean 'sha256'"),
+        (ARCHIVES, "0a0a", "0A0A", "sha256: String should match pattern"),
+        (ARCHIVES, '"images/val"', '"../val"', "into: must be a path below the output folder.*, got '../val'"),
+        (ARCHIVES, '"images/val"', '"/etc"', "into: must be a path below"),
+        (ARCHIVES, '"images/val"', r'"a\\b"', "into: must be a path below"),
+        (ARCHIVES, '"images/val"', '".download"', "into: must be a path below"),
+        (ARCHIVES, '"images/val"', '"vqa"', "vqa/q.json and vqa clash"),
+        (ARCHIVES, '"vqa"', '"images/val/vqa"', "clash: each archive needs its own folder"),
+        (ARCHIVES, "q.json", "..", "must be a path below"),
+        (ARCHIVES, "[source]", '[becomes]\nvqa = "{dir}"\n[source]', "may hold {out} and {split}, no other braces"),
     ],
 )
-def test_mistakes_are_explained(tmp_path: Path, old: str, new: str, message: str) -> None:
-    assert old in MANIFEST
-    (tmp_path / "mine.toml").write_text(MANIFEST.replace(old, new), encoding="utf-8")
-    with pytest.raises(UsageError, match=f"manifest file .*mine.toml.*{message}"):
-        load_manifest(str(tmp_path / "mine.toml"))
+def test_mistakes_are_explained(tmp_path: Path, text: str, old: str, new: str, message: str) -> None:
+    assert old in text
+    with pytest.raises(UsageError, match=f"manifest file .*mine.toml.*{message}") as caught:
+        load(tmp_path, text.replace(old, new))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +165,55 @@ def test_mistakes_are_explained(tmp_path: Path, old: str, new: str, message: str
     [
         ("shape", "unknown manifest 'shape': did you mean 'shapes'"),
         ("no/such.toml", "manifest file no/such.toml: No such file"),
+        ("no/such.csv", "list of URLs no/such.csv: no such file"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_manifest(name)
+
+
+@pytest.mark.parametrize("name", ["my list.csv", "a.tsv", "a.tsv.gz", "a.JSONL", "a.parquet"])
+def test_a_bare_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table({"url": ["u"], "caption": ["c"]}), name)
+    else:
+        Path(name).touch()
+    found = load_manifest(name)
+    assert isinstance(found.source, UrlSource)
+    assert (found.name, found.source.format, found.splits) == (
+        name.split(".")[0],
+        name.removesuffix(".gz").rpartition(".")[2].lower(),
+        ("train",),
+    )
+    assert found.source.files["train"][0].path == str(tmp_path / name)
+
+
+def test_the_list_is_readable_in_100_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from dialog_gen import cli
+
+    monkeypatch.setattr(cli, "Console", lambda **_: Console(width=100))
+    cli.manifests()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "…" not in "".join(lines)
+    words = set(re.split(r"[\s]+", " ".join(lines)))
+    for name in shipped_manifests():
+        manifest = load_manifest(name)
+        assert {name, *manifest.description.split(), *manifest.licence.split()} <= words
+        assert {f"{rows:,}" for rows in manifest.rows.values()} <= {word.strip(",") for word in words}
+
+
+def test_the_json_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    from dialog_gen import cli
+
+    cli.manifests(json_output=True)
+    listed = {entry.pop("name"): entry for entry in json.loads(capsys.readouterr().out)}
+    assert set(listed) == set(shipped_manifests())
+    assert listed["mscoco"]["size_bytes"] == 13_510_573_713 + 6_645_013_297 + 252_872_794
+    assert listed["cc12m"]["source"]["files"]["train"][0]["url"].endswith("cc12m.tsv")

@@ -53,20 +53,24 @@ class RetrievalTask:
         return entries, []
 
 
-def load_retrieval(captions: Path, source: ImageSource, *, captions_per_image: int | None = 5) -> RetrievalTask:
+def load_retrieval(
+    captions: Path, source: ImageSource, *, captions_per_image: int | None = 5, split: str | None = None
+) -> RetrievalTask:
     """The task of a captions file; `captions_per_image`: the first so many of each image count, None for all.
+
+    `split`: see `load_captions`.
 
     COCO has a few images with more than five: of the 5,000 of the Karpathy test split there are 25,010 captions.
 
     Raises UsageError for a file that is no captions file, and for images that the source lacks or has twice.
     """
-    content = load_captions(captions)
+    content = load_captions(captions, split)
     chosen = {image: texts[:captions_per_image] for image, texts in content.captions.items()}
     source_ids = source.by_file_name(content.file_names) if content.file_names else source.by_number(chosen)
     which = "all captions" if captions_per_image is None else f"first {captions_per_image} captions of each image"
     count = sum(map(len, chosen.values()))
     return RetrievalTask(
-        dataset=dataset_name(captions),
+        dataset=" ".join(filter(None, [dataset_name(captions), content.split])),
         protocol=f"{which}: {len(chosen)} images, {count} captions",
         captions=chosen,
         source_ids=source_ids,

@@ -1,0 +1,180 @@
+"""Zip and tar archives of strangers, unpacked so that they can harm nothing outside their folder.
+
+Only plain files and folders come out. An archive is refused as a whole if any name in it leads outside (absolute, "..",
+a backslash, a drive letter), stands there twice or differs from another by case alone, if it holds links, devices or
+encrypted files, or if it is larger unpacked than `UnpackLimits` allow. What the headers say of sizes is not believed:
+bytes are counted as they come.
+"""
+
+import gzip
+import lzma
+import shutil
+import stat
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final, cast
+
+from dialog_gen.errors import FailedCheckError
+
+_CHUNK_BYTES: Final = 1 << 20
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpackLimits:
+    """How large an archive may become."""
+
+    max_bytes: int = 1 << 40
+    max_members: int = 5_000_000
+    max_ratio: float = 100
+    """Unpacked bytes for each byte of the archive; deflate itself reaches 1,032."""
+    free_bytes: int = 64 << 20
+    """So much may come out of any archive, whatever its ratio."""
+
+    def bytes_of(self, archive: Path) -> int:
+        """What may come out of an archive of this size."""
+        return min(self.max_bytes, max(self.free_bytes, int(archive.stat().st_size * self.max_ratio)))
+
+
+DEFAULT_LIMITS: Final = UnpackLimits()
+
+
+def unpack(archive: Path, to: Path, limits: UnpackLimits = DEFAULT_LIMITS) -> int:
+    """Unpacks a zip, tar or tar.gz (told by its content) as the folder `to`; returns the number of files.
+
+    `to` must not exist; it appears when everything is there. An archive that holds nothing but a folder of the name of
+    `to` becomes that folder.
+
+    Raises FailedCheckError for an archive that is refused or damaged, OSError where the disk is full.
+    """
+    part = to.with_name(f"{to.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        files = _Unpacking(archive, part, limits).run()
+        inner = part / to.name
+        if inner.is_dir() and list(part.iterdir()) == [inner]:
+            inner.rename(to)
+            part.rmdir()
+        else:
+            part.rename(to)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return files
+
+
+class _Unpacking:
+    def __init__(self, archive: Path, root: Path, limits: UnpackLimits) -> None:
+        self.archive, self.root = archive, root
+        self.max_members, self.max_bytes = limits.max_members, limits.bytes_of(archive)
+        self.members = self.written = self.files = 0
+        # A name as a file system without case would see it -> whether a folder, how it was spelt, number of the member.
+        self.seen: dict[str, tuple[bool, str, int]] = {}
+
+    def run(self) -> int:
+        """Returns the number of files."""
+        try:
+            if zipfile.is_zipfile(self.archive):
+                self._zip()
+            else:
+                self._tar()
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
+            raise self._refusal(f"it is damaged, or no zip or tar: {error}") from None
+        except (NotImplementedError, UnicodeError, OverflowError) as error:
+            raise self._refusal(f"it is packed in a way that is not supported: {error}") from None
+        if not self.files:
+            raise self._refusal("it holds no files")
+        return self.files
+
+    def _zip(self) -> None:
+        with zipfile.ZipFile(self.archive) as file:
+            for member in file.infolist():
+                kind = stat.S_IFMT(member.external_attr >> 16)
+                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise self._refusal(f"{member.filename!r} is a link or device")
+                if member.flag_bits & 1:
+                    raise self._refusal(f"{member.filename!r} is encrypted")
+                # The other name is cut off at a zero byte.
+                path = self._place(member.orig_filename, is_folder=member.is_dir())
+                if path and not member.is_dir():
+                    with file.open(member) as content:
+                        self._copy(content, path)
+
+    def _tar(self) -> None:
+        with self.archive.open("rb") as raw:
+            packed = raw.read(2) == _GZIP_MAGIC
+            raw.seek(0)
+            with gzip.open(raw) if packed else raw as stream:
+                # Read once, front to back, and never more than allowed: also headers can be bombs.
+                bounded = _Bounded(cast("IO[bytes]", stream), self.check_bytes)
+                with tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r|") as file:
+                    while (member := file.next()) is not None:
+                        if not (member.isreg() or member.isdir()):
+                            raise self._refusal(f"{member.name!r} is a link or device")
+                        path = self._place(member.name, is_folder=member.isdir())
+                        content = file.extractfile(member)
+                        if path and content:
+                            self._copy(content, path)
+                # To the end: gzip's checksum stands there.
+                while bounded.read(_CHUNK_BYTES):
+                    pass
+
+    def _place(self, name: str, *, is_folder: bool) -> Path | None:
+        """Where a member goes; its folders are made. None for the root itself."""
+        self.members += 1
+        if self.members > self.max_members:
+            raise self._refusal(f"it holds more than {self.max_members} members")
+        parts = name.split("/")
+        if name.startswith("/") or ".." in parts or any(mark in name for mark in "\\\0") or ":" in parts[0]:
+            raise self._refusal(f"{name!r} leads outside the folder")
+        parts = [part for part in parts if part not in ("", ".")]
+        for end in range(1, len(parts) + 1):
+            self._see("/".join(parts[:end]), is_folder=is_folder or end < len(parts))
+        path = self.root.joinpath(*parts)
+        (path if is_folder else path.parent).mkdir(parents=True, exist_ok=True)
+        return path if parts else None
+
+    def _see(self, name: str, *, is_folder: bool) -> None:
+        key = unicodedata.normalize("NFC", name).casefold()
+        known = self.seen.setdefault(key, (is_folder, name, self.members))
+        if known[1] != name:
+            raise self._refusal(f"{known[1]!r} and {name!r} are one name where case does not count")
+        if known[0] != is_folder:
+            raise self._refusal(f"{name!r} is both a file and a folder")
+        if not is_folder and known[2] != self.members:
+            raise self._refusal(f"{name!r} is in it twice")
+
+    def _copy(self, content: IO[bytes], path: Path) -> None:
+        with path.open("xb") as file:
+            while chunk := content.read(_CHUNK_BYTES):
+                self.written += len(chunk)
+                self.check_bytes(self.written)
+                file.write(chunk)
+        self.files += 1
+
+    def check_bytes(self, count: int) -> None:
+        """Raises FailedCheckError if `count` bytes are too many."""
+        if count > self.max_bytes:
+            raise self._refusal(f"more than {self.max_bytes} bytes come out of its {self.archive.stat().st_size}")
+
+    def _refusal(self, reason: str) -> FailedCheckError:
+        return FailedCheckError(f"{self.archive} was not unpacked: {reason}.")
+
+
+class _Bounded:
+    """A stream that calls `check` with the number of bytes read so far."""
+
+    def __init__(self, stream: IO[bytes], check: Callable[[int], None]) -> None:
+        self._stream, self._check, self._bytes = stream, check, 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._bytes += len(data)
+        self._check(self._bytes)
+        return data
