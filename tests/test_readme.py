@@ -85,7 +85,7 @@ def test_command(line: str) -> None:
         assert values["engine"] in (None, *ENGINES)
         load_protocol(values["protocol"] or MODELS[values["model"]].protocol)
     if name == "download":
-        assert values["split"] in load_manifest(values["manifest"]).rows
+        assert values["split"] in (None, *load_manifest(values["manifest"]).splits)
 
 
 @pytest.mark.parametrize("line", ["dialog-gen rnu", "dialog-gen run --model shapes-llava --imges x --out y"])

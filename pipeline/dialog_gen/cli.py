@@ -5,10 +5,11 @@ Exit codes: 0 all done; 1 finished with losses over the allowed fraction, or a f
 
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -17,17 +18,21 @@ from rich.progress import Progress
 from rich.table import Table
 
 import dialog_gen
+from dialog_gen.console import DatasetOption, Json, print_result
 from dialog_gen.errors import FailedCheckError, UsageError, did_you_mean
 from dialog_gen.exits import run_app
+from dialog_gen.share.cli import COMMANDS as SHARE_COMMANDS
+
+if TYPE_CHECKING:
+    from dialog_gen.gates.apply import GatePass
+    from dialog_gen.stats import Stats
+    from dialog_gen.store import DatasetFolder, Store
 
 # What a command needs beyond this is imported inside it: `dialog-gen --help` should not wait for torch.
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 _log = logging.getLogger(__name__)
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DatasetOption = Annotated[str, typer.Argument(metavar="DIR", help="Folder or fsspec URL that `run --out` wrote.")]
 
 
 def main() -> None:
@@ -54,24 +59,69 @@ def common(
 
 @app.command()
 def download(
-    manifest: Annotated[str, typer.Argument(help="A manifest's name (see `dialog-gen manifests`) or TOML file.")],
+    manifest: Annotated[
+        str,
+        typer.Argument(
+            help="A manifest's name (see `dialog-gen manifests`) or TOML file, or a list of images: CSV, TSV, Parquet or "
+            "JSON lines with the columns url and caption."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the images and what belongs to them.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again for what failed, into new tars; done ones stay.")
+    ] = False,
+    split: Annotated[str | None, typer.Option(help="Which split. Default: the manifest's first.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other scenes (shapes only).")] = 0,
-    split: Annotated[str, typer.Option(help="Which split.")] = "train",
+    processes: Annotated[int | None, typer.Option(min=1, help="Default: one a CPU core.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Requests under way at a time, in each process.")] = 64,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds a server may be silent; three times that in all.")
+    ] = 10,
+    max_bytes: Annotated[int, typer.Option(min=1, help="The largest image to accept, as it is sent.")] = 32 << 20,
+    allow_loopback: Annotated[
+        bool, typer.Option("--allow-loopback", help="Also fetch from servers on this machine.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
-    """Download an image set with img2dataset."""
-    from dialog_gen.manifests import load_manifest
+    """Download an image set; run again to go on after an interruption."""
+    from dialog_gen.download.archives import fetch_files
+    from dialog_gen.download.fetch import FetchPolicy
+    from dialog_gen.download.images import download_url_list, list_request
+    from dialog_gen.download.job import DownloadOptions
+    from dialog_gen.download.url_list import prepare_url_list
+    from dialog_gen.manifests import EmbeddedSource, UrlSource, load_manifest, of_split
     from dialog_gen.world.fetch import download_shapes
     from dialog_gen.world.scenes import Split
 
     chosen = load_manifest(manifest)
-    if split not in chosen.rows:
-        raise UsageError(f"{chosen.name} has no split {split!r}: {did_you_mean(split, chosen.rows)}.")
-    rows = limit or chosen.rows[split]
-    summary = download_shapes(out, split=cast("Split", split), seed=seed, limit=rows)
-    _print_result({**asdict(summary), "out": str(summary.out)}, str(summary), json_output)
+    split = chosen.splits[0] if split is None else split
+    of_split(dict.fromkeys(chosen.splits), split)
+    source = chosen.source
+    if seed and not isinstance(source, EmbeddedSource):
+        raise UsageError(f"--seed {seed}: {chosen.name} is not drawn; leave it out.")
+    if retry_failed and not isinstance(source, UrlSource):
+        raise UsageError(
+            f"--retry-failed: {chosen.name} is no list of URLs; leave it out, the same command fetches what is missing."
+        )
+    policy = FetchPolicy(allow_loopback=allow_loopback, max_bytes=max_bytes, timeout_s=timeout, deadline_s=3 * timeout)
+    if isinstance(source, EmbeddedSource):
+        rows = limit or chosen.rows[split]
+        summary = download_shapes(out, split=cast("Split", split), seed=seed, limit=rows)
+        content = summary.to_json()
+    elif isinstance(source, UrlSource):
+        summary = download_url_list(
+            lambda into: prepare_url_list(source, split, into, limit, out=out, policy=policy),
+            out,
+            request=list_request(chosen.name, source, split, limit),
+            options=DownloadOptions(policy=policy, threads=threads, processes=processes or os.cpu_count() or 1),
+            retry_failed=retry_failed,
+        )
+        content = summary.to_json()
+    else:
+        summary = fetch_files(chosen, split, out, policy, limit)
+        content = {**asdict(summary), "out": str(out)}
+    print_result(content, str(summary), json_output)
 
 
 @app.command()
@@ -107,10 +157,16 @@ def run(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="vLLM's batch-invariant kernels: the same texts on a rerun.")
     ] = False,
+    gates: Annotated[
+        str | None, typer.Option(help="Quality gates to apply afterwards, as `dialog-gen gate --gates` does.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Hold a dialogue about every image; run again to go on after an interruption."""
     from dialog_gen.engines import ENGINES, EngineOptions, engine_starter
+    from dialog_gen.gates.apply import GatePass
+    from dialog_gen.gates.report import report_text
+    from dialog_gen.gates.settings import load_gates
     from dialog_gen.plan import make_plan
     from dialog_gen.store import check_config, open_store
 
@@ -135,9 +191,13 @@ def run(
             gpu_memory_utilization=gpu_memory_utilization,
             tensor_parallel_size=tensor_parallel_size,
             deterministic=deterministic,
+            # Only while an answer is sampled can it be told how likely it was.
+            logprobs=gates is not None and load_gates(gates).logprob is not None,
         ),
         download=not dry_run,
     )
+    # A local model by its path: its name alone would not lead back to it.
+    gate_pass = GatePass.of(gates, {**plan.config(), "model": model}) if gates is not None else None
     start_engine = engine_starter(plan.engine, plan.model, plan.interview.sampling, plan.options)
     if engine is None and plan.engine == "transformers" and plan.model.served_by_vllm:
         _log.warning("vllm is not installed: going on with the much slower transformers engine (extra: vllm or cpu)")
@@ -169,7 +229,11 @@ def run(
         report = run_report(plan, result, dataset)
         if result.images or not store.exists("run.json"):
             store.put_json("run.json", report)
-    _print_result(report, summary_text(out, report, result), json_output)
+        text = summary_text(out, report, result)
+        if gate_pass is not None:
+            report["gates"] = _apply_gates(gate_pass, store)
+            text += f"\n\n{report_text(out, report['gates'])}"
+    print_result(report, text, json_output)
     lost = dataset.rejected + dataset.unreadable
     if lost > max_losses * dataset.images:
         raise FailedCheckError(
@@ -194,7 +258,7 @@ def status(directory: DatasetOption, json_output: Json = False) -> None:
     lines += [f"  {key}: {config[key]}" for key in ("model", "protocol", "engine", "seed", "images") if key in config]
     lines += [f"  {problem}" for problem in found.problems]
     content = {key: value for key, value in asdict(found).items() if key not in ("problem_count", "pairs")}
-    _print_result({**content, "config": config}, "\n".join(lines), json_output)
+    print_result({**content, "config": config}, "\n".join(lines), json_output)
 
 
 @app.command()
@@ -215,9 +279,75 @@ def verify(directory: DatasetOption, json_output: Json = False) -> None:
             + ("all as promised" if not verdict.problem_count else f"{verdict.problem_count} problems"),
         ]
     )
-    _print_result(asdict(verdict), text, json_output)
+    print_result(asdict(verdict), text, json_output)
     if verdict.problem_count:
         raise typer.Exit(1)
+
+
+@app.command()
+def stats(directory: DatasetOption, json_output: Json = False) -> None:
+    """Read a dataset's texts and tell what is asked and answered, how long texts are, and what gates and losses say."""
+    from dialog_gen.stats_table import stats_text
+    from dialog_gen.store import DatasetFolder
+
+    folder = DatasetFolder.existing(directory)
+    found = _collect_stats(folder)
+    print_result(asdict(found), f"{directory}: {stats_text(found)}", json_output)
+
+
+@app.command()
+def report(
+    directory: DatasetOption,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    samples: Annotated[int, typer.Option(min=0, help="Images in the gallery, drawn uniformly.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
+    max_mb: Annotated[float, typer.Option(min=0.1, help="Size of the page; thumbnails adapt to it.")] = 20,
+) -> None:
+    """Show a dataset as one HTML page that needs nothing else: figures, distributions and a gallery to search."""
+    from dialog_gen.report import check_out, write_report
+    from dialog_gen.store import DatasetFolder
+
+    folder = DatasetFolder.existing(directory)
+    check_out(out)
+    found = _collect_stats(folder)
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("images", total=min(samples, found.accepted))
+        written = write_report(
+            folder, found, out, samples=samples, seed=seed, max_mb=max_mb, on_row=lambda: progress.advance(task)
+        )
+    typer.echo(f"{written}\n{out}")
+
+
+def _collect_stats(folder: "DatasetFolder") -> "Stats":
+    from dialog_gen.stats import collect
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("reading shards", total=len(folder.shards()))
+        return collect(folder, on_shard=lambda: progress.advance(task))
+
+
+@app.command()
+def gate(
+    directory: DatasetOption,
+    gates: Annotated[
+        str, typer.Option(help="text (all that need no model), all, names with commas between, or a TOML file.")
+    ] = "text",
+    json_output: Json = False,
+) -> None:
+    """Score every question-answer pair and mark what is doubtful; deletes nothing, replaces what gates said before."""
+    from dialog_gen.gates.apply import GatePass
+    from dialog_gen.gates.report import report_text
+    from dialog_gen.store import DatasetFolder, open_store
+
+    config = DatasetFolder.existing(directory).config()
+    gate_pass = GatePass.of(gates, config)
+    with open_store(directory, config) as store:
+        report = _apply_gates(gate_pass, store)
+    print_result(report, report_text(directory, report), json_output)
+
+
+for command in SHARE_COMMANDS:
+    app.command()(command)
 
 
 @app.command()
@@ -239,15 +369,32 @@ def protocols(json_output: Json = False) -> None:
 
 
 @app.command()
+def gates(json_output: Json = False) -> None:
+    """List the quality gates: what their scores say, and beyond which limits a pair is marked unless told otherwise."""
+    from dialog_gen.gates.settings import load_gates
+    from dialog_gen.schema import GATES
+
+    rows = [
+        {"name": name, "limits": limits.limits_text(), "settings": limits.model_dump(), "description": GATES[name]}
+        for name, limits in load_gates("all").chosen().items()
+    ]
+    _print_table(rows, json_output)
+
+
+@app.command()
 def manifests(json_output: Json = False) -> None:
     """List the image sets that can be downloaded."""
     from dialog_gen.manifests import load_manifest, shipped_manifests
 
     loaded = [load_manifest(name) for name in shipped_manifests()]
+    if json_output:
+        typer.echo(json.dumps([{**m.model_dump(), "size_bytes": m.size_bytes or None} for m in loaded], indent=2))
+        return
     rows = [
         {
             "name": m.name,
-            "images": m.rows if json_output else ", ".join(f"{split} {rows}" for split, rows in m.rows.items()),
+            "images": ", ".join(f"{split} {rows:,}" for split, rows in m.rows.items()),
+            "size": f"{m.size_bytes / 1e9:.1f} GB" if m.size_bytes else "",
             "licence": m.licence,
             "description": m.description,
         }
@@ -256,21 +403,23 @@ def manifests(json_output: Json = False) -> None:
     _print_table(rows, json_output)
 
 
-def _print_result(content: dict[str, Any], text: str, as_json: bool) -> None:
-    typer.echo(json.dumps(content, indent=2) if as_json else text)
+def _apply_gates(gate_pass: "GatePass", store: "Store") -> dict[str, Any]:
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("quality gates", total=gate_pass.rows_to_go(store))
+        return gate_pass.apply(store, lambda rows: progress.advance(task, rows))
 
 
 def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    shown = ("name", "source", "turns", "pairs", "images", "protocol", "licence", "description")
+    shown = ("name", "source", "turns", "pairs", "images", "size", "protocol", "licence", "limits", "description")
     columns = [key for key in shown if rows and key in rows[0]]
     # As wide as it needs to be where nobody watches: a table that is piped should not be cut.
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))
-    Console(width=None if sys.stdout.isatty() else 200, soft_wrap=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 1000, soft_wrap=False).print(table)
 
 
 if __name__ == "__main__":

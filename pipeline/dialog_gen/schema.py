@@ -34,7 +34,8 @@ def _hub_feature(kind: pa.DataType) -> Any:
     return _scalar({"float": "float32"}.get(str(kind), str(kind)))
 
 
-def _schema(fields: list[pa.Field]) -> pa.Schema:
+def hub_schema(fields: list[pa.Field]) -> pa.Schema:
+    """A schema that says to `datasets` and the Hub's viewer that the column `images` holds images."""
     features = {field.name: _hub_feature(field.type) for field in fields}
     features["images"] = {"feature": {"_type": "Image"}, "_type": "List"}
     # `datasets` and the Hub's viewer read the image type from here; without it they show structs of bytes.
@@ -63,13 +64,13 @@ _PROVENANCE = [
 ]
 
 GATES = {
-    "empty": "how much of the question the answer repeats; 1 if it says nothing",
+    "empty": "how much of question and answer is one and the same; 1 if the answer says nothing",
     "repetition": "fraction of the answer's words that go on repeating what stands before them",
     "truncation": "1 if the answer was cut off at the token limit",
     "leak": "fraction of the answer's content words that the question gives away",
     "near_duplicate": "highest similarity to an earlier pair of the same image",
-    "set_duplicate": "how many nearly identical pairs stand before this one in the dataset",
-    "yes_bias": "for a yes: fraction of the dataset's yes/no answers that are yes",
+    "set_duplicate": "place among the pairs of the dataset that are nearly identical to it; 1 for the first",
+    "yes_bias": "for a yes: the dataset's share of yes if it were the last that is kept",
     "language": "probability that the pair is in the expected language",
     "length": "words of the answer",
     "similarity": "cosine of image and pair under a CLIP model",
@@ -83,13 +84,15 @@ _QUALITY = [
     *(pa.field(f"gate_{name}", pa.list_(pa.float32())) for name in GATES),  # one score a pair; null until gated
     pa.field("marks", pa.list_(pa.list_(pa.string()))),  # for each pair the gates that speak against it
 ]
+PAIR_COLUMNS = tuple(field.name for field in _QUALITY)
+"""Columns that have one entry a question-answer pair where they are not null."""
 
-DIALOGUES: pa.Schema = _schema(
+DIALOGUES: pa.Schema = hub_schema(
     [*_IDENTITY, pa.field("texts", pa.list_(PAIR_TYPE), nullable=False), *_QUALITY, *_PROVENANCE]
 )
 """Accepted rows: `data/*.parquet`. `texts` are the QA pairs in order."""
 
-REJECTS: pa.Schema = _schema(
+REJECTS: pa.Schema = hub_schema(
     [
         *_IDENTITY,
         pa.field("status", pa.string(), nullable=False),  # "rejected": the model's words; "unreadable": the image

@@ -21,7 +21,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dialog_gen.errors import DialogGenError, UsageError
 from dialog_gen.schema import DIALOGUES, REJECTS
@@ -38,6 +38,8 @@ from dialog_gen.sources import InputShard
 _TMP = ".tmp"
 # What the Hub's viewer can show of images; also how many rows are held back to be written in order.
 ROWS_A_GROUP = 100
+DERIVED = {"compacted": "compact", "rehydrated": "rehydrate"}
+"""Key of config.json -> the command that made the folder from another one."""
 _FREE_TO_CHANGE = "A run may change --limit, --max-in-flight and what only costs time; anything else needs a new --out."
 
 
@@ -46,7 +48,7 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str
+    path: str = Field(pattern=r"^(data|rejects)/[^/]*\.parquet$")
     """Relative to the dataset folder."""
     rows: int
     bytes: int
@@ -58,7 +60,7 @@ class Sidecar(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shard: str
+    shard: str = Field(pattern=r"^[^/]+$")
     config_sha256: str
     input_fingerprint: str
     images: int
@@ -129,11 +131,15 @@ class DatasetFolder:
 
         Raises UsageError for a file that is gone or damaged.
         """
+        for table in self.tables(columns, part=part):
+            yield from table.to_pylist()
+
+    def tables(self, columns: "Sequence[str] | None" = None, *, part: str = "data") -> Iterator[pa.Table]:
+        """As `rows`, a hundred or so at a time."""
         for sidecar in self.sidecars():
             for entry in sidecar.files:
                 if entry.path.startswith(f"{part}/"):
-                    for table in self.row_groups(entry, columns):
-                        yield from table.to_pylist()
+                    yield from self.row_groups(entry, columns)
 
     def row_groups(self, entry: FileEntry, columns: "Sequence[str] | None" = None) -> Iterator[pa.Table]:
         """The rows of one file, a hundred or so at a time. Raises UsageError where it is gone or damaged."""
@@ -188,25 +194,26 @@ class Store(DatasetFolder):
 
     def is_complete(self, shard: InputShard) -> bool:
         """Whether the shard's rows are there, made from the same input; more rows than are asked for are kept."""
-        found = self.sidecar(shard.name)
-        return (
-            found is not None
-            and found.config_sha256 == self.config_sha256
-            and found.input_fingerprint == shard.fingerprint
-            and found.images >= shard.count
-            and all(self.size(entry.path) == entry.bytes for entry in found.files)
-        )
+        found = self.completed(shard.name, shard.fingerprint)
+        return found is not None and found.images >= shard.count
+
+    def completed(self, shard: str, fingerprint: str) -> Sidecar | None:
+        """The sidecar of a shard that was made from this input, with this configuration, and has its files."""
+        found = self.sidecar(shard)
+        if found is None or (found.config_sha256, found.input_fingerprint) != (self.config_sha256, fingerprint):
+            return None
+        return found if all(self.size(entry.path) == entry.bytes for entry in found.files) else None
 
     def engine_log(self) -> Path:
         """An empty local file for what the engine says."""
         log = (self.local_root or self.tmp) / "engine.log"
-        with _writing(self.location):
+        with writing(self.location):
             log.write_bytes(b"")
         return log
 
     def put(self, name: str, file: Path) -> None:
         """Moves a finished local file to its place: whole or not at all."""
-        with _writing(self.location):
+        with writing(self.location):
             if self.local_root is None:
                 self.fs.put_file(str(file), self._path(name))
                 file.unlink()
@@ -219,7 +226,7 @@ class Store(DatasetFolder):
     def put_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a small file: whole or not at all."""
         part = self.tmp / name.replace("/", "-")
-        with _writing(self.location), part.open("w", encoding="utf-8") as file:
+        with writing(self.location), part.open("w", encoding="utf-8") as file:
             json.dump(value, file, indent=2)
             file.write("\n")
             file.flush()
@@ -228,7 +235,7 @@ class Store(DatasetFolder):
 
     def remove(self, name: str) -> None:
         """Removes a file if it is there."""
-        with _writing(self.location), suppress(FileNotFoundError):
+        with writing(self.location), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
     def rewrite(self, sidecar: Sidecar, change: Callable[[pa.Table], pa.Table], *, gates_sha256: str) -> Sidecar:
@@ -238,10 +245,12 @@ class Store(DatasetFolder):
         """
         update: dict[str, Any] = {"gates_sha256": gates_sha256}
         if old := sidecar.data:
-            part = _Part(self.tmp, "data", sidecar.shard, DIALOGUES, target=_other_name(old.path))
-            with _writing(self.location):
-                for table in self.row_groups(old):
-                    part.write(change(table))
+            part = _Part(self.tmp, "data", sidecar.shard, target=_other_name(old.path))
+            for table in self.row_groups(old):
+                changed = change(table)
+                with writing(self.location):
+                    part.write(changed)
+            with writing(self.location):
                 entry = part.close()
             assert entry is not None  # noqa: S101 - a file without rows has no entry
             if entry.rows != old.rows:
@@ -250,9 +259,52 @@ class Store(DatasetFolder):
             update["files"] = [entry if known is old else known for known in sidecar.files]
         sidecar = sidecar.model_copy(update=update)
         self.put_json(f"shards/{sidecar.shard}.json", sidecar.model_dump())
-        if old:
-            self.remove(old.path)
+        self.remove_replaced(sidecar)
         return sidecar
+
+    def remove_replaced(self, sidecar: Sidecar) -> None:
+        """Removes the accepted rows that a rewrite put others in the place of; a kill may have left them there."""
+        if sidecar.data:
+            self.remove(_other_name(sidecar.data.path))
+
+    def write_shard(self, sidecar: Sidecar, data: Iterable[pa.Table], rejects: Iterable[pa.Table]) -> Sidecar:
+        """Writes a shard of tables that come one after another, each a row group: whole or not at all.
+
+        `sidecar` says everything but the files. Raises ValueError unless there are as many rows as it counts.
+        """
+        parts = [_Part(self.tmp, name, sidecar.shard) for name in ("data", "rejects")]
+        with writing(self.location):
+            for part, tables in zip(parts, (data, rejects), strict=True):
+                for table in tables:
+                    part.write(table)
+        rows = [part.rows for part in parts]
+        if rows != [sidecar.accepted, sidecar.rejected + sidecar.unreadable]:
+            raise ValueError(f"{sidecar.shard}: {rows} rows are not those that are counted")
+        return self.commit(sidecar, parts)
+
+    def commit(self, sidecar: Sidecar, parts: Sequence["_Part"]) -> Sidecar:
+        """Makes written parts part of the dataset; returns the sidecar with their files."""
+        # From here to the sidecar the shard counts as not done.
+        self.remove(f"shards/{sidecar.shard}.json")
+        files: list[FileEntry] = []
+        for part in parts:
+            with writing(self.location):
+                entry = part.close()
+            if entry is None:
+                self.remove(part.target)
+            else:
+                self.put(entry.path, part.path)
+                files.append(entry)
+        self.remove(_other_name(f"data/{sidecar.shard}.parquet"))
+        sidecar = sidecar.model_copy(update={"files": files})
+        self.put_json(f"shards/{sidecar.shard}.json", sidecar.model_dump())
+        return sidecar
+
+    def drop(self, shard: str) -> None:
+        """Takes a shard out of the dataset."""
+        self.remove(f"shards/{shard}.json")
+        for path in (f"data/{shard}.parquet", f"data/{shard}.v2.parquet", f"rejects/{shard}.parquet"):
+            self.remove(path)
 
 
 @contextmanager
@@ -265,7 +317,7 @@ def open_store(location: str, config: Mapping[str, Any]) -> Generator[Store]:
     """
     folder = DatasetFolder(location)
     with ExitStack() as stack:
-        with _writing(location):
+        with writing(location):
             store = Store(location, config, stack.enter_context(_locked(folder)))
             if store.exists("config.json"):
                 _refuse_other_config(store, config)
@@ -314,6 +366,12 @@ def _refuse_other_config(folder: DatasetFolder, wanted: Mapping[str, Any]) -> No
     keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
     # As long as there is no row, nothing can be mixed: a first try with wrong settings does not hold the folder.
     if keys and folder.shards():
+        for key, command in DERIVED.items():
+            if key in found and key not in wanted:
+                raise UsageError(
+                    f"{folder.location} was made by `dialog-gen {command}`: a run goes on in its own folder only. "
+                    "Choose another --out."
+                )
         differing = "; ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now" for key in keys)
         raise UsageError(f"{folder.location} was made with another configuration ({differing}). {_FREE_TO_CHANGE}")
 
@@ -328,8 +386,7 @@ class ShardWriter:
         self._store, self._shard = store, shard
         self._waiting: dict[int, tuple[str, dict[str, Any]]] = {}
         self._next = 0
-        self._parts = {"data": _Part(store.tmp, "data", shard.name, DIALOGUES)}
-        self._parts["rejects"] = _Part(store.tmp, "rejects", shard.name, REJECTS)
+        self._parts = {name: _Part(store.tmp, name, shard.name) for name in ("data", "rejects")}
         self._counts = Counter[str]()
         self._reasons = {"rejected": Counter[str](), "unreadable": Counter[str]()}
         self._output_tokens = 0
@@ -342,7 +399,7 @@ class ShardWriter:
             self._reasons[status][row["reason"]] += 1
         self._output_tokens += output_tokens
         self._waiting[index] = ("data" if status == "accepted" else "rejects", row)
-        with _writing(self._store.location):
+        with writing(self._store.location):
             while self._next in self._waiting:
                 part, ready = self._waiting.pop(self._next)
                 self._parts[part].add(ready)
@@ -352,18 +409,6 @@ class ShardWriter:
         """Makes the shard part of the dataset. Raises ValueError unless every row came."""
         if self._next != self._shard.count:
             raise ValueError(f"{self._shard.name}: {self._next} of {self._shard.count} rows")
-        # From here to the sidecar the shard counts as not done.
-        self._store.remove(f"shards/{self._shard.name}.json")
-        files: list[FileEntry] = []
-        for part in self._parts.values():
-            with _writing(self._store.location):
-                entry = part.close()
-            if entry is None:
-                self._store.remove(part.target)
-            else:
-                self._store.put(entry.path, part.path)
-                files.append(entry)
-        self._store.remove(_other_name(self._parts["data"].target))
         sidecar = Sidecar(
             shard=self._shard.name,
             config_sha256=self._store.config_sha256,
@@ -374,21 +419,20 @@ class ShardWriter:
             unreadable=self._counts["unreadable"],
             reasons={status: dict(sorted(reasons.items())) for status, reasons in self._reasons.items()},
             output_tokens=self._output_tokens,
-            files=files,
+            files=[],
         )
-        self._store.put_json(f"shards/{self._shard.name}.json", sidecar.model_dump())
-        return sidecar
+        return self._store.commit(sidecar, list(self._parts.values()))
 
 
 class _Part:
     """One Parquet file on its way; there is none as long as there is no row."""
 
-    def __init__(self, tmp: Path, folder: str, shard: str, schema: pa.Schema, *, target: str | None = None) -> None:
+    def __init__(self, tmp: Path, folder: str, shard: str, *, target: str | None = None) -> None:
         self.target = target or f"{folder}/{shard}.parquet"
         self.path = tmp / f"{folder}-{shard}.parquet"
-        self._schema = schema
+        self._schema = DIALOGUES if folder == "data" else REJECTS
         self._rows: list[dict[str, Any]] = []
-        self._written = 0
+        self.rows = 0
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, row: dict[str, Any]) -> None:
@@ -403,15 +447,13 @@ class _Part:
             return None
         self._writer.close()
         _fsync(self.path)
-        return FileEntry(
-            path=self.target, rows=self._written, bytes=self.path.stat().st_size, sha256=sha256_of(self.path)
-        )
+        return FileEntry(path=self.target, rows=self.rows, bytes=self.path.stat().st_size, sha256=sha256_of(self.path))
 
     def write(self, table: pa.Table) -> None:
         """A row group."""
         self._writer = self._writer or self._open()
         self._writer.write_table(table.cast(self._schema))
-        self._written += table.num_rows
+        self.rows += table.num_rows
 
     def _flush(self) -> None:
         self.write(pa.Table.from_pylist(self._rows, self._schema))
@@ -441,8 +483,8 @@ def sha256_of(file: Path) -> str:
 
 
 @contextmanager
-def _writing(location: str) -> Generator[None]:
-    """Turns what a disk can refuse into an error for people; the shards that are complete stay."""
+def writing(location: str, *, left: str = "finished shards are kept") -> Generator[None]:
+    """Turns what a disk can refuse into an error for people; `left` says what is there then."""
     try:
         yield
     except OSError as error:
@@ -457,7 +499,7 @@ def _writing(location: str) -> Generator[None]:
             errno.EEXIST: "Choose another --out",
         }.get(error.errno or 0, "Check the disk and run again")
         what = error.strerror or error  # object stores give no number
-        raise DialogGenError(f"cannot write {location}: {what}. {todo}; finished shards are kept.") from error
+        raise DialogGenError(f"cannot write {location}: {what}. {todo}; {left}.") from error
 
 
 def _fsync(path: Path) -> None:

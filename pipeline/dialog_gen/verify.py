@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from dialog_gen.schema import DIALOGUES, REJECTS
+from dialog_gen.schema import DIALOGUES, PAIR_COLUMNS, REJECTS
 from dialog_gen.store import DatasetFolder, FileEntry, Sidecar, sha256_json
 
 _PROBLEMS_KEPT = 100
@@ -97,7 +97,7 @@ def _check_shard(folder: DatasetFolder, sidecar: Sidecar, verdict: Verdict, ids:
         )
     counted = Counter[tuple[str, str]]()
     for entry in sidecar.files:
-        if problem := _damage(folder, entry):
+        if problem := damage(folder, entry):
             verdict.add(f"{where}: {problem}")
             return
         try:
@@ -136,7 +136,8 @@ def _check_rows(
     return None
 
 
-def _damage(folder: DatasetFolder, entry: FileEntry) -> str | None:
+def damage(folder: DatasetFolder, entry: FileEntry) -> str | None:
+    """What is wrong with the bytes of a file; reads all of them."""
     digest, size = hashlib.sha256(), 0
     try:
         with folder.open(entry.path) as file:
@@ -161,6 +162,12 @@ def _row_problems(row: dict[str, Any]) -> list[str]:
         problems.append("image_sha256 is not that of the image")
     if "texts" in row and not all(pair["user"] and pair["assistant"] for pair in row["texts"] or [{"user": ""}]):
         problems.append("an accepted row without a complete question-answer pair")
+    pairs = len(row.get("texts") or ())
+    problems += [
+        f"{column} has {len(values)} entries for {pairs} pairs"
+        for column in PAIR_COLUMNS
+        if (values := row.get(column)) is not None and len(values) != pairs
+    ]
     return problems
 
 

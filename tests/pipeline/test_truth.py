@@ -8,7 +8,7 @@ from helpers.rows import make_row, shard_of, write_shard
 from dialog_gen.store import DatasetFolder, open_store
 from dialog_gen.world import truth
 from dialog_gen.world.scenes import Scene, SceneObject
-from dialog_gen.world.truth import Truth, load_scenes, measure_truth
+from dialog_gen.world.truth import GateTruth, Truth, load_scenes, measure_truth
 
 
 def thing(color: str, shape: str, position: str, size: str = "small") -> SceneObject:
@@ -84,6 +84,47 @@ def test_the_rate_is_of_all_pairs_of_all_accepted_rows(tmp_path: Path) -> None:
     assert measured.rate == 3 / 6
 
 
+COLOR, COUNT = "What color is the circle?", "How many objects are there?"
+# Of six pairs four are true. "length" marks one of the false, "leak" a true one and both false; one row is not gated.
+GATED = [
+    make_row(
+        0,
+        texts=pairs((COLOR, "red"), (COLOR, "blue"), (COUNT, "1")),
+        gate_length=[1.0, 1.0, 1.0],
+        gate_leak=[0.0, None, 0.0],
+        marks=[["leak"], ["length", "leak"], []],
+    ),
+    make_row(
+        1,
+        texts=pairs((COUNT, "2"), (COUNT, "3"), (COUNT, "2")),
+        gate_length=[1.0, 1.0, 1.0],
+        gate_leak=[0.0, None, 0.0],
+        marks=[[], ["leak"], []],
+    ),
+]
+
+
+def test_what_gates_find(tmp_path: Path) -> None:
+    measured = measure_truth(dataset(tmp_path, GATED, [make_row(0, texts=pairs((COLOR, "blue")))]), SCENES)
+    assert (measured.true.total(), measured.asked.total()) == (4, 7)
+    assert measured.gates == {
+        "length": GateTruth(pairs=6, false=2, marked=1, marked_false=1),
+        "leak": GateTruth(pairs=6, false=2, marked=3, marked_false=2),
+        "all gates": GateTruth(pairs=6, false=2, marked=3, marked_false=2),
+    }
+    length, leak = measured.gates["length"], measured.gates["leak"]
+    assert (length.precision, length.recall, length.kept, length.kept_rate) == (1, 1 / 2, 5 / 6, 4 / 5)
+    assert (leak.precision, leak.recall, leak.kept, leak.kept_rate) == (2 / 3, 1, 3 / 6, 1)
+
+
+def test_the_worked_example_of_gate_truth() -> None:
+    gate = GateTruth()
+    for true, marked in [(False, True)] * 2 + [(False, False)] * 2 + [(True, True)] + [(True, False)] * 5:
+        gate.add(true=true, marked=marked)
+    assert (gate.precision, gate.recall, gate.kept, gate.kept_rate) == (2 / 3, 2 / 4, 7 / 10, 5 / 7)
+    assert (GateTruth().precision, GateTruth().recall, GateTruth().kept, GateTruth().kept_rate) == (0, 0, 0, 0)
+
+
 def test_no_pair_is_no_truth(tmp_path: Path) -> None:
     assert measure_truth(dataset(tmp_path, [make_row(5, "rejected")]), SCENES).rate == 0
 
@@ -113,4 +154,14 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         f"  {count} 3   [FALSE]",
         "  count         66.7% of 3",
         "truth rate 66.7%: 2 of 3 pairs on 2 images",
+    ]
+    dataset(tmp_path / "gated", GATED)
+    monkeypatch.setattr("sys.argv", ["truth", str(tmp_path / "gated"), str(shapes)])
+    truth.main()
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[-5:]] == [
+        ["truth", "rate", "66.7%:", "4", "of", "6", "pairs", "on", "2", "images"],
+        ["marked", "by", "pairs", "precision", "recall", "kept", "truth", "rate", "of", "kept"],
+        ["leak", "3", "66.7%", "100.0%", "50.0%", "100.0%"],
+        ["length", "1", "100.0%", "50.0%", "83.3%", "80.0%"],
+        ["all", "gates", "3", "66.7%", "100.0%", "50.0%", "100.0%"],
     ]

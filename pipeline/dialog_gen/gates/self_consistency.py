@@ -1,0 +1,156 @@
+"""Self-consistency: each question is put to the model again, on its own, and the answers are compared.
+
+The idea is that of arXiv 2203.11171 (agreement of sampled answers) applied to single questions about an image: an
+answer that was a slip of sampling, or that only the dialogue before it suggested, is not given again.
+"""
+
+import asyncio
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image
+
+from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, SHORT_ANSWER, render_chat
+from dialog_gen.engines import Engine, EngineName, EngineOptions, RefusedRequestError, Request, engine_starter
+from dialog_gen.errors import UsageError
+from dialog_gen.gates.scorer import Row, Scores
+from dialog_gen.gates.settings import SelfConsistencySettings
+from dialog_gen.gates.words import FUNCTION_WORDS, words
+from dialog_gen.images import UnreadableImage, decode_image
+from dialog_gen.models import MODELS, GeneratorModel, resolve_model
+from dialog_gen.parsing import MalformedAnswer, parse_answer, without_special_tokens
+from dialog_gen.protocols import Sampling
+
+_IN_FLIGHT = 256
+_NUMBERS = {"no": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7"}
+_POLAR = {"yes", "no"}
+
+
+class SelfConsistency:
+    """Mean agreement, in [0, 1], of an answer with those to the same question asked again; see `agreement`.
+
+    None for a row without image bytes, and where the model gave no answer. With `samples = 1` and `temperature = 0`
+    the question is asked again once, greedily.
+    """
+
+    columns = ("texts", "images", "image_sha256")
+
+    def __init__(self, settings: SelfConsistencySettings, dataset_config: Mapping[str, Any]) -> None:
+        name = settings.model or dataset_config["model"]
+        self._settings = settings
+        self._revision = None if settings.model else dataset_config.get("model_revision")
+        self._model = self._resolve(name, download=False)
+        self._sampling = Sampling(
+            temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens
+        )
+        engine = cast("EngineName", settings.engine or dataset_config["engine"])
+        self._options = EngineOptions(
+            max_in_flight=_IN_FLIGHT,
+            max_model_len=dataset_config.get("max_model_len"),
+            dtype=None if settings.model else dataset_config.get("dtype"),
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            deterministic=bool(dataset_config.get("deterministic")),
+        )
+        self._engine_name: EngineName = engine
+        # Checks that this engine is there and serves the model.
+        engine_starter(engine, self._model, self._sampling, self._options)
+        self._engine: Engine | None = None
+        # One loop for all calls: vLLM's engine belongs to the loop that it first answered in.
+        self._loop = asyncio.Runner()
+
+    def score(self, rows: Sequence[Row]) -> list[Scores]:
+        """See `Scorer`. The engine starts at the first call; raises EngineDiedError."""
+        if self._engine is None:
+            log = Path(tempfile.mkdtemp(prefix="dialog-gen-")) / "engine.log"
+            model = self._resolve(self._settings.model or self._model.name, download=True)
+            self._engine = engine_starter(self._engine_name, model, self._sampling, self._options)(log)
+        return self._loop.run(self._score(self._engine, rows))
+
+    def close(self) -> None:
+        """See `Scorer`."""
+        if self._engine is not None:
+            self._loop.run(self._engine.close())
+        self._loop.close()
+
+    def _resolve(self, name: str, *, download: bool) -> GeneratorModel:
+        entry = MODELS.get(name)
+        if self._settings.model is None and entry is None and "/" not in name and not Path(name).is_dir():
+            raise UsageError(
+                f"self_consistency: the dialogues were held by {name!r}, a local folder then. Name it in a gates file: "
+                'model = "FOLDER" under [self_consistency].'
+            )
+        # What ships with the package and local folders have no revision to ask for.
+        of_hub = (entry is None and not Path(name).is_dir()) or (entry is not None and not entry.shipped)
+        return resolve_model(name, revision=self._revision if of_hub else None, download=download)
+
+    async def _score(self, engine: Engine, rows: Sequence[Row]) -> list[Scores]:
+        slots = asyncio.Semaphore(_IN_FLIGHT)
+        async with asyncio.TaskGroup() as tasks:
+            scored = [tasks.create_task(self._row(engine, row, slots)) for row in rows]
+        return [task.result() for task in scored]
+
+    async def _row(self, engine: Engine, row: Row, slots: asyncio.Semaphore) -> Scores:
+        data = row["images"][0]["bytes"] if row["images"] else None
+        if data is None:
+            return [None] * len(row["texts"])
+        # An image's questions together: the engine still has its prefix.
+        async with slots:
+            try:
+                image = await asyncio.to_thread(decode_image, data)
+            except UnreadableImage:
+                return [None] * len(row["texts"])
+            return list(
+                await asyncio.gather(*(self._pair(engine, image, row["image_sha256"], pair) for pair in row["texts"]))
+            )
+
+    async def _pair(
+        self, engine: Engine, image: Image.Image, image_sha256: str, pair: Mapping[str, str]
+    ) -> float | None:
+        question = without_special_tokens(pair["user"])
+        prompt = render_chat(self._model.chat_template, [self._form().replace("{question}", question)])
+
+        async def ask(sample: int) -> float:
+            digest = hashlib.sha256(f"{image_sha256}/{question}/{sample}".encode()).digest()
+            seed = int.from_bytes(digest[:8]) >> 2
+            again = await engine.answer(Request(prompt=prompt, image=image, image_sha256=image_sha256, seed=seed))
+            try:
+                return agreement(pair["assistant"], parse_answer(again.text, question=question))
+            except MalformedAnswer:
+                return 0.0
+
+        try:
+            agreements = await asyncio.gather(*map(ask, range(self._settings.samples)))
+        except RefusedRequestError:
+            return None
+        return sum(agreements) / len(agreements)
+
+    def _form(self) -> str:
+        if self._settings.prompt is not None:
+            return self._settings.prompt
+        # LLaVA-1.5 was trained with this line; to the OPT of a BLIP-2 it would be a part of the question.
+        return "{question}" if self._model.chat_template == BLIP2_CHAT_TEMPLATE else "{question}\n" + SHORT_ANSWER
+
+
+def agreement(answer: str, again: str) -> float:
+    """How much of the shorter answer the longer one says, too: |A & B| / min(|A|, |B|) of their content words.
+
+    0 where one says yes and the other no. A short answer agrees with a sentence that holds it:
+    "It is a red star." and "red" -> 1; "a red star" and "a blue star" -> 1/2; "Yes, it is." and "no" -> 0;
+    "two" and "2" -> 1.
+    """
+    first, second = words(answer), words(again)
+    if not first or not second:
+        return float(first == second)
+    if {first[0], second[0]} == _POLAR:
+        return 0.0
+    one, other = _content(first), _content(second)
+    return len(one & other) / min(len(one), len(other))
+
+
+def _content(said: list[str]) -> frozenset[str]:
+    content = frozenset(_NUMBERS.get(word, word) for word in said if word not in FUNCTION_WORDS)
+    return content or frozenset(said)

@@ -1,0 +1,125 @@
+"""A dataset in the formats that other programs read; `dialog_gen.share.formats` holds one writer a format."""
+
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dialog_gen.errors import UsageError
+from dialog_gen.schema import kept_pairs
+from dialog_gen.share.formats import FORMATS, Format, Sample
+from dialog_gen.share.intact import intact_sidecars
+from dialog_gen.store import DatasetFolder, writing
+
+_COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "marks")
+
+
+@dataclass(slots=True, kw_only=True)
+class ExportSummary:
+    """What was written, and what was left out."""
+
+    out: str
+    to: Format
+    images: int = 0
+    pairs: int = 0
+    marked_pairs_left_out: int = 0
+    images_without_kept_pairs: int = 0
+    images_without_bytes: int = 0
+
+    def __str__(self) -> str:
+        left_out = [
+            f"{count} {what}"
+            for count, what in (
+                (self.marked_pairs_left_out, "marked pairs"),
+                (self.images_without_kept_pairs, "images without a pair that is kept"),
+                (self.images_without_bytes, "rows without their image"),
+            )
+            if count
+        ]
+        text = f"{self.out}: {self.images} images, {self.pairs} question-answer pairs as {self.to}"
+        return f"{text}; left out: {', '.join(left_out)}" if left_out else text
+
+
+def export(
+    folder: DatasetFolder,
+    out: Path,
+    *,
+    to: Format,
+    kept_only: bool = False,
+    limit: int | None = None,
+    on_image: Callable[[], None] = lambda: None,
+) -> ExportSummary:
+    """Writes the accepted dialogues to `out`, up to `limit` images: whole or not at all.
+
+    With `kept_only` without the pairs that a gate speaks against, and without images that have no other. Raises
+    UsageError for a damaged dataset, an `out` that exists, and where nothing would be left to write.
+    """
+    summary = ExportSummary(out=str(out), to=to)
+    with whole_folder(out) as part:
+        with closing(FORMATS[to](part)) as writer:
+            for sample in islice(_samples(folder, summary, kept_only=kept_only), limit):
+                writer.add(sample)
+                summary.images += 1
+                summary.pairs += len(sample.pairs)
+                on_image()
+        if not summary.images:
+            raise UsageError(_nothing(folder, summary))
+    return summary
+
+
+def _samples(folder: DatasetFolder, summary: ExportSummary, *, kept_only: bool) -> Iterator[Sample]:
+    for sidecar in intact_sidecars(folder):
+        for table in folder.row_groups(sidecar.data, _COLUMNS) if sidecar.data else ():
+            for row in table.to_pylist():
+                pairs = kept_pairs(row) if kept_only else row["texts"]
+                summary.marked_pairs_left_out += len(row["texts"]) - len(pairs)
+                if not pairs:
+                    summary.images_without_kept_pairs += 1
+                elif not (data := image_bytes(row)):
+                    summary.images_without_bytes += 1
+                else:
+                    yield Sample(
+                        image_id=row["image_id"],
+                        image=data,
+                        image_sha256=row["image_sha256"],
+                        source_sha256=row["source_sha256"],
+                        url=row["url"],
+                        caption=row["caption"],
+                        pairs=pairs,
+                    )
+
+
+def image_bytes(row: dict[str, Any]) -> bytes | None:
+    """The bytes of a row's image; None where they were left out."""
+    images = row["images"] or ()
+    return images[0]["bytes"] if images else None
+
+
+def _nothing(folder: DatasetFolder, summary: ExportSummary) -> str:
+    if summary.images_without_bytes:
+        return f"{folder.location} holds no images, only their URLs: `dialog-gen rehydrate` fetches them."
+    if summary.images_without_kept_pairs:
+        return f"{folder.location}: every pair is marked by a gate, nothing is left: leave out --kept-only."
+    return f"{folder.location} has no accepted dialogue: nothing to export."
+
+
+@contextmanager
+def whole_folder(out: Path) -> Generator[Path]:
+    """A folder to write to, which becomes `out` when the block ends and is removed when it raises.
+
+    Raises UsageError where `out` exists, DialogGenError for what the disk refuses.
+    """
+    if out.exists():
+        raise UsageError(f"--out {out} exists already: choose another one.")
+    part = out.with_name(f".{out.name}.part")
+    with writing(str(out), left="nothing was written"):
+        shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
+        part.mkdir(parents=True)
+        try:
+            yield part
+            part.replace(out)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""Where a dataset's images came from, as it is told to others: the manifest, and what became of its links.
+
+A download leaves that beside the images. It is shared as `images.json`, since a path of this machine says nothing to
+others.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dialog_gen.errors import UsageError
+from dialog_gen.manifests import load_manifest
+from dialog_gen.store import DatasetFolder
+
+NAME = "images.json"
+
+
+class LinkRot(BaseModel):
+    """What link_rot.json says, see `dialog_gen.download.link_rot`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    urls: int
+    success_rate: float
+    alive: float
+    opted_out: int
+    outcomes: dict[str, int]
+
+
+class ImageSource(BaseModel):
+    """What `images.json` says; None where nobody knows."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    manifest: str | None = None
+    description: str | None = None
+    homepage: str | None = None
+    licence: str | None = None
+    link_rot: LinkRot | None = None
+
+
+def image_source(folder: DatasetFolder, link_rot: Path | None = None) -> ImageSource:
+    """From beside the images that the dataset was made of, else from what the dataset itself was shared with.
+
+    `link_rot` is a file that takes the place of the one found. Raises UsageError where that, or what is found, is
+    damaged.
+    """
+    beside = _beside(str(folder.config().get("images", "")))
+    found = _shared(folder) if beside is None else _downloaded(beside)
+    if link_rot is None:
+        return found
+    if not link_rot.is_file():
+        raise UsageError(f"--link-rot {link_rot}: no such file. `dialog-gen download` writes OUT/link_rot.json.")
+    return found.model_copy(update={"link_rot": _link_rot(link_rot)})
+
+
+def _beside(images: str) -> Path | None:
+    """The folder of the download, if it is on this machine."""
+    folder = Path(images).parent
+    known = any((folder / name).is_file() for name in ("download.json", "link_rot.json"))
+    return folder if "://" not in images and known else None
+
+
+def _shared(folder: DatasetFolder) -> ImageSource:
+    try:
+        return ImageSource.model_validate_json(folder.read(NAME))
+    except FileNotFoundError:
+        return ImageSource()
+    except ValidationError as error:
+        raise UsageError(f"{folder.location}/{NAME} is damaged: {_first(error)}. Remove it, or pull again.") from None
+
+
+def _downloaded(folder: Path) -> ImageSource:
+    about: dict[str, Any] = {}
+    try:
+        manifest = load_manifest(json.loads((folder / "download.json").read_bytes())["manifest"])
+        about = manifest.model_dump(include={"description", "homepage", "licence"}) | {"manifest": manifest.name}
+    except (OSError, ValueError, KeyError, TypeError, UsageError):
+        pass  # a list of one's own, or a manifest that is no longer there
+    file = folder / "link_rot.json"
+    return ImageSource(**about, link_rot=_link_rot(file) if file.is_file() else None)
+
+
+def _link_rot(file: Path) -> LinkRot:
+    try:
+        return LinkRot.model_validate_json(file.read_bytes())
+    except (ValidationError, OSError) as error:
+        what = _first(error) if isinstance(error, ValidationError) else error
+        raise UsageError(f"{file} is no link_rot.json of `dialog-gen download`: {what}.") from None
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".removeprefix(": ")

@@ -1,0 +1,72 @@
+"""Fetches an image that was left out of a dataset and makes of it the very bytes that the dataset was made with."""
+
+import hashlib
+from io import BytesIO
+from threading import Lock
+from typing import Any, Final, Literal, cast
+
+from img2dataset.downloader import is_disallowed
+
+from dialog_gen.download.errors import FetchError
+from dialog_gen.download.fetch import FetchPolicy, open_url, with_retries
+from dialog_gen.download.header import check_header
+from dialog_gen.download.outcomes import Outcome
+from dialog_gen.download.resize import resizer
+
+Restored = Literal["present", "restored", "no_url", "changed", "encoded_differently"] | Outcome
+
+MEANING: Final[dict[Restored, str]] = {
+    "present": "was there already",
+    "restored": "fetched, and exactly what it was",
+    "no_url": "nobody knows where it came from",
+    "changed": "another image is there now",
+    "encoded_differently": "the same image is there, but this version of img2dataset stores it in other bytes",
+}
+"""Beside `dialog_gen.download.outcomes.MEANING`."""
+
+# As img2dataset, asked by a download, would have it.
+_DIRECTIVES: Final = {"noai", "noimageai", "noindex", "noimageindex"}
+_ROBOTS_TOKEN: Final = "dialog-gen"  # noqa: S105 - a program's name
+
+
+class Refetcher:
+    """Restores images, in as many threads as like."""
+
+    def __init__(self, policy: FetchPolicy) -> None:
+        self._policy = policy
+        self._resizer = resizer()
+        self._one_at_a_time = Lock()
+
+    def restore(self, row: dict[str, Any]) -> tuple[bytes | None, Restored]:
+        """The bytes of which a row has the `image_sha256`, from its `url`; else None and why not."""
+        if not row["url"]:
+            return None, "no_url"
+        try:
+            data = with_retries(self._policy, lambda: self._fetch(row["url"]))
+            check_header(data)
+        except FetchError as error:
+            return None, error.outcome
+        if _sha256(data) == row["image_sha256"]:
+            return data, "restored"
+        known = row["source_sha256"]
+        if known is not None and _sha256(data) != known:
+            return None, "changed"
+        stored = self._as_stored(data)
+        if stored is not None and _sha256(stored) == row["image_sha256"]:
+            return stored, "restored"
+        return None, "changed" if known is None else "encoded_differently"
+
+    def _fetch(self, url: str) -> bytes:
+        with open_url(url, self._policy) as response:
+            if is_disallowed(response.headers, _ROBOTS_TOKEN, _DIRECTIVES):
+                raise FetchError("opted_out", "X-Robots-Tag")
+            return response.read()
+
+    def _as_stored(self, data: bytes) -> bytes | None:
+        # It turns the process's own stdout and stderr off while it works.
+        with self._one_at_a_time:
+            return cast("bytes | None", self._resizer(BytesIO(data))[0])
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

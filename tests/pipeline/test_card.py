@@ -1,0 +1,263 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from helpers.rows import make_row, shard_of, write_shard
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from dialog_gen.errors import UsageError
+from dialog_gen.models import MODELS
+from dialog_gen.schema import DIALOGUES, REJECTS
+from dialog_gen.share.card import make_card
+from dialog_gen.share.card_data import card_data
+from dialog_gen.share.columns import COLUMN_NOTES
+from dialog_gen.share.known_models import known_model
+from dialog_gen.share.markdown import plain
+from dialog_gen.store import DatasetFolder, open_store
+
+REPO = "me/dialogues"
+GATES = {
+    "pairs": 20,
+    "kept": 15,
+    "images_kept": 9,
+    "gates": {"length": {"scored": 20, "marked": 4}, "leak": {"scored": 20, "marked": 1}},
+    "settings": {"length": {"min": 1, "max": 40}, "leak": {}},
+}
+LINK_ROT = {
+    "rows": 1300,
+    "urls": 1234,
+    "success_rate": 0.7,
+    "alive": 0.75,
+    "opted_out": 12,
+    "duplicates": 66,
+    "retries": 0,
+    "outcomes": {"success": 864, "http_404": 358, "opted_out": 12},
+}
+
+
+def make_dataset(out: Path, count: int = 10, *, config: dict[str, Any] | None = None, **row: Any) -> DatasetFolder:
+    rows = [make_row(i, "accepted", **row) for i in range(count)] + [
+        make_row(99, "rejected"),
+        make_row(98, "unreadable"),
+    ]
+    with open_store(str(out), {"schema_version": 2, "temperature": 0.7, "seed": 3, **(config or {})}) as store:
+        write_shard(store, shard_of("s0", len(rows)), rows)
+    return DatasetFolder(str(out))
+
+
+def card(folder: DatasetFolder, link_rot: Path | None = None, **options: Any) -> str:
+    return make_card(card_data(folder, link_rot=link_rot), REPO, **options)
+
+
+def header(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_the_header(tmp_path: Path) -> None:
+    found = header(card(make_dataset(tmp_path), licence="CC-BY-4.0"))
+    assert found["license"] == "cc-by-4.0"
+    assert found["size_categories"] == ["n<1K"]
+    assert [(c["config_name"], c["data_files"][0]["path"]) for c in found["configs"]] == [
+        ("default", "data/*.parquet"),
+        ("rejects", "rejects/*.parquet"),
+    ]
+    for info, schema in zip(found["dataset_info"], (DIALOGUES, REJECTS), strict=True):
+        assert datasets.Features._from_yaml_list(info["features"]) == datasets.Features.from_arrow_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("licence", "wanted"),
+    [
+        (None, {"license": "unknown"}),
+        ("apache-2.0", {"license": "apache-2.0"}),
+        ("ask: me\nfirst", {"license": "other", "license_name": "see-the-card"}),
+    ],
+)
+def test_licences(tmp_path: Path, licence: str | None, wanted: dict[str, str]) -> None:
+    text = card(make_dataset(tmp_path), licence=licence)
+    assert {key: value for key, value in header(text).items() if key.startswith("license")} == wanted
+    assert plain(licence or "nothing said") in text
+
+
+def test_every_column_is_explained(tmp_path: Path) -> None:
+    assert set(COLUMN_NOTES) == {*DIALOGUES.names, *REJECTS.names}
+    text = card(make_dataset(tmp_path))
+    assert all(f"| `{name}` |" in text for name in COLUMN_NOTES)
+
+
+def test_what_it_tells(tmp_path: Path) -> None:
+    out = tmp_path / "dialogues"
+    (tmp_path / "download").mkdir()
+    (tmp_path / "download" / "link_rot.json").write_text(json.dumps(LINK_ROT))
+    (tmp_path / "download" / "download.json").write_text('{"manifest": "cc3m"}')
+    config = {"images": str(tmp_path / "download" / "images")}
+    folder = make_dataset(out, config=config, model="llava-1.5-7b", protocol="llava-3qa", model_revision="abc123")
+    (out / "gates.json").write_text(json.dumps(GATES))
+    text = card(folder)
+    for told in (
+        "10 pairs about 10 images",
+        "| accepted | 10 | 83.3% |",
+        r"| rejected | too\_few\_pairs | 1 |",
+        "| unreadable | truncated | 1 |",
+        r"| llava\-1\.5\-7b | abc123 | e | 1 | llava\-3qa | 10 |",
+        r"temperature 0\.7, seed 3",
+        "15 of 20 pairs (75.0%) are unmarked, on 9 images",
+        "below 1 or above 40 | 20 | 4 | 20.0% |",
+        "never | 20 | 1 | 5.0% |",
+        "of 1,234 different URLs 70.0% gave an image",
+        "12 opted out",
+        r"| http\_404 | 358 |",
+        "their owners",
+        "VQAv2, GQA",
+        "Llama 2 Community License",
+        f'load_dataset("{REPO}"',
+        f"dialog-gen pull {REPO}",
+    ):
+        assert told in text, told
+    from dialog_gen.protocols import load_protocol
+
+    assert all(plain(turn.user) in text for turn in load_protocol("llava-3qa").turns)
+    assert card(folder) == text
+    # Whoever gets the dataset has no such folder, but what push says of it.
+    data = card_data(folder)
+    (out / "images.json").write_text(data.images.model_dump_json())
+    (tmp_path / "download").rename(tmp_path / "elsewhere")
+    assert card(folder) == text
+
+
+def test_five_examples_without_marked_pairs(tmp_path: Path) -> None:
+    folder = make_dataset(
+        tmp_path, 30, texts=[{"user": "Good?", "assistant": "Yes."}, {"user": "Bad?", "assistant": "No."}]
+    )
+    assert len(card_data(folder).examples) == 5
+    marked = make_dataset(
+        tmp_path / "marked",
+        30,
+        texts=[{"user": "Good?", "assistant": "Yes."}, {"user": "Bad?", "assistant": "No."}],
+        marks=[[], ["length"]],
+    )
+    data = card_data(marked)
+    assert [example["pairs"] for example in data.examples] == [[{"user": "Good?", "assistant": "Yes."}]] * 5
+    assert len({example["caption"] for example in data.examples}) == 5
+
+
+def test_no_dialogue_at_all(tmp_path: Path) -> None:
+    text = card(make_dataset(tmp_path, 0))
+    assert "There is no dialogue to show" in text
+    assert [config["config_name"] for config in header(text)["configs"]] == ["rejects"]
+
+
+def test_without_images(tmp_path: Path) -> None:
+    config = {"compacted": {"shard_mb": 500, "images": False}}
+    text = card(make_dataset(tmp_path, images=None, config=config))
+    assert "**The images are not part of it**" in text
+    assert "dialog-gen rehydrate dialogues --out with-images" in text
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_known_model_has_its_contamination(name: str) -> None:
+    family = known_model(name)
+    assert family is not None
+    assert ("embedded world" in family.trained_on) == name.startswith("shapes")
+    assert known_model(MODELS[name].source) == family
+
+
+def test_link_rot_by_hand(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "out")
+    (tmp_path / "rot.json").write_text(json.dumps(LINK_ROT))
+    assert "1,234 different URLs" in card(folder, tmp_path / "rot.json")
+    with pytest.raises(UsageError, match="no such file"):
+        card(folder, tmp_path / "none.json")
+    (tmp_path / "rot.json").write_text('{"urls": "many"}')
+    with pytest.raises(UsageError, match=r"is no link_rot\.json of `dialog-gen download`: urls"):
+        card(folder, tmp_path / "rot.json")
+
+
+def test_damaged_notes(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path)
+    for name in ("gates.json", "images.json"):
+        (tmp_path / name).write_text('{"kept": 1')
+        with pytest.raises(UsageError, match=rf"{re.escape(name)} is damaged"):
+            card(folder)
+        (tmp_path / name).unlink()
+
+
+# Strangers' words
+
+HOSTILE = (
+    "<script>alert(1)</script> <img src=x onerror=alert(1)> &lt;b&gt; [x](javascript:alert(1)) ![x](http://x) `code` "
+    "http://evil.example www.evil.example me@evil.example @someone | a | b |\n\n# Heading\n\n---\n\n- item\n\n"
+    "<!-- --> *bold* _it_ ~~x~~ $x$ \u202eright to left\u2066 \0 \x1b[31m :smile: &#60;script&#62;"
+)
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert attrs == [] or tag in ("code", "th", "td"), (tag, attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def rendered(markdown: str) -> Tags:
+    """As the Hub renders it: with HTML, tables and links without brackets."""
+    parser = MarkdownIt("gfm-like", {"html": True, "linkify": False}).enable("table")
+    found = Tags()
+    found.feed(parser.render(markdown))
+    return found
+
+
+@given(st.text() | st.text(alphabet="<>&[]()!`*_~#-+|\\.:@/ \nab1"))
+def test_plain_text_stays_text(text: str) -> None:
+    found = rendered(f"x {plain(text)} x")
+    assert found.tags == ["p"]
+    seen = "".join(c for c in " ".join(text.split()) if c.isprintable() or c == " ")
+    assert "".join(c for c in found.text if c.isprintable()).split() == f"x {seen} x".split()
+
+
+def test_hostile_words_do_nothing(tmp_path: Path) -> None:
+    folder = make_dataset(
+        tmp_path,
+        3,
+        config={"dtype": HOSTILE},
+        caption=HOSTILE,
+        texts=[{"user": HOSTILE, "assistant": HOSTILE}],
+        model=HOSTILE,
+        model_revision=HOSTILE,
+        protocol=HOSTILE,
+        engine_version=HOSTILE,
+    )
+    (tmp_path / "images.json").write_text(json.dumps({"manifest": HOSTILE, "homepage": HOSTILE, "licence": HOSTILE}))
+    (tmp_path / "gates.json").write_text(
+        json.dumps({**GATES, "gates": {HOSTILE: {"scored": 1, "marked": 1}}, "settings": {HOSTILE: {"min": HOSTILE}}})
+    )
+    text = card(folder, licence=HOSTILE)
+    body = text.split("---\n", 2)[2]
+    assert header(text)["license"] == "other"
+    found = rendered(body)
+    lists, tables = {"ul", "ol", "li"}, {"table", "thead", "tbody", "tr", "th", "td"}
+    assert set(found.tags) <= {"h1", "h2", "p", "strong", "em", "code", "pre"} | lists | tables
+    assert found.tags.count("h1") == 1
+    assert "<script>alert(1)</script>" in found.text
+    assert "<" not in body  # wherever it is rendered
+    assert not re.search("[\0\x1b\u202e\u2066]", text)
+    for link in ("http://evil", "www.evil", "me@evil", " @someone"):
+        assert link not in body
+
+
+def test_long_words_are_cut() -> None:
+    assert plain("a" * 500, limit=10) == "a" * 9 + "…"
+    assert plain("a" * 10, limit=10) == "a" * 10

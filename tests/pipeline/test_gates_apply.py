@@ -1,0 +1,370 @@
+"""The pass of gates over a dataset: what it writes, exactly once, and its commands."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+import pytest
+from helpers.engine import ScriptedEngine
+from helpers.inputs import write_images
+from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
+
+from dialog_gen import cli
+from dialog_gen.gates.apply import GatePass
+from dialog_gen.gates.pair_scores import echo, length
+from dialog_gen.gates.settings import GateSettings, Limits, load_gates
+from dialog_gen.schema import GATES, kept_pairs
+from dialog_gen.store import DatasetFolder, Store, open_store
+from dialog_gen.verify import verify
+
+CONFIG = {"model": "m", "engine": "e"}
+SPEC = "empty,length,yes_bias,near_duplicate"
+ANSWERS = ("yes", "yes", "no", "A red star.", "...", "word " * 70)
+GATE_COLUMNS = [*(f"gate_{name}" for name in GATES), "marks"]
+
+
+def gated_row(number: int, **columns: Any) -> dict[str, Any]:
+    pairs = [{"user": f"Is it {k}?", "assistant": ANSWERS[(number + k) % len(ANSWERS)]} for k in range(3)]
+    return make_row(number, texts=pairs, **columns)
+
+
+def shard_rows(shard: int) -> list[dict[str, Any]]:
+    """Shard 2 has no accepted row."""
+    if shard == 2:
+        return [make_row(90, "rejected"), make_row(91, "unreadable")]
+    return [gated_row(10 * shard + k) for k in range(4)] + [make_row(10 * shard + 9, "rejected")]
+
+
+def write_dataset(out: Path, shards: range = range(4)) -> Path:
+    with open_store(str(out), CONFIG) as store:
+        for shard in shards:
+            rows = shard_rows(shard)
+            write_shard(store, shard_of(f"s{shard}", len(rows)), rows)
+    return out
+
+
+def apply_gates(out: Path, spec: str = SPEC) -> dict[str, Any]:
+    with open_store(str(out), CONFIG) as store:
+        return GatePass.of(spec, CONFIG).apply(store)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "out")
+
+
+def lenient(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "gates.toml"
+    path.write_text(text)
+    return str(path)
+
+
+BIAS = "[yes_bias]\nmax = 0.5\nleast_answers = 1\n"
+
+
+def test_columns_and_marks_are_written_and_nothing_else_changes(dataset: Path, tmp_path: Path) -> None:
+    before = rows_of(dataset, volatile=True)
+    rejects = rows_of(dataset, "rejects", volatile=True)
+    spec = lenient(tmp_path, f"[empty]\n[length]\nmin = 1\nmax = 60\n{BIAS}")
+    report = apply_gates(dataset, spec)
+    after = rows_of(dataset, volatile=True)
+    assert [{**row, **dict.fromkeys(GATE_COLUMNS)} for row in after] == before
+    assert rows_of(dataset, "rejects", volatile=True) == rejects
+    limits = load_gates(spec).chosen()
+    for row in after:
+        assert row["gate_length"] == length(row)
+        assert row["gate_empty"] == pytest.approx(echo(row))
+        assert [row[f"gate_{name}"] for name in GATES if name not in limits] == [None] * (len(GATES) - 3)
+        for place, marks in enumerate(row["marks"]):
+            assert marks == [name for name in limits if limits[name].speak_against(row[f"gate_{name}"][place])]
+    answers = [pair["assistant"].strip() for row in after for pair in kept_pairs(row)]
+    assert sorted(set(answers)) == ["A red star.", "no", "yes"]
+    assert answers.count("yes") == answers.count("no") == 8
+    assert verify(DatasetFolder(str(dataset))).problems == []
+
+    assert json.loads((dataset / "gates.json").read_text()) == report
+    assert (report["images"], report["pairs"], report["kept"]) == (12, 36, len(answers))
+    assert report["images_kept"] == sum(bool(kept_pairs(row)) for row in after)
+    assert report["yes_share"] == 0.6
+    assert report["gates"]["length"] == {"scored": 36, "marked": 9, "marked_alone": 4, "rate": 0.25}
+    assert report["gates"]["yes_bias"]["scored"] == 12
+    assert report["settings"]["yes_bias"]["max"] == 0.5
+    assert set(report["versions"]) == {"dialog-gen"}
+
+
+def test_a_second_pass_writes_nothing(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply_gates(dataset)
+    before = files_of(dataset)
+    monkeypatch.setattr(Store, "rewrite", lambda *_, **__: pytest.fail("a shard was done again"))
+    apply_gates(dataset)
+    assert files_of(dataset) == before
+
+
+def test_other_gates_replace_what_was_said_before(dataset: Path, tmp_path: Path) -> None:
+    apply_gates(dataset, "length")
+    assert all(row["gate_length"] and not row["gate_leak"] for row in rows_of(dataset))
+    assert any(mark for row in rows_of(dataset) for mark in row["marks"])
+    report = apply_gates(dataset, lenient(tmp_path, "[leak]\nmax = inf\n"))
+    assert list(report["gates"]) == ["leak"]
+    assert report["settings"]["leak"]["max"] is None
+    assert report["kept_rate"] == 1
+    for row in rows_of(dataset):
+        assert row["gate_leak"] is not None
+        assert row["gate_length"] is None
+        assert row["marks"] == [[], [], []]
+
+
+def test_shards_that_come_later_end_as_if_they_had_been_there(tmp_path: Path) -> None:
+    whole, grown = write_dataset(tmp_path / "whole"), write_dataset(tmp_path / "grown", range(2))
+    spec = lenient(tmp_path, f"[length]\n{BIAS}")
+    apply_gates(grown, spec)
+    write_dataset(grown, range(2, 4))
+    assert apply_gates(grown, spec) == apply_gates(whole, spec)
+    assert rows_of(grown) == rows_of(whole)
+    assert verify(DatasetFolder(str(grown))).problems == []
+
+
+def test_only_shards_that_would_change_are_done_again(tmp_path: Path) -> None:
+    out = write_dataset(tmp_path / "out", range(2))
+    apply_gates(out, "length")
+    before = files_of(out)
+    write_dataset(out, range(2, 4))
+    apply_gates(out, "length")
+    after = files_of(out)
+    assert {name: after[name] for name in before if name.startswith(("data/s", "shards/s"))} == {
+        name: data for name, data in before.items() if name.startswith(("data/s", "shards/s"))
+    }
+    assert all(row["gate_length"] for row in rows_of(out))
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def steps_of(monkeypatch: pytest.MonkeyPatch, die_at: float, *, before: bool) -> Callable[[], int]:
+    """Counts what changes the dataset folder; dies at step `die_at`, before it is done or after."""
+    done = 0
+
+    def wrap(name: str) -> None:
+        real = getattr(Store, name)
+
+        def step(*arguments: Any) -> None:
+            nonlocal done
+            if done == die_at and before:
+                raise Killed
+            real(*arguments)
+            done += 1
+            if done > die_at:
+                raise Killed
+
+        monkeypatch.setattr(Store, name, step)
+
+    wrap("put")
+    wrap("remove")
+    return lambda: done
+
+
+def test_a_pass_that_is_killed_anywhere_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    undisturbed = write_dataset(tmp_path / "undisturbed", range(1, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        steps = steps_of(patch, float("inf"), before=False)
+        apply_gates(undisturbed)
+    assert steps() >= 8
+    for step in range(1, steps()):
+        for before in (True, False):
+            out = write_dataset(tmp_path / f"{step}-{before}", range(1, 4))
+            with pytest.MonkeyPatch.context() as patch:
+                steps_of(patch, step, before=before)
+                with pytest.raises(Killed):
+                    apply_gates(out)
+            apply_gates(out)
+            assert files_of(out) == files_of(undisturbed), (step, before)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    folders = [tmp_path / "undisturbed", tmp_path / "killed"]
+    for out in folders:
+        with open_store(str(out), CONFIG) as store:
+            for shard in range(20):
+                rows = [gated_row(100 * shard + k) for k in range(40)]
+                write_shard(store, shard_of(f"s{shard:02d}", len(rows)), rows)
+
+    def start(out: Path) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "dialog_gen.cli", "gate", str(out), "--gates", SPEC]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    assert start(folders[0]).wait(120) == 0
+    for done in (1, 12):
+        process = start(folders[1])
+        while len(list((folders[1] / "data").glob("*.v2.parquet"))) < done and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+    assert start(folders[1]).wait(120) == 0
+    assert files_of(folders[1]) == files_of(folders[0])
+
+
+def test_every_gate_has_settings_and_a_meaning() -> None:
+    assert list(GateSettings.model_fields) == list(GATES) == list(load_gates("all").chosen())
+    assert set(GATES) - set(load_gates("text").chosen()) == {"similarity", "self_consistency"}
+    assert list(load_gates("leak, length").chosen()) == ["leak", "length"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "marked"),
+    [
+        (Limits(), []),
+        (Limits(min=0.6), [0.1]),
+        (Limits(max=0.6), [2.0]),
+        (Limits(min=0.6, max=0.6), [0.1, 2.0]),
+        (Limits(min=float("-inf"), max=float("inf")), []),
+    ],
+)
+def test_limits(limits: Limits, marked: list[float]) -> None:
+    stored = 0.6000000238418579  # 0.6 as it comes back from a column of float32
+    assert [score for score in (0.1, 0.6, stored, 2.0, None) if limits.speak_against(score)] == marked
+
+
+class Ended(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+
+Cli = Callable[..., Ended]
+
+
+@pytest.fixture
+def dialog_gen_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["dialog-gen", *arguments])
+        capfd.readouterr()
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as ending:
+            code = ending.code or 0
+        return Ended(code, *capfd.readouterr())
+
+    return call
+
+
+def test_the_command(dataset: Path, dialog_gen_cli: Cli) -> None:
+    ended = dialog_gen_cli("gate", str(dataset), "--gates", "length,yes_bias")
+    assert (ended.code, ended.err) == (0, "")
+    header, bias_line, length_line, last = ended.out.splitlines()
+    assert header.split() == ["gate", "limits", "scored", "marked", "alone", "rate"]
+    assert length_line.split() == ["length", "1", "to", "60", "36", "9", "9", "25.0%"]
+    assert bias_line.split() == ["yes_bias", "at", "most", "0.6", "0", "0", "0", "0.0%"]
+    assert last == f"{dataset}: 27 of 36 pairs kept, on 12 of 12 images; of the yes/no answers 60.0% are yes"
+    as_json = dialog_gen_cli("gate", str(dataset), "--gates", "length,yes_bias", "--json")
+    assert json.loads(as_json.out) == json.loads((dataset / "gates.json").read_text())
+
+
+def test_a_dataset_without_rows(tmp_path: Path, dialog_gen_cli: Cli) -> None:
+    with open_store(str(tmp_path), CONFIG):
+        pass
+    ended = dialog_gen_cli("gate", str(tmp_path))
+    assert ended.code == 0
+    assert ended.out.endswith("0 of 0 pairs kept, on 0 of 0 images\n")
+
+
+def test_the_list_of_gates(dialog_gen_cli: Cli) -> None:
+    lines = dialog_gen_cli("gates").out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(GATES)
+    listed = json.loads(dialog_gen_cli("gates", "--json").out)
+    assert {row["name"]: row["settings"]["min"] for row in listed}["length"] == 1
+
+
+MISTAKES = {
+    "unknown": ("lenght", ["--gates lenght", "unknown gate 'lenght'", "did you mean 'length'?", ".toml file"]),
+    "one of several": ("leak,lenght", ["unknown gate 'lenght'"]),
+    "none": ("", ["unknown gate ''", "Known: all,"]),
+    "no file": ("nowhere.toml", ["gates file nowhere.toml", "No such file"]),
+    "no gates": ("empty.toml", ["gates file empty.toml", "no gate is named", "self_consistency"]),
+    "a wrong table": ("table.toml", ["lenght: unknown key; did you mean 'length'?"]),
+    "a wrong key": ("key.toml", ["length.maximum: unknown key; did you mean 'max'?"]),
+    "crossed limits": ("crossed.toml", ["min = 3.0 lies above max = 2.0"]),
+    "a limit that is none": ("nan.toml", ["length.max: a limit is a number, got nan"]),
+    "a language": ("language.toml", ["expected = 'eng'", "did you mean", "Known: "]),
+}
+FILES = {
+    "empty.toml": "",
+    "table.toml": "[lenght]",
+    "key.toml": "[length]\nmaximum = 3",
+    "crossed.toml": "[length]\nmin = 3\nmax = 2",
+    "nan.toml": "[length]\nmax = nan",
+    "language.toml": '[language]\nexpected = "eng"',
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_images(tmp_path / "images", 3)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("command", ["gate", "run"])
+def test_a_mistake_is_told_in_a_line_before_anything_is_done(
+    command: str, mistake: str, workplace: Path, dialog_gen_cli: Cli
+) -> None:
+    spec, told = MISTAKES[mistake]
+    if command == "gate":
+        arguments = ["gate", str(write_dataset(workplace / "out", range(1)))]
+    else:
+        arguments = ["run", "--model", "shapes-llava", "--images", "images", "--out", "new"]
+    ended = dialog_gen_cli(*arguments, "--gates", spec)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    assert [words for words in told if words not in ended.err] == []
+    assert not (workplace / "new").exists()
+    assert not (workplace / "out" / "gates.json").exists()
+
+
+def test_a_dataset_of_an_older_version(dataset: Path, dialog_gen_cli: Cli) -> None:
+    file = dataset / "data" / "s0.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["gate_leak", "marks"]), file)
+    before = files_of(dataset)
+    ended = dialog_gen_cli("gate", str(dataset), "--gates", "length")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        "error: the dataset was made by an older version, without the columns gate_leak, marks: make it anew.\n"
+    )
+    assert files_of(dataset) == before
+
+
+def test_a_folder_that_is_no_dataset(workplace: Path, dialog_gen_cli: Cli) -> None:
+    ended = dialog_gen_cli("gate", "images")
+    assert (ended.code, ended.out) == (2, "")
+    assert "images is no dataset folder" in ended.err
+
+
+def test_a_run_with_gates_ends_as_a_run_and_then_gates(
+    workplace: Path, dialog_gen_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dialog_gen.engines.engine_starter", lambda *_: lambda log: ScriptedEngine())
+    run = ("run", "--model", "shapes-llava", "--images", "images", "--shard-size", "2", "--json", "--out")
+    report = json.loads(dialog_gen_cli(*run, "one", "--gates", "length,leak").out)
+    dialog_gen_cli(*run, "two")
+    dialog_gen_cli("gate", "two", "--gates", "length,leak")
+    one, two = workplace / "one", workplace / "two"
+    assert rows_of(one) == rows_of(two)
+    assert {row["gate_length"] is not None for row in rows_of(one)} == {True}
+    assert report["gates"] == json.loads((one / "gates.json").read_text())
+    assert (one / "gates.json").read_bytes() == (two / "gates.json").read_bytes()
+    said = dialog_gen_cli(*[word for word in run if word != "--json"], "one", "--gates", "length,leak").out
+    assert "nothing to do" in said
+    assert "9 of 9 pairs kept, on 3 of 3 images" in said
+    assert verify(DatasetFolder(str(one))).problems == []

@@ -1,0 +1,250 @@
+import io
+import json
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.inputs import png, sha256
+from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
+from PIL import Image
+
+from dialog_gen import cli
+from dialog_gen.download.fetch import FetchPolicy
+from dialog_gen.download.resize import resizer
+from dialog_gen.errors import DialogGenError, UsageError
+from dialog_gen.share import rehydrate as rehydrate_module
+from dialog_gen.share.compact import compact
+from dialog_gen.share.rehydrate import RehydrateSummary, rehydrate
+from dialog_gen.store import DatasetFolder, open_store
+from dialog_gen.verify import verify
+
+CONFIG: dict[str, Any] = {"schema_version": 2}
+POLICY = FetchPolicy(allow_loopback=True, retries=0, timeout_s=5)
+
+
+class Web(ThreadingHTTPServer):
+    """Serves `pages`: path -> bytes, or a status."""
+
+    disable_nagle_algorithm = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.pages: dict[str, bytes | int] = {}
+        self.headers: dict[str, dict[str, str]] = {}
+        self.asked = Counter[str]()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        web: Any = self.server
+        web.asked[self.path] += 1
+        page = web.pages.get(self.path, 404)
+        self.send_response(page if isinstance(page, int) else 200)
+        for name, value in web.headers.get(self.path, {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"" if isinstance(page, int) else page)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (as the base class names it)
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with Web() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def photo(number: int) -> bytes:
+    """Larger than a download stores."""
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").resize((400, 500)).point(lambda value: (value + number) % 256).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def stored(data: bytes) -> bytes:
+    """As a download stores it."""
+    return resizer()(io.BytesIO(data))[0]
+
+
+def row_of(web: Web, number: int, source: bytes, image: bytes | None = None, **columns: Any) -> dict[str, Any]:
+    """About an image that the web has at /NUMBER."""
+    web.pages[f"/{number}"] = source
+    image = source if image is None else image
+    known = {"source_sha256": sha256(source)} if image is not source else {}
+    made = {"images": [{"bytes": image, "path": None}], "image_sha256": sha256(image), "url": web.url(f"/{number}")}
+    return make_row(number, **{**made, **known, **columns})
+
+
+@pytest.fixture
+def source(web: Web, tmp_path: Path) -> Path:
+    """Three shards: 0 to 3, 10 to 13, 20 to 23; stored as they are, resized, rejected, without URL."""
+    with open_store(str(tmp_path / "source"), CONFIG) as store:
+        for first in (0, 10, 20):
+            rows = [
+                row_of(web, first, png(first)),
+                row_of(web, first + 1, photo(first), stored(photo(first))),
+                row_of(web, first + 2, png(first + 2), status="rejected"),
+                row_of(web, first + 3, png(first + 3), url=None),
+            ]
+            write_shard(store, shard_of(f"s{first:02d}", 4), rows)
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def bare(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same without images, still in three shards."""
+    monkeypatch.setattr("dialog_gen.share.compact._stored_bytes", lambda *_: 600_000)
+    compact(DatasetFolder(str(source)), str(tmp_path / "bare"), shard_mb=1, images=False)
+    monkeypatch.undo()
+    assert all(row["images"] is None for part in ("data", "rejects") for row in rows_of(tmp_path / "bare", part))
+    return tmp_path / "bare"
+
+
+def restored(bare: Path, out: Path, **options: Any) -> RehydrateSummary:
+    return rehydrate(DatasetFolder.existing(str(bare)), str(out), policy=POLICY, **options)
+
+
+def wanted(source: Path, part: str, lost: tuple[int, ...] = (3, 13, 23)) -> list[dict[str, Any]]:
+    ids = {f"image {number}" for number in lost}
+    return [{**row, "images": None} if row["image_id"] in ids else row for row in rows_of(source, part)]
+
+
+def test_every_image_comes_back_to_its_row(source: Path, bare: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = restored(bare, out)
+    assert summary.outcomes == {"restored": 9, "no_url": 3}
+    assert (summary.missing, summary.restored) == (12, 9)
+    for part in ("data", "rejects"):
+        assert rows_of(out, part) == wanted(source, part)
+    assert verify(DatasetFolder(str(out))).problems == []
+    noted = json.loads((out / "rehydrate.json").read_bytes())
+    assert noted["outcomes"] == {"no_url": 3, "restored": 9}
+    assert noted["shards"] == {f"part-0000{i}": {"no_url": 1, "restored": 3} for i in range(3)}
+    assert DatasetFolder(str(out)).config()["compacted"]["images"] is True
+    text = str(summary)
+    assert "9 of 12 images are back" in text
+    assert "no_url" in text
+
+
+def test_what_is_gone_or_changed_is_counted_by_class(web: Web, source: Path, bare: Path, tmp_path: Path) -> None:
+    web.pages["/0"] = 404
+    web.pages["/1"] = png(77)  # another image
+    web.pages["/2"] = b"<html>for sale</html>"
+    web.pages["/10"] = 503
+    web.headers["/11"] = {"X-Robots-Tag": "noai"}
+    web.pages["/12"] = png(12)[:-20] + b"\0" * 20  # has no source_sha256
+    summary = restored(bare, tmp_path / "out")
+    once = dict.fromkeys(("http_404", "not_an_image", "http_5xx", "opted_out"), 1)
+    assert summary.outcomes == {"restored": 3, "no_url": 3, "changed": 2, **once}
+    for part in ("data", "rejects"):
+        assert rows_of(tmp_path / "out", part) == wanted(source, part, (0, 1, 2, 3, 10, 11, 12, 13, 23))
+    # What came back meanwhile is had from the result; what is there is not asked for again.
+    web.pages["/0"] = png(0)
+    web.asked.clear()
+    again = restored(tmp_path / "out", tmp_path / "again")
+    assert again.outcomes["present"] == 3
+    assert again.restored == 1
+    assert web.asked["/20"] == 0
+    assert rows_of(tmp_path / "again")[0] == rows_of(source)[0]
+
+
+def test_another_way_to_store_the_same_image(
+    web: Web, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dialog_gen.share.refetch.resizer", lambda: lambda stream: (png(1), 4, 4, 4, 4, None))
+    assert restored(bare, tmp_path / "out").outcomes["encoded_differently"] == 3
+
+
+def test_loopback_is_blocked_unless_allowed(web: Web, bare: Path, tmp_path: Path) -> None:
+    summary = rehydrate(DatasetFolder(str(bare)), str(tmp_path / "out"), policy=FetchPolicy())
+    assert summary.outcomes == {"blocked_address": 9, "no_url": 3}
+    assert summary.restored == 0
+    assert web.asked.total() == 0
+
+
+def test_many_row_groups(web: Web, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are fetched at a time; order and pairing hold."""
+    monkeypatch.setattr("dialog_gen.share.compact.ROWS_A_GROUP", 2)
+    compact(DatasetFolder(str(source)), str(tmp_path / "bare"), images=False)
+    monkeypatch.setattr(rehydrate_module, "_GROUPS_AHEAD", 1)
+    restored(tmp_path / "bare", tmp_path / "out", threads=3)
+    assert rows_of(tmp_path / "out") == wanted(source, "data")
+
+
+def test_an_interrupted_one_goes_on_with_the_next_shard(
+    web: Web, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = tmp_path / "undisturbed"
+    restored(bare, undisturbed)
+    put_json, out = rehydrate_module.Store.put_json, tmp_path / "out"
+    for last in ("rehydrate.json", "shards/part-00001.json"):
+
+        def interrupted(self: Any, name: str, value: Any, last: str = last) -> None:
+            put_json(self, name, value)
+            if name == last:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rehydrate_module.Store, "put_json", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                restored(bare, out)
+    web.asked.clear()
+    summary = restored(bare, out)
+    assert summary.outcomes == {"restored": 9, "no_url": 3}
+    assert sorted(web.asked) == ["/20", "/21", "/22"]
+    assert files_of(out) == files_of(undisturbed)
+
+
+def test_a_full_disk(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyarrow.parquet.ParquetWriter.write_table", full)
+        with pytest.raises(DialogGenError, match="No space left on device"):
+            restored(bare, tmp_path / "out")
+    assert DatasetFolder(str(tmp_path / "out")).shards() == []
+    assert restored(bare, tmp_path / "out").restored == 9
+
+
+@pytest.mark.parametrize(("flags", "code"), [(("--allow-loopback", "--json"), 0), (("--json",), 1)])
+def test_the_command(
+    bare: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    code: int,
+) -> None:
+    """Exit 1 if not one image could be had."""
+    monkeypatch.setattr(sys, "argv", ["dialog-gen", "rehydrate", str(bare), "--out", str(tmp_path / "out"), *flags])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code or 0) == code
+    said = capfd.readouterr()
+    assert json.loads(said.out)["restored"] == (0 if code else 9)
+    assert ("error: not one of 12 images could be had again" in said.err) == bool(code)
+
+
+def test_what_is_refused(bare: Path, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="lie in one another"):
+        restored(bare, bare / "out")
+    with pytest.raises(UsageError, match="rehydrated: None there"):
+        restored(bare, source)
+    file = bare / "data" / "part-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UsageError, match=r"part-00001\.parquet has \d+ bytes"):
+        restored(bare, tmp_path / "out")

@@ -1,0 +1,63 @@
+"""The gate that asks a CLIP."""
+
+import random
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from helpers.rows import make_row
+from PIL import Image
+
+from dialog_gen.clip import EMBEDDED
+from dialog_gen.errors import UsageError
+from dialog_gen.gates.settings import SimilaritySettings
+from dialog_gen.gates.similarity import Similarity
+from dialog_gen.images import decode_image
+from dialog_gen.world.language import ask
+from dialog_gen.world.render import render_png
+from dialog_gen.world.scenes import draw_scene
+
+SHAPES_CLIP = SimilaritySettings(model="shapes-clip", pretrained=None)
+
+
+def row(number: int) -> dict[str, Any]:
+    scene = draw_scene("test", 3, number)
+    asked = ask(scene, random.Random(number), 1 + number % 3)
+    texts = [{"user": q.question, "assistant": q.answer} for q in asked]
+    return make_row(number, texts=texts, images=[{"bytes": render_png(scene), "path": None}])
+
+
+def test_scores_are_cosines_of_open_clip() -> None:
+    rows = [row(number) for number in range(5)]
+    rows[1]["images"], rows[3]["images"] = None, [{"bytes": b"no image", "path": None}]
+    scorer = Similarity(SHAPES_CLIP)
+    scores = scorer.score(rows)
+    scorer.close()
+    place = f"local-dir:{EMBEDDED['shapes-clip']}"
+    made: Any = open_clip.create_model_and_transforms(place)
+    model, _, preprocess = made
+    tokenizer = open_clip.get_tokenizer(place)
+    model.eval()
+    for number, (one, found) in enumerate(zip(rows, scores, strict=True)):
+        if number in (1, 3):
+            assert found == [None] * len(one["texts"])
+            continue
+        image: Image.Image = decode_image(one["images"][0]["bytes"])
+        with torch.inference_mode():
+            seen = model.encode_image(preprocess(image)[None])
+            said = model.encode_text(tokenizer([f"{p['user']} {p['assistant']}" for p in one["texts"]]))
+        expected = torch.cosine_similarity(seen, said).tolist()
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_any_image() -> None:
+    rows = [make_row(0, images=None)]
+    scorer = Similarity(SHAPES_CLIP)
+    assert scorer.score(rows) == [[None]]
+    scorer.close()
+
+
+def test_an_unknown_model_is_said_before_anything_is_loaded() -> None:
+    with pytest.raises(UsageError, match="unknown model 'ViT-B-23'"):
+        Similarity(SimilaritySettings(model="ViT-B-23"))
