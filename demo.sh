@@ -8,11 +8,13 @@ step() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 
 # Images from a server on loopback, fetched by img2dataset into tars, captions beside them.
 step dialog-gen download shapes --out "$out/shapes" --limit 3072
-# A LLaVA-1.5 of two million parameters asks and answers three questions about each image, on vLLM.
-step dialog-gen run --model shapes-llava --images "$out/shapes/images" --out "$out/dialogues"
+# A LLaVA-1.5 of two million parameters asks and answers three questions about each image, on vLLM. Then gates mark what
+# is doubtful: self-consistency asks each question again, four times, on its own.
+step dialog-gen run --model shapes-llava --images "$out/shapes/images" --out "$out/dialogues" \
+  --gates length,leak,near_duplicate,yes_bias,logprob,self_consistency
 # Every byte again: checksums, counts, ids.
 step dialog-gen verify "$out/dialogues"
-# The scene graphs, which the pipeline never reads, say what is true.
+# The scene graphs, which the pipeline never reads, say what is true, and what of it the gates keep.
 step python -m dialog_gen.world.truth "$out/dialogues" "$out/shapes" --show 5
 
 # DRAFT tunes a CLIP's text tower on the dialogues and captions; the control takes as many steps on captions alone.
@@ -31,4 +33,6 @@ evaluate() { step dialog-eval sweep --baseline shapes-clip --images "$out/test/i
 evaluate --checkpoint "$out/draft/model" --label DRAFT --betas 0.9,0.8,0.6 --out "$out/results/draft.json"
 evaluate --checkpoint "$out/captions-only/model" --label "captions only" --betas 1,0 --out "$out/results/captions-only.json"
 step dialog-eval table "$out/results/draft.json" "$out/results/captions-only.json" --out "$out/results.html" --plot "$out/sweep.png"
-printf '\nOpen %s.\n' "$out/results.html"
+# Last, so that it is what the terminal ends with: a page to look through the dataset.
+step dialog-gen report "$out/dialogues" --out "$out/report.html"
+printf '\nOpen %s (the dataset) and %s (the models).\n' "$out/report.html" "$out/results.html"

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import sys
 import tarfile
@@ -271,6 +272,22 @@ def test_the_truth_rate_of_unseen_images(undisturbed: Callable[[str], Undisturbe
     assert pairs == 3 * truth.images
     print(f"truth rate {truth.rate:.1%} of {pairs} pairs")
     assert at_most(true, pairs, 9, 10) > 0.001
+
+
+def test_self_consistency_keeps_what_is_true(undisturbed: Callable[[str], Undisturbed], tmp_path: Path) -> None:
+    """With the gate's own settings: 4 points of truth at least, for a quarter of the pairs at most."""
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed("sampled").out, out)
+    gating = dialog_gen_process("gate", str(out), "--gates", "self_consistency", stderr=DEVNULL)
+    assert gating.wait(PATIENCE_S) == 0
+    truth = measure_truth(DatasetFolder.existing(str(out)), {image_id(i): scene(i) for i in range(IMAGES)})
+    gate = truth.gates["self_consistency"]
+    print(f"truth rate {truth.rate:.1%} -> {gate.kept_rate:.1%} of {gate.kept:.1%} kept; precision {gate.precision:.1%}")
+    assert gate.kept >= 0.75
+    assert gate.kept_rate >= truth.rate + 0.04
+    assert dialog_gen_process("verify", str(out), stderr=DEVNULL).wait(PATIENCE_S) == 0
+    # The dialogues themselves are as they were.
+    assert [row["texts"] for row in rows_of(out)] == [row["texts"] for row in rows_of(undisturbed("sampled").out)]
 
 
 def at_most(successes: int, trials: int, numerator: int, denominator: int) -> float:

@@ -66,6 +66,8 @@ class EngineOptions:
     tensor_parallel_size: int = 1
     deterministic: bool = False
     """On a GPU: kernels whose results do not depend on the batch a request happens to share."""
+    asks_often: bool = False
+    """Whether there are many requests about each image, so that keeping its pixels as the model takes them pays."""
     logprobs: bool = False
     """Whether answers tell their tokens' log-probabilities: no other tokens, at some cost for the smallest models."""
 

@@ -151,8 +151,8 @@ def engine_arguments(model: GeneratorModel, options: EngineOptions) -> dict[str,
         "max_num_batched_tokens": max(_STEP_TOKENS, max_model_len or 0),
         # The default of 999 images a prompt inflates memory profiling.
         "limit_mm_per_prompt": {"image": 1},
-        # An image is used by its own few requests only: keeping processed pixels around buys nothing.
-        "mm_processor_cache_gb": 0,
+        # A dialogue's few requests about an image are no reason to keep its processed pixels around.
+        "mm_processor_cache_gb": 1 if options.asks_often else 0,
         "gpu_memory_utilization": options.gpu_memory_utilization or (0.4 if cpu else 0.9),
         "tensor_parallel_size": options.tensor_parallel_size,
         "trust_remote_code": False,

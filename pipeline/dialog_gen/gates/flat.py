@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dialog_gen.gates.scorer import Row
-from dialog_gen.sketches import hash_64
+from dialog_gen.hashing import hash_64
 
 Hashes = npt.NDArray[np.uint64]
 

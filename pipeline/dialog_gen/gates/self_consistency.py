@@ -54,6 +54,7 @@ class SelfConsistency:
             gpu_memory_utilization=settings.gpu_memory_utilization,
             tensor_parallel_size=settings.tensor_parallel_size,
             deterministic=bool(dataset_config.get("deterministic")),
+            asks_often=True,
         )
         self._engine_name: EngineName = engine
         # Checks that this engine is there and serves the model.

@@ -13,7 +13,7 @@ from dialog_gen.gates.flat import Hashes, HashList, HashSet, hash_of_pair, index
 from dialog_gen.gates.scorer import Row, Scores
 from dialog_gen.gates.settings import SetDuplicateSettings
 from dialog_gen.gates.words import pair_text, shingles, words
-from dialog_gen.sketches import hash_64
+from dialog_gen.hashing import hash_64
 
 _PERMUTATIONS = 128
 _EDGES_AT_ONCE = 1 << 16
