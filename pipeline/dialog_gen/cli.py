@@ -25,7 +25,7 @@ from dialog_gen.share.cli import COMMANDS as SHARE_COMMANDS
 
 if TYPE_CHECKING:
     from dialog_gen.gates.apply import GatePass
-    from dialog_gen.stats import Stats
+    from dialog_gen.stats.collect import Stats
     from dialog_gen.store import DatasetFolder, Store
 
 # What a command needs beyond this is imported inside it: `dialog-gen --help` should not wait for torch.
@@ -62,8 +62,8 @@ def download(
     manifest: Annotated[
         str,
         typer.Argument(
-            help="A manifest's name (see `dialog-gen manifests`) or TOML file, or a list of images: CSV, TSV, Parquet or "
-            "JSON lines with the columns url and caption."
+            help="A manifest's name (see `dialog-gen manifests`) or TOML file, or a list of images: CSV, TSV, Parquet "
+            "or JSON lines with the columns url and caption."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the images and what belongs to them.")],
@@ -90,13 +90,14 @@ def download(
     from dialog_gen.download.images import download_url_list, list_request
     from dialog_gen.download.job import DownloadOptions
     from dialog_gen.download.url_list import prepare_url_list
-    from dialog_gen.manifests import EmbeddedSource, UrlSource, load_manifest, of_split
+    from dialog_gen.manifests import EmbeddedSource, UrlSource, load_manifest
     from dialog_gen.world.fetch import download_shapes
     from dialog_gen.world.scenes import Split
 
     chosen = load_manifest(manifest)
     split = chosen.splits[0] if split is None else split
-    of_split(dict.fromkeys(chosen.splits), split)
+    if split not in chosen.splits:
+        raise UsageError(f"{chosen.name} has no split {split!r}: {did_you_mean(split, chosen.splits)}.")
     source = chosen.source
     if seed and not isinstance(source, EmbeddedSource):
         raise UsageError(f"--seed {seed}: {chosen.name} is not drawn; leave it out.")
@@ -106,7 +107,9 @@ def download(
         )
     policy = FetchPolicy(allow_loopback=allow_loopback, max_bytes=max_bytes, timeout_s=timeout, deadline_s=3 * timeout)
     if isinstance(source, EmbeddedSource):
-        rows = limit or chosen.rows[split]
+        rows = limit or chosen.rows.get(split)
+        if rows is None:
+            raise UsageError(f"{chosen.name} does not say how many images its split {split!r} has: give a --limit.")
         summary = download_shapes(out, split=cast("Split", split), seed=seed, limit=rows)
         content = summary.to_json()
     elif isinstance(source, UrlSource):
@@ -287,7 +290,7 @@ def verify(directory: DatasetOption, json_output: Json = False) -> None:
 @app.command()
 def stats(directory: DatasetOption, json_output: Json = False) -> None:
     """Read a dataset's texts and tell what is asked and answered, how long texts are, and what gates and losses say."""
-    from dialog_gen.stats_table import stats_text
+    from dialog_gen.stats.table import stats_text
     from dialog_gen.store import DatasetFolder
 
     folder = DatasetFolder.existing(directory)
@@ -319,7 +322,7 @@ def report(
 
 
 def _collect_stats(folder: "DatasetFolder") -> "Stats":
-    from dialog_gen.stats import collect
+    from dialog_gen.stats.collect import collect
 
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("reading shards", total=len(folder.shards()))

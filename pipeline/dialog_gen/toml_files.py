@@ -27,7 +27,8 @@ def find_toml(name_or_file: str, shipped: Mapping[str, Path], what: str) -> Path
 def read_toml_model(path: Path, model: type[Model], what: str, overrides: Iterable[str] = ()) -> Model:
     """The model that a file holds; a model with a `name` gets the file's stem where the file gives none.
 
-    `overrides` are of the form "table.key=value", the value as in TOML; what TOML cannot read is a string.
+    `overrides` are of the form "table.key=value", the value as in TOML; what TOML cannot read is a string. In a list of
+    tables, "tables.2.key=value" changes the second one.
 
     Raises UsageError for a file that cannot be read, is not TOML, or does not fit the model.
     """
@@ -54,9 +55,16 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise UsageError(f"{override!r} is no override: give KEY=VALUE, such as optim.lr=1e-4.")
     place: Any = content
     for table in tables:
-        place = place.setdefault(table, {})
-        if not isinstance(place, dict):
+        if isinstance(place, dict):
+            place = place.setdefault(table, {})
+        else:
+            if table not in map(str, range(1, len(place) + 1)):
+                raise UsageError(f"{override!r}: {table} is no number from 1 to {len(place)}.")
+            place = place[int(table) - 1]
+        if not isinstance(place, dict | list):
             raise UsageError(f"{override!r}: {table} is no table.")
+    if isinstance(place, list):
+        raise UsageError(f"{override!r}: give the number of a table and a key, such as {tables[-1]}.1.KEY=VALUE.")
     try:
         place[last] = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from dialog_gen.hashing import hash_64
 from dialog_gen.schema import DIALOGUES, PAIR_COLUMNS, REJECTS
 from dialog_gen.store import DatasetFolder, FileEntry, Sidecar, sha256_json
 
@@ -183,7 +184,7 @@ class _Ids:
         self._open: list[int] = []
 
     def add(self, image_id: str) -> None:
-        self._open.append(_hash(image_id))
+        self._open.append(hash_64(image_id))
         if len(self._open) == 1 << 16:
             self._close()
 
@@ -201,13 +202,9 @@ class _Ids:
                         column = pq.read_table(file, columns=["image_id"]).column(0).to_pylist()
                 except Exception:  # noqa: BLE001, S112 - damage of any kind, found before
                     continue
-                found.update(image_id for image_id in column if _hash(image_id) in suspects)
+                found.update(image_id for image_id in column if hash_64(image_id) in suspects)
         return sorted(image_id for image_id, times in found.items() if times > 1)
 
     def _close(self) -> None:
         self._chunks.append(np.array(self._open, dtype=np.uint64))
         self._open = []
-
-
-def _hash(image_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest())

@@ -282,7 +282,9 @@ def test_self_consistency_keeps_what_is_true(undisturbed: Callable[[str], Undist
     assert gating.wait(PATIENCE_S) == 0
     truth = measure_truth(DatasetFolder.existing(str(out)), {image_id(i): scene(i) for i in range(IMAGES)})
     gate = truth.gates["self_consistency"]
-    print(f"truth rate {truth.rate:.1%} -> {gate.kept_rate:.1%} of {gate.kept:.1%} kept; precision {gate.precision:.1%}")
+    print(
+        f"truth rate {truth.rate:.1%} -> {gate.kept_rate:.1%} of {gate.kept:.1%} kept; precision {gate.precision:.1%}"
+    )
     assert gate.kept >= 0.75
     assert gate.kept_rate >= truth.rate + 0.04
     assert dialog_gen_process("verify", str(out), stderr=DEVNULL).wait(PATIENCE_S) == 0

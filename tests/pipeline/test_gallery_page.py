@@ -28,7 +28,7 @@ from dialog_gen import cli
 from dialog_gen.errors import UsageError
 from dialog_gen.report import Report, write_report
 from dialog_gen.report.thumbnails import SIZES, fit, thumbnail
-from dialog_gen.stats import collect
+from dialog_gen.stats.collect import collect
 from dialog_gen.store import DatasetFolder, open_store
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

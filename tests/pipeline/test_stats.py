@@ -15,12 +15,12 @@ from helpers.rows import make_row, shard_of, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialog_gen.distributions import Distribution, Spread
 from dialog_gen.errors import UsageError
-from dialog_gen.sampling import sample_rows
-from dialog_gen.sketches import DistinctItems, FrequentItems
-from dialog_gen.stats import answer_type, collect, question_type
-from dialog_gen.stats_table import stats_text
+from dialog_gen.stats.collect import answer_type, collect, question_type
+from dialog_gen.stats.distributions import Distribution, Spread
+from dialog_gen.stats.sampling import sample_rows
+from dialog_gen.stats.sketches import DistinctItems, FrequentItems
+from dialog_gen.stats.table import stats_text
 from dialog_gen.store import DatasetFolder, open_store
 
 QUESTIONS = ("What color is the car?", "How many dogs are there?", "Is there a dog?", "Why?", "what Color is it")

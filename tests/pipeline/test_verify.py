@@ -299,7 +299,7 @@ def test_a_damaged_configuration_cannot_be_verified(out: Path) -> None:
 
 @pytest.mark.parametrize("values", [1, 2, 5])
 def test_ids_of_the_same_hash_are_no_duplicates(out: Path, monkeypatch: pytest.MonkeyPatch, values: int) -> None:
-    monkeypatch.setattr(verify_module, "_hash", lambda image_id: sum(image_id.encode()) % values)
+    monkeypatch.setattr(verify_module, "hash_64", lambda image_id: sum(image_id.encode()) % values)
     assert problems(out) == []
     edit_rows(out, lambda rows: rows[0].update(image_id="image 8"))
     assert problems(out) == ["image_id 'image 8' stands in more than one row"]

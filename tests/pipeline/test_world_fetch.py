@@ -15,9 +15,11 @@ import psutil
 import pytest
 from PIL import Image
 
+from dialog_gen.download.folder import locked
+from dialog_gen.download.images import DownloadSummary
 from dialog_gen.errors import FailedCheckError, MissingExtraError, UsageError
 from dialog_gen.world import fetch
-from dialog_gen.world.fetch import DownloadSummary, download_shapes
+from dialog_gen.world.fetch import download_shapes
 from dialog_gen.world.render import render, render_png
 from dialog_gen.world.scenes import Scene, draw_scene
 
@@ -115,7 +117,7 @@ def test_killed_then_incomplete_then_resumed_gives_the_same_bytes(
 
     broken = draw_scene("test", 3, BROKEN)
     monkeypatch.setattr(fetch, "render_png", lambda s: b"not an image" if s == broken else render_png(s))
-    with pytest.raises(FailedCheckError, match=r"39 of 40 images were downloaded, 1 were not \(1 x Image decoding"):
+    with pytest.raises(FailedCheckError, match=r"39 of 40 images were downloaded, 1 were not \(1 x not_an_image\)"):
         download_shapes(out, **ARGUMENTS)
     assert not (out / "images").exists()
 
@@ -168,7 +170,7 @@ def test_a_folder_with_images_of_other_origin_is_refused(tmp_path: Path) -> None
 
 
 def test_a_complete_folder_that_lost_a_tar_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "download.json").write_text(json.dumps({"manifest": "shapes", **ARGUMENTS}))
+    (tmp_path / "download.json").write_text(json.dumps({"manifest": "shapes", **ARGUMENTS, "shards": 3}))
     with pytest.raises(UsageError, match=r"lacks 3 tars that its download.json counts, first 00000\.tar"):
         download_shapes(tmp_path, **ARGUMENTS)
 
@@ -180,7 +182,7 @@ def test_output_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_a_second_download_into_the_same_folder_is_refused(tmp_path: Path) -> None:
-    with fetch._locked(tmp_path), pytest.raises(UsageError, match="another download is writing"):
+    with locked(tmp_path), pytest.raises(UsageError, match="another download is writing"):
         download_shapes(tmp_path, **ARGUMENTS)
 
 

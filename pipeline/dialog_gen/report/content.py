@@ -10,11 +10,11 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from dialog_gen.download.outcomes import MEANING
+from dialog_gen.hashing import hash_64
 from dialog_gen.report.thumbnails import thumbnail
-from dialog_gen.sampling import sample_rows
 from dialog_gen.schema import GATES
-from dialog_gen.sketches import hash_64
-from dialog_gen.stats import Stats
+from dialog_gen.stats.collect import Stats
+from dialog_gen.stats.sampling import sample_rows
 from dialog_gen.store import DatasetFolder
 
 _EXAMPLES = 3

@@ -14,7 +14,7 @@ from typing import Any
 from dialog_gen.errors import UsageError
 from dialog_gen.report.content import gallery, overview
 from dialog_gen.report.thumbnails import SIZES, Size, fit
-from dialog_gen.stats import Stats
+from dialog_gen.stats.collect import Stats
 from dialog_gen.store import DatasetFolder
 
 _MB = 10**6

@@ -9,13 +9,13 @@ from typing import Any
 
 from PIL import Image
 
-from dialog_gen.distributions import Distribution, Spread
 from dialog_gen.errors import UsageError
 from dialog_gen.gates.words import words
 from dialog_gen.images import FORMATS
-from dialog_gen.sampling import sample_rows
 from dialog_gen.schema import GATES
-from dialog_gen.sketches import DistinctItems, FrequentItems
+from dialog_gen.stats.distributions import Distribution, Spread
+from dialog_gen.stats.sampling import sample_rows
+from dialog_gen.stats.sketches import DistinctItems, FrequentItems
 from dialog_gen.store import DatasetFolder
 from dialog_gen.verify import totals
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dialog_gen.errors import UsageError
-from dialog_gen.sketches import hash_64
+from dialog_gen.hashing import hash_64
 from dialog_gen.store import DatasetFolder, FileEntry
 
 

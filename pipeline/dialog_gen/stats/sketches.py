@@ -1,15 +1,11 @@
 """Counts over streams of any length in bounded memory: exact while few things differ, honest about the error after."""
 
-import hashlib
 import heapq
 from collections import Counter
 
+from dialog_gen.hashing import hash_64
+
 _HASHES = 1 << 64
-
-
-def hash_64(text: str) -> int:
-    """As good as uniform in [0, 2^64); the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 class FrequentItems:

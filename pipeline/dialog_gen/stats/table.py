@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from dialog_gen.distributions import Spread
-from dialog_gen.stats import Stats, Utterances
+from dialog_gen.stats.collect import Stats, Utterances
+from dialog_gen.stats.distributions import Spread
 
 _SHOWN = 10
 

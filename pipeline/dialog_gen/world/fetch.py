@@ -1,37 +1,36 @@
 """Downloads the embedded world the way any image set is downloaded: from URLs, by img2dataset, into tars.
 
-A server on loopback renders each image when it is asked for. img2dataset runs in a session of its own, so that it and
-its workers can be ended together, however this process ends. What it stores depends on the order of arrival, the
-clock and the server's port; the tars are rewritten without these: the same arguments give the same bytes.
+A server on loopback renders each image when it is asked for. What img2dataset stores depends on the order of arrival,
+the clock and the server's port; the tars are rewritten without these: the same arguments give the same bytes.
 """
 
-import fcntl
-import importlib.util
 import io
 import json
-import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import tarfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import Progress
 
-from dialog_gen.errors import FailedCheckError, MissingExtraError, UsageError
+from dialog_gen.download.fetch import FetchPolicy
+from dialog_gen.download.folder import begin, finish, is_complete, locked, read_json, write_json
+from dialog_gen.download.images import DownloadSummary
+from dialog_gen.download.job import DownloadOptions
+from dialog_gen.download.supervisor import (
+    LOG_NAME,
+    download_list,
+    finished_shards,
+    outcomes_of,
+    require_img2dataset,
+)
+from dialog_gen.errors import FailedCheckError, UsageError
 from dialog_gen.world.files import ShapesSubset, replacing, write_files
 from dialog_gen.world.language import web_caption
 from dialog_gen.world.render import render_png
@@ -42,20 +41,6 @@ _MADE = ("images", "truth.jsonl", "vqa", "retrieval")
 _STATS_KEPT = ("count", "successes", "failed_to_download", "failed_to_resize", "status_dict")
 _URL_BATCH = 8192
 _POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DownloadSummary:
-    """What lies in `out` after a download; `already_complete` where there was nothing to do."""
-
-    out: Path
-    images: int
-    shards: int
-    already_complete: bool
-
-    def __str__(self) -> str:
-        found = "complete already, nothing to do" if self.already_complete else "downloaded"
-        return f"{self.out}: {found}: {self.images} images in {self.shards} tars"
 
 
 def download_shapes(out: Path, *, split: Split, seed: int, limit: int, shard_size: int = 1024) -> DownloadSummary:
@@ -71,76 +56,34 @@ def download_shapes(out: Path, *, split: Split, seed: int, limit: int, shard_siz
             raise UsageError(f"the {name} must be at least 1, got {value}")
     subset = ShapesSubset(split=split, seed=seed, limit=limit, shard_size=shard_size)
     request = {"manifest": "shapes", **asdict(subset)}
-    with _locked(out):
-        complete = _is_complete(out, subset, request)
+    with locked(out):
+        complete = is_complete(out, request, _MADE)
         if not complete:
+            require_img2dataset()
             _download(out, subset, request)
     return DownloadSummary(out=out, images=limit, shards=len(subset.shards()), already_complete=complete)
 
 
-@contextmanager
-def _locked(out: Path) -> Generator[None, None, None]:
-    """Holds the folder against a second download; the system lets go of it when this process ends."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        folder = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise UsageError(f"cannot use {out} as output folder: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another download is writing to {out}: wait for it or choose another folder") from None
-        yield
-    finally:
-        os.close(folder)
-
-
-def _is_complete(out: Path, subset: ShapesSubset, request: dict[str, Any]) -> bool:
-    """Whether `out` holds what is requested. Raises UsageError where it holds anything but that or a part of it."""
-    found = _read_json(out / "download.json")
-    begun = found if found is not None else _read_json(_work(out) / "request.json")
-    if begun is None:
-        if made := [name for name in _MADE if (out / name).exists()]:
-            raise UsageError(f"{out} holds {', '.join(made)} of no known download: choose another folder")
-        return False
-    if differing := [key for key in request if begun.get(key) != request[key]]:
-        was = ", ".join(f"{key} = {begun.get(key)}" for key in differing)
-        now = ", ".join(f"{key} = {request[key]}" for key in differing)
-        raise UsageError(f"{out} was begun with {was}, now asked for with {now}: choose another folder")
-    if found is not None:
-        if missing := [name for name in subset.shards() if not (out / "images" / f"{name}.tar").exists()]:
-            raise UsageError(f"{out} lacks {len(missing)} tars that its download.json counts, first {missing[0]}.tar")
-        shutil.rmtree(_work(out), ignore_errors=True)
-    return found is not None
-
-
 def _download(out: Path, subset: ShapesSubset, request: dict[str, Any]) -> None:
-    if importlib.util.find_spec("img2dataset") is None:
-        raise MissingExtraError("downloading images", "download")
-    work, images, shards = _work(out), _work(out) / "images", subset.shards()
-    _write_json(work / "request.json", request)
-    # Shards with losses are downloaded again: img2dataset takes a shard that has a stats file as done.
-    for name in shards:
-        if not _is_whole(images, name, shards[name]):
-            (images / f"{name}_stats.json").unlink(missing_ok=True)
-    left = sum(len(s) for name, s in shards.items() if not _is_whole(images, name, s))
+    work, shards = begin(out, request), subset.shards()
+    images = work / "images"
+    # Shards with losses are downloaded again.
+    for name in set(shards) - _whole(images):
+        (images / f"{name}_stats.json").unlink(missing_ok=True)
+    options = DownloadOptions(
+        policy=FetchPolicy(allow_loopback=True),
+        shard_size=subset.shard_size,
+        processes=min(2, len(shards)),
+        threads=16,
+    )
     with _Server() as server:
-        _write_urls(work / "urls.parquet", subset, server.server_port)
-        exit_code = _run_img2dataset(work, subset, server, left)
-    _check(work, subset, exit_code)
+        _write_urls(work / "urls", subset, server.server_port)
+        download_list(work, options, "downloading shapes")
+    _check(work, subset)
     for name, scenes in shards.items():
         _normalise(images, name, [subset.url(index) for index in scenes])
     write_files(out, subset)
-    # These come last: a folder that has `images` is whole, one that has download.json is finished.
-    shutil.rmtree(out / "images", ignore_errors=True)
-    images.replace(out / "images")
-    _write_json(out / "download.json", {**request, "images": subset.limit, "shards": len(shards)})
-    shutil.rmtree(work)
-
-
-def _work(out: Path) -> Path:
-    return out / ".download"
+    finish(out, request, images=subset.limit, shards=len(shards))
 
 
 class _Server(ThreadingHTTPServer):
@@ -151,7 +94,6 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__((_HOST, 0), _Handler)
-        self.images_served = 0
 
     def __enter__(self) -> "_Server":
         self._thread = threading.Thread(target=self.serve_forever, args=(_POLL_S,), daemon=True)
@@ -181,16 +123,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(png)))
         self.end_headers()
         self.wfile.write(png)
-        # Unlocked: only the progress bar reads it.
-        cast("_Server", self.server).images_served += 1
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (as the base class names it)
         pass
 
 
-def _write_urls(path: Path, subset: ShapesSubset, port: int) -> None:
+def _write_urls(folder: Path, subset: ShapesSubset, port: int) -> None:
     schema = pa.schema([("url", pa.string()), ("caption", pa.string())])
-    with pq.ParquetWriter(path, schema) as writer:
+    folder.mkdir(exist_ok=True)
+    with pq.ParquetWriter(folder / "00000.parquet", schema) as writer:
         for start in range(0, subset.limit, _URL_BATCH):
             batch = range(start, min(start + _URL_BATCH, subset.limit))
             urls = [f"http://{_HOST}:{port}/{subset.split}/{subset.seed}/{i}.png" for i in batch]
@@ -198,78 +139,23 @@ def _write_urls(path: Path, subset: ShapesSubset, port: int) -> None:
             writer.write_table(pa.table({"url": urls, "caption": captions}, schema))
 
 
-def _run_img2dataset(work: Path, subset: ShapesSubset, server: _Server, images: int) -> int:
-    """Runs `_main` in a new session, its prints in a log; shows progress on a terminal. Returns the exit code."""
-    arguments = {
-        "url_list": str(work / "urls.parquet"),
-        "input_format": "parquet",
-        "url_col": "url",
-        "caption_col": "caption",
-        "output_folder": str(work / "images"),
-        "output_format": "webdataset",
-        "number_sample_per_shard": subset.shard_size,
-        "resize_mode": "keep_ratio",
-        "resize_only_if_bigger": True,
-        "image_size": 336,
-        "processes_count": min(2, len(subset.shards())),
-        "thread_count": 16,
-        "retries": 3,
-        "incremental_mode": "incremental",
-        "enable_wandb": False,
-    }
-    command = [sys.executable, "-P", "-m", "dialog_gen.world.fetch", json.dumps(arguments)]
-    # Loopback is not for proxies; a dependency of img2dataset would look for updates of itself.
-    env = {**os.environ, "no_proxy": _HOST, "NO_PROXY": _HOST, "NO_ALBUMENTATIONS_UPDATE": "1"}
-    with (
-        (work / "img2dataset.log").open("wb") as log,
-        Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress,
-        subprocess.Popen(  # noqa: S603 (its words are ours)
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, start_new_session=True
-        ) as process,
-    ):
-        task = progress.add_task("downloading shapes", total=images)
-        try:
-            while process.poll() is None:
-                progress.update(task, completed=server.images_served)
-                time.sleep(_POLL_S)
-            progress.update(task, completed=server.images_served)
-        finally:
-            # Also after a normal end: img2dataset's logger outlives a crash.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode
-
-
-def _main() -> None:
-    """Runs img2dataset until it is done or the parent process is gone."""
-
-    def end_with_parent() -> None:
-        os.read(0, 1)  # returns when the other end of the pipe closes
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    importlib.import_module("img2dataset").download(**json.loads(sys.argv[1]))
-
-
-def _check(work: Path, subset: ShapesSubset, exit_code: int) -> None:
+def _check(work: Path, subset: ShapesSubset) -> None:
     """Raises FailedCheckError, with counts, unless every image was downloaded."""
-    images, shards = work / "images", subset.shards()
-    stats = [_read_json(images / f"{name}_stats.json") or {} for name in shards]
-    succeeded = sum(s.get("successes", 0) for s in stats)
-    if exit_code == 0 and all(_is_whole(images, name, scenes) for name, scenes in shards.items()):
-        return
-    errors = sum((Counter(s.get("status_dict", {})) for s in stats), Counter[str]())
-    del errors["success"]
-    listed = "; ".join(f"{count} x {error}" for error, count in errors.most_common(3)) or "no error recorded"
-    raise FailedCheckError(
-        f"{succeeded} of {subset.limit} images were downloaded, {subset.limit - succeeded} were not ({listed}); "
-        f"img2dataset ended with {exit_code}, its log is {work / 'img2dataset.log'}; run again to fetch the rest"
-    )
+    outcomes: Counter[str] = Counter()
+    for stats in finished_shards(work / "images").values():
+        outcomes += Counter(outcomes_of(stats))
+    succeeded = outcomes.pop("success", 0)
+    if succeeded < subset.limit:
+        listed = ", ".join(f"{count} x {outcome}" for outcome, count in outcomes.most_common(3))
+        raise FailedCheckError(
+            f"{succeeded} of {subset.limit} images were downloaded, {subset.limit - succeeded} were not ({listed}); "
+            f"img2dataset's log is {work / LOG_NAME}; run again to fetch the rest"
+        )
 
 
-def _is_whole(images: Path, name: str, scenes: range) -> bool:
-    stats = _read_json(images / f"{name}_stats.json") or {}
-    return stats.get("count") == stats.get("successes") == len(scenes)
+def _whole(images: Path) -> set[str]:
+    """The finished shards that lack no image."""
+    return {name for name, stats in finished_shards(images).items() if set(outcomes_of(stats)) == {"success"}}
 
 
 def _normalise(images: Path, name: str, urls: list[str]) -> None:
@@ -286,24 +172,7 @@ def _normalise(images: Path, name: str, urls: list[str]) -> None:
             header = tarfile.TarInfo(member)
             header.size = len(content[member])
             tar.addfile(header, io.BytesIO(content[member]))
-    stats = _read_json(images / f"{name}_stats.json") or {}
-    _write_json(images / f"{name}_stats.json", {key: stats[key] for key in _STATS_KEPT})
+    stats = read_json(images / f"{name}_stats.json") or {}
+    write_json(images / f"{name}_stats.json", {key: stats[key] for key in _STATS_KEPT})
     # It repeats the tar's metadata in the order of arrival.
     (images / f"{name}.parquet").unlink(missing_ok=True)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None where the file is missing or was cut off while being written."""
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    _main()

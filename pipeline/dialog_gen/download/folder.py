@@ -1,0 +1,106 @@
+"""The output folder of a download: who may write to it, and what was asked for when it was begun."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from dialog_gen.errors import UsageError
+
+_BEGUN: Final = "request.json"
+_FINISHED: Final = "download.json"
+
+
+@contextmanager
+def locked(out: Path) -> Generator[None, None, None]:
+    """Makes the folder and holds it against a second download; the system lets go of it when this process ends.
+
+    Raises UsageError where it cannot be made, or another download holds it.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"cannot use {out} as output folder: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another download is writing to {out}: wait for it or choose another folder") from None
+        yield
+    finally:
+        os.close(folder)
+
+
+def work_folder(out: Path) -> Path:
+    """Where a download keeps what is not yet, or not for long, part of the output."""
+    return out / ".download"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None where the file is missing or was cut off while being written."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes an object so that the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def is_complete(out: Path, request: dict[str, Any], made: Iterable[str]) -> bool:
+    """Whether `out` holds what is requested, as `finish` left it; else it is empty or holds a part of that.
+
+    Raises UsageError where it was begun with another request, holds any of `made` of unknown origin, or lost a tar.
+    """
+    found = read_json(out / _FINISHED)
+    begun = found if found is not None else read_json(work_folder(out) / _BEGUN)
+    if begun is None:
+        if foreign := [name for name in made if (out / name).exists()]:
+            raise UsageError(f"{out} holds {', '.join(foreign)} of no known download: choose another folder")
+        return False
+    if differing := [key for key in request if begun.get(key) != request[key]]:
+        was = ", ".join(f"{key} = {begun.get(key)}" for key in differing)
+        now = ", ".join(f"{key} = {request[key]}" for key in differing)
+        raise UsageError(f"{out} was begun with {was}, now asked for with {now}: choose another folder")
+    if found is not None:
+        tars = [f"{number:05d}.tar" for number in range(found.get("shards", 0))]
+        if missing := [name for name in tars if not (out / "images" / name).exists()]:
+            raise UsageError(f"{out} lacks {len(missing)} tars that its {_FINISHED} counts, first {missing[0]}")
+        shutil.rmtree(work_folder(out), ignore_errors=True)
+    return found is not None
+
+
+def has_begun(out: Path) -> bool:
+    """Whether a download into `out` is under way: begun, not finished."""
+    return (work_folder(out) / _BEGUN).exists()
+
+
+def begin(out: Path, request: dict[str, Any]) -> Path:
+    """Notes what is asked for; returns the folder to work in."""
+    work = work_folder(out)
+    write_json(work / _BEGUN, request)
+    if (out / "images").exists():
+        # `finish` was interrupted.
+        (out / "images").replace(work / "images")
+    (work / "images").mkdir(exist_ok=True)
+    return work
+
+
+def finish(out: Path, request: dict[str, Any], *, images: int, shards: int) -> None:
+    """Makes the tars in the work folder's `images` those of `out`, and the download a complete one."""
+    work = work_folder(out)
+    # In this order: a folder that has `images` is whole, one that has download.json is finished.
+    (work / "images").replace(out / "images")
+    write_json(out / _FINISHED, {**request, "images": images, "shards": shards})
+    shutil.rmtree(work)

@@ -1,0 +1,89 @@
+"""What became of a URL list: how many of its URLs still gave an image, and why the others did not."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dialog_gen.download.outcomes import FINAL, MEANING, OUTCOMES, STILL_THERE, Outcome
+from dialog_gen.download.supervisor import finished_shards, outcomes_of
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRot:
+    """Each row of a list counted once, by its latest outcome."""
+
+    outcomes: Counter[Outcome]
+    retries: int
+    """How often those that failed were asked for again."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the list."""
+        return self.outcomes.total()
+
+    @property
+    def urls(self) -> int:
+        """Different URLs."""
+        return self.rows - self.outcomes["duplicate_url"]
+
+    @property
+    def success_rate(self) -> float:
+        """Fraction of the URLs whose image is stored."""
+        return self.outcomes["success"] / self.urls if self.urls else 0.0
+
+    @property
+    def alive(self) -> float:
+        """Fraction of the URLs that still lead to an image, including those that could or must not be kept."""
+        return sum(self.outcomes[outcome] for outcome in STILL_THERE) / self.urls if self.urls else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for link_rot.json; `outcomes` lists those that occurred, most frequent first."""
+        return {
+            "rows": self.rows,
+            "urls": self.urls,
+            "success_rate": round(self.success_rate, 6),
+            "alive": round(self.alive, 6),
+            "opted_out": self.outcomes["opted_out"],
+            "duplicates": self.outcomes["duplicate_url"],
+            "retries": self.retries,
+            "outcomes": {outcome: count for outcome, count in self._sorted() if count},
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"  {outcome:<16}{count:>12}  {count / self.rows:>6.1%}  {MEANING[outcome]}"
+            for outcome, count in self._sorted()
+            if count
+        ]
+        total = f"{self.rows} rows, {self.urls} URLs: {self.success_rate:.1%} stored, {self.alive:.1%} still there"
+        return "\n".join([*lines, f"  {total}"])
+
+    def _sorted(self) -> list[tuple[Outcome, int]]:
+        return sorted(((o, self.outcomes[o]) for o in OUTCOMES), key=lambda item: (item[0] != "success", -item[1]))
+
+
+def retry_folders(images: Path) -> list[Path]:
+    """The folders of tars that further tries added, in order."""
+    return sorted(images.glob("retry-*"), key=lambda folder: int(folder.name.removeprefix("retry-")))
+
+
+def measure(images: Path) -> LinkRot:
+    """Counts what a complete download left in its folder of tars and those of its retries.
+
+    A retry asks for every URL that had failed until then, so its outcomes take the place of theirs.
+    """
+    outcomes = _outcomes(images)
+    retries = retry_folders(images)
+    for folder in retries:
+        for outcome in set(outcomes) - FINAL:
+            del outcomes[outcome]
+        outcomes += _outcomes(folder)
+    return LinkRot(outcomes, len(retries))
+
+
+def _outcomes(images: Path) -> Counter[Outcome]:
+    total: Counter[Outcome] = Counter()
+    for stats in finished_shards(images).values():
+        total += outcomes_of(stats)
+    return total
