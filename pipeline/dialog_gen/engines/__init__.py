@@ -1,7 +1,7 @@
 """Engines answer one prompt about one image. Starting one is slow: once a run, not once a shard."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol, get_args
@@ -35,7 +35,8 @@ class Answer:
     finish_reason: str
     output_tokens: int
     saw_image: bool
-    tokens: Sequence[tuple[str, float]] = ()
+    # No part of what makes answers equal: low bits of a probability depend on who shared the batch.
+    tokens: Sequence[tuple[str, float]] = field(default=(), compare=False)
     """Each token's text on its own, and its log-probability under the model: before temperature and top_p. Empty
     unless `EngineOptions.logprobs`."""
 
