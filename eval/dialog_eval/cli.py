@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dialog_eval.evaluation import EvaluationTask
     from dialog_eval.image_source import ImageSource
     from dialog_eval.models import Blend
+    from dialog_gen.clip import Clip
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -47,7 +48,9 @@ class _Plan:
 
     load: "Callable[[ImageSource], list[EvaluationTask]]"
     blends: "tuple[tuple[Blend, float], ...] | None" = None
-    """Of a sweep, which needs a baseline."""
+    """Of a sweep."""
+    open_model: "Callable[[str, str | None], Clip] | None" = None
+    """Where models are no CLIPs."""
 
 
 def main() -> None:
@@ -77,16 +80,17 @@ def _evaluation(plan: Callable[..., _Plan]) -> Callable[..., _Plan]:
 
     def command(**given: Any) -> None:
         common = Common(**{name: given.pop(name) for name in shared})
-        planned = plan(**given)
-        if planned.blends is not None and common.baseline is None:
-            raise UsageError("blends are of the checkpoint with a baseline: give --baseline.")
         try:
             from dialog_eval.session import run
+
+            planned = plan(**given)
         except ModuleNotFoundError as error:
             if error.name != "open_clip":
                 raise
             raise MissingExtraError("open_clip", "train") from None
-        run(common, given, planned.load, planned.blends or ())
+        if planned.blends is not None and common.beta is not None:
+            raise UsageError("a sweep measures all of --betas: leave out --beta.")
+        run(common, given, planned.load, planned.blends, planned.open_model)
 
     parameters = {**shared, **own}
     # What typer reads.
@@ -179,7 +183,10 @@ def sweep(
     train_annotations: TrainAnnotations = None,
     image_list: ImageList = None,
 ) -> _Plan:
-    """Retrieval, VQA or both for blends of the checkpoint with the baseline, in one pass."""
+    """Retrieval, VQA or both for blends of the checkpoint with the baseline, in one pass.
+
+    A checkpoint with a third tower is blended as that alone; its own text tower is the baseline where none is given.
+    """
     per_image, shares = _per_image(captions_per_image), _betas(betas)
     kinds = ("embedding", "weight") if blend == "both" else (blend,)
     if (questions is None) != (annotations is None):
@@ -201,6 +208,39 @@ def sweep(
         return tasks
 
     return _Plan(load, tuple((kind, beta) for kind in kinds for beta in shares))
+
+
+@_evaluation
+def generate(
+    tasks: Annotated[str, typer.Option(help="Of vqa, captioning and entailment, with commas between them.")] = "vqa",
+    questions: Annotated[Path | None, typer.Option(help="VQAv1 questions JSON, for vqa and entailment.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="VQAv1 annotations JSON of the same split.")] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(help=f"For captioning; given it, texts are also generated from captions. {CAPTIONS_HELP}"),
+    ] = None,
+    split: SplitOption = None,
+    captions_per_image: PerImage = "5",
+    beams: Annotated[int, typer.Option(min=1, help="Beams of the search.")] = 5,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest text.")] = 32,
+    metric: MetricOption = "official",
+    mode: ModeOption = "official",
+    train_annotations: TrainAnnotations = None,
+    image_list: ImageList = None,
+) -> _Plan:
+    """What decoders that train/close.py trained write about images: answers, captions, whether statements follow."""
+    from dialog_eval.tasks.generation import Decoders, GenerationOptions, load_generation
+
+    decoders = Decoders()
+    options = GenerationOptions.of(tasks, beams=beams, max_tokens=max_tokens, measure=metric, mode=mode)
+    per_image = _per_image(captions_per_image)
+
+    def load(source: "ImageSource") -> "list[EvaluationTask]":
+        files = {"questions": questions, "annotations": annotations, "captions": captions, "image_list": image_list}
+        files["train_annotations"] = train_annotations
+        return load_generation(source, decoders, options, **files, split=split, captions_per_image=per_image)
+
+    return _Plan(load, open_model=decoders.open)
 
 
 @app.command()

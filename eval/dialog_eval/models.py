@@ -5,14 +5,16 @@ Two ways to blend, beta being the baseline's share:
     embedding    normalise(beta * T_base(y) + (1 - beta) * T_tuned(y)), T unit-norm text vectors
     weight       T of the weights beta * W_base + (1 - beta) * W_tuned (WiSE-FT, arXiv 2109.01903)
 
+A checkpoint with a third tower is an embedding blend by itself, beta being the share of its frozen text tower.
+
 All that is compared is encoded in one pass: a text once by each text tower, an image once by each image tower, where
-equal image towers count as one.
+equal towers count as one.
 """
 
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,9 +26,12 @@ from dialog_eval.results import Entry, Metric, Task
 from dialog_gen.clip import Clip, sha256_of_weights
 from dialog_gen.errors import UsageError
 from dialog_train.text import TextTower
+from dialog_train.third_tower import ThirdTowerClip
 from dialog_train.tokens import Ids, TextEncoder
 
 Blend = Literal["embedding", "weight"]
+Shares = tuple[tuple[int, float], ...]
+"""Indices of text towers, and the share of each one's vectors."""
 NewBar = Callable[[str, int], Callable[[float], None]]
 """(what is counted, how many there are) -> to be called with the number done since."""
 
@@ -40,13 +45,12 @@ class Variant:
     """Of a blend, the tuned model."""
     image_tower: int
     """Index into `Models.image_towers`."""
-    shares: tuple[tuple[int, float], ...]
-    """Indices of text towers, and the share of each one's vectors."""
+    shares: Shares
     blend: Blend | None = None
     beta: float | None = None
 
     def entry(self, task: Task, dataset: str, protocol: str, metrics: list[Metric], *, label_suffix: str = "") -> Entry:
-        """What it achieved."""
+        """What it achieved. With a suffix it is another measurement, and no point of the plot of a sweep."""
         return Entry(
             label=self.label + label_suffix,
             task=task,
@@ -54,8 +58,8 @@ class Variant:
             protocol=protocol,
             model=self.clip.name,
             weights_sha256=self.clip.weights_sha256,
-            blend=self.blend,
-            beta=self.beta,
+            blend=None if label_suffix else self.blend,
+            beta=None if label_suffix else self.beta,
             metrics=metrics,
         )
 
@@ -63,7 +67,8 @@ class Variant:
 class Models:
     """A checkpoint, or a baseline and a checkpoint with the blends between them.
 
-    `variants` are in this order: the baseline, the checkpoint, the blends in the order given.
+    `variants` are in this order: the baseline, the checkpoint, the blends in the order given. `alone` are these without
+    the blends.
     """
 
     def __init__(
@@ -85,11 +90,11 @@ class Models:
         self.device, self.batch_size = torch.device(device), batch_size
         self.texts = self.truncated_texts = 0
         """Texts that were tokenised, and those of them that were longer than a model's context."""
+        self.image_towers, self._texts = [checkpoint], list[_TextSide]()
         if baseline is None:
             if blends:
                 raise UsageError("a blend is of two models: give --baseline.")
-            self.image_towers, self._texts = [checkpoint], [self._text_side(checkpoint)]
-            self.variants = [Variant(label=label, clip=checkpoint, image_tower=0, shares=((0, 1.0),))]
+            self.alone = self.variants = [self._alone(checkpoint, label, image_tower=0)]
             return
         if label == baseline_label:
             raise UsageError(f"checkpoint and baseline are both labelled {label!r}: give --label or --baseline-label.")
@@ -99,24 +104,17 @@ class Models:
                 f"{baseline_label} and {label} have different image towers: text towers are blended only where they "
                 "were tuned to one image tower."
             )
-        self.image_towers = [checkpoint] if one_image_tower else [baseline, checkpoint]
-        self._texts = [base, tuned] = [self._text_side(baseline), self._text_side(checkpoint)]
-        if _tokenization(baseline, base) == _tokenization(checkpoint, tuned):
-            tuned.encoder = base.encoder
-        own = len(self.image_towers) - 1
-        self.variants = [
-            Variant(label=baseline_label, clip=baseline, image_tower=0, shares=((0, 1.0),)),
-            Variant(label=label, clip=checkpoint, image_tower=own, shares=((1, 1.0),)),
-        ]
+        if not one_image_tower:
+            self.image_towers = [baseline, checkpoint]
+        base = self._alone(baseline, baseline_label, image_tower=0)
+        tuned = self._alone(checkpoint, label, image_tower=len(self.image_towers) - 1)
+        self.alone, self.variants = [base, tuned], [base, tuned]
         for blend, beta in blends:
-            name, shares = f"{label}, {blend} blend {beta:g}", ((0, beta), (1, 1 - beta))
+            name = _blend_label(label, blend, beta)
+            shares = (*_scaled(base.shares, beta), *_scaled(tuned.shares, 1 - beta))
             if blend == "weight":
-                _check_one_architecture(baseline, checkpoint)
-                shares = ((len(self._texts), 1.0),)
-                self._texts.append(_TextSide(name, blend_weights(base.tower, tuned.tower, beta), tuned.encoder))
-            self.variants.append(
-                Variant(label=name, clip=checkpoint, image_tower=own, shares=shares, blend=blend, beta=beta)
-            )
+                shares = self._weight_blend(base, tuned, beta, name)
+            self.variants.append(replace(tuned, label=name, shares=shares, blend=blend, beta=beta))
 
     def encode_images(self, pixels: Tensor, image_tower: int) -> Tensor:
         """(N, 3, H, W) of that tower's preprocessing -> unit-norm float32 (N, D) on the device.
@@ -151,12 +149,46 @@ class Models:
             return encoded[first]
         return normalize(share * encoded[first] + sum(share * encoded[tower] for tower, share in others), dim=-1)
 
-    def _text_side(self, clip: Clip) -> "_TextSide":
+    def _alone(self, clip: Clip, label: str, image_tower: int) -> Variant:
+        """A model as it was loaded."""
+        if not isinstance(clip, ThirdTowerClip):
+            return Variant(label=label, clip=clip, image_tower=image_tower, shares=((self._text_side(clip), 1.0),))
+        shares: Shares = ((self._text_side(clip, clip.third), 1 - clip.beta),) if clip.beta < 1 else ()
+        if not clip.beta:
+            return Variant(label=label, clip=clip, image_tower=image_tower, shares=shares)
+        return Variant(
+            label=_blend_label(label, "embedding", clip.beta),
+            clip=clip,
+            image_tower=image_tower,
+            shares=((self._text_side(clip.base), clip.beta), *shares),
+            blend="embedding",
+            beta=clip.beta,
+        )
+
+    def _weight_blend(self, base: Variant, tuned: Variant, beta: float, name: str) -> Shares:
+        """The share of a new text tower."""
+        if len(base.shares) > 1 or len(tuned.shares) > 1:
+            raise UsageError(f"{name}: weights are blended of one text tower and another: use --blend embedding.")
+        _check_one_architecture(base.clip, tuned.clip)
+        first, second = (self._texts[variant.shares[0][0]] for variant in (base, tuned))
+        self._texts.append(replace(second, name=name, tower=blend_weights(first.tower, second.tower, beta)))
+        return ((len(self._texts) - 1, 1.0),)
+
+    def _text_side(self, clip: Clip, third: TextTower | None = None) -> int:
+        """Index of a model's text tower, or of the third one beside it; what is there already is not added again."""
         try:
-            tower = TextTower(clip.model.to(self.device)).to(self.device)
+            tower = third or TextTower(clip.model)
         except TypeError as error:
             raise UsageError(f"{clip.name} cannot be evaluated: {error}.") from None
-        return _TextSide(clip.name, tower.eval(), TextEncoder(clip.tokenizer))
+        side = _TextSide(clip, clip.name, tower.to(self.device).eval(), TextEncoder(clip.tokenizer))
+        for index, known in enumerate(self._texts):
+            if _tokenization(known) != _tokenization(side):
+                continue
+            side.encoder = known.encoder
+            if (known.clip.weights_sha256, _text_config(known.clip)) == (clip.weights_sha256, _text_config(clip)):
+                return index
+        self._texts.append(side)
+        return len(self._texts) - 1
 
     def _encode(self, side: "_TextSide", ids: list[Ids], advance: Callable[[float], None]) -> Tensor:
         # Texts of one length together: a batch costs what its longest text costs.
@@ -173,6 +205,7 @@ class Models:
 
 @dataclass(slots=True)
 class _TextSide:
+    clip: Clip
     name: str
     tower: TextTower
     encoder: TextEncoder
@@ -183,6 +216,14 @@ class _TextSide:
         if self.tower.whole is not None:
             tokens = pad(tokens, (0, self.encoder.context_length - tokens.shape[1]), value=self.encoder.pad_id)
         return tokens
+
+
+def _blend_label(label: str, blend: Blend, beta: float) -> str:
+    return f"{label}, {blend} blend {beta:g}"
+
+
+def _scaled(shares: Shares, factor: float) -> Shares:
+    return tuple((tower, factor * share) for tower, share in shares)
 
 
 def blend_weights(base: TextTower, tuned: TextTower, beta: float) -> TextTower:
@@ -219,9 +260,9 @@ def _text_config(clip: Clip) -> Any:
     return json.loads(json.dumps([clip.config.get("text_cfg"), bool(clip.config.get("quick_gelu"))]))
 
 
-def _tokenization(clip: Clip, side: _TextSide) -> Any:
+def _tokenization(side: _TextSide) -> Any:
     """Equal where two models turn each text into the same ids."""
-    return _text_config(clip)[0], side.encoder.vocabulary_sha256, side.encoder.context_length
+    return _text_config(side.clip)[0], side.encoder.vocabulary_sha256, side.encoder.context_length
 
 
 def _image_side(clip: Clip) -> Any:

@@ -54,6 +54,15 @@ class Common:
         str | None, typer.Option(help="Tag or safetensors file, where --checkpoint is open_clip's name of a model.")
     ] = None
     label: Annotated[str | None, typer.Option(help="Row label of the checkpoint. Default: its name.")] = None
+    beta: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Where --checkpoint has a third tower: the text tower's share beside it; 0 is the third tower alone. "
+            "Default: the checkpoint's own.",
+        ),
+    ] = None
     baseline: Annotated[str | None, typer.Option(help="Model to compare with: a checkpoint folder, or a name.")] = None
     baseline_pretrained: Annotated[str | None, typer.Option(help="As --pretrained, of the baseline.")] = None
     baseline_label: Annotated[str | None, typer.Option(help="Row label of the baseline. Default: its name.")] = None

@@ -59,6 +59,8 @@ class Row:
     label: str
     blend: str | None
     beta: float | None
+    noise: float | None
+    """Of text-only training"""
     cells: dict[str, Cell]
 
 
@@ -145,7 +147,7 @@ def _section(
     }
     rows: list[Row] = []
     for label, same in by_label.items():
-        blend, beta = _blend(label, same)
+        blend, beta, noise = _settings(label, same)
         cells = {
             name: _cell(
                 measured[label, name],
@@ -155,7 +157,7 @@ def _section(
             for name, metric in measures.items()
             if (label, name) in measured
         }
-        rows.append(Row(label=label, blend=blend, beta=beta, cells=cells))
+        rows.append(Row(label=label, blend=blend, beta=beta, noise=noise, cells=cells))
     task, dataset, protocol = key
     return Section(
         task=task,
@@ -188,13 +190,17 @@ def _measures(entries: Iterable[_Sourced]) -> dict[str, Metric]:
     return {name: metric for name, (metric, _) in first.items()}
 
 
-def _blend(label: str, same: Iterable[_Sourced]) -> tuple[str | None, float | None]:
-    """Kind and beta, which the repetitions of a label must share."""
+def _settings(label: str, same: Iterable[_Sourced]) -> tuple[str | None, float | None, float | None]:
+    """Kind of blend, beta and noise, which the repetitions of a label must share."""
     kinds = {(entry.blend, entry.beta): path for entry, path in same}
     if len(kinds) > 1:
         told = ", ".join(f"{blend or 'no'} blend, beta {beta} in {path}" for (blend, beta), path in kinds.items())
         raise UsageError(f"{label!r} stands for different blends: {told}. Give each a label of its own.")
-    return next(iter(kinds))
+    noises = {entry.noise: path for entry, path in same}
+    if len(noises) > 1:
+        told = ", ".join(f"{noise} in {path}" for noise, path in noises.items())
+        raise UsageError(f"{label!r} stands for trainings with different noise: {told}. Give each a label of its own.")
+    return *next(iter(kinds)), next(iter(noises))
 
 
 def _repetitions(same: Iterable[_Sourced], name: str) -> Floats | None:

@@ -9,12 +9,19 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
+from dialog_eval.noise_plot import noise_plot
 from dialog_eval.pooling import Cell, Column, Estimate, Section, pool
 from dialog_eval.sweep_plot import sweep_plot
 from dialog_gen.errors import UsageError
 
-_TASKS = {"retrieval": "Retrieval", "vqa": "Visual question answering", "classification": "Zero-shot classification"}
-_PLOT = "Blends of the baseline and the tuned model: measures over the share of the baseline, with 95 % intervals"
+_TASKS = {
+    "retrieval": "Retrieval",
+    "vqa": "Visual question answering",
+    "classification": "Zero-shot classification",
+    "captioning": "Captioning",
+    "entailment": "Entailment",
+}
+_PLOT = "Measures over the share of the baseline in blends, or over the noise of a training, with 95 % intervals"
 
 
 def write_table(files: list[Path], out: Path, plot: Path | None = None) -> None:
@@ -32,7 +39,8 @@ def write_table(files: list[Path], out: Path, plot: Path | None = None) -> None:
     if plot is not None and plot.suffix != ".png":
         raise UsageError(f"{plot}: a plot is written as .png, not as {plot.suffix or 'a file without suffix'!r}.")
     sections = pool(files)
-    png = None if plot is None else sweep_plot(sections)
+    has_noise = any(row.noise is not None for section in sections for row in section.rows)
+    png = None if plot is None else (noise_plot if has_noise else sweep_plot)(sections)
     if out.suffix == ".html":
         table = _html(sections, png)
     else:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dialog_eval.statistics import bootstrap_interval
 from dialog_gen.errors import UsageError
 
-Task = Literal["retrieval", "vqa", "classification"]
+Task = Literal["retrieval", "vqa", "classification", "captioning", "entailment"]
 
 
 class _Strict(BaseModel):
@@ -64,6 +64,8 @@ class Entry(_Strict):
     blend: Literal["embedding", "weight"] | None = None
     beta: float | None = Field(default=None, ge=0, le=1)
     """Share of the baseline in a blend"""
+    noise: float | None = Field(default=None, ge=0)
+    """Standard deviation of the noise on the text vectors that a decoder was trained on"""
     metrics: list[Metric]
 
     def metric(self, name: str) -> Metric | None:

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from dialog_eval.image_source import ImageSource
 from dialog_eval.models import Blend, Models
 from dialog_eval.options import Common
 from dialog_eval.results import Metric, Results
-from dialog_gen.clip import Clip, load_clip
+from dialog_gen.clip import Clip
 from dialog_gen.errors import DialogGenError, UsageError
+from dialog_train.third_tower import ThirdTowerClip, load_model
 
 _log = logging.getLogger(__name__)
 
@@ -32,11 +33,14 @@ def run(
     common: Common,
     options: dict[str, Any],
     load: Callable[[ImageSource], list[EvaluationTask]],
-    blends: Sequence[tuple[Blend, float]] = (),
+    blends: Sequence[tuple[Blend, float]] | None = None,
+    open_model: Callable[[str, str | None], Clip] | None = None,
 ) -> None:
     """Measures the models on the tasks that `load` gives, writes `common.out` and prints its content without items.
 
-    `options`: those of the command, for the record.
+    `options`: those of the command, for the record. `blends`: of a sweep, which measures its two ends beside them: the
+    baseline and the checkpoint, or the text tower and the third tower of a checkpoint that has one. `open_model`: what
+    makes a model of its name and pretrained tag, where that is not `load_model`.
 
     Raises UsageError for wrong use, before anything is encoded but for an image that cannot be decoded; DialogGenError
     where the results cannot be written after all.
@@ -45,7 +49,7 @@ def run(
     source = ImageSource(common.images)
     tasks = load(source)
     _check_writable(common.out)
-    models = _models(common, blends, device)
+    models = _models(common, blends, device, open_model)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -64,7 +68,7 @@ def run(
     if models.truncated_texts:
         _log.warning("%d of %d texts were cut to the model's context", models.truncated_texts, models.texts)
     results = Results(
-        baseline=models.variants[0].label if common.baseline else None,
+        baseline=models.variants[0].label if len(models.alone) > 1 else None,
         entries=entries,
         references=references,
         settings={
@@ -77,8 +81,7 @@ def run(
             "options": json.loads(json.dumps({**asdict(common), **options}, default=str)),
             "models": {
                 variant.label: {"name": variant.clip.name, "weights_sha256": variant.clip.weights_sha256}
-                for variant in models.variants
-                if variant.blend is None
+                for variant in models.alone
             },
             "texts": models.texts,
             "truncated_texts": models.truncated_texts,
@@ -94,18 +97,34 @@ def run(
         _print_tables(results)
 
 
-def _models(common: Common, blends: Sequence[tuple[Blend, float]], device: torch.device) -> Models:
+def _models(
+    common: Common,
+    blends: Sequence[tuple[Blend, float]] | None,
+    device: torch.device,
+    open_model: Callable[[str, str | None], Clip] | None,
+) -> Models:
     def load(name: str, pretrained: str | None) -> Clip:
-        return load_clip(name, pretrained, allow_activation_mismatch=common.allow_activation_mismatch)
+        if open_model is not None:
+            return open_model(name, pretrained)
+        return load_model(name, pretrained, allow_activation_mismatch=common.allow_activation_mismatch)
 
     checkpoint = load(common.checkpoint, common.pretrained)
     baseline = load(common.baseline, common.baseline_pretrained) if common.baseline else None
+    if isinstance(checkpoint, ThirdTowerClip):
+        if blends is not None:
+            baseline = baseline or checkpoint.base
+        beta = common.beta if blends is None else 0.0
+        checkpoint = checkpoint if beta is None else replace(checkpoint, beta=beta)
+    elif common.beta is not None:
+        raise UsageError(f"--beta is for checkpoints with a third tower: {common.checkpoint} has none.")
+    if blends is not None and baseline is None:
+        raise UsageError("blends are of the checkpoint with a baseline: give --baseline.")
     return Models(
         checkpoint,
         common.label or checkpoint.name,
         baseline,
         common.baseline_label or (baseline.name if baseline else ""),
-        blends,
+        blends or (),
         device=device,
         batch_size=common.batch_size,
     )

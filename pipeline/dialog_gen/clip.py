@@ -5,6 +5,8 @@ the tokenizer is not CLIP's, its files. It loads with
 
     open_clip.create_model_and_transforms("local-dir:FOLDER")
     open_clip.create_model_and_transforms(NAME, pretrained="FOLDER/open_clip_model.safetensors")
+
+A text tower of Hugging Face's adds its `config.json`, which open_clip would get from the Hub; here none is needed.
 """
 
 import hashlib
@@ -15,6 +17,8 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.hf_configs import arch_dict
+from open_clip.hf_model import HFTextEncoder
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -28,6 +32,9 @@ EMBEDDED = {"shapes-clip": Path(__file__).parent / "world" / "checkpoints" / "sh
 """Models that are shipped with the package."""
 
 _QUICK_GELU = "-quickgelu"
+_HF_CONFIG_FILE = "config.json"
+# open_clip lists the multilingual T5 only; the architecture is the same.
+arch_dict.setdefault("t5", arch_dict["mt5"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,26 @@ def load_clip(name: str, pretrained: str | None = None, *, allow_activation_mism
     return _load(location, weights, name=known_as, config=config)
 
 
+def new_clip(name: str, seed: int) -> Clip:
+    """A model with weights drawn at random from `seed`, to be trained from scratch.
+
+    `name`: open_clip's name of a model, a JSON file of open_clip's model configuration, or a checkpoint folder or
+    `shapes-clip`, of which all but the weights is taken.
+
+    Raises UsageError for an unknown name or a damaged file.
+    """
+    if name.endswith(".json"):
+        location, known_as, config = _register(Path(name))
+    elif (folder := EMBEDDED.get(name) or Path(name)).is_dir():
+        location, _, known_as, config = _locate(str(folder), None, allow_activation_mismatch=False)
+    else:
+        location = known_as = name
+        config = _model_config(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _load(location, None, name=known_as, config=config, load_weights=False)
+
+
 def check_clip(name: str, pretrained: str | None = None) -> None:
     """Raises UsageError where `load_clip` would for the names alone; loads nothing."""
     _locate(name, pretrained, allow_activation_mismatch=False)
@@ -76,11 +103,7 @@ def _locate(
         if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
             raise UsageError(f"{name} is no checkpoint folder: it needs {CONFIG_FILE} and {WEIGHTS_FILE}.")
         return f"local-dir:{folder.resolve()}", None, folder.name, _read_config(folder)
-    config: Any = open_clip.get_model_config(name)
-    if config is None:
-        raise UsageError(
-            f"unknown model {name!r}: {_nearest(name, [*EMBEDDED, *open_clip.list_models()])}; or give a folder."
-        )
+    config = _model_config(name)
     if pretrained is None:
         raise UsageError(f"{name} without weights is random: give a pretrained tag, {_tags(name)}; or safetensors.")
     if Path(pretrained).is_file():
@@ -100,6 +123,9 @@ def save_clip(clip: Clip, folder: Path, state: dict[str, torch.Tensor] | None = 
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)
+    if isinstance(text := getattr(clip.model, "text", None), HFTextEncoder):
+        config: Any = text.config
+        config.save_pretrained(folder)
     tensors = {key: value.detach().cpu().contiguous() for key, value in (state or clip.model.state_dict()).items()}
     part = folder / (WEIGHTS_FILE + ".part")
     save_file(tensors, part, metadata={"format": "pt"})
@@ -117,10 +143,19 @@ def sha256_of_weights(state: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load(location: str, pretrained: str | None, *, name: str, config: dict[str, Any]) -> Clip:
+def _load(
+    location: str, pretrained: str | None, *, name: str, config: dict[str, Any], load_weights: bool = True
+) -> Clip:
+    changes: dict[str, Any] = {}
+    folder = Path(location.removeprefix("local-dir:"))
+    if "hf_model_name" in config["text_cfg"] and (folder / _HF_CONFIG_FILE).is_file():
+        here = {"hf_model_name": str(folder), "hf_model_pretrained": False}
+        changes["text_cfg"] = {**config["text_cfg"], **here}
     try:
         model: Any
-        model, _, preprocess = open_clip.create_model_and_transforms(location, pretrained=pretrained)
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            location, pretrained=pretrained, load_weights=load_weights, **changes
+        )
         tokenizer = open_clip.get_tokenizer(location)
     except RuntimeError as error:
         # torch names the mismatching tensors line by line.
@@ -150,6 +185,27 @@ def _check_activation(name: str, config: dict[str, Any], tag: str) -> None:
         f"{'lacks' if needed else 'has'} it: use {right}, or allow_activation_mismatch to reproduce results that "
         "overlooked it."
     )
+
+
+def _model_config(name: str) -> dict[str, Any]:
+    config: Any = open_clip.get_model_config(name)
+    if config is None:
+        raise UsageError(
+            f"unknown model {name!r}: {_nearest(name, [*EMBEDDED, *open_clip.list_models()])}; or give a folder."
+        )
+    return config
+
+
+def _register(file: Path) -> tuple[str, str, dict[str, Any]]:
+    """Makes a configuration known to open_clip under the file's name: what `_load` needs of it."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model configuration {file} cannot be read: {error}.") from None
+    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
+        raise UsageError(f"{file} is no model configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg.")
+    open_clip.add_model_config(file)
+    return file.stem, file.stem, config
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -8,12 +8,15 @@ import torch
 from torch.nn.functional import normalize
 
 from dialog_gen.clip import Clip, sha256_of_weights
-from dialog_train.config import DraftRecipe, OptimSettings
+from dialog_train.config import DraftRecipe, OptimSettings, Recipe, ThirdTowerRecipe
 from dialog_train.loop import FitResult, fit
 from dialog_train.objectives import draft_objective
 from dialog_train.text_tuning import PairBatches, TextTuning
+from dialog_train.third_tower import ThirdTower
 from dialog_train.training_set import Batch
 
+RECIPES: dict[str, type[Recipe]] = {"draft": DraftRecipe, "third-tower": ThirdTowerRecipe}
+"""What `train` trains, for tests that hold for every system of text towers."""
 WIDTH, CONTEXT, VOCABULARY = 16, 12, 64
 CONFIG: dict[str, Any] = {
     "embed_dim": WIDTH,
@@ -32,7 +35,7 @@ def make_clip(*, custom: bool = False, **text: Any) -> Clip:
         preprocess=None,
         tokenizer=None,
         name="tiny",
-        config=config,
+        config={**config, "custom_text": True} if custom else config,
         preprocess_config=PREPROCESS,
         weights_sha256=sha256_of_weights(model.state_dict()),
     )
@@ -73,16 +76,27 @@ def padded(texts: list[list[int]], least: int) -> torch.Tensor:
     return torch.tensor([text + [0] * (length - len(text)) for text in texts])
 
 
-def make_recipe(out: Path, **changes: Any) -> DraftRecipe:
+def make_recipe(out: Path, kind: str = "draft", **changes: Any) -> Any:
     """The recipe of a short training; keys of `optim` or of the recipe itself."""
     optim = {"lr": 3e-3, "batch_size": 8, "epochs": 2, "warmup_steps": 3, "grad_clip": 1.0}
     optim |= {key: changes.pop(key) for key in list(changes) if key in OptimSettings.model_fields}
     content = {"model": "tiny", "out": out, "data": {"dialogues": "nowhere", "work": "nowhere"}, "optim": optim}
-    return DraftRecipe.model_validate({**content, "log": {"tensorboard": False}, **changes})
+    return RECIPES[kind].model_validate({**content, "log": {"tensorboard": False}, **changes})
 
 
-def train(recipe: DraftRecipe, clip: Clip | None = None, rows: TinyRows | None = None, **options: Any) -> FitResult:
-    """`fit` with DRAFT's objective."""
-    objective = draft_objective(recipe.loss, caption_only=recipe.caption_only)
-    system = TextTuning(clip or make_clip(), objective, recipe.optim)
+def make_system(recipe: Recipe, clip: Clip) -> TextTuning | ThirdTower:
+    if isinstance(recipe, ThirdTowerRecipe):
+        return ThirdTower(clip, recipe)
+    assert isinstance(recipe, DraftRecipe)
+    return TextTuning(clip, draft_objective(recipe.loss, caption_only=recipe.caption_only), recipe.optim)
+
+
+def train(recipe: Recipe, clip: Clip | None = None, rows: TinyRows | None = None, **options: Any) -> FitResult:
+    """`fit` with the recipe's system."""
+    system = make_system(recipe, clip or make_clip())
     return fit(recipe, system, PairBatches(recipe, rows or TinyRows(), full_length=system.sees_padding), **options)
+
+
+def train_third_tower(out: Path, changes: dict[str, Any], **options: Any) -> FitResult:
+    """A trainer for `helpers.systems`."""
+    return train(make_recipe(out, "third-tower", **changes), **options)

@@ -1,9 +1,16 @@
 """For the tests of training."""
 
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 from helpers.training import TINY_SHARDS, scene_row, write_dialogues, write_tiny_clip
+
+SCRIPTS = Path(__file__).parents[2] / "train"
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +25,34 @@ def tiny_dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers = iter(range(sum(TINY_SHARDS.values())))
     shards = {name: [scene_row(next(numbers)) for _ in range(count)] for name, count in TINY_SHARDS.items()}
     return write_dialogues(tmp_path_factory.mktemp("dialogues") / "set", shards)
+
+
+@pytest.fixture
+def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On the CPU; Accelerate keeps its first settings for the life of a process."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def run_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerate: None) -> Callable[..., int]:
+    """Runs `train/NAME.py ARGUMENTS...` within this process, in `tmp_path`, and gives its exit code."""
+    # Processes that decode cost more than these images.
+    monkeypatch.setattr("dialog_train.script.DECODERS", 0)
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: str) -> int:
+        file = SCRIPTS / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"{name}_script", file)
+        assert spec
+        assert spec.loader
+        script: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        monkeypatch.setattr(sys, "argv", [file.name, *arguments])
+        code = script.main()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return code
+
+    return run

@@ -1,15 +1,13 @@
-import importlib.util
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
@@ -42,25 +40,8 @@ def recipe(tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path) -> Path:
 
 
 @pytest.fixture
-def draft(tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """Runs the script within this process, in `tmp_path`."""
-    spec = importlib.util.spec_from_file_location("draft_script", SCRIPT)
-    assert spec
-    assert spec.loader
-    script: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    # Processes that decode cost more than these images.
-    monkeypatch.setattr(script, "DECODERS", 0)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["draft.py", "--config", str(recipe), *arguments])
-        return script.main()
-
-    yield run
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+def draft(recipe: Path, run_script: Callable[..., int]) -> Callable[..., int]:
+    return functools.partial(run_script, "draft", "--config", str(recipe))
 
 
 def test_is_a_thin_script() -> None:

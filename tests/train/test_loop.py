@@ -5,15 +5,14 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from helpers.loops import CONFIG, VOCABULARY, TinyRows, make_clip, make_recipe, train
+from accelerate.state import AcceleratorState
+from helpers.loops import CONFIG, RECIPES, VOCABULARY, TinyRows, make_clip, make_recipe, train
 from open_clip.hf_model import HFTextEncoder
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -30,13 +29,7 @@ WEIGHTS = "open_clip_model.safetensors"
 STEPS = 12  # of make_recipe: 50 rows in batches of 8, two epochs
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Accelerate keeps its first settings for the life of a process."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def weights(out: Path, folder: str = "model") -> dict[str, torch.Tensor]:
@@ -341,10 +334,11 @@ def test_unknown_text_tower(tmp_path: Path) -> None:
         train(make_recipe(tmp_path), make_clip(pool_type="last"))
 
 
-def test_bf16_is_near_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", RECIPES)
+def test_bf16_is_near_float32(tmp_path: Path, kind: str) -> None:
     losses: dict[str, list[float]] = {"no": [], "bf16": []}
     for precision, seen in losses.items():
-        recipe = make_recipe(tmp_path / precision, precision=precision)
+        recipe = make_recipe(tmp_path / precision, kind, precision=precision)
         train(recipe, on_step=lambda step, values, seen=seen: seen.append(values["loss"]))
         AcceleratorState._reset_state(reset_partial_state=True)
         assert {value.dtype for value in weights(tmp_path / precision).values()} == {torch.float32}

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dialog_gen.toml_files import read_toml_model
 from dialog_train.losses.contrastive import Direction
 from dialog_train.losses.draft import MmdOver
+
+DialogueUse = Literal["rotate", "concatenate"]
 
 
 class _Settings(BaseModel):
@@ -26,6 +28,29 @@ class DataSettings(_Settings):
     """Leave out question-answer pairs that a quality gate marked: see `dialog-gen gate`."""
     crops: int = Field(default=0, ge=0)
     """Random crops of each image that are encoded beside the whole one; every epoch takes one view of each image."""
+
+
+class PixelSettings(_Settings):
+    """Where images with captions are: one of `dialogues` and `images`."""
+
+    dialogues: str | None = None
+    """The dataset that `dialog-gen run --out` wrote, with its images."""
+    images: str | None = None
+    """What `dialog-gen run --images` takes, with captions: webdataset tars, image files with .txt beside, Parquet."""
+    work: Path
+    """Local folder for what is made of it once: `pixel_set`. Trainings of one input size and tokenizer share it."""
+    kept_only: bool = False
+    """Leave out question-answer pairs that a quality gate marked, and images that keep none."""
+    crop_area: float = Field(default=1.0, gt=0, le=1)
+    """Random crops of at least this share of an image's area, resized; 1 takes the whole image."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.dialogues is None) == (self.images is None):
+            raise ValueError("data needs one of `dialogues` and `images`, not both")
+        if self.kept_only and self.dialogues is None:
+            raise ValueError("data.kept_only needs data.dialogues")
+        return self
 
 
 class DraftLossSettings(_Settings):
@@ -58,7 +83,9 @@ class OptimSettings(_Settings):
     eps: float = Field(default=1e-6, gt=0)
     """open_clip's value for CLIP with a ViT image tower."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps of linear warm-up; a cosine to 0 follows."""
+    """Steps of linear warm-up; `schedule` follows."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate goes to 0."""
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     """So many steps, whatever `epochs` says."""
@@ -87,8 +114,8 @@ class LogSettings(_Settings):
     """Each point is the mean of so many steps."""
 
 
-class Recipe(_Settings):
-    """What every training needs, whatever its objective."""
+class BaseRecipe(_Settings):
+    """What every training needs, whatever its objective and its data."""
 
     model: str
     """open_clip's name of a model, `shapes-clip`, or a checkpoint folder."""
@@ -98,15 +125,26 @@ class Recipe(_Settings):
     """Load weights trained with QuickGELU without it, as some published baselines did."""
     out: Path
     """Folder for checkpoints, logs and the trained model (OUT/model)."""
-    data: DataSettings
     optim: OptimSettings
     log: LogSettings = LogSettings()
     seed: int = Field(default=0, ge=0)
-    """Of the order of the images and of dropout."""
+    """Of the order of the images, of dropout, and of whatever else is drawn."""
     save_every_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints that `--resume auto` goes on from. None: only the trained model is written."""
-    dialogues: Literal["rotate", "concatenate"] = "rotate"
+
+
+class Recipe(BaseRecipe):
+    """Trainings on image vectors and dialogues."""
+
+    data: DataSettings
+    dialogues: DialogueUse = "rotate"
     """One question-answer pair of an image an epoch, another in the next; or all in one text."""
+
+
+class PixelRecipe(BaseRecipe):
+    """Trainings that see pixels."""
+
+    data: PixelSettings
 
 
 class DraftRecipe(Recipe):
@@ -117,7 +155,42 @@ class DraftRecipe(Recipe):
     """The control experiment: the dialogue stream gets the captions, all else is the same."""
 
 
-AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+class ThirdTowerLossSettings(_Settings):
+    """The options of `dialog_train.losses.third_tower_loss`, which says what they do."""
+
+    a: float = Field(default=0.65, ge=0, le=1)
+    """Weight of the images; captions weigh 1 - a."""
+    direction: Direction = "symmetric"
+    """Softmax over dialogues, over images and captions ("t2i", the thesis' equation), or the mean of both."""
+
+
+class ThirdTowerRecipe(Recipe):
+    """CLIP-3Modal: a third tower for dialogues, beside frozen image and text towers."""
+
+    loss: ThirdTowerLossSettings = ThirdTowerLossSettings()
+    dialogues: DialogueUse = "concatenate"
+    beta: float = Field(default=0.9, ge=0, le=1)
+    """Share of the text tower in a text's vector, where an evaluation says nothing else."""
+
+
+class ClipRecipe(PixelRecipe):
+    """Contrastive training of an image tower and a text tower on images and captions."""
+
+    loss: Literal["clip", "siglip"] = "clip"
+    """Softmax over the batch in both directions (arXiv 2103.00020), or a sigmoid for each pair (arXiv 2303.15343)."""
+    from_scratch: bool = False
+    """Start from random weights, drawn from `seed`; `model` may be a JSON file of open_clip's model configuration."""
+    lock_image: bool = False
+    """Train the text tower alone, against a frozen image tower (LiT, arXiv 2111.07991)."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.from_scratch and self.pretrained is not None:
+            raise ValueError(f"from_scratch takes no weights: leave out pretrained = {self.pretrained!r}")
+        return self
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=BaseRecipe)
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = (), kind: type[AnyRecipe] = DraftRecipe) -> AnyRecipe:

@@ -35,7 +35,7 @@ from torch.optim import AdamW
 
 from dialog_gen.errors import FailedCheckError, MissingExtraError, UsageError
 from dialog_train.checkpoint import Trained, load_training, newest_training, read_facts, save_training
-from dialog_train.config import Recipe
+from dialog_train.config import BaseRecipe
 from dialog_train.optim import learning_rate, parameter_groups
 from dialog_train.progress import StepProgress
 from dialog_train.system import EVERYTHING, AnyBatch, Data, Share, System
@@ -68,7 +68,7 @@ class FitResult:
 
 
 @contextmanager
-def start(recipe: Recipe) -> Generator[Accelerator]:
+def start(recipe: BaseRecipe) -> Generator[Accelerator]:
     """Accelerate as a recipe wants it, with its trackers and processes ended on leaving. Logs the number of processes.
 
     Raises UsageError for a precision that the device has not, MissingExtraError for a tracker that is not installed.
@@ -101,7 +101,7 @@ def start(recipe: Recipe) -> Generator[Accelerator]:
 
 
 def fit(
-    recipe: Recipe,
+    recipe: BaseRecipe,
     system: System,
     data: Data,
     *,
@@ -142,7 +142,7 @@ def fit(
 class _Course:
     """The batches of a training, the same for any number of processes."""
 
-    def __init__(self, recipe: Recipe, data: Data, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: BaseRecipe, data: Data, accelerator: Accelerator) -> None:
         self.recipe, self.data = recipe, data
         self.total = recipe.optim.max_steps or recipe.optim.epochs * data.steps_per_epoch
         self._mine = Share(accelerator.process_index, accelerator.num_processes)
@@ -161,7 +161,7 @@ class _Course:
 class _Stepper:
     """System, optimizer and what a step does with them."""
 
-    def __init__(self, recipe: Recipe, system: System, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: BaseRecipe, system: System, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
         self._logit_scale = system.logit_scale
         parameters = system.trainable

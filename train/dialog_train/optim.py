@@ -13,11 +13,12 @@ LOGIT_SCALE = "logit_scale"
 
 
 def learning_rate(step: int, total: int, settings: OptimSettings) -> float:
-    """Of step `step`, from 0, of `total`: linear warm-up to the peak, then a cosine that would reach 0 at `total`."""
+    """Of step `step`, from 0, of `total`: linear warm-up to the peak, then a decay that would reach 0 at `total`."""
     warmup = min(settings.warmup_steps, total)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
-    return settings.lr * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+    done = (step - warmup) / (total - warmup)
+    return settings.lr * ((1 + math.cos(math.pi * done)) / 2 if settings.schedule == "cosine" else 1 - done)
 
 
 def select_trainable(model: Any, tower: TextTower, settings: OptimSettings) -> dict[str, nn.Parameter]:

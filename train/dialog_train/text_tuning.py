@@ -1,12 +1,9 @@
 """Tuning a CLIP's text tower against the vectors of its frozen image tower: the system and its data."""
 
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -18,12 +15,14 @@ from dialog_train.config import OptimSettings, Recipe
 from dialog_train.optim import select_trainable
 from dialog_train.system import Share
 from dialog_train.text import TextTower
-from dialog_train.training_set import Batch, columns_of, epoch_batches
+from dialog_train.training_set import Batch, EpochOrder
 
 Encode = Callable[[Tensor], Tensor]
 """Token ids (N, L) -> unit-norm text vectors (N, D) in float32: a `TextTower`, in the recipe's precision."""
-Objective = Callable[[Batch, Encode, Tensor], dict[str, Tensor]]
-"""(this process's batch, encode, logit_scale) -> losses of the whole batch, computed alike in every process."""
+Objective = Callable[[Any, Encode, Tensor], dict[str, Tensor]]
+"""(this process's batch, encode, logit_scale) -> losses of the whole batch, computed alike in every process.
+
+The batch is what the data gives: a `Batch`, or one of the objective's own."""
 
 
 class Rows(Protocol):
@@ -71,7 +70,7 @@ class _Trainee(nn.Module):
         self.tower, self.logit_scale = tower, logit_scale
         self._objective = objective
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Any) -> dict[str, Tensor]:
         # Accelerate's autocast is meant for the tower; losses need all of float32.
         device = self.logit_scale.device.type
         mixed = torch.is_autocast_enabled(device)
@@ -90,18 +89,13 @@ class PairBatches:
 
     def __init__(self, recipe: Recipe, rows: Rows, *, full_length: bool) -> None:
         """Raises UsageError for a batch that is larger than the data."""
-        self._recipe, self._rows, self._full_length = recipe, rows, full_length
-        self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
-        self.steps_per_epoch = len(self._order(0))
+        self._rows, self._full_length = rows, full_length
+        self._concatenate = recipe.dialogues == "concatenate"
+        self._order = EpochOrder(len(rows), recipe.optim.batch_size, recipe.seed)
+        self.steps_per_epoch = self._order.steps_per_epoch
         self.facts: dict[str, Any] = {"rows": len(rows), "config_sha256": sha256_json(rows.config)}
 
     def batch(self, step: int, share: Share) -> Batch:
         """See `Data`."""
-        epoch, number = divmod(step, self.steps_per_epoch)
-        columns = columns_of(share.rank, share.world_size, self._recipe.optim.batch_size)
-        concatenate = self._recipe.dialogues == "concatenate"
-        chosen = self._order(epoch)[number, columns]
-        return self._rows.batch(chosen, epoch, concatenate=concatenate, full_length=self._full_length)
-
-    def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
-        return epoch_batches(len(self._rows), self._recipe.optim.batch_size, self._recipe.seed, epoch)
+        epoch, chosen = self._order.rows(step, share)
+        return self._rows.batch(chosen, epoch, concatenate=self._concatenate, full_length=self._full_length)

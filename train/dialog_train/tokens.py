@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from dialog_gen.store import sha256_json
 
@@ -25,8 +27,16 @@ class TextEncoder:
         self.vocabulary_sha256 = sha256_json(vocabulary)
         self.start, self.end = self._frame()
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What decides the ids, as JSON values."""
+        names = ("vocabulary_sha256", "context_length", "pad_id", "start", "end")
+        return {name: getattr(self, name) for name in names}
+
     def __call__(self, texts: Sequence[str]) -> tuple[list[Ids], list[bool]]:
         """Ids of each text, and whether it was cut."""
+        if not texts:
+            return [], []
         # One token more than the context shows what is too long, whatever the tokenizer.
         ids = self._encode(texts, self.context_length + 1)
         cut = [len(row) > self.context_length for row in ids]
@@ -60,3 +70,11 @@ def join_ids(texts: Iterable[Ids], start: Sequence[int], end: Sequence[int], con
     contents = [ids[len(start) : len(ids) - len(end)] for ids in texts]
     content = np.concatenate(contents)[: context_length - len(start) - len(end)]
     return np.concatenate([np.asarray(start, np.int32), content, np.asarray(end, np.int32)])
+
+
+def padded(texts: Sequence[Ids], pad_id: int, length: int) -> Tensor:
+    """Texts as a tensor (N, L) int64, padded to the longest, or to `length` where that is more."""
+    rows = np.full((len(texts), max([length, *map(len, texts)])), pad_id, np.int64)
+    for row, ids in zip(rows, texts, strict=True):
+        row[: len(ids)] = ids
+    return torch.from_numpy(rows)

@@ -7,13 +7,13 @@
 A row is an image. An image stands in it once, whatever the number of its copies in the dataset.
 """
 
+import functools
 import hashlib
 import logging
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,9 +42,9 @@ from dialog_train.derived import (
     remove_others,
     sources_of,
 )
-from dialog_train.row_files import Piece, count_rows, id_lists, open_rows, rows_schema
-from dialog_train.system import moved
-from dialog_train.tokens import Ids, TextEncoder, join_ids
+from dialog_train.row_files import RowFiles, TokenBatches, count_rows, rows_schema, text_columns
+from dialog_train.system import Share, moved
+from dialog_train.tokens import TextEncoder
 from dialog_train.vectors import VectorStore
 
 DialogueFormat = Literal["question_answer", "labelled", "answer"]
@@ -147,13 +147,7 @@ def build_training_set(
         "crops": vectors.crops,
         "dialogue_format": dialogue_format,
         "kept_only": kept_only,
-        "tokenizer": {
-            "vocabulary_sha256": encoder.vocabulary_sha256,
-            "context_length": encoder.context_length,
-            "pad_id": encoder.pad_id,
-            "start": encoder.start,
-            "end": encoder.end,
-        },
+        "tokenizer": encoder.config,
     }
     sources = list(sources_of(dataset))
     fingerprint = sha256_json({source.shard: source.sha256 for source in sources})
@@ -201,26 +195,17 @@ def build_training_set(
 class TrainingSet:
     """Random access to the rows. Raises UsageError where there is no finished training set."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, context_length: int | None = None) -> None:
+        """`context_length`: cut texts to fewer tokens than they are stored with."""
         self.out = out
         found = read_json(out / _SUMMARY_FILE, _KIND)
         found.pop("fingerprint")
         self.summary = TrainingSetSummary(**found)
         self.config = read_json(out / CONFIG_FILE, _KIND)
-        self._tokenizer: dict[str, Any] = self.config["tokenizer"]
-        self.context_length: int = self._tokenizer["context_length"]
-        self._pieces: list[Piece] = []
-        shape = self.config["width"], 1 + self.config["crops"]
-        for shard, count in self.summary.shards:
-            file = out / _PART / f"{shard}.arrow"
-            try:
-                pieces = [Piece(batch, *shape) for batch in open_rows(file).to_batches()]
-            except (OSError, ValueError) as error:
-                raise UsageError(f"{file} cannot be read ({error}): remove {out} and make it again.") from error
-            if sum(map(len, pieces)) != count:
-                raise UsageError(f"{file} has not the {count} rows it should have: remove {out} and make it again.")
-            self._pieces += pieces
-        self._starts = np.cumsum([0, *map(len, self._pieces)])
+        self._tokens = TokenBatches(self.config["tokenizer"], context_length)
+        self.context_length = self._tokens.context_length
+        shape = 1 + self.config["crops"], self.config["width"]
+        self._rows = RowFiles(out / _PART, self.summary.shards, "vector", shape)
 
     def __len__(self) -> int:
         return self.summary.rows
@@ -238,35 +223,18 @@ class TrainingSet:
         crops, image and epoch decide whether the vector is that of the whole image or of one of them.
         `full_length` pads to the model's context, for text towers that see the padding.
         """
-        order = np.asarray(rows, np.int64)
-        if len(order) and not 0 <= order.min() <= order.max() < len(self):
-            raise IndexError(f"rows must be from 0 to {len(self) - 1}, got {order.min()} to {order.max()}")
-        which = np.searchsorted(self._starts, order, side="right") - 1
-        ids: list[str] = []
-        vectors = np.empty((len(order), self.config["width"]), np.float32)
-        captions: list[Ids] = []
-        dialogues: list[Ids] = []
-        for n, (number, row) in enumerate(zip(which.tolist(), (order - self._starts[which]).tolist(), strict=True)):
-            piece = self._pieces[number]
-            image_id = piece.image_ids[row].as_py()
-            ids.append(image_id)
-            views = piece.vectors[row]
-            vectors[n] = views[zlib.crc32(f"{image_id}/{epoch}".encode()) % len(views)]
-            captions.append(piece.caption(row))
-            pairs = piece.pair_count(row)
-            if concatenate:
-                texts = [piece.pair(row, pair) for pair in range(pairs)]
-                start, end = self._tokenizer["start"], self._tokenizer["end"]
-                dialogues.append(join_ids(texts, start, end, self.context_length))
-            else:
-                dialogues.append(piece.pair(row, (epoch + zlib.crc32(image_id.encode())) % pairs))
-        length = self.context_length if full_length else 0
+        places = self._rows.places(rows)
+        ids = [piece.image_ids[row].as_py() for piece, row in places]
+        vectors = np.empty((len(ids), self.config["width"]), np.float32)
+        for vector, image_id, (piece, row) in zip(vectors, ids, places, strict=True):
+            views = piece.values[row]
+            vector[:] = views[zlib.crc32(f"{image_id}/{epoch}".encode()) % len(views)]
         return Batch(
             image_ids=ids,
             # Rounding to half a float left the norms a little off one.
             image_vectors=normalize(torch.from_numpy(vectors), dim=-1),
-            caption_tokens=_padded(captions, self._tokenizer["pad_id"], length),
-            dialogue_tokens=_padded(dialogues, self._tokenizer["pad_id"], length),
+            caption_tokens=self._tokens.captions(places, full_length=full_length),
+            dialogue_tokens=self._tokens.dialogues(places, epoch, concatenate=concatenate, full_length=full_length),
         )
 
 
@@ -294,11 +262,22 @@ def columns_of(rank: int, world_size: int, batch_size: int) -> slice:
     return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
-def _padded(texts: list[Ids], pad_id: int, length: int) -> Tensor:
-    padded = np.full((len(texts), max(length, *map(len, texts))), pad_id, np.int64)
-    for row, ids in zip(padded, texts, strict=True):
-        row[: len(ids)] = ids
-    return torch.from_numpy(padded)
+class EpochOrder:
+    """Which rows a step takes: an order of its own every epoch."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        """Raises UsageError for a batch that is larger than the data."""
+        self._batch_size = batch_size
+        self._of = functools.lru_cache(maxsize=2)(lambda epoch: epoch_batches(rows, batch_size, seed, epoch))
+        self.steps_per_epoch = len(self._of(0))
+
+    def rows(self, step: int, share: Share) -> tuple[int, npt.NDArray[np.int64]]:
+        """The epoch of step `step`, from 0, and the rows of a share of its batch.
+
+        Raises UsageError for a batch that cannot be shared so.
+        """
+        epoch, number = divmod(step, self.steps_per_epoch)
+        return epoch, self._of(epoch)[number, columns_of(share.rank, share.world_size, self._batch_size)]
 
 
 def _verdicts(dialogues: "_Rows", vectors: VectorStore, sources: list[Source]) -> list[npt.NDArray[np.int8]]:
@@ -391,7 +370,9 @@ class _Builder:
         stored = self.vectors.read(source.shard).combine_chunks()
         places = _compute.index_in(table["image_id"], value_set=stored["image_id"].combine_chunks())
         table = table.append_column("vector", stored["vector"].take(places))
-        schema = rows_schema((1 + self.vectors.crops) * self.vectors.width).with_metadata({"fingerprint": fingerprint})
+        numbers = (1 + self.vectors.crops) * self.vectors.width
+        schema = rows_schema(pa.field("vector", pa.list_(pa.float16(), numbers), nullable=False))
+        schema = schema.with_metadata({"fingerprint": fingerprint})
         part = self.store.tmp / f"{source.shard}.arrow"
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for start in range(0, len(table), _ROWS_AT_ONCE):
@@ -403,28 +384,8 @@ class _Builder:
         return found
 
     def _encode(self, table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
-        captions, captions_cut = self.encoder(table["caption"].to_pylist())
         pairs: list[list[dict[str, str]]] = table["texts"].to_pylist()
-        texts = [self.dialogue_format.format_map(pair) for row in pairs for pair in row]
-        dialogues, dialogues_cut = self.encoder(texts)
-        ends = np.cumsum([0, *map(len, pairs)])
-        rows = [slice(start, end) for start, end in pairwise(ends.tolist())]
-        frame = len(self.encoder.start) + len(self.encoder.end)
-        joined = [sum(len(ids) - frame for ids in dialogues[row]) + frame for row in rows]
-        return pa.record_batch(
-            [
-                table["image_id"].combine_chunks(),
-                table["vector"].combine_chunks(),
-                id_lists(captions),
-                pa.array(captions_cut),
-                pa.ListArray.from_arrays(pa.array(ends, pa.int32()), id_lists(dialogues)),
-                pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(dialogues_cut)),
-                pa.array(
-                    [
-                        length > self.encoder.context_length or any(dialogues_cut[row])
-                        for length, row in zip(joined, rows, strict=True)
-                    ]
-                ),
-            ],
-            schema=schema,
-        )
+        dialogues = [[self.dialogue_format.format_map(pair) for pair in row] for row in pairs]
+        texts = text_columns(self.encoder, table["caption"].to_pylist(), dialogues)
+        columns = [table["image_id"].combine_chunks(), table["vector"].combine_chunks(), *texts]
+        return pa.record_batch(columns, schema=schema)

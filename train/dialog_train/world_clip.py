@@ -1,45 +1,44 @@
 """Trains the embedded world's CLIP: `python -m dialog_train.world_clip --out DIR` (see `make world`).
 
-`shapes-clip` is an open_clip model of 1.1 million parameters, trained as CLIP is (arXiv 2103.00020, section 2.3): with
-the contrastive loss alone, on scenes of the train split and their web captions. Its tokenizer knows every word of the
+`shapes-clip` is an open_clip model of 1.1 million parameters, trained as `train/clip.py` trains any: with the
+contrastive loss alone, on scenes of the train split and their web captions. Its tokenizer knows every word of the
 world, but captions hold no question: the vectors of "what", "how many" or "yes" are as the initialisation left them.
 That gap is what dialogues can fill.
 """
 
 import argparse
 import logging
-import math
 import random
-import time
 from collections.abc import Iterator
-from itertools import count, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from dialog_gen.clip import Clip, save_clip, sha256_of_weights
 from dialog_gen.world.language import ask, describe, retrieval_captions, unique, web_caption
 from dialog_gen.world.render import IMAGE_SIZE_PX, render, through_jpeg
 from dialog_gen.world.scenes import draw_scene
-from dialog_train.config import OptimSettings
-from dialog_train.optim import learning_rate, parameter_groups
-from dialog_train.text import TextTower
-
-log = logging.getLogger(__name__)
+from dialog_train.clip_training import ClipTraining
+from dialog_train.config import ClipRecipe, LogSettings, OptimSettings, PixelSettings
+from dialog_train.loop import fit
+from dialog_train.pixel_set import PixelBatch
+from dialog_train.system import Share
+from dialog_train.training_set import columns_of
 
 NAME = "shapes-clip"
 CONTEXT_LENGTH = 32
 # Under a seed that `dialog-gen download shapes` does not use by default.
 _SCENE_SEED = 20_232
 _WIDTH = 128
-_OPTIM = OptimSettings(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1, warmup_steps=100, batch_size=128)
+_SCENES = "scenes of the train split, drawn as they are needed"
+_OPTIM: dict[str, Any] = {"lr": 1e-3, "eps": 1e-8, "warmup_steps": 100, "batch_size": 128, "grad_clip": 1.0}
 _STEPS = 2000
 _PREPROCESS: dict[str, Any] = {
     "size": IMAGE_SIZE_PX,
@@ -104,65 +103,65 @@ def build(folder: Path) -> Clip:
     )
 
 
-class CaptionedScenes(IterableDataset[tuple[Tensor, Tensor]]):
-    """Endless batches of pixels (N, 3, H, W) and the token ids of a web caption each (N, L); never a scene twice."""
+class CaptionedScenes:
+    """`Data` of scenes of the train split with a web caption each, drawn as they are needed; never a scene twice."""
 
-    def __init__(self, clip: Clip, batch_size: int) -> None:
-        self._clip, self._batch_size = clip, batch_size
+    def __init__(self, clip: Clip, recipe: ClipRecipe) -> None:
+        self._tokenizer, self._batch_size = clip.tokenizer, recipe.optim.batch_size
+        self.steps_per_epoch = recipe.optim.max_steps or 1
+        self.facts: dict[str, Any] = {"scenes": _SCENES, "seed": _SCENE_SEED}
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in count(0, self._batch_size):
-            scenes = [draw_scene("train", _SCENE_SEED, i) for i in range(start, start + self._batch_size)]
-            pixels = torch.stack([self._clip.preprocess(through_jpeg(render(scene))) for scene in scenes])
-            rng = random.Random(f"web captions/{start}")
-            yield pixels, self._clip.tokenizer([web_caption(scene, rng) for scene in scenes])
+    def batch(self, step: int, share: Share) -> PixelBatch:
+        """See `Data`."""
+        start = step * self._batch_size
+        numbers = range(start, start + self._batch_size)
+        scenes = [draw_scene("train", _SCENE_SEED, number) for number in numbers]
+        rng = random.Random(f"web captions/{start}")
+        captions = [web_caption(scene, rng) for scene in scenes]
+        mine = columns_of(share.rank, share.world_size, self._batch_size)
+        images = [np.asarray(through_jpeg(render(scene))) for scene in scenes[mine]]
+        return PixelBatch(
+            image_ids=[str(number) for number in numbers[mine]],
+            pixels=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
+            caption_tokens=self._tokenizer(captions[mine]),
+            dialogue_tokens=None,
+        )
 
 
-def train(folder: Path, *, steps: int = _STEPS, seed: int = 0) -> Clip:
-    """The trained model (float32)."""
+def recipe(out: Path, *, steps: int, seed: int) -> ClipRecipe:
+    """How it is trained."""
+    return ClipRecipe(
+        model=NAME,
+        out=out,
+        data=PixelSettings(images=_SCENES, work=out),
+        optim=OptimSettings(**_OPTIM, max_steps=steps),
+        log=LogSettings(tensorboard=False, every_steps=100),
+        seed=seed,
+    )
+
+
+def train(folder: Path, *, steps: int = _STEPS, seed: int = 0) -> None:
+    """Writes the trained model to `folder`, in float16."""
     torch.manual_seed(seed)
     clip = build(folder)
-    model = clip.model.train()
-    parameters = dict(model.named_parameters())
-    groups = parameter_groups(model, parameters, _OPTIM.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=_OPTIM.lr, betas=_OPTIM.betas)
-    loss_of = open_clip.ClipLoss()
-    tower = TextTower(model)
-    loader = DataLoader(CaptionedScenes(clip, _OPTIM.batch_size), batch_size=None, num_workers=1, prefetch_factor=8)
-    started, sum_of_losses = time.perf_counter(), 0.0
-    for step, (pixels, tokens) in enumerate(islice(loader, steps)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, _OPTIM)
-        images = model.encode_image(pixels, normalize=True)
-        loss = loss_of(images, tower(tokens), model.logit_scale.exp())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
-        optimizer.step()
-        # As CLIP does, so that no pair weighs more than a hundredfold.
-        model.logit_scale.data.clamp_(max=math.log(100))
-        sum_of_losses += loss.item()
-        if (step + 1) % 100 == 0:
-            elapsed = time.perf_counter() - started
-            log.info("step %d/%d loss %.4f %.0f s", step + 1, steps, sum_of_losses / 100, elapsed)
-            sum_of_losses = 0.0
-    model.eval()
-    return clip
+    with TemporaryDirectory() as work:
+        how = recipe(Path(work) / "training", steps=steps, seed=seed)
+        fit(how, ClipTraining(clip, how), CaptionedScenes(clip, how))
+    save_clip(clip, folder, {name: tensor.half() for name, tensor in clip.model.state_dict().items()})
 
 
 def main() -> None:
-    """Trains it and writes the checkpoint, in float16."""
+    """Trains it and writes the checkpoint."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=_STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("dialog_train").setLevel(logging.INFO)
     torch.set_num_threads(arguments.threads)
-    clip = train(arguments.out, steps=arguments.steps, seed=arguments.seed)
-    save_clip(clip, arguments.out, {name: tensor.half() for name, tensor in clip.model.state_dict().items()})
-    log.info("wrote %s: %s", arguments.out, ", ".join(sorted(path.name for path in arguments.out.iterdir())))
+    train(arguments.out, steps=arguments.steps, seed=arguments.seed)
 
 
 def _all_texts(number: int) -> Iterator[str]:

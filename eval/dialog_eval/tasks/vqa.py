@@ -25,7 +25,7 @@ from dialog_eval.vqa_data import CHOICES, VqaItem, load_answers, load_vqa
 from dialog_gen.errors import UsageError
 from dialog_train.training_set import DIALOGUE_FORMATS, DialogueFormat
 
-Candidates = Literal["mc18", "top1000", "top3129"]
+Candidates = Literal["mc18", "top1000", "top3129", "any"]
 Measure = Literal["official", "exact"]
 
 _ANSWER_TYPES = ("yes/no", "number", "other")
@@ -36,7 +36,8 @@ class VqaOptions:
     """How answers are chosen and judged."""
 
     candidates: Candidates = "mc18"
-    """The 18 choices of each question, or the most frequent answers of the training annotations."""
+    """The 18 choices of each question, the most frequent answers of the training annotations, or, for models that write
+    answers, any."""
     measure: Measure = "official"
     """Agreement with ten people, or equality with the answer given most often."""
     mode: Mode = "official"
@@ -84,34 +85,39 @@ class VqaTask:
         for number, item in enumerate(self.items):
             candidates = self.candidates(item)
             of_question = chosen[..., number]
-            right = {index: self._judge(candidates[index], item) for index in np.unique(of_question).tolist()}
+            right = {index: self.judge(candidates[index], item) for index in np.unique(of_question).tolist()}
             values[..., number] = np.vectorize(right.__getitem__, otypes=[float])(of_question)
         calibration = self.options.calibration
         calibrated = self.protocol if calibration == "none" else f"{self.protocol}, calibrated by {calibration}"
         entries: list[Entry] = []
         for variant, (sighted, blind) in zip(models.variants, values, strict=True):
-            entries.append(variant.entry("vqa", self.dataset, calibrated, self._metrics(sighted.tolist())))
-            if variant.blend is None:
+            entries.append(variant.entry("vqa", self.dataset, calibrated, self.metrics(sighted.tolist())))
+            if any(variant is alone for alone in models.alone):
                 protocol = self.protocol if calibration == "mean-image" else calibrated
-                metrics = self._metrics(blind.tolist())
+                metrics = self.metrics(blind.tolist())
                 entries.append(variant.entry("vqa", self.dataset, protocol, metrics, label_suffix=", blind"))
-        return entries, self._references()
+        return entries, self.references()
 
     def candidates(self, item: VqaItem) -> tuple[str, ...]:
-        """The answers that a question can get."""
+        """The answers that a question can get; none where it can get any."""
         return self.top_answers or item.choices
 
-    def _judge(self, answer: str, item: VqaItem) -> float:
+    def judge(self, answer: str, item: VqaItem) -> float:
+        """How right an answer is, 0 to 1."""
         if self.options.measure == "official":
             return vqa_accuracy(answer, item.answers, self.options.mode)
         return float(normalize_answer(answer, self.options.mode) == normalize_answer(item.answer, self.options.mode))
 
-    def _metrics(self, accuracy: Sequence[float]) -> list[Metric]:
+    def metrics(self, accuracy: Sequence[float]) -> list[Metric]:
+        """The measures that the accuracy of each question gives."""
         groups = [item.image_id for item in self.items]
         metrics = [Metric.of("accuracy", accuracy, groups)]
         for name, places in self._answer_types.items():
             metrics.append(Metric.of(name, [accuracy[i] for i in places], [groups[i] for i in places]))
         return metrics
+
+    def _can_be_said(self, answer: str, item: VqaItem) -> bool:
+        return self.options.candidates == "any" or answer in self.candidates(item)
 
     @cached_property
     def _answer_types(self) -> dict[str, list[int]]:
@@ -121,7 +127,8 @@ class VqaTask:
             places.setdefault(item.answer_type, []).append(place)
         return {f"accuracy, {name}": some for name, some in places.items() if some}
 
-    def _references(self) -> list[Reference]:
+    def references(self) -> list[Reference]:
+        """What needs no image."""
         references: list[Reference] = []
         for name, answers in (
             ('always "yes"', ["yes"] * len(self.items)),
@@ -129,7 +136,7 @@ class VqaTask:
         ):
             # What is no candidate cannot be said.
             accuracy = [
-                self._judge(answer, item) if answer in self.candidates(item) else 0.0
+                self.judge(answer, item) if answer is not None and self._can_be_said(answer, item) else 0.0
                 for answer, item in zip(answers, self.items, strict=True)
             ]
             for metric, places in {"accuracy": range(len(self.items)), **self._answer_types}.items():
@@ -181,6 +188,8 @@ def _candidates(
     name: Candidates, items: list[VqaItem], questions: Path, answers: list[tuple[str, str]] | None
 ) -> tuple[str, tuple[str, ...]]:
     """How the candidates are called, and what they are where all questions have the same."""
+    if name == "any":
+        return "generated", ()
     if name == "mc18":
         if not items[0].choices:
             raise UsageError(

@@ -1,0 +1,156 @@
+"""To `dialog-eval` a third tower is a blend of its base with a model that has it for a text tower."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.evaluation import Cli, ReferenceModel, captions, vqa_files
+from helpers.loops import make_recipe
+from torch.nn.functional import normalize
+
+from dialog_eval.models import Models
+from dialog_eval.results import Entry, Results, load_results
+from dialog_gen.clip import load_clip
+from dialog_gen.errors import UsageError
+from dialog_train.text import TextTower
+from dialog_train.third_tower import ThirdTower, ThirdTowerClip, load_model
+
+Measure = Callable[..., Results]
+
+TEXTS = ["a red circle", "", "is there a large blue square " * 5, "no"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(clips: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The baseline, beside it the text tower of the other checkpoint; beta is 0.75."""
+    out = tmp_path_factory.mktemp("third") / "c3m"
+    base, tuned = (load_clip(str(folder)) for folder in clips)
+    weights = {f"third.{name}": value for name, value in TextTower(tuned.model).named_parameters()}
+    ThirdTower(base, make_recipe(out, "third-tower", beta=0.75)).save(out, weights)
+    return out
+
+
+@pytest.mark.parametrize("beta", [0.75, 0.0, 1.0])
+def test_text_vectors(clips: tuple[Path, Path], checkpoint: Path, beta: float) -> None:
+    third = load_model(str(checkpoint))
+    assert isinstance(third, ThirdTowerClip)
+    object.__setattr__(third, "beta", beta)
+    models = Models(third, "c3m", load_clip(str(clips[0])), "base", batch_size=3)
+    first, second = (ReferenceModel(folder).texts(TEXTS) for folder in clips)
+    label = f"c3m, embedding blend {beta:g}" if beta else "c3m"
+    assert [(v.label, v.beta) for v in models.variants] == [("base", None), (label, beta or None)]
+    encoded = models.encode_texts(TEXTS)
+    assert len(encoded) == (1 if beta == 1 else 2), "the text towers of the base are one"
+    wanted = [first, normalize(beta * first + (1 - beta) * second, dim=-1)]
+    for variant, vectors in zip(models.variants, wanted, strict=True):
+        found = models.text_vectors(variant, encoded)
+        torch.testing.assert_close(found.double(), vectors, rtol=0, atol=1e-5)
+    assert len(models.image_towers) == 1
+
+
+def test_blends_with_a_model_of_two_text_towers(clips: tuple[Path, Path], checkpoint: Path) -> None:
+    third, tuned = load_model(str(checkpoint)), load_clip(str(clips[1]))
+    models = Models(tuned, "t", third, "c3m", [("embedding", 0.5)])
+    first, second = (ReferenceModel(folder).texts(TEXTS) for folder in clips)
+    found = models.text_vectors(models.variants[2], models.encode_texts(TEXTS))
+    wanted = normalize(0.5 * (0.75 * first + 0.25 * second) + 0.5 * second, dim=-1)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    with pytest.raises(UsageError, match="use --blend embedding"):
+        Models(tuned, "t", third, "c3m", [("weight", 0.5)])
+
+
+def task_arguments(task: str, split: Path) -> list[object]:
+    questions, answers = vqa_files(split)
+    vqa = ["--questions", questions, "--annotations", answers, "--image-list", captions(split)]
+    of_captions = ["--captions", captions(split)]
+    return {"retrieval": of_captions, "vqa": vqa, "sweep": [*of_captions, *vqa]}[task]
+
+
+@pytest.fixture
+def measure(dialog_eval: Cli, split: Path, tmp_path: Path) -> Measure:
+    def call(task: str, *arguments: object) -> Results:
+        out = tmp_path / "results.json"
+        ended = dialog_eval(
+            task,
+            *task_arguments(task, split),
+            "--images",
+            split / "images",
+            "--device",
+            "cpu",
+            "--out",
+            out,
+            *arguments,
+        )
+        assert ended.code == 0, ended.err
+        return load_results(out)
+
+    return call
+
+
+def figures(results: Results) -> list[tuple[object, ...]]:
+    """All that is measured, without names."""
+
+    def of(entry: Entry) -> tuple[object, ...]:
+        return entry.task, entry.blend, entry.beta, [(metric.name, metric.values) for metric in entry.metrics]
+
+    return [of(entry) for entry in results.entries]
+
+
+def test_sweep(measure: Measure, clips: tuple[Path, Path], checkpoint: Path) -> None:
+    found = measure("sweep", "--checkpoint", checkpoint, "--betas", "0.9,0.3")
+    same = measure("sweep", "--checkpoint", clips[1], "--baseline", clips[0], "--betas", "0.9,0.3")
+    assert figures(found) == figures(same)
+    assert found.baseline == "base"
+    assert list(found.settings["models"]) == ["base", "c3m"]
+    labels = ["base", "c3m", *(f"c3m, {kind} blend {beta}" for kind in ("embedding", "weight") for beta in (0.9, 0.3))]
+    assert [entry.label for entry in found.entries if entry.task == "retrieval"] == labels
+    given = measure("sweep", "--checkpoint", checkpoint, "--baseline", clips[0], "--betas", "0.9,0.3")
+    assert figures(given) == figures(same)
+
+
+@pytest.mark.parametrize("task", ["retrieval", "vqa"])
+def test_one_beta(measure: Measure, checkpoint: Path, task: str) -> None:
+    swept = measure("sweep", "--checkpoint", checkpoint, "--betas", "0.75,0.3", "--blend", "embedding")
+    known = {entry.label: entry for entry in swept.entries if entry.task == task}
+    hashes = set[str]()
+    for arguments, label in (([], "c3m, embedding blend 0.75"), (["--beta", 0.3], "c3m, embedding blend 0.3")):
+        (entry, *blind) = measure(task, "--checkpoint", checkpoint, *arguments).entries
+        assert entry == known[label]
+        assert [(b.label, b.blend) for b in blind] == ([(f"{label}, blind", None)] if task == "vqa" else [])
+        hashes.add(entry.weights_sha256)
+    (entry, *_) = measure(task, "--checkpoint", checkpoint, "--beta", 0).entries
+    assert entry == known["c3m"]
+    # One model, whatever its beta, and another than its base.
+    assert hashes == {entry.weights_sha256}
+    assert known["base"].weights_sha256 not in hashes
+
+
+def test_as_a_baseline(measure: Measure, clips: tuple[Path, Path], checkpoint: Path) -> None:
+    results = measure("retrieval", "--checkpoint", clips[1], "--baseline", checkpoint, "--baseline-label", "old")
+    assert [entry.label for entry in results.entries] == ["old, embedding blend 0.75", "tuned"]
+    assert results.baseline == "old, embedding blend 0.75"
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "said"),
+    [
+        ("retrieval", ["--checkpoint", "TUNED", "--beta", "0.5"], "--beta is for checkpoints with a third tower"),
+        ("sweep", ["--checkpoint", "C3M", "--beta", "0.5"], "leave out --beta"),
+        ("sweep", ["--checkpoint", "TUNED"], "give --baseline"),
+    ],
+)
+def test_wrong_use(
+    dialog_eval: Cli,
+    split: Path,
+    clips: tuple[Path, Path],
+    checkpoint: Path,
+    tmp_path: Path,
+    task: str,
+    arguments: list[str],
+    said: str,
+) -> None:
+    folders = {"TUNED": str(clips[1]), "C3M": str(checkpoint)}
+    given = [folders.get(argument, argument) for argument in arguments]
+    files = ["--captions", captions(split), "--images", split / "images", "--out", tmp_path / "x.json"]
+    assert said in dialog_eval(task, *files, *given).error

@@ -1,0 +1,103 @@
+"""What every system must hold in the one loop: resume and any number of processes, whatever the objective.
+
+A trainer is named "module:function"; the function trains something tiny: (out, changes of the recipe, **options of
+`fit`) -> FitResult. It saves to OUT/model, and to OUT/model-ema under `ema_decay`.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import json, os, shutil, sys
+from pathlib import Path
+from helpers.systems import trainer
+
+out, changes = Path(sys.argv[2]), json.loads(sys.argv[3])
+
+def on_step(step, values):
+    # In one piece: two processes write to the same pipe.
+    os.write(1, (json.dumps([step, values]) + "\\n").encode())
+    if step == 2:
+        # The first step's averages of the gradient are the gradient, times 1 - beta.
+        state = out / "checkpoints" / "step-00000001.safetensors"
+        if state.exists():
+            shutil.copy(state, out / "first.safetensors")
+
+trainer(sys.argv[1])(out, changes, on_step=on_step)
+"""
+
+
+class Stopped(BaseException):
+    """Like a kill, as far as it goes within a process."""
+
+
+def trainer(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_resume(name: str, folder: Path, *, stop: int, every: int = 3) -> None:
+    """Stopped after `stop` steps and resumed, it writes the bytes that an undisturbed training writes."""
+    train = trainer(name)
+    changes = {"ema_decay": 0.9, "save_every_steps": every}
+    train(folder / "whole", changes)
+
+    def stop_there(step: int, values: dict[str, float]) -> None:
+        if step == stop:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(folder / "parts", changes, on_step=stop_there)
+    assert not (folder / "parts" / "model").exists()
+    steps: list[int] = []
+    train(folder / "parts", changes, resume="auto", on_step=lambda step, values: steps.append(step))
+    # What is done in a step is written after `on_step` heard of it.
+    assert steps[0] == (stop - 1) // every * every + 1
+    for part in ("model", "model-ema"):
+        whole = files_of(folder / "whole" / part)
+        assert whole
+        assert files_of(folder / "parts" / part) == whole
+    assert files_of(folder / "whole" / "model") != files_of(folder / "whole" / "model-ema")
+
+
+def check_two_processes(name: str, folder: Path) -> None:
+    """Two processes give the losses and gradients of one."""
+    changes = {"max_steps": 4, "save_every_steps": 1, "grad_clip": 1e6}
+    one, two = (_run(name, folder, count, changes) for count in (1, 2))
+    assert json.loads((folder / "2" / "train.json").read_text())["processes"] == 2
+    # Both processes tell of each step, and tell the same.
+    assert sorted(step for step, _ in two) == sorted(2 * [step for step, _ in one])
+    for step, values in two:
+        assert values == pytest.approx(one[step - 1][1], rel=2e-5, abs=1e-7)
+    first, second = (load_file(folder / str(count) / "first.safetensors") for count in (1, 2))
+    gradients = [name for name in first if name.startswith("exp_avg/")]
+    assert len(gradients) > 10
+    for name in gradients:
+        scale = first[name].norm().item()
+        assert (first[name] - second[name]).norm().item() <= 2e-5 * scale + 1e-8, name
+
+
+def _run(name: str, folder: Path, processes: int, changes: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    folders = os.pathsep.join(str(ROOT / part) for part in ("pipeline", "train", "eval", "tests"))
+    env = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    arguments = [str(script), name, str(folder / str(processes)), json.dumps(changes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]

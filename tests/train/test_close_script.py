@@ -1,0 +1,114 @@
+"""CLOSE in the loop, and train/close.py as it is run."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from helpers.systems import check_resume, check_two_processes
+
+from dialog_train.close.checkpoint import load_close
+
+SCRIPT = Path(__file__).parents[2] / "train" / "close.py"
+CLOSE = "helpers.close:train_close"
+
+RECIPE = """
+model = {model!r}
+out = "out"
+tasks = ["vqa", "captioning", "entailment"]
+[decoder]
+width = 16
+layers = 1
+heads = 2
+[data]
+dialogues = {dialogues!r}
+work = "work"
+[optim]
+lr = 1e-3
+batch_size = 8
+epochs = 1
+[log]
+tensorboard = false
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Accelerate keeps its first settings for the life of a process."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize("stop", [1, 4, 9])
+def test_resumed_equals_undisturbed(tmp_path: Path, stop: int) -> None:
+    check_resume(CLOSE, tmp_path, stop=stop)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path) -> None:
+    check_two_processes(CLOSE, tmp_path)
+
+
+@pytest.fixture
+def close(tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs the script within this process, in `tmp_path`."""
+    spec = importlib.util.spec_from_file_location("close_script", SCRIPT)
+    assert spec
+    assert spec.loader
+    script: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    # Processes that decode cost more than these images.
+    monkeypatch.setattr(script, "DECODERS", 0)
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["close.py", "--config", "recipe.toml", *arguments])
+        return script.main()
+
+    return run
+
+
+def test_is_a_thin_script() -> None:
+    assert len(SCRIPT.read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("adapter", ["none", "linear"])
+def test_from_dialogues_to_a_decoder(
+    close: Callable[..., int], adapter: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--set", "optim.max_steps=3", "--set", f"adapter={adapter}", "--set", "noise=0.1"]
+    assert close(*arguments) == 0
+    assert "3 steps, text_loss" in capsys.readouterr().out
+    # Without an adapter no image is looked at.
+    assert Path("work/vectors").exists() == (adapter != "none")
+    found = load_close(Path("out/model"))
+    assert (found.adapter.kind, found.recipe["noise"]) == (adapter, 0.1)
+    assert json.loads(Path("out/train.json").read_text())["steps"] == 3
+    assert close(*arguments) == 2
+    assert close(*arguments, "--resume", "auto") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "noise=x"], "noise"),
+        (["--set", "data.dialogues=nowhere"], "nowhere"),
+        (["--set", "optim.batch_size=500"], "48"),
+        (["--set", "decoder.name=./none"], "cannot be loaded as a T5"),
+    ],
+)
+def test_wrong_use(
+    close: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert close(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert said in printed.err
+    assert not Path("out").exists()

@@ -1,0 +1,80 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "train" / "multitask.py"
+RECIPE = """
+model = {model!r}
+out = "out"
+[data]
+dialogues = {dialogues!r}
+work = "work"
+[optim]
+lr = 1e-3
+batch_size = 8
+max_steps = 2
+[log]
+tensorboard = false
+[[stages]]
+texts = "pairs"
+captions = "short"
+[[stages]]
+texts = "triplets"
+captions = "long"
+context_length = 40
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path) -> Path:
+    file = tmp_path / "recipe.toml"
+    file.write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
+    return file
+
+
+def test_is_a_thin_script() -> None:
+    assert len(SCRIPT.read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stages.2.lr=-1", "stages.2.lr"),
+        ("texts.temprature=1", "did you mean 'temperature'"),
+        ("model=ViT-B-33", "unknown model 'ViT-B-33'"),
+        ("data.dialogues=nowhere", "nowhere"),
+    ],
+)
+def test_wrong_use(
+    tmp_path: Path,
+    recipe: Path,
+    run_script: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    said: str,
+) -> None:
+    assert run_script("multitask", "--config", str(recipe), "--set", override) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert said in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_as_a_user_starts_it(tmp_path: Path, recipe: Path) -> None:
+    folders = os.pathsep.join(str(ROOT / name) for name in ("pipeline", "train", "eval"))
+    env = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, str(SCRIPT), "--config", str(recipe)]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("out/model: 2 steps, text_loss ")
+    for stage in ("stage-1", "stage-2"):
+        assert json.loads((tmp_path / "out" / stage / "train.json").read_text())["processes"] == 2
+    assert (tmp_path / "out" / "model" / "open_clip_model.safetensors").is_file()

@@ -1,0 +1,27 @@
+"""The sigmoid loss of SigLIP (arXiv 2303.15343)."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def siglip_loss(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
+) -> Tensor:
+    """Every pair of N images and N texts as a yes-no question of its own: do the two belong together?
+
+    L = -1/N sum_ij log sigmoid(z_ij (logit_scale x_i . y_j + logit_bias)),   z_ij = 1 for i = j, -1 otherwise
+
+    `image_features` x and `text_features` y are (N, D), unit-norm; pair i matches. The sum over N^2 pairs is divided by
+    N: each positive brings N - 1 negatives along, which a bias of about -10 outweighs at the start.
+
+    Raises ValueError for shapes that do not match.
+    """
+    if image_features.shape != text_features.shape or image_features.ndim != 2:
+        raise ValueError(
+            f"features must be two (N, D) tensors of one shape, got {tuple(image_features.shape)} and "
+            f"{tuple(text_features.shape)}"
+        )
+    logits = logit_scale * image_features @ text_features.T + logit_bias
+    signs = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+    return -logsigmoid(signs * logits).sum() / len(logits)

@@ -1,0 +1,34 @@
+"""CLIP-3Modal: a third tower's dialogue vectors against images and against captions (thesis eq. 4.3.1)."""
+
+from torch import Tensor
+
+from dialog_train.losses.contrastive import Direction, contrastive_loss
+
+
+def third_tower_loss(
+    image_features: Tensor,
+    caption_features: Tensor,
+    dialogue_features: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    a: float = 0.65,
+    direction: Direction = "symmetric",
+) -> dict[str, Tensor]:
+    """The two parts of the loss, already weighted: their sum is the loss.
+
+    L = a CE(I(x), G(z)) + (1 - a) CE(T(y), G(z))
+
+    All features are (N, D), unit-norm, row i of one image; across processes they are the gathered global batch. Only
+    `dialogue_features`, of the third tower G, need a gradient: I and T are frozen.
+
+    `direction` is that of both parts; `t2i`, over images and over captions for each dialogue, is the equation.
+
+    Raises ValueError for `a` outside [0, 1], shapes that do not match, or an unknown direction.
+    """
+    if not 0 <= a <= 1:
+        raise ValueError(f"a must be in [0, 1], got {a}")
+    images, captions = (
+        contrastive_loss(features, dialogue_features, logit_scale, direction=direction)
+        for features in (image_features, caption_features)
+    )
+    return {"image_dialogue_loss": a * images, "caption_dialogue_loss": (1 - a) * captions}

@@ -1,0 +1,119 @@
+"""What a pixel set is made of: images as they are stored, with captions and, from a dialogues dataset, dialogues."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from dialog_gen.errors import UsageError
+from dialog_gen.schema import kept_pairs
+from dialog_gen.sources import InputShard, open_source
+from dialog_gen.store import DatasetFolder
+from dialog_train.config import PixelSettings
+from dialog_train.derived import Source, identity_of_dataset, reading, sources_of
+from dialog_train.training_set import DIALOGUE_FORMATS, DialogueFormat
+
+_SHARD_SIZE = 1024
+_ROWS_AT_ONCE = 64
+_COLUMNS = ["image_id", "images", "caption", "texts"]
+
+
+class StoredImage(NamedTuple):
+    """An image's bytes and texts."""
+
+    image_id: str
+    data: bytes | None
+    caption: str | None
+    dialogues: list[str] | None
+    """The text of each question-answer pair; None where there are no dialogues to be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelShard:
+    """Images that are decoded into one file."""
+
+    name: str
+    fingerprint: str
+    """Changes with the content."""
+    read: Callable[[], Iterator[StoredImage]]
+
+
+class PixelSource(Protocol):
+    """Where the images of a pixel set come from."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What tells it from others, as JSON values."""
+        ...
+
+    def shards(self) -> Iterator[PixelShard]:
+        """In order. Raises UsageError for what is missing or damaged."""
+        ...
+
+
+def open_pixel_source(settings: PixelSettings) -> PixelSource:
+    """What a recipe names. Raises UsageError for a dataset that does not exist."""
+    if settings.images is not None:
+        return CaptionedImages(settings.images)
+    assert settings.dialogues is not None  # noqa: S101 - the settings have one of the two
+    return DialogueImages(DatasetFolder.existing(settings.dialogues), kept_only=settings.kept_only)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedImages:
+    """Images with captions: whatever `open_source` reads."""
+
+    location: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See `PixelSource`."""
+        return {"images": self.location}
+
+    def shards(self) -> Iterator[PixelShard]:
+        """See `PixelSource`."""
+        for shard in open_source(self.location, shard_size=_SHARD_SIZE):
+            yield PixelShard(shard.name, shard.fingerprint, partial(_captioned, shard))
+
+
+@dataclass(frozen=True, slots=True)
+class DialogueImages:
+    """The accepted rows of a dialogues dataset; `kept_only` leaves out pairs that a quality gate marked."""
+
+    dataset: DatasetFolder
+    kept_only: bool = False
+    dialogue_format: DialogueFormat = "question_answer"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See `PixelSource`."""
+        own = {"dialogue_format": self.dialogue_format, "kept_only": self.kept_only}
+        return {**identity_of_dataset(self.dataset), **own}
+
+    def shards(self) -> Iterator[PixelShard]:
+        """See `PixelSource`."""
+        for source in sources_of(self.dataset):
+            yield PixelShard(source.shard, source.sha256, partial(self._read, source))
+
+    def _read(self, source: Source) -> Iterator[StoredImage]:
+        columns = [*_COLUMNS, "marks"] if self.kept_only else _COLUMNS
+        text = DIALOGUE_FORMATS[self.dialogue_format]
+        with reading(self.dataset, source, columns, "a dataset that `dialog-gen run` wrote has it") as parquet:
+            for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
+                for row in batch.to_pylist():
+                    pairs = self._kept(row, source.shard) if self.kept_only else row["texts"]
+                    data = row["images"][0]["bytes"] if row["images"] else None
+                    yield StoredImage(row["image_id"], data, row["caption"], [text.format_map(pair) for pair in pairs])
+
+    def _kept(self, row: dict[str, Any], shard: str) -> list[dict[str, str]]:
+        if row["marks"] is None:
+            raise UsageError(
+                f"{self.dataset.location}: no gates went over shard {shard}, so that none of its pairs is known "
+                f"to be good: run `dialog-gen gate {self.dataset.location}`, or leave out data.kept_only."
+            )
+        return kept_pairs(row)
+
+
+def _captioned(shard: InputShard) -> Iterator[StoredImage]:
+    for image in shard.read():
+        yield StoredImage(image.image_id, image.data, image.caption, None)

@@ -1,0 +1,163 @@
+"""Model soups: one model whose weights are the mean of several fine-tuned ones' (arXiv 2203.05482).
+
+The models must have been tuned from the same weights: then they mostly lie in one basin of the loss, and so does their
+mean. It costs nothing at inference, unlike an ensemble.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dialog_gen.clip import CONFIG_FILE, WEIGHTS_FILE, Clip, check_clip, load_clip, save_clip
+from dialog_gen.errors import UsageError
+from dialog_train.derived import read_json
+from dialog_train.loop import REPORT_FILE
+from dialog_train.pixel_set import Normalization, PixelRows
+from dialog_train.text import TextTower
+
+State = dict[str, Tensor]
+Score = Callable[[Clip], float]
+"""Higher is better; on data that no ingredient was trained on, and that is not the test set."""
+
+# Images of the held-out data that are encoded at once.
+_BATCH_SIZE = 256
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Soup:
+    """A model, what went into it, and, where it was tasted, how that went."""
+
+    clip: Clip
+    ingredients: list[str]
+    scores: list[tuple[list[str], float]]
+    """What was tried, in order, with its score."""
+
+
+def uniform_soup(folders: Sequence[Path]) -> Soup:
+    """The mean of all checkpoints' weights. Raises UsageError for those that do not go together."""
+    clip = _base(folders)
+    clip.model.load_state_dict(average(_states(folders)))
+    return Soup(clip=clip, ingredients=[str(folder) for folder in folders], scores=[])
+
+
+def greedy_soup(folders: Sequence[Path], score: Score) -> Soup:
+    """Adds one checkpoint after another, the best first, and keeps each that does not lower the score (recipe 1).
+
+    Raises UsageError for checkpoints that do not go together.
+    """
+    clip = _base(folders)
+    scores: list[tuple[list[str], float]] = []
+
+    def taste(chosen: Sequence[Path]) -> float:
+        clip.model.load_state_dict(average(_states(chosen)))
+        scores.append(([str(folder) for folder in chosen], score(clip)))
+        _log.info("%.4f: %s", scores[-1][1], " + ".join(scores[-1][0]))
+        return scores[-1][1]
+
+    alone = {folder: taste([folder]) for folder in folders}
+    first, *others = sorted(alone, key=lambda folder: alone[folder], reverse=True)
+    chosen, best = [first], alone[first]
+    for folder in others:
+        if (found := taste([*chosen, folder])) >= best:
+            chosen, best = [*chosen, folder], found
+    clip.model.load_state_dict(average(_states(chosen)))
+    return Soup(clip=clip, ingredients=[str(folder) for folder in chosen], scores=scores)
+
+
+def average(states: Iterator[State]) -> State:
+    """The mean of weights, summed in float64: what is equal in all of them stays as it is, bit for bit.
+
+    Raises UsageError for tensors of different names or shapes.
+    """
+    first = next(states)
+    sums, count = {name: value.double() for name, value in first.items()}, 1
+    for count, state in enumerate(states, 2):
+        for name in sorted(first.keys() | state.keys()):
+            here, there = (tuple(weights[name].shape) if name in weights else None for weights in (first, state))
+            if here != there:
+                raise UsageError(
+                    f"checkpoint {count} is of another architecture: {name} is {there} there, {here} in 1."
+                )
+            sums[name] += state[name]
+    return {name: (total / count).to(first[name].dtype) for name, total in sums.items()}
+
+
+def held_out_score(rows: PixelRows, device: torch.device) -> Score:
+    """The mean of recall at 1 from image to caption and back, among all images of a held-out set."""
+
+    def score(clip: Clip) -> float:
+        model = clip.model.to(device).eval()
+        tower, normalization = TextTower(model), Normalization(clip.preprocess_config).to(device)
+        images: list[Tensor] = []
+        texts: list[Tensor] = []
+        with torch.inference_mode():
+            for start in range(0, len(rows), _BATCH_SIZE):
+                chosen = range(start, min(start + _BATCH_SIZE, len(rows)))
+                batch = rows.batch(chosen, 0, full_length=tower.whole is not None).to(device)
+                images.append(normalize(model.encode_image(normalization(batch.pixels)).float(), dim=-1))
+                texts.append(tower(batch.caption_tokens).float())
+            both = torch.cat(images), torch.cat(texts)
+            return (_recall_at_1(*both) + _recall_at_1(*reversed(both))) / 2
+
+    return score
+
+
+def save_soup(soup: Soup, folder: Path) -> None:
+    """What `save_clip` writes, and soup.json: what went in, and the scores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasted = [{"checkpoints": names, "score": score} for names, score in soup.scores]
+    content = {"ingredients": soup.ingredients, "tasted": tasted}
+    (folder / "soup.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_clip(soup.clip, folder)
+
+
+def _recall_at_1(queries: Tensor, candidates: Tensor) -> float:
+    hits = [
+        (rows @ candidates.T).argmax(1) == torch.arange(start, start + len(rows), device=rows.device)
+        for start, rows in zip(range(0, len(queries), _BATCH_SIZE), queries.split(_BATCH_SIZE), strict=True)
+    ]
+    return float(torch.cat(hits).double().mean())
+
+
+def _base(folders: Sequence[Path]) -> Clip:
+    """The first checkpoint, once all are known to go together."""
+    if len(folders) < 2:
+        raise UsageError(f"a soup needs two checkpoints or more, got {len(folders)}.")
+    starts: dict[str, Path] = {}
+    for folder in folders:
+        check_clip(str(folder))
+        if more := [file.name for file in folder.glob("*.safetensors") if file.name != WEIGHTS_FILE]:
+            raise UsageError(f"{folder} holds more than a CLIP ({more[0]}), which would be lost: it makes no soup.")
+        if _config(folder) != _config(folders[0]):
+            raise UsageError(f"{folder} is of another configuration than {folders[0]}: see {CONFIG_FILE} in both.")
+        report = folder.parent / REPORT_FILE
+        if not report.exists():
+            _log.warning("%s has no %s beside it: it is not known what it was tuned from", folder, REPORT_FILE)
+        elif start := read_json(report, "training").get("weights_sha256"):
+            starts[start] = folder
+    if len(starts) > 1:
+        one, other, *_ = starts.values()
+        raise UsageError(f"{one} and {other} were not trained from the same weights: their mean is no model.")
+    return load_clip(str(folders[0]))
+
+
+def _config(folder: Path) -> object:
+    return read_json(folder / CONFIG_FILE, "checkpoint")
+
+
+def _states(folders: Sequence[Path]) -> Iterator[State]:
+    """The weights of one checkpoint after another."""
+    for folder in folders:
+        try:
+            yield load_file(folder / WEIGHTS_FILE)
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{folder / WEIGHTS_FILE} cannot be read: {error}.") from None
