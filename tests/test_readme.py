@@ -17,13 +17,20 @@ from dialog_gen.engines import ENGINES
 from dialog_gen.manifests import load_manifest
 from dialog_gen.models import MODELS
 from dialog_gen.protocols import load_protocol
-from dialog_train.config import DraftRecipe, load_recipe
+from dialog_train.close.config import CloseRecipe
+from dialog_train.config import BaseRecipe, ClipRecipe, DraftRecipe, ThirdTowerRecipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS: dict[str, Any] = {
     "dialog-gen": typer.main.get_command(app),
     "dialog-eval": typer.main.get_command(eval_app),
+}
+RECIPES: dict[str, type[BaseRecipe]] = {
+    "train/draft.py": DraftRecipe,
+    "train/third_tower.py": ThirdTowerRecipe,
+    "train/close.py": CloseRecipe,
+    "train/clip.py": ClipRecipe,
 }
 DRAFT_FLAGS = {"--config", "--set", "--resume", "--export-hf"}
 FLAGS = DRAFT_FLAGS | {
@@ -101,8 +108,7 @@ def test_training(line: str) -> None:
     assert {argument for argument in arguments if argument.startswith("--")} <= DRAFT_FLAGS
     pairs = list(itertools.pairwise(arguments))
     (config,) = [value for flag, value in pairs if flag == "--config"]
-    recipe = load_recipe(ROOT / config, [value for flag, value in pairs if flag == "--set"])
-    assert isinstance(recipe, DraftRecipe)
+    load_recipe(ROOT / config, [value for flag, value in pairs if flag == "--set"], RECIPES[script])
 
 
 def test_flags_in_prose() -> None:
