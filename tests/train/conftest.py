@@ -50,6 +50,8 @@ def run_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerate
         assert spec.loader
         script: Any = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(script)
+        if hasattr(script, "DECODERS"):
+            monkeypatch.setattr(script, "DECODERS", 0)
         monkeypatch.setattr(sys, "argv", [file.name, *arguments])
         code = script.main()
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,17 +1,15 @@
 """CLIP from pixels: its system in the loop, where it starts from, and train/clip.py as it is run."""
 
-import importlib.util
+import functools
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from helpers.evaluation import captions, write_split
 from helpers.loops import CONFIG, PREPROCESS, make_clip
 from helpers.pixels import TinyPixels, make_clip_recipe, train_clip
@@ -30,13 +28,7 @@ RECIPES = sorted((ROOT / "train" / "recipes").glob("clip-*.toml"))
 TRAINERS = [f"helpers.pixels:train_{name}" for name in ("clip", "siglip", "lit")]
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Accelerate keeps its first settings for the life of a process."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
@@ -196,24 +188,10 @@ tensorboard = false
 
 @pytest.fixture
 def clip_script(
-    tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path, run_script: Callable[..., int]
 ) -> Callable[..., int]:
-    """Runs the script within this process, in `tmp_path`."""
     (tmp_path / "recipe.toml").write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
-    spec = importlib.util.spec_from_file_location("clip_script", SCRIPT)
-    assert spec
-    assert spec.loader
-    script: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    # Processes that decode cost more than these images.
-    monkeypatch.setattr("dialog_train.script.DECODERS", 0)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["clip.py", "--config", "recipe.toml", *arguments])
-        return script.main()
-
-    return run
+    return functools.partial(run_script, "clip", "--config", "recipe.toml")
 
 
 def test_from_images_to_a_model_and_its_average(

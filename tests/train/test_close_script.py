@@ -1,20 +1,19 @@
 """CLOSE in the loop, and train/close.py as it is run."""
 
-import importlib.util
+import functools
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from helpers.systems import check_resume, check_two_processes
 
 from dialog_train.close.checkpoint import load_close
 
 SCRIPT = Path(__file__).parents[2] / "train" / "close.py"
 CLOSE = "helpers.close:train_close"
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 RECIPE = """
 model = {model!r}
@@ -36,15 +35,6 @@ tensorboard = false
 """
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Accelerate keeps its first settings for the life of a process."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 @pytest.mark.parametrize("stop", [1, 4, 9])
 def test_resumed_equals_undisturbed(tmp_path: Path, stop: int) -> None:
     check_resume(CLOSE, tmp_path, stop=stop)
@@ -56,23 +46,9 @@ def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def close(tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs the script within this process, in `tmp_path`."""
-    spec = importlib.util.spec_from_file_location("close_script", SCRIPT)
-    assert spec
-    assert spec.loader
-    script: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    # Processes that decode cost more than these images.
-    monkeypatch.setattr(script, "DECODERS", 0)
-    monkeypatch.chdir(tmp_path)
-    Path("recipe.toml").write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["close.py", "--config", "recipe.toml", *arguments])
-        return script.main()
-
-    return run
+def close(tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path, run_script: Callable[..., int]) -> Callable[..., int]:
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
+    return functools.partial(run_script, "close", "--config", "recipe.toml")
 
 
 def test_is_a_thin_script() -> None:
