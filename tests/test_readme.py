@@ -19,6 +19,7 @@ from dialog_gen.models import MODELS
 from dialog_gen.protocols import load_protocol
 from dialog_train.close.config import CloseRecipe
 from dialog_train.config import BaseRecipe, ClipRecipe, DraftRecipe, ThirdTowerRecipe, load_recipe
+from dialog_train.mult_recipe import MultRecipe
 from dialog_train.multitask_recipe import MultitaskRecipe
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,7 @@ RECIPES: dict[str, type[BaseRecipe]] = {
     "train/third_tower.py": ThirdTowerRecipe,
     "train/close.py": CloseRecipe,
     "train/clip.py": ClipRecipe,
+    "train/mult.py": MultRecipe,
     "train/multitask.py": MultitaskRecipe,
 }
 DRAFT_FLAGS = {"--config", "--set", "--resume", "--export-hf"}
