@@ -98,6 +98,6 @@ def _run(name: str, folder: Path, processes: int, changes: dict[str, Any]) -> li
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     arguments = [str(script), name, str(folder / str(processes)), json.dumps(changes)]
     command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]

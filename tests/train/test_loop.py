@@ -405,7 +405,7 @@ def start_process(tmp_path: Path, out: Path, resume: str, changes: dict[str, Any
 
 
 def finish(process: Any) -> list[tuple[int, dict[str, float]]]:
-    printed, said = process.communicate(timeout=300)
+    printed, said = process.communicate(timeout=900)
     assert process.returncode == 0, said
     return [tuple(json.loads(line)) for line in printed.splitlines()]
 
@@ -455,7 +455,7 @@ def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path, mmd_
 @pytest.mark.slow
 def test_batch_that_does_not_split(tmp_path: Path) -> None:
     process = start_process(tmp_path, tmp_path / "out", "never", {"batch_size": 9}, processes=2)
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=900)
     assert process.returncode
     assert "divide by 2" in said
 
