@@ -26,11 +26,14 @@ demo: $(STAMP) ## Run the whole flow on the embedded world, with no network
 results: $(STAMP) ## Measure DRAFT on the embedded world with three seeds: writes docs/results.md
 	PATH="$(CURDIR)/.venv/bin:$$PATH" ./results.sh
 
+# Two processes, each with a core of its own: the tests of a file share what they start.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses=2 --dist=loadfile
+
 test: $(STAMP) ## Run all tests but the benchmarks
-	.venv/bin/pytest -m "not bench"
+	$(PYTEST) -m "not bench"
 
 test-fast: $(STAMP) ## Run the tests that take no more than seconds
-	.venv/bin/pytest -m "not bench and not slow"
+	$(PYTEST) -m "not bench and not slow"
 
 lint: $(STAMP) ## Check style, format and types
 	.venv/bin/ruff check

@@ -1,4 +1,4 @@
-"""For all tests. That it is here puts this folder on the path: what tests share is imported from `helpers`."""
+"""For all tests."""
 
 import os
 import signal

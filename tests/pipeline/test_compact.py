@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from helpers.crashes import crash_at
 from helpers.inputs import sha256
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
-from test_store import crash_at
 
 from dialog_gen.errors import DialogGenError, UsageError
 from dialog_gen.share import compact as compact_module

@@ -16,12 +16,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.encoded import BAD, GOOD
 from helpers.engine import EVERY, ScriptedEngine
 from helpers.inputs import listed_shard, png, sha256, write_files, write_images, write_tar
 from helpers.rows import files_of, rows_of
 from helpers.runs import CONFIG, MODEL, make_interview, run
 from PIL import Image
-from test_images import BAD, GOOD
 
 from dialog_gen import runner as runner_module
 from dialog_gen import store as store_module

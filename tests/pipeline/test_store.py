@@ -17,6 +17,7 @@ from unittest import mock
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from helpers.crashes import crash_at
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,17 +146,6 @@ def redo(out: str) -> None:
             if not store.is_complete(shard := shard_of(name, 4, fingerprint="new")):
                 rows = [make_row(i, STATUSES[i % 3], image_id=f"{name}/{i}") for i in range(4)]
                 write_shard(store, shard, rows)
-
-
-def crash_at(number: int, out: str) -> Callable[[str, tuple[Any, ...]], None]:
-    seen = itertools.count(1)
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        touches = event in {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
-        if touches and str(arguments[0]).startswith(out) and next(seen) == number:
-            os._exit(9)
-
-    return hook
 
 
 def crash_everywhere(before: str, outs: str) -> None:
