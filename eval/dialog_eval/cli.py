@@ -228,19 +228,20 @@ def generate(
     train_annotations: TrainAnnotations = None,
     image_list: ImageList = None,
 ) -> _Plan:
-    """What decoders that train/close.py trained write about images: answers, captions, whether statements follow."""
-    from dialog_eval.tasks.generation import Decoders, GenerationOptions, load_generation
+    """What models of train/close.py and train/mammut.py write: answers, captions, whether statements follow."""
+    from dialog_eval.tasks.generation import GenerationOptions, load_generation
+    from dialog_eval.writers import Writers
 
-    decoders = Decoders()
+    writers = Writers()
     options = GenerationOptions.of(tasks, beams=beams, max_tokens=max_tokens, measure=metric, mode=mode)
     per_image = _per_image(captions_per_image)
 
     def load(source: "ImageSource") -> "list[EvaluationTask]":
         files = {"questions": questions, "annotations": annotations, "captions": captions, "image_list": image_list}
         files["train_annotations"] = train_annotations
-        return load_generation(source, decoders, options, **files, split=split, captions_per_image=per_image)
+        return load_generation(source, writers, options, **files, split=split, captions_per_image=per_image)
 
-    return _Plan(load, open_model=decoders.open)
+    return _Plan(load, open_model=writers.open)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Image vectors of the models that are compared."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dialog_eval.image_source import ImageSource
 from dialog_eval.models import Models, NewBar, Variant
+from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError
 from dialog_gen.images import UnreadableImage, decode_image
 from dialog_gen.sources import SourceImage
@@ -41,20 +42,31 @@ def embed_images(models: Models, source: ImageSource, image_ids: set[str], new_b
     advance = new_bar("images", len(image_ids))
     rows: dict[str, int] = {}
     parts: list[list[Tensor]] = [[] for _ in models.image_towers]
-    images = source.read(image_ids)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while batch := list(islice(images, models.batch_size)):
-            for image in batch:
-                rows[image.image_id] = len(rows)
-            # (images of the batch, image towers) of pixels
-            pixels = list(pool.map(lambda image: _pixels(models, image), batch))
-            for number, part in enumerate(parts):
-                part.append(models.encode_images(torch.stack([row[number] for row in pixels]), number))
-            advance(len(batch))
+    for names, pixels in pixel_batches(models.image_towers, source, image_ids, models.batch_size):
+        for name in names:
+            rows[name] = len(rows)
+        for number, part in enumerate(parts):
+            part.append(models.encode_images(pixels[number], number))
+        advance(len(names))
     return ImageVectors(rows=rows, vectors=[torch.cat(part) for part in parts])
 
 
-def _pixels(models: Models, image: SourceImage) -> list[Tensor]:
+def pixel_batches(
+    clips: Sequence[Clip], source: ImageSource, image_ids: set[str], batch_size: int
+) -> Iterator[tuple[list[str], list[Tensor]]]:
+    """The ids of some of these images, and for each model their pixels (N, 3, H, W) in its preprocessing.
+
+    Raises UsageError as `embed_images` does.
+    """
+    images = source.read(image_ids)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := list(islice(images, batch_size)):
+            # (images of the batch, models) of pixels
+            pixels = list(pool.map(lambda image: _pixels(clips, image), batch))
+            yield [image.image_id for image in batch], [torch.stack(of_model) for of_model in zip(*pixels, strict=True)]
+
+
+def _pixels(clips: Sequence[Clip], image: SourceImage) -> list[Tensor]:
     try:
         decoded = decode_image(image.data)
     except UnreadableImage as error:
@@ -62,4 +74,4 @@ def _pixels(models: Models, image: SourceImage) -> list[Tensor]:
         raise UsageError(
             f"image {image.image_id} cannot be read ({why}): an evaluation needs all its images."
         ) from None
-    return [clip.preprocess(decoded) for clip in models.image_towers]
+    return [clip.preprocess(decoded) for clip in clips]

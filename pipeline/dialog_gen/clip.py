@@ -58,11 +58,17 @@ class Clip:
 def load_clip(name: str, pretrained: str | None = None, *, allow_activation_mismatch: bool = False) -> Clip:
     """A model by open_clip's name and a pretrained tag or a safetensors file, a checkpoint folder, or `shapes-clip`.
 
+    The folder of a MaMMUT gives one whose `model` is a `dialog_gen.mammut.model.Mammut`.
+
     OpenAI's and LAION-400M's weights were trained with QuickGELU. Under `ViT-B-32` they load and lose accuracy; that is
     an error here unless `allow_activation_mismatch`, which reproduces published baselines that overlooked it.
 
     Raises UsageError for an unknown name or tag, pickled weights, weights of another architecture, or that mismatch.
     """
+    if pretrained is None and _is_mammut(Path(name)):
+        from dialog_gen.mammut.folder import load_mammut
+
+        return load_mammut(Path(name))
     location, weights, known_as, config = _locate(name, pretrained, allow_activation_mismatch)
     return _load(location, weights, name=known_as, config=config)
 
@@ -89,7 +95,15 @@ def new_clip(name: str, seed: int) -> Clip:
 
 def check_clip(name: str, pretrained: str | None = None) -> None:
     """Raises UsageError where `load_clip` would for the names alone; loads nothing."""
-    _locate(name, pretrained, allow_activation_mismatch=False)
+    if pretrained is not None or not _is_mammut(Path(name)):
+        _locate(name, pretrained, allow_activation_mismatch=False)
+
+
+def _is_mammut(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "mammut"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _locate(

@@ -15,8 +15,9 @@ from jinja2 import TemplateError
 from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, render_chat
 from dialog_gen.errors import UsageError, did_you_mean
 
-# Architectures that vLLM does not serve: BLIP-2 with a T5 decoder.
-_TRANSFORMERS_ONLY = ("t5",)
+PROTOCOL_FILE = "protocol.toml"
+"""In a model folder: the protocol used when none is named."""
+_MAMMUT = "mammut"
 _FINGERPRINT_BYTES = 4 << 20
 
 
@@ -97,8 +98,13 @@ class GeneratorModel:
 
     @property
     def served_by_vllm(self) -> bool:
-        """Whether vLLM has this architecture."""
-        return self.config.get("text_config", {}).get("model_type") not in _TRANSFORMERS_ONLY
+        """Whether vLLM has this architecture: neither MaMMUT nor BLIP-2 with a T5 decoder."""
+        return not self.is_mammut and self.config.get("text_config", {}).get("model_type") != "t5"
+
+    @property
+    def is_mammut(self) -> bool:
+        """Whether the architecture is this package's own, which transformers does not know by itself."""
+        return self.config.get("model_type") == _MAMMUT
 
 
 def resolve_model(name: str, *, revision: str | None = None, download: bool = True) -> GeneratorModel:
@@ -128,9 +134,9 @@ def resolve_model(name: str, *, revision: str | None = None, download: bool = Tr
         folder=folder,
         revision=revision or _fingerprint(folder),
         chat_template=_chat_template(folder, config),
-        default_protocol=entry.protocol if entry else _protocol_of(config),
+        default_protocol=entry.protocol if entry else _protocol_of(folder, config),
         dtype=entry.dtype if entry else "auto",
-        max_model_len=entry.max_model_len if entry else None,
+        max_model_len=entry.max_model_len if entry else _context_of(config),
         config=config,
         shipped=bool(entry and entry.shipped),
     )
@@ -236,5 +242,12 @@ def _stored_template(folder: Path) -> str | None:
     return None
 
 
-def _protocol_of(config: dict[str, Any]) -> str:
-    return "blip2-two-turn" if config.get("model_type") == "blip-2" else "llava-3qa"
+def _protocol_of(folder: Path, config: dict[str, Any]) -> str:
+    if (folder / PROTOCOL_FILE).is_file():
+        return str(folder / PROTOCOL_FILE)
+    return "blip2-two-turn" if config.get("model_type") in ("blip-2", _MAMMUT) else "llava-3qa"
+
+
+def _context_of(config: dict[str, Any]) -> int | None:
+    """Known of MaMMUT; engines find out that of others."""
+    return config.get("max_position_embeddings") if config.get("model_type") == _MAMMUT else None

@@ -20,7 +20,8 @@ from dialog_eval.noise_plot import noise_plot
 from dialog_eval.pooling import pool
 from dialog_eval.report import write_table
 from dialog_eval.results import Metric, load_results
-from dialog_eval.tasks.generation import Decoders, GenerationOptions, GenerationTask, load_generation
+from dialog_eval.tasks.generation import GenerationOptions, GenerationTask, load_generation
+from dialog_eval.writers import Writers
 from dialog_gen.clip import load_clip
 from dialog_gen.errors import UsageError
 from dialog_gen.world.language import ANSWERS
@@ -56,7 +57,7 @@ def decoders(tmp_path_factory: pytest.TempPathFactory, clips: tuple[Path, Path])
     return write_decoder(root / "noisy", clips[0], 0, 0.1), write_decoder(root / "plain", clips[0], 1, 0.0)
 
 
-def load(split: Path, decoders: Decoders, tasks: str) -> list[GenerationTask]:
+def load(split: Path, decoders: Writers, tasks: str) -> list[GenerationTask]:
     questions, answers = vqa_files(split, "OpenEnded")
     options = GenerationOptions.of(tasks, beams=2, max_tokens=3)
     described = Path(captions(split))
@@ -68,7 +69,7 @@ def load(split: Path, decoders: Decoders, tasks: str) -> list[GenerationTask]:
 def test_writes_what_each_text_alone_would_be(
     split: Path, clips: tuple[Path, Path], decoders: tuple[Path, Path]
 ) -> None:
-    opened = Decoders()
+    opened = Writers()
     models = Models(opened.open(str(decoders[0])), "noisy", batch_size=5)
     written: list[list[str]] = []
 
@@ -101,7 +102,7 @@ def test_writes_what_each_text_alone_would_be(
 
 
 def test_answers_are_judged_as_vqa_does(split: Path) -> None:
-    (task,) = load(split, Decoders(), "vqa")
+    (task,) = load(split, Writers(), "vqa")
     items = json.loads(Path(annotations(split)).read_text())["annotations"]
     right = {metric.name: metric for metric in task.judge([item["multiple_choice_answer"] for item in items])}
     assert right["accuracy"].mean == 1
@@ -115,7 +116,7 @@ def test_answers_are_judged_as_vqa_does(split: Path) -> None:
 
 
 def test_a_question_gives_a_true_and_a_false_statement(split: Path) -> None:
-    (task,) = load(split, Decoders(), "entailment")
+    (task,) = load(split, Writers(), "entailment")
     items = json.loads(Path(annotations(split)).read_text())["annotations"]
     questions = json.loads(Path(vqa_files(split)[0]).read_text())["questions"]
     asked = {q["question_id"]: q["question"] for q in questions}
@@ -126,9 +127,9 @@ def test_a_question_gives_a_true_and_a_false_statement(split: Path) -> None:
         if not wrong:
             continue
         right, other = next(statements), next(statements)
-        statement = f"entailment: {asked[item['question_id']]} "
-        assert right.prompt == statement + item["multiple_choice_answer"]
-        assert other.prompt.removeprefix(statement) in wrong
+        assert right.question == other.question == asked[item["question_id"]]
+        assert right.answer == item["multiple_choice_answer"]
+        assert other.answer in wrong
         assert right.image_id == other.image_id
         told += 1
     assert next(statements, None) is None
@@ -140,7 +141,7 @@ def test_a_question_gives_a_true_and_a_false_statement(split: Path) -> None:
 
 
 def test_captions_are_judged_as_sacrebleu_does(split: Path) -> None:
-    (task,) = load(split, Decoders(), "captioning")
+    (task,) = load(split, Writers(), "captioning")
     described = json.loads(Path(captions(split)).read_text())
     truth = {
         i["id"]: [a["caption"] for a in described["annotations"] if a["image_id"] == i["id"]]
@@ -195,7 +196,7 @@ def test_without_captions(dialog_eval: Cli, split: Path, decoders: tuple[Path, P
             ["--pretrained", "openai", "--tasks", "captioning", "--captions", "CAPTIONS"],
             "leave out --pretrained openai",
         ),
-        (["--checkpoint", "CLIP", "--tasks", "captioning", "--captions", "CAPTIONS"], "it has no close.json"),
+        (["--checkpoint", "CLIP", "--tasks", "captioning", "--captions", "CAPTIONS"], "writes no text"),
     ],
 )
 def test_wrong_use(

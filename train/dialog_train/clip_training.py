@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip import Clip, load_clip, new_clip, save_clip
 from dialog_gen.errors import UsageError
-from dialog_train.config import ClipRecipe
+from dialog_train.config import ClipRecipe, TowersRecipe
 from dialog_train.losses import contrastive_loss, siglip_loss
 from dialog_train.optim import select_trainable
 from dialog_train.pixel_set import Normalization, PixelBatch
@@ -24,7 +24,7 @@ from dialog_train.text import TextTower
 _SIGLIP_START = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
 
 
-def starting_point(recipe: ClipRecipe) -> Clip:
+def starting_point(recipe: TowersRecipe) -> Clip:
     """The model that a recipe starts from. Raises UsageError as `load_clip` and `new_clip` do."""
     if recipe.from_scratch:
         return new_clip(recipe.model, recipe.seed)

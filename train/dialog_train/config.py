@@ -173,21 +173,26 @@ class ThirdTowerRecipe(Recipe):
     """Share of the text tower in a text's vector, where an evaluation says nothing else."""
 
 
-class ClipRecipe(PixelRecipe):
-    """Contrastive training of an image tower and a text tower on images and captions."""
+class TowersRecipe(PixelRecipe):
+    """Trainings of an image tower and a text tower."""
 
-    loss: Literal["clip", "siglip"] = "clip"
-    """Softmax over the batch in both directions (arXiv 2103.00020), or a sigmoid for each pair (arXiv 2303.15343)."""
     from_scratch: bool = False
     """Start from random weights, drawn from `seed`; `model` may be a JSON file of open_clip's model configuration."""
-    lock_image: bool = False
-    """Train the text tower alone, against a frozen image tower (LiT, arXiv 2111.07991)."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if self.from_scratch and self.pretrained is not None:
             raise ValueError(f"from_scratch takes no weights: leave out pretrained = {self.pretrained!r}")
         return self
+
+
+class ClipRecipe(TowersRecipe):
+    """Contrastive training of an image tower and a text tower on images and captions."""
+
+    loss: Literal["clip", "siglip"] = "clip"
+    """Softmax over the batch in both directions (arXiv 2103.00020), or a sigmoid for each pair (arXiv 2303.15343)."""
+    lock_image: bool = False
+    """Train the text tower alone, against a frozen image tower (LiT, arXiv 2111.07991)."""
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=BaseRecipe)

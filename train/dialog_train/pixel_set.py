@@ -37,6 +37,8 @@ class PixelBatch:
     """(N, L) int64, padded to the longest of the batch."""
     dialogue_tokens: Tensor | None
     """(N, L') int64."""
+    position_boxes: Tensor | None = None
+    """(N, 4) float32: regions whose positions the image tower takes. See `dialog_train.mammut.cropped_positions`."""
 
     def to(self, device: torch.device) -> "PixelBatch":
         """With its tensors on a device."""

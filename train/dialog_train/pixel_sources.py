@@ -1,5 +1,6 @@
 """What a pixel set is made of: images as they are stored, with captions and, from a dialogues dataset, dialogues."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +113,20 @@ class DialogueImages:
                 f"to be good: run `dialog-gen gate {self.dataset.location}`, or leave out data.kept_only."
             )
         return kept_pairs(row)
+
+
+def frequent_questions(settings: PixelSettings, count: int = 3) -> list[str]:
+    """The questions that the most dialogues ask, the most frequent first; none where there are no dialogues."""
+    if settings.dialogues is None:
+        return []
+    dataset = DatasetFolder.existing(settings.dialogues)
+    asked = Counter[str]()
+    for source in sources_of(dataset):
+        with reading(dataset, source, ["texts"], "a dataset that `dialog-gen run` wrote has it") as parquet:
+            for batch in parquet.iter_batches(columns=["texts"]):
+                asked.update(pair["user"] for row in batch.to_pylist() for pair in row["texts"])
+    # Of questions asked equally often, always the same.
+    return sorted(asked, key=lambda question: (-asked[question], question))[:count]
 
 
 def _captioned(shard: InputShard) -> Iterator[StoredImage]:

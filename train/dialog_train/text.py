@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from dialog_gen.mammut.decoder import MammutText
+
 # What one more pass costs, in tokens: hundreds of kernels to launch on a GPU, a few calls on a CPU.
 _TOKENS_A_PASS = {"cpu": 32}
 _TOKENS_A_PASS_GPU = 2048
@@ -32,10 +34,11 @@ class TextTower(nn.Module):
         self.is_native = hasattr(source, "token_embedding")
         self.whole: Any = None
         if not self.is_native:
-            if not hasattr(source, "transformer") or not hasattr(source, "pooler"):
+            is_mammut = isinstance(source, MammutText)
+            if not is_mammut and not (hasattr(source, "transformer") and hasattr(source, "pooler")):
                 raise TypeError(f"{type(model).__name__} has no text tower of a known kind")
-            self.text = source
-            self.pad_id: int = source.config.pad_token_id
+            self.text: Any = source
+            self.pad_id: int = source.pad_id if is_mammut else source.config.pad_token_id
             return
         self.token_embedding: nn.Embedding = source.token_embedding
         self.positional_embedding: nn.Parameter = source.positional_embedding

@@ -1,10 +1,10 @@
-"""Texts that decoders write about images (`train/close.py`): answers of VQA, captions, whether a statement follows.
+"""Texts that models write about images: answers of VQA, captions, whether a statement follows.
 
-Each decoder is measured on the vectors of images and, beside it,
+Each writer (see `dialog_eval.writers`) is measured on images and, beside it,
 
-    blind           on the mean image's vector (of unit length) in every image's place
-    from captions   on the mean vector (of unit length) of an image's true captions: what there is to reach, where
-                    nothing is lost between the modalities
+    blind           on what it reads of an image, in the mean over all of them, in every image's place
+    from captions   decoders of train/close.py: on the mean vector (of unit length) of an image's true captions: what
+                    there is to reach, where nothing is lost between the modalities
 
 Entailment: each question of VQA gives two statements, the question with the answer given most often and with a wrong
 one, drawn from those to questions of its type that none of the ten people gave. Right are "yes" and "no".
@@ -13,27 +13,25 @@ one, drawn from those to questions of its type that none of the ten people gave.
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from dialog_eval.evaluation import EvaluationTask
 from dialog_eval.image_source import ImageSource
 from dialog_eval.images import ImageVectors
-from dialog_eval.models import Models, NewBar, Variant
+from dialog_eval.models import Models, NewBar
 from dialog_eval.results import Entry, Metric, Reference, Task
 from dialog_eval.tasks.retrieval import RetrievalTask, load_retrieval
 from dialog_eval.tasks.vqa import Measure, VqaOptions, VqaTask, load_vqa_task
 from dialog_eval.vqa import Mode, normalize_answer
-from dialog_gen.clip import Clip
+from dialog_eval.writers import Asked, Contexts, Seen, Writer, Writers
 from dialog_gen.errors import MissingExtraError, UsageError, did_you_mean
-from dialog_train.close.checkpoint import Close, load_close
 from dialog_train.close.config import TaskName
-from dialog_train.close.examples import CONTRADICTS, FOLLOWS, PROMPTS
+from dialog_train.close.examples import CONTRADICTS, FOLLOWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,48 +54,22 @@ class GenerationOptions:
         return cls(tasks=tuple(task for task in get_args(TaskName) if task in names), **others)
 
 
-class Decoders:
-    """The decoders of an evaluation. For all that looks at images, each is the CLIP that it reads."""
-
-    def __init__(self) -> None:
-        self._opened: dict[str, Close] = {}
-
-    def open(self, folder: str, pretrained: str | None = None) -> Clip:
-        """The CLIP of a decoder, under the decoder's name and hash. Raises UsageError as `load_close` does."""
-        if pretrained is not None:
-            raise UsageError(f"{folder} names its CLIP itself: leave out --pretrained {pretrained}.")
-        close = load_close(Path(folder))
-        self._opened[close.weights_sha256] = close
-        return replace(close.clip, name=Path(folder).name, weights_sha256=close.weights_sha256)
-
-    def of(self, variant: Variant) -> Close:
-        """The decoder that was opened as this model."""
-        return self._opened[variant.clip.weights_sha256]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One text to write."""
-
-    image_id: str
-    """The source's."""
-    prompt: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class GenerationTask:
     """Texts to write, and what they are worth."""
 
+    name: TaskName
     task: Task
     dataset: str
     protocol: str
+    source: ImageSource
     asked: list[Asked]
     captions: dict[str, list[str]] | None
     """The source's id of an image -> its captions; None where there are none to generate from."""
     judge: Callable[[list[str]], list[Metric]]
     """The texts, one each of `asked`, to measures."""
     references: list[Reference]
-    decoders: Decoders
+    writers: Writers
     options: GenerationOptions
 
     @property
@@ -106,46 +78,66 @@ class GenerationTask:
         return list(dict.fromkeys(asked.image_id for asked in self.asked))
 
     def evaluate(self, models: Models, images: ImageVectors, new_bar: NewBar) -> tuple[list[Entry], list[Reference]]:
-        """The measures of each decoder: on images, blind, and from captions where there are some."""
-        contexts = 2 if self.captions is None else 3
-        advance = new_bar(self.task, len(self.asked) * contexts * len(models.variants))
+        """The measures of each writer: on images, blind, and from captions where there are some and it can.
+
+        Raises UsageError for a writer that was not made for the task.
+        """
+        writers = [self.writers.of(variant, models.device) for variant in models.variants]
+        for variant, writer in zip(models.variants, writers, strict=True):
+            if self.name not in writer.tasks:
+                raise UsageError(f"{variant.label} does no {self.name}: leave it out of --tasks.")
+        guises = sum(len(writer.suffixes(self.captions is not None)) for writer in writers)
+        advance = new_bar(self.task, len(self.asked) * guises)
         described = None if self.captions is None else [self.captions[image_id] for image_id in self.image_ids]
         encoded = models.encode_texts([text for some in described for text in some]) if described else []
         entries: list[Entry] = []
-        for variant in models.variants:
-            close = self.decoders.of(variant)
-            seen = images.of(variant, self.image_ids)  # (images, D)
-            vectors = {"": seen, ", blind": normalize(seen.mean(0, keepdim=True), dim=-1).expand_as(seen)}
+        for variant, writer in zip(models.variants, writers, strict=True):
+            means = None
             if described:
                 parts = models.text_vectors(variant, encoded).split([len(some) for some in described])
-                vectors[", from captions"] = normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
-            for suffix, of_images in vectors.items():
-                metrics = self.judge(self._write(close, of_images, models, advance))
+                means = normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
+            seen = Seen(
+                image_ids=self.image_ids,
+                source=self.source,
+                models=models,
+                variant=variant,
+                vectors=images,
+                described=means,
+            )
+            written = {suffix: [""] * len(self.asked) for suffix in writer.suffixes(described is not None)}
+            for contexts in writer.contexts(seen):
+                self._write(writer, contexts, written[contexts.suffix], models.batch_size, advance)
+            for suffix, texts in written.items():
+                metrics = self.judge(texts)
                 entry = variant.entry(self.task, self.dataset, self.protocol, metrics, label_suffix=suffix)
-                entries.append(entry.model_copy(update={"noise": close.recipe["noise"]}))
+                entries.append(entry.model_copy(update={"noise": writer.noise}))
         return entries, self.references
 
-    def _write(self, close: Close, vectors: Tensor, models: Models, advance: Callable[[float], None]) -> list[str]:
-        """`vectors`: (images, D)."""
-        decoder = close.decoder.to(models.device)
-        rows = {image_id: row for row, image_id in enumerate(self.image_ids)}
-        texts = [""] * len(self.asked)
+    def _write(
+        self, writer: Writer, contexts: Contexts, texts: list[str], batch_size: int, advance: Callable[[float], None]
+    ) -> None:
+        """Fills in the texts about some of the images."""
+        rows = {image_id: row for row, image_id in enumerate(contexts.image_ids)}
         # Prompts of one length together: a batch costs what its longest prompt costs.
-        order = sorted(range(len(self.asked)), key=lambda number: len(self.asked[number].prompt))
-        for start in range(0, len(order), models.batch_size):
-            numbers = order[start : start + models.batch_size]
-            own = vectors[torch.tensor([rows[self.asked[n].image_id] for n in numbers], device=vectors.device)]
-            prompts = [self.asked[n].prompt for n in numbers]
-            written = decoder.write(own, prompts, beams=self.options.beams, max_tokens=self.options.max_tokens)
+        order = sorted(
+            (number for number, asked in enumerate(self.asked) if asked.image_id in rows),
+            key=lambda number: len(self.asked[number].question + self.asked[number].answer),
+        )
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            asked = [self.asked[number] for number in numbers]
+            own = [rows[one.image_id] for one in asked]
+            values = contexts.values[torch.tensor(own, device=contexts.values.device)]
+            with torch.inference_mode():
+                written = writer.write(values, asked, beams=self.options.beams, max_tokens=self.options.max_tokens)
             for number, text in zip(numbers, written, strict=True):
                 texts[number] = text
             advance(len(numbers))
-        return texts
 
 
 def load_generation(
     source: ImageSource,
-    decoders: Decoders,
+    writers: Writers,
     options: GenerationOptions,
     *,
     questions: Path | None = None,
@@ -165,7 +157,7 @@ def load_generation(
         load_retrieval(captions, source, captions_per_image=captions_per_image, split=split) if captions else None
     )
     texts = {described.source_ids[i]: some for i, some in described.captions.items()} if described else None
-    common: dict[str, Any] = {"captions": texts, "decoders": decoders, "options": options}
+    common: dict[str, Any] = {"captions": texts, "source": source, "writers": writers, "options": options}
     vqa = None
     if questions is not None and annotations is not None:
         wanted = VqaOptions(candidates="any", measure=options.measure, mode=options.mode)
@@ -192,12 +184,12 @@ def _answering(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
     def judge(texts: list[str]) -> list[Metric]:
         return vqa.metrics([vqa.judge(text, item) for text, item in zip(texts, vqa.items, strict=True)])
 
-    prompt = PROMPTS["vqa"]
     return GenerationTask(
+        name="vqa",
         task="vqa",
         dataset=vqa.dataset,
         protocol=vqa.protocol,
-        asked=[Asked(vqa.source_ids[i.image_id], prompt.format(question=i.question)) for i in vqa.items],
+        asked=[Asked(image_id=vqa.source_ids[i.image_id], task="vqa", question=i.question) for i in vqa.items],
         judge=judge,
         references=vqa.references(),
         **common,
@@ -215,8 +207,8 @@ def _entailment(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
         if not others:
             continue
         for answer, label in ((item.answer, FOLLOWS), (random.Random(item.question_id).choice(others), CONTRADICTS)):
-            prompt = PROMPTS["entailment"].format(question=item.question, answer=answer)
-            asked.append(Asked(vqa.source_ids[item.image_id], prompt))
+            image_id = vqa.source_ids[item.image_id]
+            asked.append(Asked(image_id=image_id, task="entailment", question=item.question, answer=answer))
             right.append(label)
             groups.append(item.image_id)
     if not asked:
@@ -231,6 +223,7 @@ def _entailment(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
         return metrics
 
     return GenerationTask(
+        name="entailment",
         task="entailment",
         dataset=vqa.dataset,
         protocol=f"{len(asked)} statements, half of them true",
@@ -261,10 +254,11 @@ def _captioning(described: RetrievalTask, common: dict[str, Any]) -> GenerationT
         ]
 
     return GenerationTask(
+        name="captioning",
         task="captioning",
         dataset=described.dataset,
         protocol=f"mean of each caption's score, {described.protocol}",
-        asked=[Asked(described.source_ids[image], PROMPTS["captioning"]) for image in images],
+        asked=[Asked(image_id=described.source_ids[image], task="captioning") for image in images],
         judge=judge,
         references=[],
         **common,

@@ -122,5 +122,7 @@ def engine_starter(
         if not find_spec("vllm"):
             raise MissingExtraError("--engine vllm", "vllm", "on a machine without a GPU, see README: Install")
         if not model.served_by_vllm:
-            raise UsageError(f"vLLM does not serve {model.name} (a T5 decoder): use --engine transformers.")
+            raise UsageError(f"vLLM does not serve {model.name}'s architecture: use --engine transformers.")
+    if model.is_mammut and not find_spec("open_clip"):
+        raise MissingExtraError(f"a MaMMUT such as {model.name}", "train")
     return start

@@ -35,6 +35,10 @@ class TransformersEngine:
 
     def __init__(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        if model.is_mammut:
+            from dialog_gen.mammut.model import register_mammut
+
+            register_mammut()
         self._processor: Any = AutoProcessor.from_pretrained(model.folder, trust_remote_code=False)
         self._model: Any = AutoModelForImageTextToText.from_pretrained(
             model.folder, dtype=options.dtype or model.dtype, use_safetensors=True, trust_remote_code=False
@@ -107,14 +111,17 @@ class TransformersEngine:
             return_tensors="pt",
         ).to(self._device, self._model.dtype)
         longest = int(inputs["attention_mask"].sum(dim=1).max())
-        if self._max_model_len and longest > self._max_model_len:
-            raise ValueError(f"a prompt of {longest} tokens, more than the model's {self._max_model_len}")
+        max_new_tokens = self._sampling.max_tokens
+        if self._max_model_len:
+            if longest >= self._max_model_len:
+                raise ValueError(f"a prompt of {longest} tokens, as many as the model's {self._max_model_len} or more")
+            max_new_tokens = min(max_new_tokens, self._max_model_len - longest)
         processors = LogitsProcessorList()
         if self._sampling.temperature > 0:
             processors.append(SeededSampling(self._sampling, [r.seed for r in requests]))
         output = self._model.generate(
             **inputs,
-            max_new_tokens=self._sampling.max_tokens,
+            max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
             logits_processor=processors,

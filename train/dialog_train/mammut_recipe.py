@@ -1,0 +1,33 @@
+"""Recipes of MaMMUT."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dialog_train.config import DialogueUse, TowersRecipe
+
+
+class MammutRecipe(TowersRecipe):
+    """MaMMUT: an image tower and one text decoder, by a contrastive and a captioning loss (arXiv 2303.16839)."""
+
+    loss: Literal["focal", "clip"] = "focal"
+    """The contrastive one: a focal loss of each pair, or CLIP's softmax over the batch."""
+    gamma: float = Field(default=2.0, ge=0)
+    """Of the focal loss: the higher, the less count pairs that are told apart well."""
+    contrastive_weight: float = Field(default=1.0, ge=0)
+    captioning_weight: float = Field(default=1.0, ge=0)
+    cross_attention_every: int = Field(default=2, ge=1)
+    """So many layers of the decoder to one that reads the image."""
+    cropped_positions: bool = False
+    """Positions of a random region, resized, in place of the whole image's (arXiv 2305.07011, section 3.2)."""
+    dialogues: DialogueUse = "rotate"
+    """What the captioning pass learns beside captions, where the data is a dialogues dataset: one question-answer pair
+    of an image an epoch, another in the next; or all in one text."""
+
+    @model_validator(mode="after")
+    def _has_an_objective(self) -> Self:
+        if not self.contrastive_weight and not self.captioning_weight:
+            raise ValueError("contrastive_weight and captioning_weight are both 0: nothing would be learned")
+        if self.optim.train_last_layers is not None:
+            raise ValueError("optim.train_last_layers is for text towers: MaMMUT trains all of its model")
+        return self
