@@ -93,6 +93,18 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
     return rgb
 
 
+def is_turned(data: bytes) -> bool:
+    """Whether a file's EXIF data says that its pixels are stored in another orientation than they are to be seen in."""
+    # Most files have none: they are told by a look, not by opening them.
+    if b"Exif" not in data and b"eXIf" not in data and b"EXIF" not in data:
+        return False
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            return _orientation(image) in _UPRIGHT
+    except Exception:  # noqa: BLE001 - what is wrong with it, whoever decodes it finds
+        return False
+
+
 def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_8_bit(image)).convert("RGB")
@@ -120,8 +132,12 @@ def _to_8_bit(image: ImageFile.ImageFile) -> np.ndarray:
 
 
 def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
-    try:
-        method = _UPRIGHT.get(original.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001 - broken metadata of any kind; the pixels are good
-        method = None
+    method = _UPRIGHT.get(_orientation(original))
     return rgb if method is None else rgb.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001 - broken metadata of any kind; the pixels are good
+        return 1

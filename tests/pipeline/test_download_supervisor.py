@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.bad_server import image_bytes, png_of
+from helpers.encoded import GOOD
 from PIL import Image
 
 from dialog_gen.download import reports, supervisor
@@ -208,3 +209,17 @@ def test_the_same_bytes_are_stored_the_same_way() -> None:
     assert (width, height, *original, error) == (448, 336, 800, 600, None)
     assert Image.open(BytesIO(data)).size == (448, 336)
     assert resizer()(BytesIO(source))[0] == data
+
+
+@pytest.mark.parametrize("name", [name for name in GOOD if "rotated" in name])
+def test_what_lies_on_its_side_is_stored_upright(name: str) -> None:
+    pytest.importorskip("img2dataset")
+    from dialog_gen.download.resize import resizer
+
+    source, size, pixels = GOOD[name]
+    data, width, height, *_ = resizer()(BytesIO(source))
+    stored = Image.open(BytesIO(data))
+    assert stored.size == (width, height) == size
+    assert not stored.getexif()
+    for at, expected in pixels.items():
+        assert stored.getpixel(at) == pytest.approx(expected, abs=4)
