@@ -97,6 +97,13 @@ class Run:
             assert self.seconds < PATIENCE_S
             time.sleep(0.005)
 
+    def wait_for_shards(self, count: int) -> None:
+        self.wait_until(lambda: self.finished_shards >= count)
+
+    def wait_for_the_moment(self, seconds: float) -> None:
+        # It must not come to its end on a machine that has become faster.
+        self.wait_until(lambda: self.seconds > seconds or self.finished_shards > SHARDS - 4)
+
     def finish(self) -> None:
         code = self.process.wait(PATIENCE_S)
         assert code == 0, self.said.read_text()
@@ -188,55 +195,78 @@ def counts_of(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in sidecar.items() if key != "files"} for sidecar in sidecars]
 
 
-@pytest.mark.parametrize("way", WAYS)
 def test_killed_five_times_then_run_to_the_end(
-    images: Path, undisturbed: Callable[[str], Undisturbed], tmp_path: Path, way: str
+    images: Path, undisturbed: Callable[[str], Undisturbed], tmp_path: Path
 ) -> None:
-    reference = undisturbed(way)
-    out, rng = tmp_path / "out", random.Random(way)
+    reference = undisturbed("greedy")
+    out, rng = tmp_path / "out", random.Random("greedy")
     in_the_middle = 0
     for kill in range(KILLS):
-        run = Run(images, out, WAYS[way])
+        run = Run(images, out, WAYS["greedy"])
         before = run.finished_shards
         if kill % 2:
-            wanted = before + rng.randint(1, 2)
-            run.wait_until(lambda run=run, wanted=wanted: run.finished_shards >= wanted)
+            run.wait_for_shards(before + rng.randint(1, 2))
         else:
-            moment = rng.uniform(0, 0.95 * reference.seconds)
-            # It must not come to its end on a machine that has become faster.
-            run.wait_until(lambda run=run, moment=moment: run.seconds > moment or run.finished_shards > SHARDS - 4)
+            run.wait_for_the_moment(rng.uniform(0, 0.95 * reference.seconds))
         code, _ = run.end_by(signal.SIGKILL)
         assert code == -signal.SIGKILL
         in_the_middle += 0 < run.finished_shards < SHARDS
-        print(f"{way}: killed after {run.seconds:.1f} s, {before} -> {run.finished_shards} shards")
+        print(f"killed after {run.seconds:.1f} s, {before} -> {run.finished_shards} shards")
     assert in_the_middle >= 2
-    Run(images, out, WAYS[way]).finish()
+    Run(images, out, WAYS["greedy"]).finish()
     assert_is_whole(out, reference.out)
 
 
-def in_the_middle(run: Run) -> bool:
-    return run.finished_shards >= 1
+def test_ctrl_c(images: Path, undisturbed: Callable[[str], Undisturbed], tmp_path: Path) -> None:
+    run = Run(images, tmp_path / "out", WAYS["greedy"])
+    run.wait_for_shards(1)
+    assert_ends_by_ctrl_c(run)
+    assert_finished_shards_are_whole(run.out, undisturbed("greedy").out)
 
 
-def while_vllm_starts(run: Run) -> bool:
-    """vLLM's own processes are starting; its waiting for them swallows a Ctrl-C."""
-    return run.engine_said("Initializing a V1 LLM engine")
-
-
-@pytest.mark.parametrize(
-    ("way", "moment"), [("sampled", while_vllm_starts), ("sampled", in_the_middle), ("greedy", in_the_middle)]
-)
-def test_ctrl_c(
-    images: Path,
-    undisturbed: Callable[[str], Undisturbed],
-    tmp_path: Path,
-    way: str,
-    moment: Callable[[Run], bool],
+def test_vllm_ended_in_every_way_then_run_to_the_end(
+    images: Path, undisturbed: Callable[[str], Undisturbed], tmp_path: Path
 ) -> None:
+    """Its start takes most of a run: so all ends are of one dataset, one after the other."""
+    reference = undisturbed("sampled")
+    out = tmp_path / "out"
+
+    def started() -> Run:
+        run = Run(images, out, WAYS["sampled"])
+        print(f"{run.finished_shards} shards")
+        return run
+
+    # While vLLM's own processes start, its waiting for them swallows a Ctrl-C.
+    run = started()
+    run.wait_until(lambda: run.engine_said("Initializing a V1 LLM engine"))
+    assert_ends_by_ctrl_c(run)
+
+    run = started()
+    run.wait_for_the_moment(random.Random("sampled").uniform(0, 0.95 * reference.seconds))
+    assert run.end_by(signal.SIGKILL)[0] == -signal.SIGKILL
+
+    # To that one process alone, as from `kill`, a scheduler or the kernel out of memory: its engine ends with it.
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        run = started()
+        run.wait_for_shards(run.finished_shards + 1)
+        assert any(process.name().startswith("VLLM::") for process in run.process.children())
+        code, took = run.end_by(number, group=False)
+        assert code == -number
+        assert took < 15
+        assert run.finished_shards < SHARDS
+        assert_finished_shards_are_whole(out, reference.out)
+
+    run = started()
+    run.wait_for_shards(run.finished_shards + 1)
+    assert_ends_by_ctrl_c(run)
+
+    run = started()
+    run.finish()
+    assert_is_whole(out, reference.out)
+
+
+def assert_ends_by_ctrl_c(run: Run) -> None:
     """A terminal sends it to the whole group."""
-    reference = undisturbed(way)
-    run = Run(images, tmp_path / "out", WAYS[way])
-    run.wait_until(lambda: moment(run))
     code, took = run.end_by(signal.SIGINT)
     assert code == 130
     assert took < 15
@@ -245,22 +275,6 @@ def test_ctrl_c(
     assert [line for line in said.splitlines() if not line.startswith(("INFO ", "interrupted: "))] == []
     assert not (run.out / ".tmp").exists()
     assert run.finished_shards < SHARDS
-    assert_finished_shards_are_whole(run.out, reference.out)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_engine_ends_with_the_process_that_started_it(
-    images: Path, undisturbed: Callable[[str], Undisturbed], tmp_path: Path, number: signal.Signals
-) -> None:
-    """The signal goes to that one process, as from `kill`, a scheduler or the kernel out of memory."""
-    run = Run(images, tmp_path / "out", WAYS["sampled"])
-    run.wait_until(lambda: in_the_middle(run))
-    assert any(process.name().startswith("VLLM::") for process in run.process.children())
-    code, took = run.end_by(number, group=False)
-    assert code == -number
-    assert took < 15
-    assert run.finished_shards < SHARDS
-    assert_finished_shards_are_whole(run.out, undisturbed("sampled").out)
 
 
 def test_the_truth_rate_of_unseen_images(undisturbed: Callable[[str], Undisturbed]) -> None:
