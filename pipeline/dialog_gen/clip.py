@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dialog_gen.errors import UsageError, did_you_mean
+from dialog_gen.mammut.decoder import MammutText
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -131,7 +132,12 @@ def _locate(
 
 
 def save_clip(clip: Clip, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """Writes a checkpoint folder; `state` replaces the model's own tensors. The weights come last."""
+    """Writes what `load_clip` loads; `state` replaces the model's own tensors. The weights come last."""
+    if isinstance(getattr(clip.model, "text", None), MammutText):
+        from dialog_gen.mammut.folder import save_mammut
+
+        save_mammut(clip, folder, state or clip.model.state_dict())
+        return
     folder.mkdir(parents=True, exist_ok=True)
     content = {"model_cfg": clip.config, "preprocess_cfg": clip.preprocess_config}
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

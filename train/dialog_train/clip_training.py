@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip import Clip, load_clip, new_clip, save_clip
 from dialog_gen.errors import UsageError
+from dialog_gen.mammut.decoder import MammutText
 from dialog_train.config import ClipRecipe, TowersRecipe
 from dialog_train.losses import contrastive_loss, siglip_loss
 from dialog_train.optim import select_trainable
@@ -44,6 +45,8 @@ class ClipTraining:
             self.tower = TextTower(model)
         except TypeError as error:
             raise UsageError(f"{clip.name} cannot be trained: {error}.") from None
+        if isinstance(getattr(model, "text", None), MammutText):
+            raise UsageError(f"{clip.name} is a MaMMUT: train/mammut.py trains it.")
         if recipe.lock_image:
             select_trainable(model, self.tower, recipe.optim)
         elif recipe.optim.train_last_layers is not None:

@@ -42,13 +42,18 @@ class MammutTraining:
         """
         if not isinstance(clip.model, Mammut):
             encoder = TextEncoder(clip.tokenizer)
-            if len(encoder.start) != 1 or not encoder.end:
-                raise UsageError(f"{clip.name} cannot become a MaMMUT: its texts need one start token and an end.")
-            clip = new_mammut(clip, (encoder.start, encoder.end), recipe.cross_attention_every, recipe.seed)
+            if len(encoder.start) != 1 or not encoder.end or encoder.pad_id in encoder.end:
+                needed = "one start token, and an end that is no padding"
+                raise UsageError(f"{clip.name} cannot become a MaMMUT: its texts need {needed}.")
+            frame = encoder.start, encoder.end
+            clip = new_mammut(clip, frame, encoder.pad_id, recipe.cross_attention_every, recipe.seed)
         self._clip, self._questions = clip, questions
         self.name = clip.name
         self.facts: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
         model: Any = clip.model
+        rows, columns = model.visual.grid_size
+        if recipe.cropped_positions and rows != columns:
+            raise UsageError(f"cropped_positions is for square images: {clip.name} has {rows} x {columns} patches.")
         model.logit_scale.requires_grad_(recipe.optim.logit_scale == "learn")
         self.model: nn.Module = model
         self.logit_scale: nn.Parameter | None = model.logit_scale

@@ -88,7 +88,9 @@ class GenerationTask:
                 raise UsageError(f"{variant.label} does no {self.name}: leave it out of --tasks.")
         guises = sum(len(writer.suffixes(self.captions is not None)) for writer in writers)
         advance = new_bar(self.task, len(self.asked) * guises)
-        described = None if self.captions is None else [self.captions[image_id] for image_id in self.image_ids]
+        described = None
+        if self.captions is not None and any(writer.suffixes(True) != writer.suffixes(False) for writer in writers):
+            described = [self.captions[image_id] for image_id in self.image_ids]
         encoded = models.encode_texts([text for some in described for text in some]) if described else []
         entries: list[Entry] = []
         for variant, writer in zip(models.variants, writers, strict=True):

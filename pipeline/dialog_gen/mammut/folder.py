@@ -16,7 +16,6 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -67,12 +66,15 @@ def load_mammut(folder: Path) -> Clip:
         state = load_file(folder / WEIGHTS_FILE)
         model.load_state_dict({name.removeprefix(_PREFIX): value for name, value in state.items()})
         tokenizer = tokenizer_of(config, folder)
-    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        preprocess = image_transform_v2(PreprocessCfg(**config.preprocess), is_train=False)
+    except UsageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - what libraries raise at damaged files is of any kind
         said = str(error).strip().split("\n")
         raise UsageError(f"{folder} is a damaged MaMMUT ({said[min(1, len(said) - 1)].strip()}).") from None
     return Clip(
         model=model.eval(),
-        preprocess=image_transform_v2(PreprocessCfg(**config.preprocess), is_train=False),
+        preprocess=preprocess,
         tokenizer=tokenizer,
         name=folder.name,
         config=config.clip,
@@ -81,10 +83,13 @@ def load_mammut(folder: Path) -> Clip:
     )
 
 
-def new_mammut(clip: Clip, frame: tuple[list[int], list[int]], cross_attention_every: int, seed: int) -> Clip:
+def new_mammut(
+    clip: Clip, frame: tuple[list[int], list[int]], pad_id: int, cross_attention_every: int, seed: int
+) -> Clip:
     """A `Mammut` that takes the towers of `clip`. What is random follows from `seed`.
 
-    `frame`: the token ids that the tokenizer puts before and behind a text. Raises UsageError as `Mammut` does.
+    `frame`: the token ids that the tokenizer puts before and behind a text; `pad_id`: the one that fills up the rest.
+    Raises UsageError as `Mammut` does.
     """
     config = MammutConfig(
         clip=clip.config,
@@ -92,6 +97,7 @@ def new_mammut(clip: Clip, frame: tuple[list[int], list[int]], cross_attention_e
         cross_attention_every=cross_attention_every,
         text_start=frame[0],
         text_end=frame[1],
+        pad_token_id=pad_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -108,5 +114,10 @@ def protocol_toml(questions: Sequence[str]) -> str:
         "[sampling]",
     ]
     lines += ["temperature = 0.7", "top_p = 0.9", f"max_tokens = {_ANSWER_TOKENS}"]
-    # A JSON string is a TOML string.
-    return "\n".join([*lines, *(f"\n[[turns]]\nuser = {json.dumps(question)}" for question in questions)]) + "\n"
+    return "\n".join([*lines, *(f"\n[[turns]]\nuser = {_toml(question)}" for question in questions)]) + "\n"
+
+
+def _toml(question: str) -> str:
+    # What stands in braces would be an earlier turn. A JSON string is a TOML string, but for surrogates and DEL.
+    escaped = question.replace("{", "{{").replace("}", "}}")
+    return json.dumps(escaped, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -211,11 +211,14 @@ class PromptTokenizer:
 
 
 def tokenizer_of(config: MammutConfig, folder: Any) -> Any:
-    """open_clip's tokenizer of the texts."""
+    """open_clip's tokenizer of the texts. Raises ValueError for one that has not the model's padding."""
     text = config.clip["text_cfg"]
     options: dict[str, Any] = {"context_length": config.max_position_embeddings, **text.get("tokenizer_kwargs", {})}
     if "hf_tokenizer_name" in text:
-        return open_clip.tokenizer.HFTokenizer(str(folder), local_files_only=True, **options)
+        tokenizer = open_clip.tokenizer.HFTokenizer(str(folder), local_files_only=True, **options)
+        if (pad_id := tokenizer.tokenizer.pad_token_id) != config.pad_token_id:
+            raise ValueError(f"its tokenizer pads with {pad_id}, the model with {config.pad_token_id}")
+        return tokenizer
     return open_clip.SimpleTokenizer(**options)
 
 
