@@ -11,9 +11,12 @@ comma := ,
 # See constraints/overrides.txt; vLLM for GPUs needs none.
 OVERRIDE := $(if $(filter cpu,$(subst $(comma), ,$(EXTRAS))),--override constraints/overrides.txt)
 STAMP := .venv/.stamp
+# Two processes, each with a core of its own: the tests of a file share what they start. In their order: by default the
+# files with the fewest tests, among them the one that takes longest, would come last.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results test test-fast lint bench world clean FORCE
+.PHONY: help setup demo results systems test test-fast lint bench world clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -26,8 +29,8 @@ demo: $(STAMP) ## Run the whole flow on the embedded world, with no network
 results: $(STAMP) ## Measure DRAFT on the embedded world with three seeds: writes docs/results.md
 	PATH="$(CURDIR)/.venv/bin:$$PATH" ./results.sh
 
-# Two processes, each with a core of its own: the tests of a file share what they start.
-PYTEST := OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses=2 --dist=loadfile
+systems: $(STAMP) ## Train and measure every system on the embedded world: writes docs/systems.md
+	PATH="$(CURDIR)/.venv/bin:$$PATH" ./systems.sh
 
 test: $(STAMP) ## Run all tests but the benchmarks
 	$(PYTEST) -m "not bench"

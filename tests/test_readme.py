@@ -22,9 +22,9 @@ from dialog_gen.models import MODELS
 from dialog_gen.protocols import load_protocol
 from dialog_train.close.config import CloseRecipe
 from dialog_train.config import BaseRecipe, ClipRecipe, DraftRecipe, ThirdTowerRecipe, load_recipe
-from dialog_train.mammut_recipe import MammutRecipe
-from dialog_train.mult_recipe import MultRecipe
-from dialog_train.multitask_recipe import MultitaskRecipe
+from dialog_train.mammut.config import MammutRecipe
+from dialog_train.mult.config import MultRecipe
+from dialog_train.multitask.config import MultitaskRecipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,6 +69,10 @@ def shown(text: str, program: str) -> list[str]:
     return list(dict.fromkeys(line for line in lines if re.match(rf"{program} [a-z]", line)))
 
 
+OUT_FOLDERS = {
+    str(load_recipe(ROOT / recipe, kind=RECIPES[script]).out)
+    for script, recipe in re.findall(r"(train/\w+\.py) --config (\S+)", README)
+}
 IN_README = [line for program in PROGRAMS for line in shown(README, program)]
 
 
@@ -85,9 +89,11 @@ def test_command(line: str) -> None:
         return  # prose: "`dialog-gen models` lists them"
     values = PROGRAMS[program].commands[name].make_context(name, arguments).params
     if name == "run":
-        assert values["model"] in MODELS
+        # A model folder is what a training line of the README writes.
+        assert values["model"] in MODELS or values["model"].removesuffix("/model") in OUT_FOLDERS
         assert values["engine"] in (None, *ENGINES)
-        load_protocol(values["protocol"] or MODELS[values["model"]].protocol)
+        if values["model"] in MODELS or values["protocol"]:
+            load_protocol(values["protocol"] or MODELS[values["model"]].protocol)
     if name == "download":
         assert values["split"] in (None, *load_manifest(values["manifest"]).splits)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from dialog_train.clip_training import starting_point
 from dialog_train.config import load_recipe
 from dialog_train.loop import FitResult, fit, start
-from dialog_train.mammut import MammutBatches, MammutTraining
-from dialog_train.mammut_recipe import MammutRecipe
-from dialog_train.pixel_set import PixelBatches
-from dialog_train.pixel_sources import frequent_questions
+from dialog_train.mammut.config import MammutRecipe
+from dialog_train.mammut.training import MammutBatches, MammutTraining
+from dialog_train.pixels.set import PixelBatches
+from dialog_train.pixels.sources import frequent_questions
 from dialog_train.script import prepare_pixel_set, run_script, script_parser
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from dialog_train.clip_training import starting_point
 from dialog_train.config import load_recipe
 from dialog_train.loop import FitResult, fit, start
-from dialog_train.mult import MultTraining
-from dialog_train.mult_recipe import MultRecipe
-from dialog_train.pixel_set import PixelBatches
+from dialog_train.mult.config import MultRecipe
+from dialog_train.mult.training import MultTraining
+from dialog_train.pixels.set import PixelBatches
 from dialog_train.script import prepare_pixel_set, run_script, script_parser
 
 

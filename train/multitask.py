@@ -11,8 +11,8 @@ from pathlib import Path
 from dialog_gen.clip import load_clip
 from dialog_train.config import load_recipe
 from dialog_train.loop import FitResult, start
-from dialog_train.multitask import prepare_sets, train_stages
-from dialog_train.multitask_recipe import MultitaskRecipe
+from dialog_train.multitask.config import MultitaskRecipe
+from dialog_train.multitask.training import prepare_sets, train_stages
 from dialog_train.script import run_script, script_parser
 
 

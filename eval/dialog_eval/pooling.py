@@ -15,7 +15,8 @@ from dialog_eval.results import Entry, Metric, Results, Task, load_results
 from dialog_eval.statistics import Floats, bootstrap_interval, paired_bootstrap
 from dialog_gen.errors import UsageError
 
-_Key = tuple[Task, str, str]
+_Key = tuple[str | None, Task, str, str]
+"""Baseline, task, dataset, protocol"""
 _Sourced = tuple[Entry, Path]
 
 
@@ -65,12 +66,9 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """What can be compared: one task, dataset and protocol."""
+class Comparison:
+    """Rows that have one baseline, or none."""
 
-    task: Task
-    dataset: str
-    protocol: str
     baseline: str | None
     """The label of the first row; None where the baseline was not measured here, or there is none"""
     columns: list[Column]
@@ -79,41 +77,56 @@ class Section:
     """name -> measure -> value, 0 to 1: figures that need no model"""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section(Comparison):
+    """What can be compared: one task, dataset and protocol."""
+
+    task: Task
+    dataset: str
+    protocol: str
+
+
 def pool(files: Sequence[Path]) -> list[Section]:
     """The sections of these results.json; sections, rows and columns in order of first appearance, the baseline first.
 
-    The same weights measured in several files are one repetition, with the mean of its measurements.
+    The same weights measured in several files are one repetition, with the mean of its measurements. Files with
+    different baselines make sections of their own; one that names none goes with the only baseline there is.
 
-    Raises UsageError for files that are none or hold no entries, that name different baselines or one that none of
-    them measured, that use a label for different blends, and where items or references of one dataset differ.
+    Raises UsageError for files that are none or hold no entries, that name a baseline that none of them measured, that
+    use a label for different blends, and where items or references of one dataset differ.
     """
-    loaded = [(path, load_results(path)) for path in files]
+    loaded = _loaded(files)
     entries: dict[_Key, list[_Sourced]] = {}
     for path, results in loaded:
         for entry in results.entries:
-            entries.setdefault((entry.task, entry.dataset, entry.protocol), []).append((entry, path))
+            key = (results.baseline, entry.task, entry.dataset, entry.protocol)
+            entries.setdefault(key, []).append((entry, path))
     if not entries:
         raise UsageError(f"{', '.join(map(str, files)) or 'No file'}: no entries to show. Name files of dialog-eval.")
-    baseline = _baseline(loaded)
-    if baseline is not None and all(entry.label != baseline for some in entries.values() for entry, _ in some):
-        raise UsageError(f"The baseline {baseline!r} has no entry in these files: add the results.json that has it.")
-    return [_section(key, some, baseline, _references(key, loaded)) for key, some in entries.items()]
+    measured = {(key[0], entry.label) for key, some in entries.items() for entry, _ in some}
+    for baseline in dict.fromkeys(results.baseline for _, results in loaded):
+        if baseline is not None and (baseline, baseline) not in measured:
+            raise UsageError(
+                f"The baseline {baseline!r} has no entry in these files: add the results.json that has it."
+            )
+    return [_section(key, some, _references(key, loaded)) for key, some in entries.items()]
 
 
-def _baseline(loaded: Iterable[tuple[Path, Results]]) -> str | None:
-    named = {results.baseline: path for path, results in loaded if results.baseline is not None}
+def _loaded(files: Iterable[Path]) -> list[tuple[Path, Results]]:
+    """The files' contents, the only baseline being everyone's."""
+    loaded = [(path, load_results(path)) for path in files]
+    named = {results.baseline for _, results in loaded} - {None}
     if len(named) > 1:
-        told = ", ".join(f"{label!r} in {path}" for label, path in named.items())
-        raise UsageError(f"The files name different baselines: {told}. Make a table for each.")
-    return next(iter(named), None)
+        return loaded
+    return [(path, results.model_copy(update={"baseline": next(iter(named), None)})) for path, results in loaded]
 
 
 def _references(key: _Key, loaded: Iterable[tuple[Path, Results]]) -> dict[str, dict[str, float]]:
     """Those of the files that have entries of this section: a reference does not tell its protocol."""
-    task, dataset, protocol = key
+    _, task, dataset, protocol = key
     found: dict[str, dict[str, float]] = {}
     for path, results in loaded:
-        if not any((entry.task, entry.dataset, entry.protocol) == key for entry in results.entries):
+        if not any((results.baseline, entry.task, entry.dataset, entry.protocol) == key for entry in results.entries):
             continue
         for reference in results.references:
             if (reference.task, reference.dataset) == (task, dataset):
@@ -126,9 +139,8 @@ def _references(key: _Key, loaded: Iterable[tuple[Path, Results]]) -> dict[str, 
     return found
 
 
-def _section(
-    key: _Key, entries: list[_Sourced], baseline: str | None, references: dict[str, dict[str, float]]
-) -> Section:
+def _section(key: _Key, entries: list[_Sourced], references: dict[str, dict[str, float]]) -> Section:
+    baseline, task, dataset, protocol = key
     by_label: dict[str, list[_Sourced]] = {}
     for sourced in sorted(entries, key=lambda sourced: sourced[0].label != baseline):
         by_label.setdefault(sourced[0].label, []).append(sourced)
@@ -158,7 +170,6 @@ def _section(
             if (label, name) in measured
         }
         rows.append(Row(label=label, blend=blend, beta=beta, noise=noise, cells=cells))
-    task, dataset, protocol = key
     return Section(
         task=task,
         dataset=dataset,

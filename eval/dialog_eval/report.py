@@ -3,14 +3,15 @@
 import base64
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
 from dialog_eval.noise_plot import noise_plot
-from dialog_eval.pooling import Cell, Column, Estimate, Section, pool
+from dialog_eval.overview import overview
+from dialog_eval.pooling import Cell, Column, Comparison, Estimate, Section, pool
 from dialog_eval.sweep_plot import sweep_plot
 from dialog_gen.errors import UsageError
 
@@ -27,8 +28,9 @@ _PLOT = "Measures over the share of the baseline in blends, or over the noise of
 def write_table(files: list[Path], out: Path, plot: Path | None = None) -> None:
     """Writes the table of these results.json to `out` (.md or .html), and the plot of their sweep to `plot` (.png).
 
-    A section a task, dataset and protocol, a row a label, a column a measure. The HTML is one file with the plot in
-    it; the Markdown links the plot. Files of these names are replaced when all is computed.
+    A section a task, dataset, protocol and baseline, a row a label, a column a measure; before them an overview, where
+    there are several tasks. The HTML is one file with the plot in it; the Markdown links the plot. Files of these
+    names are replaced when all is computed.
 
     Raises UsageError for other suffixes, where nothing can be written, and as `pool` and `sweep_plot` do.
     """
@@ -85,6 +87,32 @@ def _items(column: Column) -> str:
     return f"{column.items:,} items{images}" if column.items else ""
 
 
+def _headings(sections: list[Section], text: Callable[[str], str], form: str) -> list[str]:
+    """Each section's; a baseline is named where another one has such a section. Labels go through `text`."""
+    keys = [(section.task, section.dataset, section.protocol) for section in sections]
+    return [
+        form.format(
+            _TASKS[section.task],
+            text(section.dataset),
+            text(section.protocol)
+            + (f", against {text(section.baseline)}" if section.baseline and keys.count(key) > 1 else ""),
+        )
+        for section, key in zip(sections, keys, strict=True)
+    ]
+
+
+def _overview_caption(systems: list[Comparison]) -> str:
+    """What the figures are."""
+    differences = (
+        "Below: paired differences to the nearest baseline above, bold where their interval does not touch 0. "
+        if any(some.baseline for some in systems)
+        else ""
+    )
+    return (
+        f"In percent, in brackets 95 % bootstrap intervals. {differences}More measures, and on how many items, follow."
+    )
+
+
 def _caption(section: Section, text: Callable[[str], str]) -> str:
     """What the figures are; labels go through `text`, which escapes them."""
     images = any(column.images for column in section.columns)
@@ -112,27 +140,35 @@ def _caption(section: Section, text: Callable[[str], str]) -> str:
 def _markdown(sections: list[Section], plot: str | None) -> str:
     """Rows of a label follow each other, so that the columns stay narrow enough to be read raw."""
     lines = ["# Evaluation", ""]
-    for section in sections:
-        names = [column.name for column in section.columns]
-        table = [["", *map(_md, names)]]
-        for row in section.rows:
-            cells = [row.cells.get(name) for name in names]
-            mark = " (baseline)" if row.label == section.baseline else ""
-            figures = [cell and f"{_percent(cell.estimate.mean)} {_interval(cell.estimate)}" for cell in cells]
-            table.append([_md(row.label) + mark, *(figure or "" for figure in figures)])
-            differences = [_md_difference(cell.difference if cell else None) for cell in cells]
-            spreads = [_spread(cell) if cell else "" for cell in cells]
-            table += [
-                [told, *some] for told, some in (("↳ difference", differences), ("↳ spread", spreads)) if any(some)
-            ]
-        for name, figures in section.references.items():
-            table.append([_md(name), *(_percent(figures[column]) if column in figures else "" for column in names)])
-        table.append(["items", *map(_items, section.columns)])
-        heading = f"## {_TASKS[section.task]}: {_md(section.dataset)}, {_md(section.protocol)}"
+    if systems := overview(sections):
+        table = [_md_head(systems[0]), *(row for group in systems for row in _md_rows(group))]
+        lines += ["## Overview", "", *_aligned(table), "", _overview_caption(systems), ""]
+    for section, heading in zip(sections, _headings(sections, _md, "## {}: {}, {}"), strict=True):
+        table = [_md_head(section), *_md_rows(section), ["items", *map(_items, section.columns)]]
         lines += [heading, "", *_aligned(table), "", _caption(section, _md), ""]
     if plot is not None:
         lines += ["## Sweep", "", f"![{_PLOT}]({quote(plot)})", ""]
     return "\n".join(lines)
+
+
+def _md_head(group: Comparison) -> list[str]:
+    return ["", *(_md(column.name) for column in group.columns)]
+
+
+def _md_rows(group: Comparison) -> list[list[str]]:
+    names = [column.name for column in group.columns]
+    table: list[list[str]] = []
+    for row in group.rows:
+        cells = [row.cells.get(name) for name in names]
+        mark = " (baseline)" if row.label == group.baseline else ""
+        figures = [cell and f"{_percent(cell.estimate.mean)} {_interval(cell.estimate)}" for cell in cells]
+        table.append([_md(row.label) + mark, *(figure or "" for figure in figures)])
+        differences = [_md_difference(cell.difference if cell else None) for cell in cells]
+        spreads = [_spread(cell) if cell else "" for cell in cells]
+        table += [[told, *some] for told, some in (("↳ difference", differences), ("↳ spread", spreads)) if any(some)]
+    for name, figures in group.references.items():
+        table.append([_md(name), *(_percent(figures[column]) if column in figures else "" for column in names)])
+    return table
 
 
 def _md_difference(difference: Estimate | None) -> str:
@@ -157,33 +193,34 @@ def _md(text: str) -> str:
 
 
 def _html(sections: list[Section], png: bytes | None) -> str:
-    body = "\n".join(map(_html_section, sections))
+    told = _headings(sections, escape, "{} <small>{}, {}</small>")
+    parts = [
+        _html_section(heading, [section], _caption(section, escape))
+        for heading, section in zip(told, sections, strict=True)
+    ]
+    if systems := overview(sections):
+        parts.insert(0, _html_section("Overview", systems, _overview_caption(systems)))
+    body = "\n".join(parts)
     if png is not None:
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         body += f'\n<h2>Sweep</h2>\n<figure><img src="{source}" alt="{escape(_PLOT)}"></figure>'
     return _PAGE.substitute(body=body)
 
 
-def _html_section(section: Section) -> str:
-    head = "".join(
-        f'<th scope="col">{escape(column.name)}<small>{_items(column)}</small></th>' for column in section.columns
-    )
+def _html_section(heading: str, groups: Sequence[Comparison], caption: str) -> str:
+    """One table of groups that have the same columns; `heading` and `caption` are HTML."""
+    columns = groups[0].columns
+    head = "".join(f'<th scope="col">{escape(column.name)}<small>{_items(column)}</small></th>' for column in columns)
     rows: list[str] = []
-    for row in section.rows:
-        baseline = "<small>baseline</small>" if row.label == section.baseline else ""
-        cells = {name: _html_cell(cell) for name, cell in row.cells.items()}
-        rows.append(_html_row(escape(row.label) + baseline, cells, section.columns))
-    for name, figures in section.references.items():
-        cells = {measure: f"<div>{_percent(value)}</div>" for measure, value in figures.items()}
-        rows.append(_html_row(escape(name), cells, section.columns))
-    return _SECTION.substitute(
-        task=_TASKS[section.task],
-        dataset=escape(section.dataset),
-        protocol=escape(section.protocol),
-        caption=_caption(section, escape),
-        head=head,
-        rows="\n".join(rows),
-    )
+    for group in groups:
+        for row in group.rows:
+            baseline = "<small>baseline</small>" if row.label == group.baseline else ""
+            cells = {name: _html_cell(cell) for name, cell in row.cells.items()}
+            rows.append(_html_row(escape(row.label) + baseline, cells, columns))
+        for name, figures in group.references.items():
+            cells = {measure: f"<div>{_percent(value)}</div>" for measure, value in figures.items()}
+            rows.append(_html_row(escape(name), cells, columns))
+    return _SECTION.substitute(heading=heading, caption=caption, head=head, rows="\n".join(rows))
 
 
 def _html_row(label: str, cells: dict[str, str], columns: list[Column]) -> str:
@@ -204,7 +241,7 @@ def _html_cell(cell: Cell) -> str:
 
 _SECTION = Template("""\
 <section>
-<h2>$task <small>$dataset, $protocol</small></h2>
+<h2>$heading</h2>
 <table>
 <caption>$caption</caption>
 <thead><tr><th></th>$head</tr></thead>

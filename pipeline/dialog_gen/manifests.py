@@ -19,7 +19,7 @@ from dialog_gen.toml_files import find_toml, read_toml_model
 from dialog_gen.world.scenes import Split
 
 ListFormat = Literal["tsv", "csv", "parquet", "jsonl"]
-Use = Literal["images", "retrieval", "vqa"]
+Use = Literal["images", "retrieval", "vqa", "classification"]
 
 LIST_FORMATS: Mapping[str, ListFormat] = {
     **{f".{name}": name for name in get_args(ListFormat)},
@@ -239,8 +239,8 @@ class Manifest(_Strict):
     columns: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """What is stored beside each image."""
     becomes: dict[Use, Annotated[str, AfterValidator(_template)]] = {}
-    """What the download can be used for -> the options of `dialog-gen run`, `dialog-eval retrieval` or `dialog-eval
-    vqa` that read it; {out} and {split} stand for the download's."""
+    """What the download can be used for -> the options of `dialog-gen run`, or of `dialog-eval retrieval`, `vqa` or
+    `classify`, that read it; {out} and {split} stand for the download's."""
 
     @model_validator(mode="after")
     def _rows_are_of_splits(self) -> "Manifest":

@@ -3,6 +3,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +181,31 @@ def test_order_and_sections(tmp_path: Path) -> None:
     assert [section.baseline for section in sections] == ["base", None, None, None]
 
 
+def test_each_baseline_has_its_sections(tmp_path: Path) -> None:
+    """Rows are compared with the baseline of their own file, whatever else was measured."""
+    (one,) = save(tmp_path, [entry("base", BASE), entry("DRAFT", [1.0] * 6)], references=[reference(0.3)])
+    other, alone = tmp_path / "other.json", tmp_path / "alone.json"
+    Results(baseline="scratch", entries=[entry("scratch", [0.0] * 6), entry("MulT", BASE)]).save(other)
+    Results(entries=[entry("DRAFT", [0.0] * 6, "2")]).save(alone)
+    first, second, third = pool([one, other, alone])
+    assert [[row.label for row in s.rows] for s in (first, second, third)] == [
+        ["base", "DRAFT"],
+        ["scratch", "MulT"],
+        ["DRAFT"],
+    ]
+    assert [s.baseline for s in (first, second, third)] == ["base", "scratch", None]
+    differences = [s.rows[-1].cells["accuracy"].difference for s in (first, second, third)]
+    assert [d and round(d.mean, 6) for d in differences] == [0.666667, 0.333333, None]
+    assert [bool(s.references) for s in (first, second, third)] == [True, False, False]
+    # One that names none goes with the only one there is.
+    assert only(pool([one, alone])).rows[1].cells["accuracy"].repetitions == 2
+    # A baseline is measured in a file that names it.
+    Results(baseline="scratch", entries=[entry("MulT", BASE)]).save(other)
+    Results(baseline="base", entries=[entry("scratch", BASE)]).save(alone)
+    with pytest.raises(UsageError, match="'scratch' has no entry in these files: add"):
+        pool([one, other, alone])
+
+
 def test_references_stay_with_their_files_sections(tmp_path: Path) -> None:
     (closed,) = save(tmp_path, [entry("base", BASE)], references=[reference(0.3), reference(0.5, metric="yes/no")])
     opened = tmp_path / "opened.json"
@@ -251,6 +277,71 @@ def test_html(tmp_path: Path) -> None:
     assert not re.search(r"https?://|@import|url\(", page)
     for used in ("prefers-color-scheme: dark", "@media print", "max-width: 52rem", "width=device-width"):
         assert used in page
+
+
+def several_tasks(folder: Path) -> list[Path]:
+    """base and DRAFT on two tasks, scratch and MulT on one of them, MulT's answers without a baseline."""
+    half, above = [0.5] * 6, [0.7] * 6
+    retrieval: dict[str, Any] = {"task": "retrieval", "metric": "image R@1", "protocol": "5 captions"}
+    found = [
+        Results(
+            baseline="base",
+            entries=[
+                entry("base", half, **retrieval),
+                entry("DRAFT", above, **retrieval),
+                entry("base", half),
+                entry("base, blind", above),
+                entry("DRAFT", above),
+                entry("DRAFT", BASE, metric="accuracy, other"),
+            ],
+            references=[reference(0.3), reference(0.4, metric="accuracy, other")],
+        ),
+        Results(baseline="base", entries=[entry("base", half), entry("DRAFT", half, "2")]),
+        Results(baseline="scratch", entries=[entry("scratch", above), entry("MulT", half)]),
+        Results(entries=[entry(f"MulT{end}", above, protocol="generated") for end in ("", ", from captions")]),
+        Results(entries=[entry("CLOSE", half, protocol="generated")]),
+    ]
+    paths = [folder / f"{number}.json" for number in range(len(found))]
+    for path, results in zip(paths, found, strict=True):
+        results.save(path)
+    return paths
+
+
+def test_overview(tmp_path: Path) -> None:
+    out = tmp_path / "t.md"
+    write_table(several_tasks(tmp_path), out)
+    first, second, *others = re.split("^## ", out.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert first == "# Evaluation\n\n"
+    assert second.startswith("Overview\n")
+    half, above = "50.0 [50.0, 50.0]", "70.0 [70.0, 70.0]"
+    assert markdown_rows(second)[0] == ["", "image R@1", "VQA, MC-18", "VQA, generated"]
+    assert markdown_rows(second)[2:] == [
+        ["base (baseline)", half, half, ""],
+        ["DRAFT", above, "60.0 [60.0, 60.0]", ""],
+        ["↳ difference", "**+20.0 [+20.0, +20.0]**", "**+10.0 [+10.0, +10.0]**", ""],
+        ["scratch (baseline)", "", above, ""],
+        ["MulT", "", half, above],
+        ["↳ difference", "", "**-20.0 [-20.0, -20.0]**", ""],
+        ["CLOSE", "", "", half],
+        ["always yes", "", "30.0", ""],
+    ]
+    assert [other.partition("\n")[0] for other in others] == [
+        "Retrieval: shapes 0123, 5 captions",
+        "Visual question answering: shapes 0123, MC-18, against base",
+        "Visual question answering: shapes 0123, MC-18, against scratch",
+        "Visual question answering: shapes 0123, generated",
+    ]
+    write_table(several_tasks(tmp_path), out.with_suffix(".html"))
+    tables = Tables(out.with_suffix(".html").read_text(encoding="utf-8"))
+    assert tables.rows[0] == ["", "image R@1", "VQA, MC-18", "VQA, generated"]
+    assert tables.rows[4] == ["MulT", "", f"{half}-20.0 [-20.0, -20.0]", above]
+
+
+def test_overview_tells_datasets_apart(tmp_path: Path) -> None:
+    some = [entry("base", BASE), entry("base", BASE, dataset="other"), entry("base", BASE, metric="x", protocol="y")]
+    write_table(save(tmp_path, some), tmp_path / "t.md")
+    overview = (tmp_path / "t.md").read_text().split("## ")[1]
+    assert markdown_rows(overview)[0] == ["", "VQA, MC-18, shapes 0123, MC-18", "VQA, MC-18, other, MC-18"]
 
 
 def test_what_touches_0_as_printed_is_not_marked(tmp_path: Path) -> None:
@@ -361,17 +452,6 @@ def test_files_that_do_not_go_together(tmp_path: Path, files: list[list[Entry]],
         write_table(save(tmp_path, *files), out)
     assert "\n" not in str(raised.value)
     assert not out.exists()
-
-
-def test_different_baselines(tmp_path: Path) -> None:
-    (one,) = save(tmp_path, [entry("base", BASE), entry("DRAFT", BASE)])
-    other = tmp_path / "other.json"
-    Results(baseline="DRAFT", entries=[entry("DRAFT", BASE)]).save(other)
-    with pytest.raises(UsageError, match=r"different baselines: 'base' in .*0\.json, 'DRAFT' in .*other\.json"):
-        pool([one, other])
-    # One that names none goes with any.
-    Results(entries=[entry("DRAFT", BASE, "2")]).save(other)
-    assert only(pool([one, other])).rows[1].cells["accuracy"].repetitions == 2
 
 
 def test_references_that_differ(tmp_path: Path) -> None:

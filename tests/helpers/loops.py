@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip import Clip, sha256_of_weights
 from dialog_train.config import DraftRecipe, OptimSettings, Recipe, ThirdTowerRecipe
+from dialog_train.draft import draft_objective
 from dialog_train.loop import FitResult, fit
-from dialog_train.objectives import draft_objective
 from dialog_train.text_tuning import PairBatches, TextTuning
 from dialog_train.third_tower import ThirdTower
 from dialog_train.training_set import Batch

@@ -15,9 +15,9 @@ from dialog_gen.clip import Clip, load_clip
 from dialog_gen.mammut.folder import new_mammut, save_mammut
 from dialog_train.config import ClipRecipe
 from dialog_train.loop import FitResult, fit
-from dialog_train.mammut import MammutBatches, MammutTraining
-from dialog_train.mammut_recipe import MammutRecipe
-from dialog_train.pixel_set import PixelBatches
+from dialog_train.mammut.config import MammutRecipe
+from dialog_train.mammut.training import MammutBatches, MammutTraining
+from dialog_train.pixels.set import PixelBatches
 from dialog_train.tokens import TextEncoder
 from helpers.loops import CONTEXT, VOCABULARY, make_clip
 from helpers.pixels import TinyPixels, make_clip_recipe

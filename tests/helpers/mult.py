@@ -5,9 +5,9 @@ from typing import Any
 
 from dialog_gen.clip import Clip
 from dialog_train.loop import FitResult, fit
-from dialog_train.mult import MultTraining
-from dialog_train.mult_recipe import FusionSettings, MultRecipe
-from dialog_train.pixel_set import PixelBatches
+from dialog_train.mult.config import FusionSettings, MultRecipe
+from dialog_train.mult.training import MultTraining
+from dialog_train.pixels.set import PixelBatches
 from helpers.loops import make_clip
 from helpers.pixels import TinyPixels, make_clip_recipe
 

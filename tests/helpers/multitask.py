@@ -7,9 +7,9 @@ import torch
 
 from dialog_train.config import OptimSettings
 from dialog_train.loop import FitResult, fit
-from dialog_train.multitask import MultitaskBatches, multitask_objective
-from dialog_train.multitask_recipe import MultitaskRecipe, StageRecipe
-from dialog_train.text_pairs import TextBatch
+from dialog_train.multitask.config import MultitaskRecipe, StageRecipe
+from dialog_train.multitask.pairs import TextBatch
+from dialog_train.multitask.training import MultitaskBatches, multitask_objective
 from dialog_train.text_tuning import TextTuning
 from helpers.loops import CONTEXT, VOCABULARY, TinyRows, make_clip, padded
 

@@ -9,7 +9,7 @@ from dialog_gen.clip import Clip
 from dialog_train.clip_training import ClipTraining
 from dialog_train.config import ClipRecipe, OptimSettings
 from dialog_train.loop import FitResult, fit
-from dialog_train.pixel_set import PixelBatch, PixelBatches
+from dialog_train.pixels.set import PixelBatch, PixelBatches
 from helpers.loops import CONTEXT, VOCABULARY, make_clip, padded
 
 

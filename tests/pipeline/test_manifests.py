@@ -76,6 +76,7 @@ def test_what_shipped_sets_become_is_understood_by_the_commands(name: str) -> No
         "images": (app, "run", ["--model", "m", "--out", "o"]),
         "retrieval": (eval_app, "retrieval", ["--checkpoint", "c", "--out", "o"]),
         "vqa": (eval_app, "vqa", ["--checkpoint", "c", "--out", "o"]),
+        "classification": (eval_app, "classify", ["--checkpoint", "c", "--out", "o"]),
     }
     manifest = load_manifest(name)
     for split in manifest.splits:

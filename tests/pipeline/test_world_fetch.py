@@ -2,6 +2,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,7 @@ def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_files(downloaded: Path) -> None:
     assert [*read_tree(downloaded)] == [
+        *(f"classification/{name}" for name in ("classes.txt", "labels_shapes_test.json", "templates.txt")),
         "download.json",
         *(f"images/{n:05d}{end}" for n in range(3) for end in (".tar", "_stats.json")),
         "retrieval/captions_shapes_test.json",
@@ -94,6 +96,15 @@ def test_a_complete_download_is_left_alone(downloaded: Path) -> None:
     assert summary == DownloadSummary(out=downloaded, images=40, shards=3, already_complete=True)
     assert "complete already, nothing to do: 40 images in 3 tars" in str(summary)
     assert {p: p.stat().st_mtime_ns for p in downloaded.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_annotations_of_a_later_version_are_added(downloaded: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shapes"
+    shutil.copytree(downloaded, out)
+    shutil.rmtree(out / "classification")
+    assert download_shapes(out, **ARGUMENTS).already_complete
+    assert read_tree(out) == read_tree(downloaded)
 
 
 @pytest.mark.slow

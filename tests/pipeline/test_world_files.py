@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from dialog_gen.world.files import ShapesSubset, _human_answers, replacing, write_files
-from dialog_gen.world.language import ANSWERS, QUESTION_KINDS, judge
+from dialog_gen.world.language import ANSWERS, DESCRIBE_QUESTION, QUESTION_KINDS, judge, web_caption
 from dialog_gen.world.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZES, Scene, draw_scene
 
 LIMIT = 60
 SUBSET = ShapesSubset(split="val", seed=5, limit=LIMIT, shard_size=16)
 NAMES = [
+    "classification/classes.txt",
+    "classification/labels_shapes_val.json",
+    "classification/templates.txt",
     "retrieval/captions_shapes_val.json",
     "truth.jsonl",
     "vqa/MultipleChoice_shapes_val_questions.json",
@@ -52,7 +55,7 @@ def test_same_subset_same_bytes(out: Path, tmp_path: Path) -> None:
 def test_a_shorter_subset_is_the_beginning_of_a_longer_one(out: Path, tmp_path: Path) -> None:
     write_files(tmp_path, ShapesSubset(split="val", seed=5, limit=10, shard_size=16))
     assert truth(tmp_path) == truth(out)[:10]
-    for name in NAMES[2:4]:
+    for name in [name for name in NAMES if "questions" in name]:
         assert read(tmp_path, name)["questions"] == read(out, name)["questions"][:30]
 
 
@@ -153,6 +156,41 @@ def test_caption_format(out: Path) -> None:
     assert all(set(a) == {"id", "image_id", "caption"} for a in file["annotations"])
     assert Counter(a["image_id"] for a in file["annotations"]) == dict.fromkeys(range(LIMIT), 5)
     assert len({a["id"] for a in file["annotations"]}) == 5 * LIMIT
+
+
+def test_labels_and_truth_belong_together(out: Path) -> None:
+    labels = read(out, "classification/labels_shapes_val.json")
+    wanted: dict[str, str] = {}
+    for record in truth(out):
+        found = [f"{o['color']} {o['shape']}" for o in record["scene"]["objects"] if o["size"] == "large"]
+        if len(found) == 1:
+            wanted[record["image_id"]] = found[0]
+    assert labels == wanted
+    assert 0.3 < len(labels) / LIMIT < 0.6
+    classes = dict(line.split("\t") for line in (out / "classification/classes.txt").read_text().splitlines())
+    assert len(classes) == 24
+    assert set(labels.values()) <= set(classes)
+    for record in truth(out):
+        scene = Scene.from_json(record["scene"])
+        # True of the scene, and of none of its other objects.
+        fitting = [name for name, text in classes.items() if judge(scene, DESCRIBE_QUESTION, f"a {text}")]
+        if record["image_id"] in labels:
+            assert fitting == [labels[record["image_id"]]]
+
+
+def test_class_templates_are_the_web_captions_of_an_object(out: Path) -> None:
+    templates = (out / "classification/templates.txt").read_text().splitlines()
+    scene = Scene(objects=(draw_scene("val", 5, 0).objects[0],), background="white")
+    name = f"{scene.objects[0].color} {scene.objects[0].shape}"
+    captions = {web_caption(scene, random.Random(n)) for n in range(200)}
+    assert {template.format(name) for template in templates} <= captions
+    assert len(templates) == 5
+
+
+def test_no_labels_are_still_json(tmp_path: Path) -> None:
+    seed = next(seed for seed in range(99) if {o.size for o in draw_scene("val", seed, 0).objects} == {"small"})
+    write_files(tmp_path, ShapesSubset(split="val", seed=seed, limit=1, shard_size=16))
+    assert read(tmp_path, "classification/labels_shapes_val.json") == {}
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip import Clip, load_clip, save_clip, sha256_of_weights
 from dialog_gen.errors import UsageError
-from dialog_train.long_text import stretch_context, stretch_positions
+from dialog_train.multitask.long_text import stretch_context, stretch_positions
 from dialog_train.text import TextTower
 
 SIZES: dict[str, Any] = {

@@ -31,9 +31,9 @@ from dialog_gen.mammut.model import Mammut, MammutForConditionalGeneration
 from dialog_gen.protocols import load_protocol
 from dialog_train.config import ClipRecipe, load_recipe
 from dialog_train.losses import contrastive_loss, focal_contrastive_loss
-from dialog_train.mammut import MammutBatches, MammutTraining, cropped_positions, random_boxes
-from dialog_train.mammut_recipe import MammutRecipe
-from dialog_train.pixel_set import Normalization, PixelBatch, PixelBatches
+from dialog_train.mammut.config import MammutRecipe
+from dialog_train.mammut.training import MammutBatches, MammutTraining, cropped_positions, random_boxes
+from dialog_train.pixels.set import Normalization, PixelBatch, PixelBatches
 from dialog_train.system import EVERYTHING, Share
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("mammut-*.toml"))

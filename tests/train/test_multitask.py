@@ -15,11 +15,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dialog_gen.clip import load_clip
 from dialog_gen.errors import UsageError
-from dialog_train.long_text import stretch_context
 from dialog_train.loop import start
 from dialog_train.losses.contrastive import contrastive_loss
-from dialog_train.multitask import MultitaskBatches, equal_texts, multitask_objective, prepare_sets, train_stages
-from dialog_train.multitask_recipe import MultitaskRecipe
+from dialog_train.multitask.config import MultitaskRecipe
+from dialog_train.multitask.long_text import stretch_context
+from dialog_train.multitask.training import (
+    MultitaskBatches,
+    equal_texts,
+    multitask_objective,
+    prepare_sets,
+    train_stages,
+)
 from dialog_train.system import EVERYTHING, Share
 from dialog_train.text import TextTower
 

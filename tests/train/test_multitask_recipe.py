@@ -5,7 +5,7 @@ import pytest
 
 from dialog_gen.errors import UsageError
 from dialog_train.config import load_recipe
-from dialog_train.multitask_recipe import MultitaskRecipe
+from dialog_train.multitask.config import MultitaskRecipe
 
 RECIPES = {file.stem: file for file in (Path(__file__).parents[2] / "train" / "recipes").glob("multitask-*.toml")}
 PUBLISHED = [

@@ -18,9 +18,9 @@ from torch.nn.functional import interpolate
 from dialog_gen.clip import Clip, load_clip
 from dialog_gen.errors import UsageError
 from dialog_gen.store import DatasetFolder
-from dialog_train.pixel_building import build_pixel_set
-from dialog_train.pixel_set import Normalization, PixelBatches, PixelSet, random_crops
-from dialog_train.pixel_sources import CaptionedImages, DialogueImages, PixelShard, PixelSource, StoredImage
+from dialog_train.pixels.building import build_pixel_set
+from dialog_train.pixels.set import Normalization, PixelBatches, PixelSet, random_crops
+from dialog_train.pixels.sources import CaptionedImages, DialogueImages, PixelShard, PixelSource, StoredImage
 from dialog_train.system import EVERYTHING, Share
 
 
@@ -265,16 +265,16 @@ class Endless:
 
 
 def test_reads_no_further_than_it_writes(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dialog_train import pixel_building
+    from dialog_train.pixels import building
 
     source, seen = Endless(), list[int]()
-    text_columns = pixel_building.text_columns
+    text_columns = building.text_columns
 
     def note(*arguments: Any) -> Any:
         seen.append(source.read)
         return text_columns(*arguments)
 
-    monkeypatch.setattr(pixel_building, "text_columns", note)
+    monkeypatch.setattr(building, "text_columns", note)
     assert len(build_pixel_set(source, clip, tmp_path / "p")) == 400
     assert seen == [127, 255, 383, 399]
 

@@ -18,9 +18,9 @@ from dialog_gen.store import DatasetFolder
 from dialog_gen.world.language import web_caption
 from dialog_gen.world.render import render_png
 from dialog_gen.world.scenes import draw_scene
-from dialog_train.pixel_building import build_pixel_set
-from dialog_train.pixel_set import Normalization
-from dialog_train.pixel_sources import DialogueImages
+from dialog_train.pixels.building import build_pixel_set
+from dialog_train.pixels.set import Normalization
+from dialog_train.pixels.sources import DialogueImages
 from dialog_train.soups import average, greedy_soup, held_out_score, save_soup, uniform_soup
 
 SCRIPT = Path(__file__).parents[2] / "train" / "soup.py"

@@ -15,9 +15,9 @@ from dialog_gen.clip import load_clip
 from dialog_gen.errors import UsageError
 from dialog_gen.gates.words import words
 from dialog_gen.store import DatasetFolder
-from dialog_train.long_text import with_context
-from dialog_train.pair_sources import AnswerPool, DialoguePairs, DialogueRows, DialogueTriplets, ParquetPairs
-from dialog_train.text_pairs import TextPairs, build_text_pairs
+from dialog_train.multitask.long_text import with_context
+from dialog_train.multitask.pairs import TextPairs, build_text_pairs
+from dialog_train.multitask.sources import AnswerPool, DialoguePairs, DialogueRows, DialogueTriplets, ParquetPairs
 from dialog_train.tokens import TextEncoder
 
 TEXTS = [("a red thing", "what is it? a circle"), ("is it red?", "yes"), ("x " * 40, "no")]

@@ -1,4 +1,4 @@
-"""Contrastive training of a CLIP's image and text tower on pixels: the system. The data is `pixel_set.PixelBatches`."""
+"""Contrastive training of a CLIP's image and text tower on pixels: the system; its data: `pixels.set.PixelBatches`."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from dialog_gen.mammut.decoder import MammutText
 from dialog_train.config import ClipRecipe, TowersRecipe
 from dialog_train.losses import contrastive_loss, siglip_loss
 from dialog_train.optim import select_trainable
-from dialog_train.pixel_set import Normalization, PixelBatch
+from dialog_train.pixels.set import Normalization, PixelBatch
 from dialog_train.system import gather_rows
 from dialog_train.text import TextTower
 

@@ -14,9 +14,9 @@ from dialog_gen.errors import DialogGenError
 from dialog_gen.store import DatasetFolder
 from dialog_train.config import PixelRecipe, Recipe
 from dialog_train.loop import MODEL_FOLDER, FitResult
-from dialog_train.pixel_building import build_pixel_set
-from dialog_train.pixel_set import PixelSet
-from dialog_train.pixel_sources import open_pixel_source
+from dialog_train.pixels.building import build_pixel_set
+from dialog_train.pixels.set import PixelSet
+from dialog_train.pixels.sources import open_pixel_source
 from dialog_train.training_set import TrainingSet, build_training_set
 from dialog_train.vectors import DECODERS, VectorStore, embed_dataset
 

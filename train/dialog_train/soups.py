@@ -20,7 +20,7 @@ from dialog_gen.clip import CONFIG_FILE, WEIGHTS_FILE, Clip, check_clip, load_cl
 from dialog_gen.errors import UsageError
 from dialog_train.derived import read_json
 from dialog_train.loop import REPORT_FILE
-from dialog_train.pixel_set import Normalization, PixelRows
+from dialog_train.pixels.set import Normalization, PixelRows
 from dialog_train.text import TextTower
 
 State = dict[str, Tensor]

@@ -28,7 +28,7 @@ from dialog_gen.world.scenes import draw_scene
 from dialog_train.clip_training import ClipTraining
 from dialog_train.config import ClipRecipe, LogSettings, OptimSettings, PixelSettings
 from dialog_train.loop import fit
-from dialog_train.pixel_set import PixelBatch
+from dialog_train.pixels.set import PixelBatch
 from dialog_train.system import Share
 from dialog_train.training_set import columns_of
 

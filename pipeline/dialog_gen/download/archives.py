@@ -44,7 +44,12 @@ class FilesSummary:
     def __str__(self) -> str:
         images = "" if self.images is None else f", {self.images} images"
         done = f"{self.fetched_bytes / 1e6:,.1f} MB fetched" if self.fetched_bytes else "complete already"
-        commands = {"images": "dialog-gen run", "retrieval": "dialog-eval retrieval", "vqa": "dialog-eval vqa"}
+        commands = {
+            "images": "dialog-gen run",
+            "retrieval": "dialog-eval retrieval",
+            "vqa": "dialog-eval vqa",
+            "classification": "dialog-eval classify",
+        }
         hints = [f"  {commands[use]} {options} ..." for use, options in self.uses.items()]
         return "\n".join([f"{self.out}: {self.files} files{images}; {done}", *hints])
 

@@ -46,6 +46,9 @@ class TransformersEngine:
         self._model = self._model.to(self._device).eval()
         self._sampling, self._logprobs = sampling, options.logprobs
         self._max_model_len = options.max_model_len or model.max_model_len
+        if model.is_mammut and self._max_model_len and model.max_model_len:
+            # Behind its positions there is nothing.
+            self._max_model_len = min(self._max_model_len, model.max_model_len)
         self._image_token_id: int = self._processor.tokenizer.convert_tokens_to_ids(model.image_token)
         self._stop_ids = _as_set(self._model.generation_config.eos_token_id)
         self._queue: asyncio.Queue[tuple[Request, asyncio.Future[Answer]]] = asyncio.Queue()
@@ -112,9 +115,9 @@ class TransformersEngine:
         ).to(self._device, self._model.dtype)
         longest = int(inputs["attention_mask"].sum(dim=1).max())
         max_new_tokens = self._sampling.max_tokens
-        if self._max_model_len:
-            if longest >= self._max_model_len:
-                raise ValueError(f"a prompt of {longest} tokens, as many as the model's {self._max_model_len} or more")
+        if self._max_model_len and longest >= self._max_model_len:
+            raise ValueError(f"a prompt of {longest} tokens, as many as the model's {self._max_model_len} or more")
+        if self._max_model_len and not self._model.config.is_encoder_decoder:
             max_new_tokens = min(max_new_tokens, self._max_model_len - longest)
         processors = LogitsProcessorList()
         if self._sampling.temperature > 0:

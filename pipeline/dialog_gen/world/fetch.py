@@ -37,7 +37,7 @@ from dialog_gen.world.render import render_png
 from dialog_gen.world.scenes import Split, draw_scene
 
 _HOST = "127.0.0.1"
-_MADE = ("images", "truth.jsonl", "vqa", "retrieval")
+_ANNOTATIONS = ("truth.jsonl", "vqa", "retrieval", "classification")
 _STATS_KEPT = ("count", "successes", "failed_to_download", "failed_to_resize", "status_dict")
 _URL_BATCH = 8192
 _POLL_S = 0.1
@@ -46,7 +46,8 @@ _POLL_S = 0.1
 def download_shapes(out: Path, *, split: Split, seed: int, limit: int, shard_size: int = 1024) -> DownloadSummary:
     """Downloads the first `limit` images of a split into `out`/images and writes the annotations beside them.
 
-    An interrupted download goes on where it stopped, a complete one (it has `out`/download.json) is left as it is.
+    An interrupted download goes on where it stopped, a complete one (it has `out`/download.json) is left as it is, but
+    for annotations that an earlier version did not write.
 
     Raises UsageError for a limit or shard size below 1 or where `out` holds something else, MissingExtraError where
     img2dataset is not installed, FailedCheckError where an image could not be had.
@@ -57,10 +58,12 @@ def download_shapes(out: Path, *, split: Split, seed: int, limit: int, shard_siz
     subset = ShapesSubset(split=split, seed=seed, limit=limit, shard_size=shard_size)
     request = {"manifest": "shapes", **asdict(subset)}
     with locked(out):
-        complete = is_complete(out, request, _MADE)
+        complete = is_complete(out, request, ("images", *_ANNOTATIONS))
         if not complete:
             require_img2dataset()
             _download(out, subset, request)
+        elif not all((out / name).exists() for name in _ANNOTATIONS):
+            write_files(out, subset)
     return DownloadSummary(out=out, images=limit, shards=len(subset.shards()), already_complete=complete)
 
 

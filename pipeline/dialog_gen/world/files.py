@@ -1,21 +1,24 @@
-"""A subset of the world in the published file formats: VQAv1 questions and annotations, COCO captions, and the truth.
+"""A subset of the world in files: VQAv1 questions and annotations, COCO captions, labels for classification, the truth.
 
 An image has two ids. `ShapesSubset.image_id` is the id that the pipeline gives an image in img2dataset's tars, such as
 "00000/000000012"; `truth.jsonl` uses it, and the captions file's `file_name` is this id followed by ".jpg", by which
 evaluation finds the image. VQAv1 and COCO want integers: there `image_id` (in the captions file's `images`, `id`) is
 the scene's index.
+
+For classification, the images with exactly one large object count, and its color and shape are the class: 24 classes.
+The class "red circle" is described as "large red circle", which of the scene's objects fits no other.
 """
 
 import json
 import math
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.world.language import ANSWERS, QUESTION_KINDS, Question, ask, retrieval_captions
+from dialog_gen.world.language import ANSWERS, CLASS_TEMPLATES, QUESTION_KINDS, Question, ask, retrieval_captions
 from dialog_gen.world.render import IMAGE_SIZE_PX
 from dialog_gen.world.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZES, Scene, Split, draw_scene
 
@@ -71,7 +74,7 @@ class ShapesSubset:
 
 
 def write_files(out: Path, subset: ShapesSubset) -> None:
-    """Writes `out`/truth.jsonl, `out`/vqa/ and `out`/retrieval/; the same subset gives the same bytes.
+    """Writes `out`/truth.jsonl, vqa/, retrieval/ and classification/; the same subset gives the same bytes.
 
     `truth.jsonl` is for whoever judges; the pipeline never reads it. Nothing is held in memory but one scene, and
     each file appears when it is complete.
@@ -96,6 +99,12 @@ def write_files(out: Path, subset: ShapesSubset) -> None:
     licenses = [{"id": 1, **_LICENSE}]
     _write_json(path, {"info": info, "licenses": licenses, "images": _images(subset), "annotations": _captions(subset)})
 
+    folder = out / "classification"
+    _write_json(folder / f"labels_shapes_{subset.split}.json", _labels(subset))
+    classes = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
+    _write_lines(folder / "classes.txt", [f"{name}\tlarge {name}" for name in classes])
+    _write_lines(folder / "templates.txt", CLASS_TEMPLATES)
+
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path, None, None]:
@@ -106,11 +115,17 @@ def replacing(path: Path) -> Generator[Path, None, None]:
     part.replace(path)
 
 
-def _write_json(path: Path, fields: dict[str, Any]) -> None:
-    """Writes a JSON object. Values that are iterators become lists, one item a line."""
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with replacing(path) as part:
+        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _write_json(path: Path, fields: dict[str, Any] | Iterator[tuple[str, Any]]) -> None:
+    """Writes a JSON object of these names and values. Values that are iterators become lists, one item a line."""
     with replacing(path) as part, part.open("w", encoding="utf-8") as file:
-        for number, (name, value) in enumerate(fields.items()):
-            file.write(("{" if number == 0 else ",\n") + json.dumps(name) + ": ")
+        file.write("{")
+        for number, (name, value) in enumerate(fields.items() if isinstance(fields, dict) else fields):
+            file.write((",\n" if number else "") + json.dumps(name) + ": ")
             if not isinstance(value, Iterator):
                 file.write(json.dumps(value))
                 continue
@@ -167,6 +182,14 @@ def _captions(subset: ShapesSubset) -> Iterator[dict[str, Any]]:
         captions = retrieval_captions(subset.scene(index), subset.rng("retrieval", index), CAPTIONS_PER_IMAGE)
         for number, caption in enumerate(captions):
             yield {"id": index * CAPTIONS_PER_IMAGE + number, "image_id": index, "caption": caption}
+
+
+def _labels(subset: ShapesSubset) -> Iterator[tuple[str, str]]:
+    """Image id and class, of the images that have one."""
+    for index in range(subset.limit):
+        large = [o for o in subset.scene(index).objects if o.size == "large"]
+        if len(large) == 1:
+            yield subset.image_id(index), f"{large[0].color} {large[0].shape}"
 
 
 def _confusable(answer: str) -> list[str]:

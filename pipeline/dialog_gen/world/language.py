@@ -217,22 +217,28 @@ def unique(scene: Scene, rng: random.Random) -> str:
     return f"the {o.color} {o.shape} is {o.size} and in the {o.position}"
 
 
+_WEB_TEMPLATES = (
+    "{nouns}",
+    "{nouns} on {background} background",
+    "{nouns} icon | free vector",
+    "stock photo of {nouns}",
+    "{nouns} clipart, flat design",
+    "abstract wallpaper with {nouns} in the {position}",
+    "download {nouns} - royalty free",
+    "abstract geometric wallpaper #{number}",
+)
+
+CLASS_TEMPLATES = tuple(t.replace("{nouns}", "{}") for t in _WEB_TEMPLATES if re.findall(r"{\w+}", t) == ["{nouns}"])
+"""Forms of web captions that tell nothing but the objects, for zero-shot classification."""
+
+
 def web_caption(scene: Scene, rng: random.Random) -> str:
     """An alt text as the web has them: part of the scene, among words that say nothing about it."""
     listed = rng.sample(scene.objects, rng.randint(1, len(scene.objects)))
     nouns = " and ".join(_noun(o, with_size=rng.random() < 0.3, article=False) for o in listed)
-    return rng.choice(
-        (
-            "{nouns}",
-            "{nouns} on {background} background",
-            "{nouns} icon | free vector",
-            "stock photo of {nouns}",
-            "{nouns} clipart, flat design",
-            "abstract wallpaper with {nouns} in the {position}",
-            "download {nouns} - royalty free",
-            "abstract geometric wallpaper #{number}",
-        )
-    ).format(nouns=nouns, background=scene.background, position=listed[0].position, number=rng.randint(1, 999))
+    return rng.choice(_WEB_TEMPLATES).format(
+        nouns=nouns, background=scene.background, position=listed[0].position, number=rng.randint(1, 999)
+    )
 
 
 def retrieval_captions(scene: Scene, rng: random.Random, count: int = 5) -> list[str]:

@@ -14,7 +14,7 @@ class _Settings(BaseModel):
 
 
 class FusionSettings(_Settings):
-    """The options of `dialog_train.mult.Fusion`, which says what they do."""
+    """The options of `dialog_train.mult.training.Fusion`, which says what they do."""
 
     width: int = Field(default=256, ge=2)
     """Of the sequences."""

@@ -19,8 +19,8 @@ from dialog_gen.mammut.folder import new_mammut, save_mammut
 from dialog_gen.mammut.model import Mammut
 from dialog_train.losses import contrastive_loss, focal_contrastive_loss
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
-from dialog_train.mammut_recipe import MammutRecipe
-from dialog_train.pixel_set import Normalization, PixelBatch, PixelBatches
+from dialog_train.mammut.config import MammutRecipe
+from dialog_train.pixels.set import Normalization, PixelBatch, PixelBatches
 from dialog_train.system import Share, gather_rows
 from dialog_train.text import TextTower
 from dialog_train.tokens import TextEncoder

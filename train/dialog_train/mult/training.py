@@ -19,8 +19,8 @@ from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError
 from dialog_train.clip_training import ClipTraining
 from dialog_train.losses.three_way import three_way_loss
-from dialog_train.mult_recipe import FusionSettings, MultRecipe, View
-from dialog_train.pixel_set import Normalization, PixelBatch
+from dialog_train.mult.config import FusionSettings, MultRecipe, View
+from dialog_train.pixels.set import Normalization, PixelBatch
 from dialog_train.system import gather_rows
 from dialog_train.text import TextTower
 

@@ -38,7 +38,7 @@ class PixelBatch:
     dialogue_tokens: Tensor | None
     """(N, L') int64."""
     position_boxes: Tensor | None = None
-    """(N, 4) float32: regions whose positions the image tower takes. See `dialog_train.mammut.cropped_positions`."""
+    """(N, 4) float32: regions whose positions the image tower takes: see `mammut.training.cropped_positions`."""
 
     def to(self, device: torch.device) -> "PixelBatch":
         """With its tensors on a device."""

@@ -31,8 +31,8 @@ from dialog_gen.errors import UsageError
 from dialog_gen.images import UnreadableImage, decode_image
 from dialog_gen.store import Store
 from dialog_train.derived import open_derived, put, read_json, remove_others
-from dialog_train.pixel_set import KIND, PART, SUMMARY_FILE, PixelSet
-from dialog_train.pixel_sources import PixelShard, PixelSource, StoredImage
+from dialog_train.pixels.set import KIND, PART, SUMMARY_FILE, PixelSet
+from dialog_train.pixels.sources import PixelShard, PixelSource, StoredImage
 from dialog_train.row_files import count_rows, rows_schema, text_columns
 from dialog_train.tokens import TextEncoder
 from dialog_train.training_set import TrainingSetSummary

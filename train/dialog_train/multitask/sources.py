@@ -19,7 +19,7 @@ from dialog_gen.schema import kept_pairs
 from dialog_gen.stats.collect import question_type
 from dialog_gen.store import DatasetFolder, sha256_json
 from dialog_train.derived import Source, identity_of_dataset, reading, sources_of
-from dialog_train.text_pairs import PairPart, TextPair
+from dialog_train.multitask.pairs import PairPart, TextPair
 from dialog_train.training_set import DIALOGUE_FORMATS
 
 _ROWS_AT_ONCE = 1024

@@ -21,15 +21,15 @@ from dialog_gen.clip import Clip, load_clip
 from dialog_gen.errors import UsageError
 from dialog_gen.hashing import hash_64
 from dialog_gen.store import DatasetFolder
-from dialog_train.long_text import stretch_context, with_context
 from dialog_train.loop import EMA_FOLDER, MODEL_FOLDER, FitResult, OnStep, Resume, fit
 from dialog_train.losses.contrastive import contrastive_loss
 from dialog_train.losses.info_nce import info_nce
-from dialog_train.multitask_recipe import MultitaskRecipe, StageRecipe, TextTask
-from dialog_train.pair_sources import DialoguePairs, DialogueRows, DialogueTriplets, ParquetPairs
+from dialog_train.multitask.config import MultitaskRecipe, StageRecipe, TextTask
+from dialog_train.multitask.long_text import stretch_context, with_context
+from dialog_train.multitask.pairs import PairSource, TextBatch, TextPairs, build_text_pairs
+from dialog_train.multitask.sources import DialoguePairs, DialogueRows, DialogueTriplets, ParquetPairs
 from dialog_train.script import prepare_training_set
 from dialog_train.system import Share, gather_rows
-from dialog_train.text_pairs import PairSource, TextBatch, TextPairs, build_text_pairs
 from dialog_train.text_tuning import Encode, Objective, PairBatches, Rows, TextTuning
 from dialog_train.tokens import TextEncoder
 from dialog_train.training_set import Batch, EpochOrder, TrainingSet
