@@ -41,7 +41,8 @@ def write_mammut(folder: Path, *, questions: Sequence[str] = (), seed: int = 0) 
     clip = load_clip(str(write_tiny_clip(folder.with_name(f"{folder.name}-clip"), seed)))
     encoder = TextEncoder(clip.tokenizer)
     mammut = _spread(new_mammut(clip, (encoder.start, encoder.end), encoder.pad_id, 2, seed), seed)
-    save_mammut(mammut, folder, mammut.model.state_dict(), questions)
+    mammut.model.config.questions = list(questions)
+    save_mammut(mammut, folder, mammut.model.state_dict())
     return folder
 
 

@@ -455,8 +455,11 @@ def test_from_dialogues_to_a_model_and_on(
     assert (protocol.context, len(set(found))) == ("none", 3)
 
     # It goes on from there: a step that changes nothing gives it again.
-    settings = [f"model={tmp_path / 'out' / 'model'}", "from_scratch=false", "out=on", "cross_attention_every=1"]
+    settings = [f"model={tmp_path / 'out' / 'model'}", "from_scratch=false", "out=on"]
+    assert mammut_script(*settings, "cross_attention_every=1") == 2
+    assert "reads the image every 2 layers: set cross_attention_every = 2" in capsys.readouterr().err
     assert mammut_script(*settings, "optim.lr=1e-30", "optim.weight_decay=0") == 0
+    assert load_protocol(str(tmp_path / "on" / "model" / "protocol.toml")).turns == protocol.turns
     state = load_clip(str(tmp_path / "on" / "model")).model.state_dict()
     for name, value in clip.model.state_dict().items():
         torch.testing.assert_close(state[name], value, msg=name)

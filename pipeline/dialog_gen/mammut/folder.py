@@ -34,15 +34,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_mammut(clip: Clip, folder: Path, state: Mapping[str, Tensor], questions: Sequence[str] = ()) -> None:
-    """Writes FOLDER. `clip`: as `new_mammut` or `load_mammut` gave it; `state` replaces the model's own tensors.
-
-    `questions`, if there are any, are what a run asks by default.
-    """
+def save_mammut(clip: Clip, folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes FOLDER. `clip`: as `new_mammut` or `load_mammut` gave it; `state` replaces the model's own tensors."""
     config = clip.model.config
     folder.mkdir(parents=True, exist_ok=True)
-    if questions:
-        (folder / PROTOCOL_FILE).write_text(protocol_toml(questions), encoding="utf-8")
+    if config.questions:
+        (folder / PROTOCOL_FILE).write_text(protocol_toml(config.questions), encoding="utf-8")
     config.architectures = [MammutForConditionalGeneration.__name__]
     config.save_pretrained(folder)
     generation = {"eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}

@@ -80,15 +80,18 @@ class MammutConfig(PreTrainedConfig):
         cross_attention_every: int = 2,
         text_start: list[int] | None = None,
         text_end: list[int] | None = None,
+        questions: list[str] | None = None,
         **others: Any,
     ) -> None:
         """`clip`, `preprocess`: open_clip's configuration of model and preprocessing.
 
-        `text_start`, `text_end`: the token ids that the tokenizer puts around a text.
+        `text_start`, `text_end`: the token ids that the tokenizer puts around a text. `questions`: what a run asks by
+        default.
         """
         self.clip, self.preprocess = clip or {}, preprocess or {}
         self.cross_attention_every = cross_attention_every
         self.text_start, self.text_end = text_start or [], text_end or []
+        self.questions = questions or []
         text = self.clip.get("text_cfg", {})
         # By these names `generate` knows them.
         self.num_hidden_layers: int = text.get("layers", 12)

@@ -36,9 +36,10 @@ class MammutTraining:
     may_leave_parameters_unused = False
 
     def __init__(self, clip: Clip, recipe: MammutRecipe, questions: Sequence[str] = ()) -> None:
-        """`questions`: what the model will ask by default, as a generator.
+        """`questions`: what the model will ask by default, as a generator, in place of what it asked before.
 
-        Raises UsageError for towers of another kind than MaMMUT's.
+        Raises UsageError for towers of another kind than MaMMUT's, and for other layers that read the image than a
+        model that is a MaMMUT already has.
         """
         if not isinstance(clip.model, Mammut):
             encoder = TextEncoder(clip.tokenizer)
@@ -47,7 +48,14 @@ class MammutTraining:
                 raise UsageError(f"{clip.name} cannot become a MaMMUT: its texts need {needed}.")
             frame = encoder.start, encoder.end
             clip = new_mammut(clip, frame, encoder.pad_id, recipe.cross_attention_every, recipe.seed)
-        self._clip, self._questions = clip, questions
+        config = clip.model.config
+        if recipe.cross_attention_every != config.cross_attention_every:
+            raise UsageError(
+                f"{clip.name} reads the image every {config.cross_attention_every} layers: set cross_attention_every = "
+                f"{config.cross_attention_every}."
+            )
+        config.questions = list(questions) or config.questions
+        self._clip = clip
         self.name = clip.name
         self.facts: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
         model: Any = clip.model
@@ -62,7 +70,7 @@ class MammutTraining:
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
         """A model folder: see `dialog_gen.mammut.folder`."""
-        save_mammut(self._clip, folder, {**self.model.state_dict(), **changed}, self._questions)
+        save_mammut(self._clip, folder, {**self.model.state_dict(), **changed})
 
 
 class _TwoPasses(nn.Module):
