@@ -62,3 +62,34 @@ def write_dialogues(out: Path, shards: dict[str, list[dict[str, Any]]], *, made_
         for name, rows in shards.items():
             write_shard(store, shard_of(name, len(rows)), rows)
     return out
+
+
+def write_recipe(
+    folder: Path,
+    model: Path | str,
+    dialogues: Path,
+    *,
+    top: str = "",
+    optim: str = "max_steps = 3",
+    tables: str = "",
+) -> Path:
+    """`folder`/recipe.toml of a training that takes a moment; `top`, `optim` and `tables` are lines of TOML."""
+    file = folder / "recipe.toml"
+    file.write_text(
+        f"""
+model = {str(model)!r}
+out = "out"
+{top}
+[data]
+dialogues = {str(dialogues)!r}
+work = "work"
+[optim]
+lr = 1e-3
+batch_size = 8
+{optim}
+[log]
+tensorboard = false
+{tables}
+"""
+    )
+    return file

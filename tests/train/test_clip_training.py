@@ -14,7 +14,7 @@ from helpers.evaluation import captions, write_split
 from helpers.loops import CONFIG, PREPROCESS, make_clip
 from helpers.pixels import TinyPixels, make_clip_recipe, train_clip
 from helpers.systems import check_resume, check_two_processes
-from helpers.training import TINY_CLIP
+from helpers.training import TINY_CLIP, write_recipe
 
 from dialog_eval.cli import app
 from dialog_gen.clip import Clip, load_clip, new_clip
@@ -169,28 +169,11 @@ def test_recipes_are_shipped() -> None:
     assert {"clip-vit-b-32", "clip-shapes"} <= {file.stem for file in RECIPES}
 
 
-RECIPE = """
-model = {model!r}
-from_scratch = true
-out = "out"
-[data]
-dialogues = {dialogues!r}
-work = "work"
-[optim]
-lr = 1e-3
-batch_size = 8
-epochs = 1
-ema_decay = 0.9
-[log]
-tensorboard = false
-"""
-
-
 @pytest.fixture
 def clip_script(
     tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path, run_script: Callable[..., int]
 ) -> Callable[..., int]:
-    (tmp_path / "recipe.toml").write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
+    write_recipe(tmp_path, tiny_clip, tiny_dialogues, top="from_scratch = true", optim="epochs = 1\nema_decay = 0.9")
     return functools.partial(run_script, "clip", "--config", "recipe.toml")
 
 

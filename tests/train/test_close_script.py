@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.systems import check_resume, check_two_processes
+from helpers.training import write_recipe
 
 from dialog_train.close.checkpoint import load_close
 
@@ -14,25 +15,6 @@ SCRIPT = Path(__file__).parents[2] / "train" / "close.py"
 CLOSE = "helpers.close:train_close"
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
-RECIPE = """
-model = {model!r}
-out = "out"
-tasks = ["vqa", "captioning", "entailment"]
-[decoder]
-width = 16
-layers = 1
-heads = 2
-[data]
-dialogues = {dialogues!r}
-work = "work"
-[optim]
-lr = 1e-3
-batch_size = 8
-epochs = 1
-[log]
-tensorboard = false
-"""
 
 
 @pytest.mark.parametrize("stop", [1, 4, 9])
@@ -47,7 +29,14 @@ def test_two_processes_give_the_losses_and_gradients_of_one(tmp_path: Path) -> N
 
 @pytest.fixture
 def close(tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path, run_script: Callable[..., int]) -> Callable[..., int]:
-    (tmp_path / "recipe.toml").write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
+    write_recipe(
+        tmp_path,
+        tiny_clip,
+        tiny_dialogues,
+        top='tasks = ["vqa", "captioning", "entailment"]',
+        optim="epochs = 1",
+        tables="[decoder]\nwidth = 16\nlayers = 1\nheads = 2",
+    )
     return functools.partial(run_script, "close", "--config", "recipe.toml")
 
 

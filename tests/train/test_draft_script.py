@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.training import write_recipe
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
@@ -16,27 +17,10 @@ from dialog_gen.clip import load_clip
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "train" / "draft.py"
 
-RECIPE = """
-model = {model!r}
-out = "out"
-save_every_steps = 2
-[data]
-dialogues = {dialogues!r}
-work = "work"
-[optim]
-lr = 1e-3
-batch_size = 8
-epochs = 1
-[log]
-tensorboard = false
-"""
-
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path) -> Path:
-    file = tmp_path / "recipe.toml"
-    file.write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
-    return file
+    return write_recipe(tmp_path, tiny_clip, tiny_dialogues, top="save_every_steps = 2", optim="epochs = 1")
 
 
 @pytest.fixture

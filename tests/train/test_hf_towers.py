@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from helpers.loops import CONFIG, PREPROCESS
+from helpers.training import write_recipe
 from open_clip.tokenizer import HFTokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.nn.functional import normalize
@@ -156,26 +157,11 @@ def test_saved_and_loaded_without_a_network(clip: Clip, checkpoint: Path, tmp_pa
             assert torch.equal(found.model.encode_text(tokens), clip.model.encode_text(tokens))
 
 
-RECIPE = """
-model = "checkpoint"
-out = "out"
-[data]
-dialogues = {dialogues!r}
-work = "work"
-[optim]
-lr = 1e-3
-batch_size = 8
-max_steps = 3
-[log]
-tensorboard = false
-"""
-
-
 @pytest.mark.parametrize("script", ["draft", "third_tower"])
 def test_trains_and_is_evaluated(
     run_script: Callable[..., int], clip: Clip, checkpoint: Path, tiny_dialogues: Path, tmp_path: Path, script: str
 ) -> None:
-    (tmp_path / "recipe.toml").write_text(RECIPE.format(dialogues=str(tiny_dialogues)))
+    write_recipe(tmp_path, "checkpoint", tiny_dialogues)
     assert run_script(script, "--config", "recipe.toml", "--set", "out=out") == 0
     tuned = load_model(str(tmp_path / "out" / "model"))
     tokens = clip.tokenizer(TEXTS)

@@ -20,7 +20,7 @@ from helpers.loops import CONFIG, make_clip, make_recipe, train
 from helpers.mammut import END, START, make_hf_clip, make_mammut, make_mammut_recipe, train_mammut
 from helpers.pixels import TinyPixels, train_clip
 from helpers.systems import check_resume, check_two_processes
-from helpers.training import TINY_CLIP
+from helpers.training import TINY_CLIP, write_recipe
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -404,28 +404,13 @@ def test_its_image_tower_is_tuned_here_alone(tmp_path: Path) -> None:
 
 # train/mammut.py
 
-RECIPE = """
-model = {model!r}
-from_scratch = true
-out = "out"
-[data]
-dialogues = {dialogues!r}
-work = "work"
-[optim]
-lr = 1e-3
-batch_size = 8
-max_steps = 3
-[log]
-tensorboard = false
-"""
-
 
 @pytest.fixture
 def mammut_script(
     run_script: Callable[..., int], tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path
 ) -> Callable[..., int]:
     """Runs the script with a tiny recipe, changed by what is given: "key=value"."""
-    (tmp_path / "recipe.toml").write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
+    write_recipe(tmp_path, tiny_clip, tiny_dialogues, top="from_scratch = true")
 
     def run(*changes: str) -> int:
         return run_script("mammut", "--config", "recipe.toml", *(part for c in changes for part in ("--set", c)))

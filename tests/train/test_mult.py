@@ -11,6 +11,7 @@ from helpers.loops import make_clip
 from helpers.mult import make_mult_recipe, train_mult
 from helpers.pixels import TinyPixels
 from helpers.systems import check_resume, check_two_processes
+from helpers.training import write_recipe
 from safetensors.torch import load_file
 from torch.nn.functional import layer_norm, normalize
 
@@ -238,33 +239,18 @@ def test_shipped_recipes_load() -> None:
     assert (ours.optim, ours.data, ours.from_scratch) == (plain.optim, plain.data, plain.from_scratch)
 
 
-RECIPE = """
-model = {model!r}
-from_scratch = true
-out = "out"
-[data]
-dialogues = {dialogues!r}
-work = "work"
-[fusion]
-width = 8
-layers = 1
-heads = 2
-patch_size = 16
-[optim]
-lr = 1e-3
-batch_size = 8
-max_steps = 3
-[log]
-tensorboard = false
-"""
-
-
 @pytest.fixture
 def mult_script(
     run_script: Callable[..., int], tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path
 ) -> Callable[..., int]:
     """Runs the script with a tiny recipe."""
-    (tmp_path / "recipe.toml").write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
+    write_recipe(
+        tmp_path,
+        tiny_clip,
+        tiny_dialogues,
+        top="from_scratch = true",
+        tables="[fusion]\nwidth = 8\nlayers = 1\nheads = 2\npatch_size = 16",
+    )
     return lambda *arguments: run_script("mult", "--config", "recipe.toml", *arguments)
 
 

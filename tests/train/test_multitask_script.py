@@ -6,22 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.training import write_recipe
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "train" / "multitask.py"
-RECIPE = """
-model = {model!r}
-out = "out"
-[data]
-dialogues = {dialogues!r}
-work = "work"
-[optim]
-lr = 1e-3
-batch_size = 8
-max_steps = 2
-[log]
-tensorboard = false
-[[stages]]
+STAGES = """[[stages]]
 texts = "pairs"
 captions = "short"
 [[stages]]
@@ -33,9 +22,7 @@ context_length = 40
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path) -> Path:
-    file = tmp_path / "recipe.toml"
-    file.write_text(RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
-    return file
+    return write_recipe(tmp_path, tiny_clip, tiny_dialogues, optim="max_steps = 2", tables=STAGES)
 
 
 def test_is_a_thin_script() -> None:

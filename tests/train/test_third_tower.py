@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.loops import CONTEXT, TinyRows, make_clip, make_recipe, make_system, train
 from helpers.systems import check_resume, check_two_processes
-from helpers.training import write_tiny_clip
+from helpers.training import write_recipe, write_tiny_clip
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize, pad
 
@@ -201,22 +201,6 @@ def test_a_text_tower_of_no_known_kind(tmp_path: Path) -> None:
         train(recipe_for(tmp_path), make_clip(pool_type="last"))
 
 
-SCRIPT_RECIPE = """
-model = {model!r}
-out = "out"
-save_every_steps = 2
-[data]
-dialogues = {dialogues!r}
-work = "work"
-[optim]
-lr = 1e-3
-batch_size = 8
-max_steps = 3
-[log]
-tensorboard = false
-"""
-
-
 def test_the_script(
     run_script: Callable[..., int],
     tiny_clip: Path,
@@ -225,7 +209,7 @@ def test_the_script(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert len((SCRIPTS / "third_tower.py").read_text().splitlines()) <= 80
-    (tmp_path / "recipe.toml").write_text(SCRIPT_RECIPE.format(model=str(tiny_clip), dialogues=str(tiny_dialogues)))
+    write_recipe(tmp_path, tiny_clip, tiny_dialogues, top="save_every_steps = 2")
     call = functools.partial(run_script, "third_tower", "--config", "recipe.toml")
     assert call() == 0
     assert "out/model: 3 steps, image_dialogue_loss" in capsys.readouterr().out
