@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from helpers.cli import Cli, cli_of
 from hypothesis import settings
 
 # The same examples in every run, and no failure because a machine is slow.
@@ -22,3 +23,11 @@ def no_fsync() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture
+def dialog_gen_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """`dialog-gen` in this process."""
+    from dialog_gen import cli
+
+    return cli_of("dialog-gen", cli.main, monkeypatch, capfd)

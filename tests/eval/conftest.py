@@ -1,10 +1,10 @@
 """For the tests of evaluation."""
 
-import sys
 from pathlib import Path
 
 import pytest
-from helpers.evaluation import Cli, Ended, write_clips, write_split
+from helpers.cli import Cli, cli_of
+from helpers.evaluation import write_clips, write_split
 
 
 @pytest.fixture
@@ -12,17 +12,7 @@ def dialog_eval(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[st
     """`dialog-eval` in this process."""
     from dialog_eval import cli
 
-    def call(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["dialog-eval", *map(str, arguments)])
-        capfd.readouterr()
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as ending:
-            code = ending.code or 0
-        return Ended(code, *capfd.readouterr())
-
-    return call
+    return cli_of("dialog-eval", cli.main, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.cli import Cli
 from helpers.evaluation import (
     SUBSET,
-    Cli,
     ReferenceModel,
     annotations,
     blended_state,
@@ -348,7 +348,7 @@ def test_other_image_towers(
         model = ReferenceModel(folder)
         seen = model.images([image_path(split, SUBSET, index) for index in range(SUBSET.limit)])
         check_retrieval(entry, model.texts, seen, split)
-    assert "different image towers" in dialog_eval("sweep", *options).error
+    assert "different image towers" in dialog_eval("sweep", *options).mistake
 
 
 def test_table(dialog_eval: Cli, common: list[object], split: Path, tmp_path: Path) -> None:
@@ -397,15 +397,15 @@ def test_wrong_use(
         "classify": ["--templates", "simple"],
     }
     done = dialog_eval(command, *files[command], *common, *(part.replace("SPLIT", str(split)) for part in change))
-    assert said in done.error
+    assert said in done.mistake
     assert not Path(str(common[-1])).exists()
 
 
 def test_wrong_sweeps(dialog_eval: Cli, common: list[object], split: Path) -> None:
     alone = [*common[:2], *common[4:]]
-    assert "give --baseline" in dialog_eval("sweep", "--captions", captions(split), *alone).error
-    assert "nothing to measure" in dialog_eval("sweep", *common).error
-    assert "both --questions and" in dialog_eval("sweep", "--questions", "x", *common).error
+    assert "give --baseline" in dialog_eval("sweep", "--captions", captions(split), *alone).mistake
+    assert "nothing to measure" in dialog_eval("sweep", *common).mistake
+    assert "both --questions and" in dialog_eval("sweep", "--questions", "x", *common).mistake
 
 
 def test_an_image_that_cannot_be_read(dialog_eval: Cli, common: list[object], split: Path, tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ def test_an_image_that_cannot_be_read(dialog_eval: Cli, common: list[object], sp
         data = image_path(split, SUBSET, index).read_bytes()
         path.write_bytes(data if index != 5 else data[:-30])
     done = dialog_eval("retrieval", "--captions", captions(split), *common, "--images", tmp_path / "images")
-    assert "00000/000005.png cannot be read (truncated" in done.error
+    assert "00000/000005.png cannot be read (truncated" in done.mistake
     assert not Path(str(common[-1])).exists()
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import sacrebleu
 import torch
+from helpers.cli import Cli
 from helpers.close import TINY
-from helpers.evaluation import SUBSET, Cli, ReferenceModel, annotations, captions, image_path, vqa_files
+from helpers.evaluation import SUBSET, ReferenceModel, annotations, captions, image_path, vqa_files
 from helpers.results import entry, pixels, save
 from torch.nn.functional import normalize
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.evaluation import SUBSET, Cli, ReferenceModel, annotations, captions, image_path, vqa_files
+from helpers.cli import Cli
+from helpers.evaluation import SUBSET, ReferenceModel, annotations, captions, image_path, vqa_files
 from helpers.mammut import write_mammut
 from PIL import Image
 from torch import Tensor
@@ -111,7 +112,7 @@ def test_as_a_writer_from_the_command_line(
     assert len({e.weights_sha256 for e in results.entries}) == 2
 
     out.unlink()
-    error = dialog_eval("generate", *base, "--tasks", "entailment").error
+    error = dialog_eval("generate", *base, "--tasks", "entailment").mistake
     assert "one does no entailment: leave it out of --tasks" in error
     # Questions that leave no room for an answer.
     file = tmp_path / "long.json"
@@ -119,7 +120,7 @@ def test_as_a_writer_from_the_command_line(
     content["questions"][3]["question"] = "star " * 23
     file.write_text(json.dumps(content))
     long = [file if part == questions else part for part in base]
-    assert "fills the model's 24 tokens" in dialog_eval("generate", *long, "--tasks", "vqa").error
+    assert "fills the model's 24 tokens" in dialog_eval("generate", *long, "--tasks", "vqa").mistake
     assert not out.exists()
 
 

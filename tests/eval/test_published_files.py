@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from helpers.evaluation import Cli
+from helpers.cli import Cli
 from helpers.file_server import FileServer
 from helpers.published import (
     COCO_IDS,
@@ -122,7 +122,7 @@ def ask(tmp_path: Path, dialog_eval: Cli) -> Callable[..., str]:
 
     def call(*command: object) -> str:
         common = ["--checkpoint", "none", "--out", tmp_path / "r.json", "--images", tmp_path / "val2014"]
-        return dialog_eval(*command, *common).error
+        return dialog_eval(*command, *common).mistake
 
     return call
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.evaluation import Cli, ReferenceModel, captions, vqa_files
+from helpers.cli import Cli
+from helpers.evaluation import ReferenceModel, captions, vqa_files
 from helpers.loops import make_recipe
 from torch.nn.functional import normalize
 
@@ -153,4 +154,4 @@ def test_wrong_use(
     folders = {"TUNED": str(clips[1]), "C3M": str(checkpoint)}
     given = [folders.get(argument, argument) for argument in arguments]
     files = ["--captions", captions(split), "--images", split / "images", "--out", tmp_path / "x.json"]
-    assert said in dialog_eval(task, *files, *given).error
+    assert said in dialog_eval(task, *files, *given).mistake

@@ -1,8 +1,8 @@
 """A small split of the embedded world on disk, two models for it, and what they should be found to do."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,24 +16,6 @@ from helpers.training import write_tiny_clip
 
 IMAGES = 12
 SUBSET = ShapesSubset(split="test", seed=0, limit=IMAGES, shard_size=8)
-
-
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """What a mistake ends with: one line, and nothing else anywhere."""
-        assert self.code == 2
-        assert self.out == ""
-        assert self.err.startswith("error: ")
-        assert self.err.count("\n") == 1
-        return self.err
-
-
-Cli = Callable[..., Ended]
 
 
 def write_split(root: Path, subset: ShapesSubset = SUBSET) -> Path:

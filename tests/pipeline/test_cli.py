@@ -7,15 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from helpers.cli import Cli
 from helpers.engine import EVERY, ScriptedEngine
 from helpers.inputs import png, sha256, write_files, write_images
 from helpers.rows import files_of, rows_of
 
 import dialog_gen
-from dialog_gen import cli
 from dialog_gen.chat import LLAVA_CHAT_TEMPLATE
 from dialog_gen.manifests import shipped_manifests
 from dialog_gen.models import MODELS
@@ -27,40 +27,6 @@ SHARDS = ("--shard-size", "2")
 
 LLAVA = json.dumps({"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "text_config": {}})
 PROTOCOL = '[[turns]]\nuser = "Where is {place}?"\n'
-
-
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """What a mistake ends with: one line, and nothing else anywhere."""
-        assert self.out == ""
-        assert self.err.count("\n") == 1
-        assert self.err.startswith("error: ")
-        return self.err
-
-
-Cli = Callable[..., Ended]
-
-
-@pytest.fixture
-def dialog_gen_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """`dialog-gen` in this process."""
-
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["dialog-gen", *arguments])
-        capfd.readouterr()
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as ending:
-            code = ending.code or 0
-        return Ended(code, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,12 +17,12 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from helpers.cli import Cli
 from helpers.inputs import png
 from helpers.rows import make_row, shard_of, write_shard
 from PIL import Image
 
 import dialog_gen.report
-from dialog_gen import cli
 from dialog_gen.errors import UsageError
 from dialog_gen.report import Report, write_report
 from dialog_gen.report.thumbnails import SIZES, fit, thumbnail
@@ -479,38 +477,18 @@ def test_an_empty_dataset(tmp_path: Path) -> None:
 # Commands
 
 
-Call = Callable[..., tuple[object, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """`dialog-gen` in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dialog-gen", *arguments])
-        capfd.readouterr()
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as ending:
-            code = ending.code or 0
-        return (code, *capfd.readouterr())
-
-    return run
-
-
-def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dialog_gen_cli: Cli) -> None:
     monkeypatch.chdir(tmp_path)
     write_dataset(tmp_path / "d", [gated_row(i) for i in range(9)])
-    code, out, err = call("report", "d", "--out", "new/folder/r.html", "--samples", "5")
+    code, out, err = dialog_gen_cli("report", "d", "--out", "new/folder/r.html", "--samples", "5")
     assert (code, err) == (0, "")
     assert out.splitlines()[0].startswith("5 of 9 images, ")
     assert out.splitlines()[-1] == "new/folder/r.html"
     assert [file.name for file in (tmp_path / "new/folder").iterdir()] == ["r.html"]
-    code, out, err = call("stats", "d")
+    code, out, err = dialog_gen_cli("stats", "d")
     assert (code, err) == (0, "")
     assert out.startswith("d: 9 images in 1 shards")
-    code, out, err = call("stats", "d", "--json")
+    code, out, err = dialog_gen_cli("stats", "d", "--json")
     assert (code, json.loads(out)["gates"]["leak"]["marked"]) == (0, 3)
 
 
@@ -528,7 +506,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -
     ],
 )
 def test_mistakes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call, arguments: tuple[str, ...], said: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dialog_gen_cli: Cli, arguments: tuple[str, ...], said: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
@@ -536,7 +514,7 @@ def test_mistakes(
         write_dataset(tmp_path / name, [make_row(i, caption="c" * 20_000) for i in range(9)])
     (tmp_path / "damaged" / "data" / "s0.parquet").write_bytes(b"PAR1" * 9)
     (tmp_path / "cut" / "shards" / "s0.json").write_text('{"shard"')
-    code, out, err = call(*arguments)
+    code, out, err = dialog_gen_cli(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
     assert [part for part in said if part not in err] == []

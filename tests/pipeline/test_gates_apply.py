@@ -7,15 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from helpers.cli import Cli
 from helpers.engine import ScriptedEngine
 from helpers.inputs import write_images
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
-from dialog_gen import cli
 from dialog_gen.gates.apply import GatePass
 from dialog_gen.gates.pair_scores import echo, length
 from dialog_gen.gates.settings import GateSettings, Limits, load_gates
@@ -230,30 +230,6 @@ def test_every_gate_has_settings_and_a_meaning() -> None:
 def test_limits(limits: Limits, marked: list[float]) -> None:
     stored = 0.6000000238418579  # 0.6 as it comes back from a column of float32
     assert [score for score in (0.1, 0.6, stored, 2.0, None) if limits.speak_against(score)] == marked
-
-
-class Ended(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
-Cli = Callable[..., Ended]
-
-
-@pytest.fixture
-def dialog_gen_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["dialog-gen", *arguments])
-        capfd.readouterr()
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as ending:
-            code = ending.code or 0
-        return Ended(code, *capfd.readouterr())
-
-    return call
 
 
 def test_the_command(dataset: Path, dialog_gen_cli: Cli) -> None:

@@ -1,17 +1,15 @@
 """`dialog-gen run` with a MaMMUT: the loop from dialogues to a model to dialogues closes."""
 
 import asyncio
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.cli import Cli
 from helpers.mammut import write_mammut
 from helpers.rows import rows_of
 from PIL import Image
 
-from dialog_gen import cli
 from dialog_gen.engines import EngineOptions, RefusedRequestError, Request, engine_starter
 from dialog_gen.errors import MissingExtraError, UsageError
 from dialog_gen.mammut.model import MammutForConditionalGeneration, MammutProcessor
@@ -34,23 +32,6 @@ def model(folder: Path) -> GeneratorModel:
     return resolve_model(str(folder))
 
 
-@pytest.fixture
-def dialog_gen(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str]]:
-    """`dialog-gen` in this process: exit code and what it said."""
-
-    def call(*arguments: object) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["dialog-gen", *map(str, arguments)])
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as ending:
-            code = ending.code or 0
-        said = capfd.readouterr()
-        return code, said.out + said.err
-
-    return call
-
-
 def scene(index: int) -> Image.Image:
     return render(draw_scene("test", 11, index))
 
@@ -62,17 +43,16 @@ def write_scenes(folder: Path) -> Path:
     return folder
 
 
-def test_a_run(dialog_gen: Callable[..., tuple[object, str]], folder: Path, tmp_path: Path) -> None:
+def test_a_run(dialog_gen_cli: Cli, folder: Path, tmp_path: Path) -> None:
     run = ["run", "--model", folder, "--images", write_scenes(tmp_path / "images"), "--out", tmp_path / "out"]
-    code, said = dialog_gen(*run, "--engine", "vllm")
-    assert code == 2
+    said = dialog_gen_cli(*run, "--engine", "vllm").mistake
     assert "vLLM does not serve mammut's architecture: use --engine transformers" in said or "[vllm]" in said
     assert not (tmp_path / "out" / "data").exists()
 
-    code, said = dialog_gen(*run, "--engine", "transformers", "--temperature", "0")
-    assert code == 0, said
+    ended = dialog_gen_cli(*run, "--engine", "transformers", "--temperature", "0")
+    assert ended.code == 0, ended.err
     rows = rows_of(tmp_path / "out")
-    assert "accepted           4  100.0%" in said
+    assert "accepted           4  100.0%" in ended.out
     assert [(row["model"], row["engine"]) for row in rows] == [("mammut", "transformers")] * IMAGES
     for index, row in enumerate(rows):
         assert [pair["user"] for pair in row["texts"]] == QUESTIONS
