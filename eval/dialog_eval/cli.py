@@ -4,17 +4,13 @@ Exit codes: 0 all done; 2 wrong use; 130 Ctrl-C.
 """
 
 import inspect
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
-import dialog_gen
 from dialog_eval.options import (
     CAPTIONS_HELP,
     BlendOption,
@@ -29,6 +25,7 @@ from dialog_eval.options import (
     SplitOption,
     TrainAnnotations,
 )
+from dialog_gen.console import Version, begin
 from dialog_gen.errors import MissingExtraError, UsageError
 from dialog_gen.exits import run_app
 
@@ -61,17 +58,10 @@ def main() -> None:
 @app.callback(invoke_without_command=True)
 def common(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Version = False,
 ) -> None:
     """Measure CLIP-like models on retrieval, VQA and zero-shot classification."""
-    if version:
-        typer.echo(dialog_gen.__version__)
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit(2)
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    begin(context, version)
 
 
 def _evaluation(plan: Callable[..., _Plan]) -> Callable[..., _Plan]:

@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import Progress
 from rich.table import Table
 
-import dialog_gen
-from dialog_gen.console import DatasetOption, Json, print_result
+from dialog_gen.console import DatasetOption, Json, Version, begin, print_result, progress_bar
 from dialog_gen.errors import FailedCheckError, UsageError, did_you_mean
 from dialog_gen.exits import run_app
 from dialog_gen.share.cli import COMMANDS as SHARE_COMMANDS
@@ -43,17 +40,10 @@ def main() -> None:
 @app.callback(invoke_without_command=True)
 def common(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Version = False,
 ) -> None:
     """Images become question-answer dialogues, held by a vision-language model and stored as Parquet."""
-    if version:
-        typer.echo(dialog_gen.__version__)
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit(2)
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    begin(context, version)
     logging.getLogger("dialog_gen").setLevel(logging.INFO)
 
 
@@ -271,7 +261,7 @@ def verify(directory: DatasetOption, json_output: Json = False) -> None:
     from dialog_gen.verify import verify as verify_folder
 
     folder = DatasetFolder.existing(directory)
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("verifying shards", total=len(folder.shards()))
         verdict = verify_folder(folder, on_shard=lambda: progress.advance(task))
     text = "\n".join(
@@ -313,7 +303,7 @@ def report(
     folder = DatasetFolder.existing(directory)
     check_out(out)
     found = _collect_stats(folder)
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("images", total=min(samples, found.accepted))
         written = write_report(
             folder, found, out, samples=samples, seed=seed, max_mb=max_mb, on_row=lambda: progress.advance(task)
@@ -324,7 +314,7 @@ def report(
 def _collect_stats(folder: "DatasetFolder") -> "Stats":
     from dialog_gen.stats.collect import collect
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("reading shards", total=len(folder.shards()))
         return collect(folder, on_shard=lambda: progress.advance(task))
 
@@ -407,7 +397,7 @@ def manifests(json_output: Json = False) -> None:
 
 
 def _apply_gates(gate_pass: "GatePass", store: "Store") -> dict[str, Any]:
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("quality gates", total=gate_pass.rows_to_go(store))
         return gate_pass.apply(store, lambda rows: progress.advance(task, rows))
 

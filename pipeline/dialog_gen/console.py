@@ -1,6 +1,7 @@
 """What the command-line modules share: arguments that mean the same everywhere, and how results are printed."""
 
 import json
+import logging
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,10 +9,26 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import Progress
 
+import dialog_gen
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
 DatasetOption = Annotated[str, typer.Argument(metavar="DIR", help="Folder or fsspec URL that `run --out` wrote.")]
+
+
+def begin(context: typer.Context, version: bool) -> None:
+    """What a command line does before any command: prints the version, or without a command the help; logs to stderr."""
+    if version:
+        typer.echo(dialog_gen.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
 
 
 def print_result(content: dict[str, Any], text: str, as_json: bool) -> None:
