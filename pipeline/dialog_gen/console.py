@@ -20,7 +20,7 @@ DatasetOption = Annotated[str, typer.Argument(metavar="DIR", help="Folder or fss
 
 
 def begin(context: typer.Context, version: bool) -> None:
-    """What a command line does before any command: prints the version, or without a command the help; logs to stderr."""
+    """What a command line does first: prints the version, or without a command the help; logs go to stderr."""
     if version:
         typer.echo(dialog_gen.__version__)
         raise typer.Exit
