@@ -205,13 +205,19 @@ def open_rows(file: Path) -> Any:
         return pa.ipc.open_file(source).read_all()
 
 
-def count_rows(file: Path, fingerprint: str) -> Counter[str] | None:
-    """What a shard holds and what was cut; None where it is missing, damaged or made from something else."""
+def rows_made_from(file: Path, fingerprint: str) -> Any:
+    """As `open_rows`; None where the file is missing, damaged or made from something else."""
     try:
         table = open_rows(file)
     except (OSError, ValueError):
         return None
-    if (table.schema.metadata or {}).get(b"fingerprint") != fingerprint.encode():
+    return table if (table.schema.metadata or {}).get(b"fingerprint") == fingerprint.encode() else None
+
+
+def count_rows(file: Path, fingerprint: str) -> Counter[str] | None:
+    """What a shard holds and what was cut; None as for `rows_made_from`."""
+    table = rows_made_from(file, fingerprint)
+    if table is None:
         return None
 
     def total(values: Any) -> int:

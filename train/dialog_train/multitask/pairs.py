@@ -25,7 +25,7 @@ from torch import Tensor
 from dialog_gen.errors import UsageError
 from dialog_gen.store import Store, sha256_json
 from dialog_train.derived import CONFIG_FILE, open_derived, put, read_json, remove_others
-from dialog_train.row_files import MappedRows, TokenBatches, id_lists, open_rows
+from dialog_train.row_files import MappedRows, TokenBatches, id_lists, rows_made_from
 from dialog_train.system import moved
 from dialog_train.tokens import Ids, TextEncoder
 
@@ -234,12 +234,9 @@ def _build_part(part: PairPart, encoder: TextEncoder, texts: int, store: Store, 
 
 
 def _count(file: Path, fingerprint: str) -> Counter[str] | None:
-    """The counts of a file; None where it is missing, damaged or made from something else."""
-    try:
-        table = open_rows(file)
-    except (OSError, ValueError):
-        return None
-    if (table.schema.metadata or {}).get(b"fingerprint") != fingerprint.encode():
+    """The counts of a file; None as for `rows_made_from`."""
+    table = rows_made_from(file, fingerprint)
+    if table is None:
         return None
     sums = {name: _compute.sum(table[name]).as_py() or 0 for name in ("truncated", "substitutes")}
     return Counter(rows=len(table), **sums)
