@@ -28,8 +28,8 @@ def train(options: argparse.Namespace) -> tuple[Path, FitResult]:
     recipe = load_recipe(options.config, options.set, MammutRecipe)
     with start(recipe) as accelerator:
         clip = starting_point(recipe)
-        pixel_set = prepare_pixel_set(recipe, clip, accelerator)
         system = MammutTraining(clip, recipe, frequent_questions(recipe.data))
+        pixel_set = prepare_pixel_set(recipe, clip, accelerator)
         use = recipe.dialogues if pixel_set.has_dialogues else None
         data = MammutBatches(recipe, PixelBatches(recipe, pixel_set, dialogues=use, full_length=False))
         return recipe.out, fit(recipe, system, data, accelerator=accelerator, resume=options.resume)

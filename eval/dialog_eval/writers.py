@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from dialog_eval.image_source import ImageSource
 from dialog_eval.images import ImageVectors, pixel_batches
 from dialog_eval.models import Models, Variant
-from dialog_gen.clip import Clip, load_clip
+from dialog_gen.clip import Clip, is_mammut, load_clip
 from dialog_gen.errors import UsageError
 from dialog_gen.mammut.model import IMAGE_TOKEN, Mammut, MammutForConditionalGeneration, MammutProcessor
 from dialog_train.close.checkpoint import CLOSE_FILE, Close, load_close
@@ -172,12 +172,12 @@ class Writers:
         """
         if pretrained is not None:
             raise UsageError(f"{folder} has its weights itself: leave out --pretrained {pretrained}.")
-        if not (Path(folder) / CLOSE_FILE).is_file() and Path(folder).is_dir():
+        if is_mammut(Path(folder)):
             clip = load_clip(folder)
-            if not isinstance(clip.model, Mammut):
-                raise UsageError(f"{folder} writes no text: give what train/close.py or train/mammut.py wrote.")
             self._opened[clip.weights_sha256] = clip
             return clip
+        if not (Path(folder) / CLOSE_FILE).is_file():
+            raise UsageError(f"{folder} writes no text: give a folder that train/close.py or train/mammut.py wrote.")
         close = load_close(Path(folder))
         self._opened[close.weights_sha256] = close
         return replace(close.clip, name=Path(folder).name, weights_sha256=close.weights_sha256)

@@ -66,7 +66,7 @@ def load_clip(name: str, pretrained: str | None = None, *, allow_activation_mism
 
     Raises UsageError for an unknown name or tag, pickled weights, weights of another architecture, or that mismatch.
     """
-    if pretrained is None and _is_mammut(Path(name)):
+    if pretrained is None and is_mammut(Path(name)):
         from dialog_gen.mammut.folder import load_mammut
 
         return load_mammut(Path(name))
@@ -96,11 +96,12 @@ def new_clip(name: str, seed: int) -> Clip:
 
 def check_clip(name: str, pretrained: str | None = None) -> None:
     """Raises UsageError where `load_clip` would for the names alone; loads nothing."""
-    if pretrained is not None or not _is_mammut(Path(name)):
+    if pretrained is not None or not is_mammut(Path(name)):
         _locate(name, pretrained, allow_activation_mismatch=False)
 
 
-def _is_mammut(folder: Path) -> bool:
+def is_mammut(folder: Path) -> bool:
+    """Whether it is the folder of a MaMMUT: see `dialog_gen.mammut.folder`."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "mammut"
     except (OSError, ValueError, KeyError, TypeError):
