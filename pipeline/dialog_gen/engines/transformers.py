@@ -40,10 +40,17 @@ class TransformersEngine:
 
             register_mammut()
         self._processor: Any = AutoProcessor.from_pretrained(model.folder, trust_remote_code=False)
-        self._model: Any = AutoModelForImageTextToText.from_pretrained(
-            model.folder, dtype=options.dtype or model.dtype, use_safetensors=True, trust_remote_code=False
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            model.folder,
+            dtype=options.dtype or model.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-        self._model = self._model.to(self._device).eval()
+        self._model: Any = loaded[0].to(self._device).eval()
+        # It would answer with whatever numbers stand in their place, and only warn.
+        if missing := sorted(loaded[1]["missing_keys"]):
+            raise ValueError(f"the weights lack {len(missing)} tensors, such as {missing[0]}")
         self._sampling, self._logprobs = sampling, options.logprobs
         self._max_model_len = options.max_model_len or model.max_model_len
         if model.is_mammut and self._max_model_len and model.max_model_len:
