@@ -7,7 +7,7 @@ where those changed. One process writes at a time. What another model made is re
 import json
 import os
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from dialog_gen.clip import Clip
 from dialog_gen.errors import DialogGenError, UsageError
+from dialog_gen.schema import kept_pairs
 from dialog_gen.store import DatasetFolder, Store, open_store, sha256_json
 
 CONFIG_FILE = "config.json"
@@ -64,6 +65,32 @@ def reading(dataset: DatasetFolder, source: Source, columns: list[str], advice: 
             yield parquet
     except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
         raise UsageError(f"{where} cannot be read ({error}): `dialog-gen verify` tells more.") from error
+
+
+def read_rows(
+    dataset: DatasetFolder, source: Source, columns: Sequence[str], *, kept_only: bool = False, at_once: int = 2048
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a shard, `at_once` of them; with `kept_only`, `texts` without the pairs that a quality gate marked.
+
+    Raises UsageError as `reading` does, and where `kept_only` asks for gates that did not go over the shard.
+    """
+    wanted = [*columns, "marks"] if kept_only else [*columns]
+    with reading(dataset, source, wanted, "a dataset that `dialog-gen run` wrote has it") as parquet:
+        for batch in parquet.iter_batches(at_once, columns=wanted):
+            rows: list[dict[str, Any]] = batch.to_pylist()
+            if kept_only:
+                if any(row["marks"] is None for row in rows):
+                    raise without_gates(dataset, source)
+                rows = [{**row, "texts": kept_pairs(row)} for row in rows]
+            yield rows
+
+
+def without_gates(dataset: DatasetFolder, source: Source) -> UsageError:
+    """What there is to say where only kept pairs are wanted of a shard that no gates went over."""
+    return UsageError(
+        f"{dataset.location}: no gates went over shard {source.shard}, so that none of its pairs is known to be good: "
+        f"run `dialog-gen gate {dataset.location}`, or leave out data.kept_only."
+    )
 
 
 def identity_of(clip: Clip) -> dict[str, Any]:

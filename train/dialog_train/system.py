@@ -81,6 +81,12 @@ def moved(batch: AnyDataclass, device: torch.device) -> AnyDataclass:
     return replace(own, **{name: value.to(device) for name, value in tensors.items()})
 
 
+def share_of_repeated(rows: Tensor) -> float:
+    """The share, 0 to 1, of rows (N, ...) that are equal to another one: as negatives of that they are none."""
+    _, belongs, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    return float((counts[belongs] > 1).double().mean())
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """(N, ...) of every process -> (processes x N, ...) in order of rank, with gradients.
 

@@ -41,9 +41,10 @@ from dialog_train.derived import (
     refuse_other,
     remove_others,
     sources_of,
+    without_gates,
 )
 from dialog_train.row_files import RowFiles, TokenBatches, count_rows, rows_schema, text_columns
-from dialog_train.system import Share, moved
+from dialog_train.system import Share, moved, share_of_repeated
 from dialog_train.tokens import TextEncoder
 from dialog_train.vectors import VectorStore
 
@@ -112,8 +113,7 @@ class Batch:
     @property
     def duplicate_captions(self) -> float:
         """Share of the captions, 0 to 1, that another image of the batch has too: negatives that are none."""
-        _, belongs, counts = torch.unique(self.caption_tokens, dim=0, return_inverse=True, return_counts=True)
-        return float((counts[belongs] > 1).double().mean())
+        return share_of_repeated(self.caption_tokens)
 
 
 def build_training_set(
@@ -339,10 +339,7 @@ class _Rows:
         if not self.kept_only:
             return table
         if table["marks"].null_count:
-            raise UsageError(
-                f"{self.dataset.location}: no gates went over shard {source.shard}, so that none of its pairs is known "
-                f"to be good: run `dialog-gen gate {self.dataset.location}`, or leave out data.kept_only."
-            )
+            raise without_gates(self.dataset, source)
         kept = [kept_pairs(row) for row in table.select(["texts", "marks"]).to_pylist()]
         field = table.schema.field("texts")
         return table.drop_columns("marks").set_column(table.schema.names.index("texts"), field, [kept])

@@ -22,7 +22,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError
-from dialog_gen.schema import kept_pairs
 from dialog_gen.store import DatasetFolder, sha256_json
 from dialog_train.close.config import Context
 from dialog_train.close.examples import Pair
@@ -34,11 +33,11 @@ from dialog_train.derived import (
     open_derived,
     put,
     read_json,
-    reading,
+    read_rows,
     remove_others,
     sources_of,
 )
-from dialog_train.row_files import open_rows
+from dialog_train.row_files import MappedRows, open_rows
 from dialog_train.text import TextTower
 from dialog_train.tokens import Ids, TextEncoder, join_ids
 from dialog_train.training_set import DIALOGUE_FORMATS
@@ -46,7 +45,6 @@ from dialog_train.training_set import DIALOGUE_FORMATS
 _KIND = "texts with context vectors"
 _PART = "texts"
 _SUMMARY_FILE = "summary.json"
-_ROWS_AT_ONCE = 2048
 _TEXTS_AT_ONCE = 256
 
 
@@ -156,27 +154,14 @@ class Texts:
         found.pop("fingerprint")
         self.summary = TextsSummary(**found)
         self.config = read_json(out / CONFIG_FILE, _KIND)
-        # Record batches by shard: mapped, never loaded whole.
-        self._shards: dict[str, list[Any]] = {}
-        for shard, count in self.summary.shards:
-            file = out / _PART / f"{shard}.arrow"
-            try:
-                self._shards[shard] = open_rows(file).to_batches()
-            except (OSError, ValueError) as error:
-                raise UsageError(f"{file} cannot be read ({error}): remove {out} and make it again.") from error
-            if sum(map(len, self._shards[shard])) != count:
-                raise UsageError(f"{file} has not the {count} rows it should have: remove {out} and make it again.")
-        self._pieces = [piece for pieces in self._shards.values() for piece in pieces]
-        self._starts = np.cumsum([0, *map(len, self._pieces)])
+        self._out = out
+        self._rows = MappedRows[pa.RecordBatch](out / _PART, self.summary.shards, lambda batch: batch)
 
     def __len__(self) -> int:
         return self.summary.rows
 
     def __getitem__(self, number: int) -> TextRow:
-        if not 0 <= number < len(self):
-            raise IndexError(f"rows are from 0 to {len(self) - 1}, got {number}")
-        place = int(np.searchsorted(self._starts, number, side="right")) - 1
-        piece, row = self._pieces[place], int(number - self._starts[place])
+        ((piece, row),) = self._rows.places([number])
         return TextRow(
             image_id=piece["image_id"][row].as_py(),
             caption=piece["caption"][row].as_py(),
@@ -192,9 +177,9 @@ class Texts:
 
     def vectors(self, context: Context) -> Iterator[tuple[str, list[str], Tensor]]:
         """For each shard its name, image ids, and the contexts' vectors (rows, D), unit-norm, in float32."""
-        for shard, pieces in self._shards.items():
-            image_ids = [image_id for piece in pieces for image_id in piece["image_id"].to_pylist()]
-            yield shard, image_ids, matrix(pa.chunked_array(piece[f"{context}_vector"] for piece in pieces))
+        for shard, _ in self.summary.shards:
+            rows = open_rows(self._out / _PART / f"{shard}.arrow")
+            yield shard, rows["image_id"].to_pylist(), matrix(rows[f"{context}_vector"])
 
 
 def matrix(vectors: Any) -> Tensor:
@@ -211,19 +196,9 @@ def _schema(width: int) -> pa.Schema:
 
 
 def _usable(dataset: DatasetFolder, source: Source, kept_only: bool) -> Iterator[list[dict[str, Any]]]:
-    columns = ["image_id", "caption", "texts", *(["marks"] if kept_only else [])]
-    with reading(dataset, source, columns, "a dataset that `dialog-gen run` wrote has it") as parquet:
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
-            rows: list[dict[str, Any]] = batch.to_pylist()
-            if kept_only:
-                if any(row["marks"] is None for row in rows):
-                    raise UsageError(
-                        f"{dataset.location}: no gates went over shard {source.shard}: run `dialog-gen gate "
-                        f"{dataset.location}`, or leave out data.kept_only."
-                    )
-                rows = [{**row, "texts": kept_pairs(row)} for row in rows]
-            if usable := [row for row in rows if row["texts"] and (row["caption"] or "").strip()]:
-                yield usable
+    for rows in read_rows(dataset, source, ["image_id", "caption", "texts"], kept_only=kept_only):
+        if usable := [row for row in rows if row["texts"] and (row["caption"] or "").strip()]:
+            yield usable
 
 
 def _encode(rows: list[dict[str, Any]], text_vectors: TextVectors, schema: pa.Schema) -> pa.RecordBatch:

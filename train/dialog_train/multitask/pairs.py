@@ -26,7 +26,7 @@ from dialog_gen.errors import UsageError
 from dialog_gen.store import Store, sha256_json
 from dialog_train.derived import CONFIG_FILE, open_derived, put, read_json, remove_others
 from dialog_train.row_files import MappedRows, TokenBatches, id_lists, rows_made_from
-from dialog_train.system import moved
+from dialog_train.system import moved, share_of_repeated
 from dialog_train.tokens import Ids, TextEncoder
 
 _KIND = "text pairs"
@@ -111,8 +111,7 @@ class TextBatch:
     @property
     def duplicate_targets(self) -> float:
         """Share of the targets, 0 to 1, that another pair of the batch has too: negatives that are none."""
-        _, belongs, counts = torch.unique(self.text_ids[:, 1], return_inverse=True, return_counts=True)
-        return float((counts[belongs] > 1).double().mean())
+        return share_of_repeated(self.text_ids[:, 1])
 
 
 def build_text_pairs(source: PairSource, encoder: TextEncoder, out: Path) -> TextPairsSummary:

@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 from dialog_gen.errors import UsageError
 from dialog_gen.gates.words import words
 from dialog_gen.hashing import hash_64
-from dialog_gen.schema import kept_pairs
 from dialog_gen.stats.collect import question_type
 from dialog_gen.store import DatasetFolder, sha256_json
-from dialog_train.derived import Source, identity_of_dataset, reading, sources_of
+from dialog_train.derived import Source, identity_of_dataset, read_rows, sources_of
 from dialog_train.multitask.pairs import PairPart, TextPair
 from dialog_train.training_set import DIALOGUE_FORMATS
 
@@ -47,18 +46,8 @@ class DialogueRows:
 
         Raises UsageError for a shard without the columns or, where `kept_only`, without gates.
         """
-        columns = ["image_id", "caption", "texts", *(["marks"] if self.kept_only else [])]
-        with reading(self.dataset, source, columns, "a dataset that `dialog-gen run` wrote has it") as parquet:
-            for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
-                rows: list[dict[str, Any]] = batch.to_pylist()
-                if self.kept_only:
-                    if any(row["marks"] is None for row in rows):
-                        raise UsageError(
-                            f"{self.dataset.location}: no gates went over shard {source.shard}: run `dialog-gen gate "
-                            f"{self.dataset.location}`, or leave out data.kept_only."
-                        )
-                    rows = [{**row, "texts": kept_pairs(row)} for row in rows]
-                yield rows
+        columns = ["image_id", "caption", "texts"]
+        return read_rows(self.dataset, source, columns, kept_only=self.kept_only, at_once=_ROWS_AT_ONCE)
 
 
 @dataclass(frozen=True)

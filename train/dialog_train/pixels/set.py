@@ -18,7 +18,7 @@ from dialog_gen.store import sha256_json
 from dialog_train.config import DialogueUse, PixelRecipe
 from dialog_train.derived import CONFIG_FILE, read_json
 from dialog_train.row_files import RowFiles, TokenBatches
-from dialog_train.system import Share, moved
+from dialog_train.system import Share, moved, share_of_repeated
 from dialog_train.training_set import EpochOrder, TrainingSetSummary, columns_of
 
 KIND = "pixel set"
@@ -46,8 +46,7 @@ class PixelBatch:
 
     def statistics(self) -> dict[str, float]:
         """`duplicate_captions`: the share, 0 to 1, of captions that another image has too: negatives that are none."""
-        _, belongs, counts = torch.unique(self.caption_tokens, dim=0, return_inverse=True, return_counts=True)
-        return {"duplicate_captions": float((counts[belongs] > 1).double().mean())}
+        return {"duplicate_captions": share_of_repeated(self.caption_tokens)}
 
 
 class Normalization(nn.Module):

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from dialog_gen.errors import UsageError
-from dialog_gen.schema import kept_pairs
 from dialog_gen.sources import InputShard, open_source
 from dialog_gen.store import DatasetFolder
 from dialog_train.config import PixelSettings
-from dialog_train.derived import Source, identity_of_dataset, reading, sources_of
+from dialog_train.derived import Source, identity_of_dataset, read_rows, sources_of
 from dialog_train.training_set import DIALOGUE_FORMATS, DialogueFormat
 
 _SHARD_SIZE = 1024
@@ -97,22 +95,12 @@ class DialogueImages:
             yield PixelShard(source.shard, source.sha256, partial(self._read, source))
 
     def _read(self, source: Source) -> Iterator[StoredImage]:
-        columns = [*_COLUMNS, "marks"] if self.kept_only else _COLUMNS
         text = DIALOGUE_FORMATS[self.dialogue_format]
-        with reading(self.dataset, source, columns, "a dataset that `dialog-gen run` wrote has it") as parquet:
-            for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
-                for row in batch.to_pylist():
-                    pairs = self._kept(row, source.shard) if self.kept_only else row["texts"]
-                    data = row["images"][0]["bytes"] if row["images"] else None
-                    yield StoredImage(row["image_id"], data, row["caption"], [text.format_map(pair) for pair in pairs])
-
-    def _kept(self, row: dict[str, Any], shard: str) -> list[dict[str, str]]:
-        if row["marks"] is None:
-            raise UsageError(
-                f"{self.dataset.location}: no gates went over shard {shard}, so that none of its pairs is known "
-                f"to be good: run `dialog-gen gate {self.dataset.location}`, or leave out data.kept_only."
-            )
-        return kept_pairs(row)
+        for rows in read_rows(self.dataset, source, _COLUMNS, kept_only=self.kept_only, at_once=_ROWS_AT_ONCE):
+            for row in rows:
+                data = row["images"][0]["bytes"] if row["images"] else None
+                texts = [text.format_map(pair) for pair in row["texts"]]
+                yield StoredImage(row["image_id"], data, row["caption"], texts)
 
 
 def frequent_questions(settings: PixelSettings, count: int = 3) -> list[str]:
@@ -122,9 +110,8 @@ def frequent_questions(settings: PixelSettings, count: int = 3) -> list[str]:
     dataset = DatasetFolder.existing(settings.dialogues)
     asked = Counter[str]()
     for source in sources_of(dataset):
-        with reading(dataset, source, ["texts"], "a dataset that `dialog-gen run` wrote has it") as parquet:
-            for batch in parquet.iter_batches(columns=["texts"]):
-                asked.update(pair["user"] for row in batch.to_pylist() for pair in row["texts"])
+        for rows in read_rows(dataset, source, ["texts"]):
+            asked.update(pair["user"] for row in rows for pair in row["texts"])
     # Of questions asked equally often, always the same.
     return sorted(asked, key=lambda question: (-asked[question], question))[:count]
 
