@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dialog_gen.errors import UsageError, did_you_mean
+from dialog_gen.mammut import MODEL_TYPE
 from dialog_gen.mammut.decoder import MammutText
 
 CONFIG_FILE = "open_clip_config.json"
@@ -103,7 +104,7 @@ def check_clip(name: str, pretrained: str | None = None) -> None:
 def is_mammut(folder: Path) -> bool:
     """Whether it is the folder of a MaMMUT: see `dialog_gen.mammut.folder`."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "mammut"
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -14,10 +14,10 @@ from jinja2 import TemplateError
 
 from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, render_chat
 from dialog_gen.errors import UsageError, did_you_mean
+from dialog_gen.mammut import MODEL_TYPE as MAMMUT
 
 PROTOCOL_FILE = "protocol.toml"
 """In a model folder: the protocol used when none is named."""
-_MAMMUT = "mammut"
 _FINGERPRINT_BYTES = 4 << 20
 
 
@@ -104,7 +104,7 @@ class GeneratorModel:
     @property
     def is_mammut(self) -> bool:
         """Whether the architecture is this package's own, which transformers does not know by itself."""
-        return self.config.get("model_type") == _MAMMUT
+        return self.config.get("model_type") == MAMMUT
 
 
 def resolve_model(name: str, *, revision: str | None = None, download: bool = True) -> GeneratorModel:
@@ -245,9 +245,9 @@ def _stored_template(folder: Path) -> str | None:
 def _protocol_of(folder: Path, config: dict[str, Any]) -> str:
     if (folder / PROTOCOL_FILE).is_file():
         return str(folder / PROTOCOL_FILE)
-    return "blip2-two-turn" if config.get("model_type") in ("blip-2", _MAMMUT) else "llava-3qa"
+    return "blip2-two-turn" if config.get("model_type") in ("blip-2", MAMMUT) else "llava-3qa"
 
 
 def _context_of(config: dict[str, Any]) -> int | None:
     """Known of MaMMUT; engines find out that of others."""
-    return config.get("max_position_embeddings") if config.get("model_type") == _MAMMUT else None
+    return config.get("max_position_embeddings") if config.get("model_type") == MAMMUT else None

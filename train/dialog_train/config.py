@@ -13,11 +13,13 @@ from dialog_train.losses.draft import MmdOver
 DialogueUse = Literal["rotate", "concatenate"]
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """A table of a recipe: keys that are not its own are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DataSettings(_Settings):
+class DataSettings(Settings):
     """Where the training data is."""
 
     dialogues: str
@@ -30,7 +32,7 @@ class DataSettings(_Settings):
     """Random crops of each image that are encoded beside the whole one; every epoch takes one view of each image."""
 
 
-class PixelSettings(_Settings):
+class PixelSettings(Settings):
     """Where images with captions are: one of `dialogues` and `images`."""
 
     dialogues: str | None = None
@@ -53,7 +55,7 @@ class PixelSettings(_Settings):
         return self
 
 
-class DraftLossSettings(_Settings):
+class DraftLossSettings(Settings):
     """The options of `dialog_train.losses.draft_loss`, which says what they do."""
 
     a: float = Field(default=0.5, ge=0, le=1)
@@ -72,7 +74,7 @@ class DraftLossSettings(_Settings):
     """Dialogues are pulled towards captions, never captions towards dialogues."""
 
 
-class OptimSettings(_Settings):
+class OptimSettings(Settings):
     """AdamW, its schedule, and what is trained."""
 
     lr: float = Field(gt=0)
@@ -103,7 +105,7 @@ class OptimSettings(_Settings):
     """Keep a moving average of the weights too, written to OUT/model-ema."""
 
 
-class LogSettings(_Settings):
+class LogSettings(Settings):
     """Where loss curves go."""
 
     tensorboard: bool = True
@@ -114,7 +116,7 @@ class LogSettings(_Settings):
     """Each point is the mean of so many steps."""
 
 
-class BaseRecipe(_Settings):
+class BaseRecipe(Settings):
     """What every training needs, whatever its objective and its data."""
 
     model: str
@@ -155,7 +157,7 @@ class DraftRecipe(Recipe):
     """The control experiment: the dialogue stream gets the captions, all else is the same."""
 
 
-class ThirdTowerLossSettings(_Settings):
+class ThirdTowerLossSettings(Settings):
     """The options of `dialog_train.losses.third_tower_loss`, which says what they do."""
 
     a: float = Field(default=0.65, ge=0, le=1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dialog_gen.mammut.decoder import MammutText
+from dialog_gen.padding import last_tokens
 
 # What one more pass costs, in tokens: hundreds of kernels to launch on a GPU, a few calls on a CPU.
 _TOKENS_A_PASS = {"cpu": 32}
@@ -94,8 +95,7 @@ class TextTower(nn.Module):
         """The last token that matters of each text, (N,): where it is pooled, as in open_clip's `text_global_pool`."""
         if not self.is_native:
             # Padding is masked, so columns of nothing else can go.
-            places = torch.arange(tokens.shape[1], device=tokens.device)
-            return torch.where(tokens != self.pad_id, places, 0).amax(-1)
+            return last_tokens(tokens, self.pad_id)
         if self.pool_type == "argmax":
             return tokens.argmax(-1)
         return (tokens == self.eos_id).int().argmax(-1)

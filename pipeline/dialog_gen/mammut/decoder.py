@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from dialog_gen.padding import padding_of
+
 
 class CrossAttention(nn.Module):
     """Tokens attend the image; keys and values of the image are made once, by `read`."""
@@ -70,10 +72,7 @@ class MammutText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The contrastive pass: token ids (N, L), padded behind -> text vectors (N, D), not of unit norm."""
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        # Within a text the id of the padding may mean something.
-        last = torch.where(tokens != self.pad_id, places, 0).amax(-1, keepdim=True)
-        kept = places <= last  # (N, L)
+        kept = ~padding_of(tokens, self.pad_id)  # (N, L)
         x = self.embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         for block in self.blocks:
             x = _attend(block, x, kept[:, None, None])

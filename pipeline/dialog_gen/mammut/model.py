@@ -21,9 +21,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from dialog_gen.errors import UsageError
+from dialog_gen.mammut import MODEL_TYPE
 from dialog_gen.mammut.decoder import MammutText
 
-MODEL_TYPE = "mammut"
 IMAGE_TOKEN = "<image>"  # noqa: S105 - no secret
 
 

@@ -3,20 +3,16 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from dialog_train.config import BaseRecipe
+from dialog_train.config import BaseRecipe, Settings
 
 TaskName = Literal["vqa", "captioning", "entailment"]
 Context = Literal["caption", "dialogue"]
 AdapterKind = Literal["none", "mean", "linear", "cov"]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TextSettings(_Settings):
+class TextSettings(Settings):
     """Where the texts are. Their images need not be there, but for an adapter."""
 
     dialogues: str
@@ -27,7 +23,7 @@ class TextSettings(_Settings):
     """Leave out question-answer pairs that a quality gate marked: see `dialog-gen gate`."""
 
 
-class DecoderSettings(_Settings):
+class DecoderSettings(Settings):
     """The T5 that is trained."""
 
     name: str | None = None

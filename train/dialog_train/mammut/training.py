@@ -17,6 +17,7 @@ from dialog_gen.errors import UsageError
 from dialog_gen.mammut.decoder import MammutText
 from dialog_gen.mammut.folder import new_mammut, save_mammut
 from dialog_gen.mammut.model import Mammut
+from dialog_gen.padding import padding_of
 from dialog_train.losses import contrastive_loss, focal_contrastive_loss
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
 from dialog_train.mammut.config import MammutRecipe
@@ -170,7 +171,5 @@ def cropped_positions(table: Tensor, boxes: Tensor) -> Tensor:
 
 def _sums(decoder: MammutText, tokens: Tensor, image: Tensor) -> Tensor:
     """(N, 2) of texts (N, L) that begin with the image: see `next_token_sums`."""
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    last = torch.where(tokens != decoder.pad_id, places, 0).amax(-1, keepdim=True)
-    targets = tokens.masked_fill(places > last, IGNORED)[:, 1:]
+    targets = tokens.masked_fill(padding_of(tokens, decoder.pad_id), IGNORED)[:, 1:]
     return next_token_sums(decoder.next_token_logits(tokens[:, :-1], image), targets)

@@ -2,18 +2,14 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from dialog_train.config import ClipRecipe
+from dialog_train.config import ClipRecipe, Settings
 
 View = Literal["rows", "columns"]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FusionSettings(_Settings):
+class FusionSettings(Settings):
     """The options of `dialog_train.mult.training.Fusion`, which says what they do."""
 
     width: int = Field(default=256, ge=2)
@@ -35,7 +31,7 @@ class FusionSettings(_Settings):
         return self
 
 
-class ThreeWayWeights(_Settings):
+class ThreeWayWeights(Settings):
     """The options of `dialog_train.losses.three_way.three_way_loss`, which says what they do."""
 
     a: float = 1 / 3

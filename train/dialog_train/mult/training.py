@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError
+from dialog_gen.padding import padding_of
 from dialog_train.clip_training import ClipTraining
 from dialog_train.losses.three_way import three_way_loss
 from dialog_train.mult.config import FusionSettings, MultRecipe, View
@@ -143,13 +144,6 @@ def patches(pixels: Tensor, size: int, view: View) -> Tensor:
     grid = pixels.reshape(count, channels, height // size, size, width // size, size)
     order = (0, 2, 4, 1, 3, 5) if view == "rows" else (0, 4, 2, 1, 3, 5)
     return grid.permute(order).reshape(count, -1, channels * size**2)
-
-
-def padding_of(tokens: Tensor, pad_id: int) -> Tensor:
-    """Token ids (N, L) -> True behind the last token of each text (N, L): within texts the id may mean something."""
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    last = torch.where(tokens != pad_id, places, 0).amax(-1, keepdim=True)
-    return places > last
 
 
 def _with_positions(sequence: Tensor) -> Tensor:

@@ -3,20 +3,16 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from dialog_gen.hashing import hash_64
-from dialog_train.config import DialogueUse, Recipe
+from dialog_train.config import DialogueUse, Recipe, Settings
 
 TextTask = Literal["pairs", "triplets"]
 _OF_STAGE = ("lr", "batch_size", "max_steps", "warmup_steps")
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TextPairSettings(_Settings):
+class TextPairSettings(Settings):
     """The text-text task."""
 
     pairs: Path | None = None
@@ -33,7 +29,7 @@ class TextPairSettings(_Settings):
     """Take no text for a negative of a query whose own target is the same text, or that stands with the same query."""
 
 
-class StageSettings(_Settings):
+class StageSettings(Settings):
     """A stage. What it leaves out of lr, batch_size, max_steps and warmup_steps is that of `optim`."""
 
     texts: TextTask
