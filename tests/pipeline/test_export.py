@@ -1,6 +1,9 @@
+import gc
 import io
 import json
 import logging
+import random
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 import datasets
 import pytest
 import webdataset
+from helpers.disk import full_at
 from helpers.inputs import png, sha256
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 from PIL import Image
@@ -27,6 +31,12 @@ FORMATS: tuple[Format, ...] = ("llava", "messages", "texts", "webdataset")
 def jpeg(number: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (number, 0, 0)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def noise(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.frombytes("L", (64, 64), random.Random(number).randbytes(64 * 64)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -200,15 +210,20 @@ def test_it_writes_over_nothing(source: Path, tmp_path: Path) -> None:
         exported(source, "llava")
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
 @pytest.mark.parametrize("to", FORMATS)
-def test_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: Format) -> None:
-    def full(self: Any, sample: Sample) -> None:
-        raise OSError(28, "No space left on device")
-
-    for writer in (formats.LlavaWriter, formats.ParquetWriter, formats.WebdatasetWriter):
-        monkeypatch.setattr(writer, "add", full)
-    with pytest.raises(DialogGenError, match=r"No space left on device\. Free some space .*; nothing was written"):
+def test_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], to: Format, share: float
+) -> None:
+    monkeypatch.setattr(formats, "ROWS_A_GROUP", 7)
+    source = make_source(tmp_path / "source", [with_image(i, noise(i)) for i in range(40)])
+    out, _ = exported(source, to)
+    size = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    shutil.rmtree(out)
+    with full_at(int(share * size)), pytest.raises(DialogGenError, match="cannot write .*; nothing was written"):
         exported(source, to)
+    gc.collect()
+    assert capfd.readouterr().err == ""
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 

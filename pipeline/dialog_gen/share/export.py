@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -59,12 +59,14 @@ def export(
     """
     summary = ExportSummary(out=str(out), to=to)
     with whole_folder(out) as part:
-        with closing(FORMATS[to](part)) as writer:
-            for sample in islice(_samples(folder, summary, kept_only=kept_only), limit):
-                writer.add(sample)
-                summary.images += 1
-                summary.pairs += len(sample.pairs)
-                on_image()
+        writer = FORMATS[to](part)
+        for sample in islice(_samples(folder, summary, kept_only=kept_only), limit):
+            writer.add(sample)
+            summary.images += 1
+            summary.pairs += len(sample.pairs)
+            on_image()
+        # Not after an error: a second one would hide it.
+        writer.close()
         if not summary.images:
             raise UsageError(_nothing(folder, summary))
     return summary
