@@ -13,6 +13,7 @@ from dialog_eval.noise_plot import noise_plot
 from dialog_eval.overview import overview
 from dialog_eval.pooling import Cell, Column, Comparison, Estimate, Section, pool
 from dialog_eval.sweep_plot import sweep_plot
+from dialog_gen.disk import replacing, writing
 from dialog_gen.errors import UsageError
 
 _TASKS = {
@@ -55,13 +56,8 @@ def write_table(files: list[Path], out: Path, plot: Path | None = None) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
+    with writing(path), replacing(path) as part:
         part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def _percent(share: float, sign: str = "") -> str:

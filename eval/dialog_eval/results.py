@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dialog_eval.statistics import bootstrap_interval
+from dialog_gen.disk import replacing, writing
 from dialog_gen.errors import UsageError
 
 Task = Literal["retrieval", "vqa", "classification", "captioning", "entailment"]
@@ -95,11 +96,9 @@ class Results(_Strict):
     """Versions, command line, checkpoints and seeds: what is needed to repeat it"""
 
     def save(self, path: Path) -> None:
-        """Writes it; a file of that name is replaced when all is written."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(self.model_dump_json() + "\n", encoding="utf-8")
-        part.replace(path)
+        """Writes it, in the place of a file of that name. Raises DialogGenError where the disk refuses."""
+        with writing(path), replacing(path) as part:
+            part.write_text(self.model_dump_json() + "\n", encoding="utf-8")
 
 
 def load_results(path: Path) -> Results:

@@ -23,7 +23,7 @@ from dialog_eval.models import Blend, Models
 from dialog_eval.options import Common
 from dialog_eval.results import Metric, Results
 from dialog_gen.clip import Clip
-from dialog_gen.errors import DialogGenError, UsageError
+from dialog_gen.errors import UsageError
 from dialog_train.third_tower import ThirdTowerClip, load_model
 
 _log = logging.getLogger(__name__)
@@ -87,14 +87,12 @@ def run(
             "truncated_texts": models.truncated_texts,
         },
     )
-    try:
-        results.save(common.out)
-    except OSError as error:
-        raise DialogGenError(f"cannot write {common.out}: {error.strerror or error}.") from error
+    # Before the file: figures that took hours are not lost with it.
     if common.json_output:
         typer.echo(json.dumps(_without_items(results), indent=2))
     else:
         _print_tables(results)
+    results.save(common.out)
 
 
 def _models(

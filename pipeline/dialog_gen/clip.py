@@ -21,11 +21,12 @@ from open_clip.hf_configs import arch_dict
 from open_clip.hf_model import HFTextEncoder
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
+from dialog_gen.disk import write_json
 from dialog_gen.errors import UsageError, did_you_mean
 from dialog_gen.mammut import MODEL_TYPE
 from dialog_gen.mammut.decoder import MammutText
+from dialog_gen.tensors import save_tensors
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -140,18 +141,13 @@ def save_clip(clip: Clip, folder: Path, state: dict[str, torch.Tensor] | None = 
 
         save_mammut(clip, folder, state or clip.model.state_dict())
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"model_cfg": clip.config, "preprocess_cfg": clip.preprocess_config}
-    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG_FILE, {"model_cfg": clip.config, "preprocess_cfg": clip.preprocess_config})
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)
     if isinstance(text := getattr(clip.model, "text", None), HFTextEncoder):
         config: Any = text.config
         config.save_pretrained(folder)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in (state or clip.model.state_dict()).items()}
-    part = folder / (WEIGHTS_FILE + ".part")
-    save_file(tensors, part, metadata={"format": "pt"})
-    part.replace(folder / WEIGHTS_FILE)
+    save_tensors(state or clip.model.state_dict(), folder / WEIGHTS_FILE)
 
 
 def sha256_of_weights(state: dict[str, torch.Tensor]) -> str:

@@ -13,7 +13,6 @@ checksummed and renamed (uploaded). What is not named by a sidecar is not part o
 Accepted rows that get new columns go to data/SHARD.v2.parquet and back: the sidecar decides which of the two counts.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -23,6 +22,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dialog_gen.errors import DialogGenError, UsageError
+from dialog_gen.disk import writing
+from dialog_gen.errors import UsageError
 from dialog_gen.schema import DIALOGUES, REJECTS
 from dialog_gen.sources import InputShard
 
@@ -40,6 +41,7 @@ _TMP = ".tmp"
 ROWS_A_GROUP = 100
 DERIVED = {"compacted": "compact", "rehydrated": "rehydrate"}
 """Key of config.json -> the command that made the folder from another one."""
+_writing = partial(writing, left="finished shards are kept")
 _FREE_TO_CHANGE = "A run may change --limit, --max-in-flight and what only costs time; anything else needs a new --out."
 
 
@@ -207,13 +209,13 @@ class Store(DatasetFolder):
     def engine_log(self) -> Path:
         """An empty local file for what the engine says."""
         log = (self.local_root or self.tmp) / "engine.log"
-        with writing(self.location):
+        with _writing(self.location):
             log.write_bytes(b"")
         return log
 
     def put(self, name: str, file: Path) -> None:
         """Moves a finished local file to its place: whole or not at all."""
-        with writing(self.location):
+        with _writing(self.location):
             if self.local_root is None:
                 self.fs.put_file(str(file), self._path(name))
                 file.unlink()
@@ -226,7 +228,7 @@ class Store(DatasetFolder):
     def put_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a small file: whole or not at all."""
         part = self.tmp / name.replace("/", "-")
-        with writing(self.location), part.open("w", encoding="utf-8") as file:
+        with _writing(self.location), part.open("w", encoding="utf-8") as file:
             json.dump(value, file, indent=2)
             file.write("\n")
             file.flush()
@@ -235,7 +237,7 @@ class Store(DatasetFolder):
 
     def remove(self, name: str) -> None:
         """Removes a file if it is there."""
-        with writing(self.location), suppress(FileNotFoundError):
+        with _writing(self.location), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
     def rewrite(self, sidecar: Sidecar, change: Callable[[pa.Table], pa.Table], *, gates_sha256: str) -> Sidecar:
@@ -248,9 +250,9 @@ class Store(DatasetFolder):
             part = _Part(self.tmp, "data", sidecar.shard, target=_other_name(old.path))
             for table in self.row_groups(old):
                 changed = change(table)
-                with writing(self.location):
+                with _writing(self.location):
                     part.write(changed)
-            with writing(self.location):
+            with _writing(self.location):
                 entry = part.close()
             assert entry is not None  # noqa: S101 - a file without rows has no entry
             if entry.rows != old.rows:
@@ -273,7 +275,7 @@ class Store(DatasetFolder):
         `sidecar` says everything but the files. Raises ValueError unless there are as many rows as it counts.
         """
         parts = [_Part(self.tmp, name, sidecar.shard) for name in ("data", "rejects")]
-        with writing(self.location):
+        with _writing(self.location):
             for part, tables in zip(parts, (data, rejects), strict=True):
                 for table in tables:
                     part.write(table)
@@ -288,7 +290,7 @@ class Store(DatasetFolder):
         self.remove(f"shards/{sidecar.shard}.json")
         files: list[FileEntry] = []
         for part in parts:
-            with writing(self.location):
+            with _writing(self.location):
                 entry = part.close()
             if entry is None:
                 self.remove(part.target)
@@ -317,7 +319,7 @@ def open_store(location: str, config: Mapping[str, Any]) -> Generator[Store]:
     """
     folder = DatasetFolder(location)
     with ExitStack() as stack:
-        with writing(location):
+        with _writing(location):
             store = Store(location, config, stack.enter_context(_locked(folder)))
             if store.exists("config.json"):
                 _refuse_other_config(store, config)
@@ -399,7 +401,7 @@ class ShardWriter:
             self._reasons[status][row["reason"]] += 1
         self._output_tokens += output_tokens
         self._waiting[index] = ("data" if status == "accepted" else "rejects", row)
-        with writing(self._store.location):
+        with _writing(self._store.location):
             while self._next in self._waiting:
                 part, ready = self._waiting.pop(self._next)
                 self._parts[part].add(ready)
@@ -480,26 +482,6 @@ def sha256_of(file: Path) -> str:
     """Hash of a local file's bytes, in hex."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-@contextmanager
-def writing(location: str, *, left: str = "finished shards are kept") -> Generator[None]:
-    """Turns what a disk can refuse into an error for people; `left` says what is there then."""
-    try:
-        yield
-    except OSError as error:
-        todo = {
-            errno.ENOSPC: "Free some space and run again",
-            errno.EDQUOT: "Free some of your quota and run again",
-            errno.EACCES: "Check the permissions, or choose another --out",
-            errno.EPERM: "Check the permissions, or choose another --out",
-            errno.EROFS: "Choose another --out",
-            errno.ENOENT: "Choose another --out",
-            errno.ENOTDIR: "Choose another --out",
-            errno.EEXIST: "Choose another --out",
-        }.get(error.errno or 0, "Check the disk and run again")
-        what = error.strerror or error  # object stores give no number
-        raise DialogGenError(f"cannot write {location}: {what}. {todo}; {left}.") from error
 
 
 def _fsync(path: Path) -> None:

@@ -21,7 +21,7 @@ from helpers.inputs import png
 from dialog_gen.download import archives, resumable
 from dialog_gen.download.archives import FilesSummary, fetch_files
 from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.errors import FailedCheckError, UsageError
+from dialog_gen.errors import DialogGenError, FailedCheckError, UsageError
 from dialog_gen.manifests import Manifest
 from dialog_gen.sources import open_source
 
@@ -314,7 +314,7 @@ def test_a_full_disk(server: FileServer, tmp_path: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(resumable, "_go_on", full)
-        with pytest.raises(FailedCheckError, match=r"x\.part: No space left on device\. What is finished stays"):
+        with pytest.raises(DialogGenError, match=r"No space left on device\. Free .*; what is finished is kept"):
             fetch_files(both(server), "val", tmp_path, POLICY, None)
     fetch_files(both(server), "val", tmp_path, POLICY, None)
     assert content(tmp_path) == DONE

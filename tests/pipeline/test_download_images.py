@@ -26,7 +26,7 @@ from dialog_gen.download.folder import locked
 from dialog_gen.download.images import DownloadSummary, download_url_list, list_request
 from dialog_gen.download.job import DownloadOptions
 from dialog_gen.download.outcomes import FINAL
-from dialog_gen.errors import FailedCheckError, MissingExtraError, UsageError
+from dialog_gen.errors import DialogGenError, MissingExtraError, UsageError
 from dialog_gen.manifests import UrlSource, load_manifest
 from dialog_gen.sources import open_source
 
@@ -276,7 +276,7 @@ def test_a_full_disk_is_said_and_made_up_for(server: BadServer, tmp_path: Path) 
     images.mkdir(parents=True)
     (images / "00000.tar").symlink_to("/dev/full")
     urls: list[str | None] = [server.url(f"/image/{number}") for number in range(3)]
-    with pytest.raises(FailedCheckError, match=r"no space left for .*: what is finished is kept"):
+    with pytest.raises(DialogGenError, match=r"No space left on device\. Free .*; what is finished is kept"):
         download(tmp_path, urls)
     (images / "00000.tar").unlink()
     assert download(tmp_path, urls).images == 3

@@ -220,7 +220,7 @@ def test_a_full_disk(
     out, _ = exported(source, to)
     size = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
     shutil.rmtree(out)
-    with full_at(int(share * size)), pytest.raises(DialogGenError, match="cannot write .*; nothing was written"):
+    with full_at(int(share * size)), pytest.raises(DialogGenError, match=r"cannot write .*; nothing was written"):
         exported(source, to)
     gc.collect()
     assert capfd.readouterr().err == ""

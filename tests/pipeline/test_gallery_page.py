@@ -23,7 +23,7 @@ from helpers.rows import make_row, shard_of, write_shard
 from PIL import Image
 
 import dialog_gen.report
-from dialog_gen.errors import UsageError
+from dialog_gen.errors import DialogGenError, UsageError
 from dialog_gen.report import Report, write_report
 from dialog_gen.report.thumbnails import SIZES, fit, thumbnail
 from dialog_gen.stats.collect import collect
@@ -531,7 +531,7 @@ def test_a_report_replaces_another_or_leaves_it(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(UsageError, match="No space left"):
+        with pytest.raises(DialogGenError, match="No space left"):
             report(dataset, out)
     assert out.read_text() == "before"
     report(dataset, out)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dialog_gen.world.files import ShapesSubset, _human_answers, replacing, write_files
+from dialog_gen.disk import replacing
+from dialog_gen.world.files import ShapesSubset, _human_answers, write_files
 from dialog_gen.world.language import ANSWERS, DESCRIBE_QUESTION, QUESTION_KINDS, judge, web_caption
 from dialog_gen.world.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZES, Scene, draw_scene
 

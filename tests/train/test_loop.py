@@ -12,6 +12,7 @@ import open_clip
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from helpers.disk import full_at
 from helpers.loops import CONFIG, RECIPES, VOCABULARY, TinyRows, make_clip, make_recipe, train
 from open_clip.hf_model import HFTextEncoder
 from safetensors import safe_open
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig
 
 from dialog_gen.clip import Clip, load_clip
-from dialog_gen.errors import FailedCheckError, UsageError
+from dialog_gen.errors import DialogGenError, FailedCheckError, UsageError
 from dialog_train.config import OptimSettings
 from dialog_train.optim import learning_rate, parameter_groups, select_trainable
 from dialog_train.text import TextTower
@@ -408,6 +409,25 @@ def finish(process: Any) -> list[tuple[int, dict[str, float]]]:
     printed, said = process.communicate(timeout=900)
     assert process.returncode == 0, said
     return [tuple(json.loads(line)) for line in printed.splitlines()]
+
+
+# TensorBoard writes in a thread, whose end is shown beside the error.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("full", ["tensorboard", "checkpoint", "model"])
+def test_a_full_disk(tmp_path: Path, full: str) -> None:
+    changes = {"save_every_steps": 5 if full == "checkpoint" else None, "log": {"tensorboard": full == "tensorboard"}}
+    train(make_recipe(tmp_path / "undisturbed", **changes))
+    # A checkpoint is larger than the model: it holds the optimizer's state, too.
+    room = 0 if full == "tensorboard" else (tmp_path / "undisturbed" / "model" / WEIGHTS).stat().st_size - 1
+    recipe = make_recipe(tmp_path / "a", **changes)
+    with full_at(room), pytest.raises(DialogGenError, match=r"cannot write .*/a: .*; --resume auto goes on") as caught:
+        train(recipe)
+    assert caught.value.exit_code == 2
+    assert not [path.name for path in (tmp_path / "a").rglob("*.safetensors")]
+    train(recipe, resume="auto")
+    assert (tmp_path / "a" / "model" / WEIGHTS).read_bytes() == (
+        tmp_path / "undisturbed" / "model" / WEIGHTS
+    ).read_bytes()
 
 
 @pytest.mark.slow

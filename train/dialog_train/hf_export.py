@@ -1,6 +1,5 @@
 """A native open_clip CLIP as a `CLIPModel` of Hugging Face's transformers."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from dialog_gen.clip import Clip
+from dialog_gen.disk import write_json, writing
 from dialog_gen.errors import UsageError
 
 # CLIPTextConfig's mark for "pool at the highest token id", as open_clip's `argmax` does.
@@ -39,7 +39,6 @@ def export_hf(clip: Clip, folder: Path) -> None:
     if problem := _difference({k: v.shape for k, v in expected.items()}, {k: v.shape for k, v in state.items()}):
         raise UsageError(f"{clip.name} cannot become a CLIPModel: {problem}.")
     exported.load_state_dict(state)
-    exported.save_pretrained(folder)
     size, mean, std = (clip.preprocess_config[key] for key in ("size", "mean", "std"))
     height, width = (size, size) if isinstance(size, int) else size
     processor = {
@@ -55,9 +54,11 @@ def export_hf(clip: Clip, folder: Path) -> None:
         "image_std": list(std),
         "do_convert_rgb": True,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
-    if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
-        clip.tokenizer.save_pretrained(folder)
+    with writing(folder):
+        exported.save_pretrained(folder)
+        write_json(folder / "preprocessor_config.json", processor)
+        if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
+            clip.tokenizer.save_pretrained(folder)
 
 
 def _config(clip: Clip) -> CLIPConfig:

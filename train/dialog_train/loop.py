@@ -20,9 +20,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor
 from torch.optim import AdamW
 
+from dialog_gen.disk import write_json, writing
 from dialog_gen.errors import FailedCheckError, MissingExtraError, UsageError
 from dialog_train.checkpoint import Trained, load_training, newest_training, read_facts, save_training
 from dialog_train.config import BaseRecipe
@@ -53,6 +55,7 @@ _LOGIT_SCALE_RANGE = (0.0, math.log(100))
 # Not part of what a training is: these may change when it goes on.
 _FREE: Any = {"out": True, "log": True, "save_every_steps": True, "data": {"work"}}
 _SHOWN_IDS = 8
+_writing = partial(writing, left="--resume auto goes on from the newest checkpoint")
 _log = logging.getLogger(__name__)
 
 
@@ -95,8 +98,13 @@ def start(recipe: BaseRecipe) -> Generator[Accelerator]:
                     "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N SCRIPT"
                 )
         yield accelerator
-    finally:
-        # A process that leaves its group behind may abort at exit.
+    except BaseException:
+        # What trackers say then would hide the cause.
+        with suppress(Exception):
+            accelerator.end_training()
+        raise
+    # A process that leaves its group behind may abort at exit.
+    with _writing(recipe.out):
         accelerator.end_training()
 
 
@@ -114,7 +122,8 @@ def fit(
     `on_step` gets the number of each step, from 1, with its losses, learning rate, gradient norm and logit scale.
 
     Raises UsageError for a batch that does not fit the processes, and for a folder that holds a training where `resume`
-    is "never", or one of another recipe; FailedCheckError where a loss or gradient is not finite.
+    is "never", or one of another recipe; FailedCheckError where a loss or gradient is not finite; DialogGenError where
+    the disk refuses.
     """
     with nullcontext(accelerator) if accelerator else start(recipe) as accelerator:
         course = _Course(recipe, data, accelerator)
@@ -127,13 +136,14 @@ def fit(
             _log.info("going on after step %d of %d", first, course.total)
         result = _train(course, stepper, first, facts, on_step)
         if accelerator.is_main_process:
-            system.save(recipe.out / MODEL_FOLDER, {})
-            if stepper.trained.ema is not None:
-                system.save(recipe.out / EMA_FOLDER, stepper.trained.ema)
             report = {**asdict(result), "processes": accelerator.num_processes, "device": accelerator.device.type}
             packages = ("accelerate", "open_clip_torch", "torch")
             report |= {**facts, "model": system.name, "versions": {name: version(name) for name in packages}}
-            _write_json(recipe.out / REPORT_FILE, report)
+            with _writing(recipe.out):
+                system.save(recipe.out / MODEL_FOLDER, {})
+                if stepper.trained.ema is not None:
+                    system.save(recipe.out / EMA_FOLDER, stepper.trained.ema)
+                write_json(recipe.out / REPORT_FILE, report)
             shutil.rmtree(recipe.out / _CHECKPOINTS, ignore_errors=True)
         accelerator.wait_for_everyone()
         return result
@@ -225,11 +235,12 @@ def _train(
     on_step: OnStep | None,
 ) -> FitResult:
     recipe, accelerator = course.recipe, stepper.accelerator
-    accelerator.init_trackers(
-        _PROJECT,
-        _flat(facts),
-        {"tensorboard": {"purge_step": first}, "wandb": {"name": recipe.out.name, "dir": str(recipe.out)}},
-    )
+    with _writing(recipe.out):
+        accelerator.init_trackers(
+            _PROJECT,
+            _flat(facts),
+            {"tensorboard": {"purge_step": first}, "wandb": {"name": recipe.out.name, "dir": str(recipe.out)}},
+        )
     began, rate = time.perf_counter(), 0.0
     sums, point = Counter[str](), dict[str, float]()
     with StepProgress(course.total, first, accelerator.is_main_process) as progress:
@@ -249,13 +260,15 @@ def _train(
             if (step + 1) % recipe.log.every_steps == 0 or step + 1 == course.total:
                 point = {name: total / sums["steps"] for name, total in sums.items() if name != "steps"}
                 point |= {"epoch": (step + 1) / course.data.steps_per_epoch, "pairs_per_s": rate}
-                accelerator.log(point, step=step + 1)
+                with _writing(recipe.out):
+                    accelerator.log(point, step=step + 1)
                 progress.point(step + 1, point)
                 sums.clear()
             progress.step()
             due = recipe.save_every_steps and (step + 1) % recipe.save_every_steps == 0
             if due and accelerator.is_main_process:
-                save_training(recipe.out / _CHECKPOINTS, step + 1, stepper.trained, facts)
+                with _writing(recipe.out):
+                    save_training(recipe.out / _CHECKPOINTS, step + 1, stepper.trained, facts)
     losses = {name: value for name, value in point.items() if name.endswith("loss")}
     return FitResult(steps=course.total, pairs_per_s=rate, losses=losses)
 
@@ -302,19 +315,12 @@ def _not_finite(course: _Course, step: int, what: str, is_main: bool) -> FailedC
     ids = course.data.batch(step, EVERYTHING).image_ids
     file = course.recipe.out / "not-finite.json"
     if is_main:
-        course.recipe.out.mkdir(parents=True, exist_ok=True)
-        _write_json(file, {"step": step + 1, "what": what, "image_ids": ids})
+        write_json(file, {"step": step + 1, "what": what, "image_ids": ids})
     more = ", ..." if len(ids) > _SHOWN_IDS else ""
     return FailedCheckError(
         f"step {step + 1}: {what}. The batch's images: {', '.join(ids[:_SHOWN_IDS])}{more} (all {len(ids)} in {file}). "
         "Try a lower optim.lr, optim.grad_clip, or another optim.precision."
     )
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

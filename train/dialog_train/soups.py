@@ -4,7 +4,6 @@ The models must have been tuned from the same weights: then they mostly lie in o
 mean. It costs nothing at inference, unlike an ensemble.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dialog_gen.clip import CONFIG_FILE, WEIGHTS_FILE, Clip, check_clip, load_clip, save_clip
+from dialog_gen.disk import write_json, writing
 from dialog_gen.errors import UsageError
 from dialog_train.derived import read_json
 from dialog_train.loop import REPORT_FILE
@@ -113,11 +113,11 @@ def held_out_score(rows: PixelRows, device: torch.device) -> Score:
 
 def save_soup(soup: Soup, folder: Path) -> None:
     """What `save_clip` writes, and soup.json: what went in, and the scores."""
-    folder.mkdir(parents=True, exist_ok=True)
     tasted = [{"checkpoints": names, "score": score} for names, score in soup.scores]
     content = {"ingredients": soup.ingredients, "tasted": tasted}
-    (folder / "soup.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    save_clip(soup.clip, folder)
+    with writing(folder):
+        write_json(folder / "soup.json", content)
+        save_clip(soup.clip, folder)
 
 
 def _recall_at_1(queries: Tensor, candidates: Tensor) -> float:

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dialog_gen.clip import Clip, load_clip, save_clip, sha256_of_weights
+from dialog_gen.disk import write_json
 from dialog_gen.errors import UsageError
+from dialog_gen.tensors import save_tensors
 from dialog_train.config import ThirdTowerRecipe
 from dialog_train.losses import third_tower_loss
 from dialog_train.optim import select_trainable
@@ -82,9 +84,8 @@ class ThirdTower:
         weights = _weights(self._towers.third)
         weights |= {name.removeprefix(_PREFIX): value for name, value in changed.items() if name.startswith(_PREFIX)}
         config = _Config(base=self.name, base_weights_sha256=self._clip.weights_sha256, beta=self._beta)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        save_tensors(weights, folder / WEIGHTS_FILE)
+        write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
         save_clip(self._clip, folder)
 
 

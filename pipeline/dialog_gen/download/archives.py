@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from rich.progress import Progress
 
+from dialog_gen.disk import write_json, writing
 from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.download.folder import locked, read_json, work_folder, write_json
-from dialog_gen.download.resumable import digest, fetch_file, remove, transfer_bar, writing
+from dialog_gen.download.folder import KEPT, locked, read_json, work_folder
+from dialog_gen.download.resumable import digest, fetch_file, remove, transfer_bar
 from dialog_gen.download.unpack import unpack
 from dialog_gen.errors import FailedCheckError, UsageError
 from dialog_gen.manifests import ArchiveSource, Manifest, SourceFile, WebdatasetSource, of_split
@@ -74,7 +75,7 @@ def fetch_files(manifest: Manifest, split: str, out: Path, policy: FetchPolicy, 
     """
     items = _items(manifest, split, limit)
     images = files = 0
-    with writing(out), locked(out), transfer_bar() as bar:
+    with writing(out, left=KEPT), locked(out), transfer_bar() as bar:
         download = _Download(manifest, split, out, policy, bar)
         for item in items:
             images += download.get(item)

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from dialog_gen.disk import write_json
 from dialog_gen.errors import UsageError
 
 _BEGUN: Final = "request.json"
 _FINISHED: Final = "download.json"
+KEPT: Final = "what is finished is kept"
 
 
 @contextmanager
@@ -48,14 +50,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes an object so that the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def is_complete(out: Path, request: dict[str, Any], made: Iterable[str]) -> bool:

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dialog_gen.download.folder import begin, finish, has_begun, is_complete, locked, work_folder, write_json
+from dialog_gen.disk import write_json, writing
+from dialog_gen.download.folder import KEPT, begin, finish, has_begun, is_complete, locked, work_folder
 from dialog_gen.download.job import DownloadOptions
 from dialog_gen.download.link_rot import LinkRot, measure, retry_folders
 from dialog_gen.download.resize import IMAGE_SIZE_PX
-from dialog_gen.download.resumable import writing
 from dialog_gen.download.retry import fetch_failed
 from dialog_gen.download.supervisor import download_list, finished_shards, require_img2dataset
 from dialog_gen.errors import FailedCheckError, UsageError
@@ -72,7 +72,7 @@ def download_url_list(
     """
     request = {**request, "shard_size": options.shard_size, "image_size": IMAGE_SIZE_PX}
     require_img2dataset()
-    with writing(out), locked(out):
+    with writing(out, left=KEPT), locked(out):
         nothing_done = is_complete(out, request, _MADE)
         if not nothing_done:
             _download(prepare, out, request, options)

@@ -3,8 +3,7 @@
 import hashlib
 import shutil
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from http.client import PARTIAL_CONTENT, REQUESTED_RANGE_NOT_SATISFIABLE
 from pathlib import Path
@@ -21,8 +20,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from dialog_gen.disk import write_json
 from dialog_gen.download.fetch import FetchError, FetchPolicy, open_url, with_retries
-from dialog_gen.download.folder import read_json, write_json
+from dialog_gen.download.folder import read_json
 from dialog_gen.errors import FailedCheckError, UsageError
 from dialog_gen.manifests import SourceFile
 
@@ -69,17 +69,6 @@ def fetch_file(file: SourceFile, folder: Path, out: Path, policy: FetchPolicy, b
         part.rename(complete)
         remove(_state_of(part))
     return complete
-
-
-@contextmanager
-def writing(out: Path) -> Generator[None, None, None]:
-    """Turns what the file system refuses, such as a full disk, into FailedCheckError."""
-    try:
-        yield
-    except OSError as error:
-        raise FailedCheckError(
-            f"{error.filename or out}: {error.strerror}. What is finished stays: run again to go on."
-        ) from None
 
 
 def _fetch(url: str, part: Path, size_bytes: int | None, policy: FetchPolicy, bar: Progress) -> None:

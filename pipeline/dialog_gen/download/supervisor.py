@@ -4,6 +4,7 @@ A shard is finished when its `_stats.json` accounts for every row. img2dataset w
 is redone. All its processes can be ended together, and end with this one, however that ends.
 """
 
+import errno
 import fcntl
 import importlib.util
 import logging
@@ -138,10 +139,7 @@ def _run(job: Job, log: Path, meter: Meter) -> int | None:
                     return None
                 meter.add(outcomes)
                 if reports.disk_full:
-                    raise FailedCheckError(
-                        f"no space left for {job.images}: what is finished is kept; free some and run the same command "
-                        "again to go on"
-                    )
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.images))
                 time.sleep(_POLL_S)
             meter.add(reports.read())
         finally:

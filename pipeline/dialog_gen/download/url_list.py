@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.download.resumable import fetch_file, writing
+from dialog_gen.download.resumable import fetch_file
 from dialog_gen.errors import UsageError, did_you_mean
 from dialog_gen.manifests import UrlSource, of_split
 
@@ -56,14 +56,13 @@ def prepare_url_list(
     FailedCheckError where it cannot be fetched.
     """
     if not into.exists():
-        with writing(into):
-            lists = [fetch_file(file, out, out, policy) for file in of_split(source.files, split)]
-            rows = islice(chain.from_iterable(_rows(path, source) for path in lists), limit)
-            part = into.with_name(f"{into.name}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            _write(part, rows, rows_per_file, ", ".join(map(str, lists)))
-            part.rename(into)
+        lists = [fetch_file(file, out, out, policy) for file in of_split(source.files, split)]
+        rows = islice(chain.from_iterable(_rows(path, source) for path in lists), limit)
+        part = into.with_name(f"{into.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _write(part, rows, rows_per_file, ", ".join(map(str, lists)))
+        part.rename(into)
     return sum(pq.read_metadata(path).num_rows for path in into.glob("*.parquet"))
 
 

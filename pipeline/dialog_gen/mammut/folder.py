@@ -16,13 +16,15 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dialog_gen.clip import Clip, sha256_of_weights
+from dialog_gen.disk import write_json
 from dialog_gen.errors import UsageError
 from dialog_gen.mammut.model import Mammut, MammutConfig, MammutForConditionalGeneration, register_mammut, tokenizer_of
 from dialog_gen.models import PROTOCOL_FILE
+from dialog_gen.tensors import save_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 _PREFIX = "mammut."
@@ -43,14 +45,11 @@ def save_mammut(clip: Clip, folder: Path, state: Mapping[str, Tensor]) -> None:
     config.architectures = [MammutForConditionalGeneration.__name__]
     config.save_pretrained(folder)
     generation = {"eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "generation_config.json", generation)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)
-    tensors = {_PREFIX + name: value.detach().cpu().contiguous() for name, value in state.items()}
-    part = folder / (WEIGHTS_FILE + ".part")
-    save_file(tensors, part, metadata={"format": "pt"})
-    part.replace(folder / WEIGHTS_FILE)
+    save_tensors({_PREFIX + name: value for name, value in state.items()}, folder / WEIGHTS_FILE)
 
 
 def load_mammut(folder: Path) -> Clip:

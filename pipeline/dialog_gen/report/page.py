@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from dialog_gen.disk import replacing, writing
 from dialog_gen.errors import UsageError
 from dialog_gen.report.content import gallery, overview
 from dialog_gen.report.thumbnails import SIZES, Size, fit
@@ -123,13 +124,5 @@ def _source(text: str) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(content)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {path} cannot be written: {error.strerror}. Choose another place.") from None
+    with writing(path), replacing(path) as part:
+        part.write_bytes(content)

@@ -8,11 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dialog_gen.disk import writing
 from dialog_gen.errors import UsageError
 from dialog_gen.schema import kept_pairs
 from dialog_gen.share.formats import FORMATS, Format, Sample
 from dialog_gen.share.intact import intact_sidecars
-from dialog_gen.store import DatasetFolder, writing
+from dialog_gen.store import DatasetFolder
 
 _COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "marks")
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from dialog_gen.disk import writing
 from dialog_gen.errors import FailedCheckError, UsageError
 from dialog_gen.share.hub import NOTES, Hub, HubError, Repository, check_name, is_content
-from dialog_gen.store import DatasetFolder, writing
+from dialog_gen.store import DatasetFolder
 from dialog_gen.verify import Verdict, verify
 
 _PATTERNS = (*NOTES, "data/*.parquet", "rejects/*.parquet", "shards/*.json")

@@ -19,8 +19,9 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dialog_gen.disk import replacing, write_json, writing
 from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.download.folder import begin, finish, is_complete, locked, read_json, write_json
+from dialog_gen.download.folder import KEPT, begin, finish, is_complete, locked, read_json
 from dialog_gen.download.images import DownloadSummary
 from dialog_gen.download.job import DownloadOptions
 from dialog_gen.download.supervisor import (
@@ -31,7 +32,7 @@ from dialog_gen.download.supervisor import (
     require_img2dataset,
 )
 from dialog_gen.errors import FailedCheckError, UsageError
-from dialog_gen.world.files import ShapesSubset, replacing, write_files
+from dialog_gen.world.files import ShapesSubset, write_files
 from dialog_gen.world.language import web_caption
 from dialog_gen.world.render import render_png
 from dialog_gen.world.scenes import Split, draw_scene
@@ -57,7 +58,7 @@ def download_shapes(out: Path, *, split: Split, seed: int, limit: int, shard_siz
             raise UsageError(f"the {name} must be at least 1, got {value}")
     subset = ShapesSubset(split=split, seed=seed, limit=limit, shard_size=shard_size)
     request = {"manifest": "shapes", **asdict(subset)}
-    with locked(out):
+    with writing(out, left=KEPT), locked(out):
         complete = is_complete(out, request, ("images", *_ANNOTATIONS))
         if not complete:
             require_img2dataset()

@@ -12,12 +12,12 @@ The class "red circle" is described as "large red circle", which of the scene's 
 import json
 import math
 import random
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dialog_gen.disk import replacing
 from dialog_gen.world.language import ANSWERS, CLASS_TEMPLATES, QUESTION_KINDS, Question, ask, retrieval_captions
 from dialog_gen.world.render import IMAGE_SIZE_PX
 from dialog_gen.world.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZES, Scene, Split, draw_scene
@@ -104,15 +104,6 @@ def write_files(out: Path, subset: ShapesSubset) -> None:
     classes = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
     _write_lines(folder / "classes.txt", [f"{name}\tlarge {name}" for name in classes])
     _write_lines(folder / "templates.txt", CLASS_TEMPLATES)
-
-
-@contextmanager
-def replacing(path: Path) -> Generator[Path, None, None]:
-    """A path to write to; what was written there takes the place of `path` unless the block raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    yield part
-    part.replace(path)
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

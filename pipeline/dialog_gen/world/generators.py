@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -35,6 +35,7 @@ from transformers import (
 
 from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE, SHORT_ANSWER, render_chat
 from dialog_gen.protocols import load_protocol
+from dialog_gen.tensors import save_tensors
 from dialog_gen.world.language import DESCRIBE_QUESTION, UNIQUE_QUESTION, ask, describe, unique
 from dialog_gen.world.render import IMAGE_SIZE_PX, render, through_jpeg
 from dialog_gen.world.scenes import COLORS, POSITIONS, SHAPES, SIZES, Scene, draw_scene
@@ -390,10 +391,10 @@ def save(model: Any, processor: Any, folder: Path) -> None:
     released = {
         name.replace("vision_tower.", "vision_tower.vision_model.", 1)
         if name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model.")
-        else name: tensor.contiguous()
+        else name: tensor
         for name, tensor in tensors.items()
     }
-    save_file(released, weights, metadata={"format": "pt"})
+    save_tensors(released, weights)
 
 
 def main() -> None:

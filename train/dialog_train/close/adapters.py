@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from dialog_gen.errors import UsageError
+from dialog_gen.tensors import save_tensors
 from dialog_train.close.config import AdapterKind
 
 
@@ -93,8 +93,7 @@ def fit_adapter(kind: AdapterKind, pairs: Iterable[tuple[Tensor, Tensor]]) -> Ad
 
 def save_adapter(adapter: Adapter, file: Path) -> None:
     """As safetensors; the kind is in the header."""
-    tensors = {name: part.contiguous() for name, part in adapter.tensors().items()}
-    save_file(tensors, file, metadata={"kind": adapter.kind})
+    save_tensors(adapter.tensors(), file, {"kind": adapter.kind})
 
 
 def load_adapter(file: Path) -> Adapter:

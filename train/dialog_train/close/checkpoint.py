@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dialog_gen.clip import EMBEDDED, Clip, load_clip, sha256_of_weights
+from dialog_gen.disk import write_json
 from dialog_gen.errors import UsageError
+from dialog_gen.tensors import save_tensors
 from dialog_train.close.adapters import Adapter, load_adapter, save_adapter
 from dialog_train.close.config import CloseRecipe
 from dialog_train.close.decoder import CloseDecoder, load_t5, no_progress_bars
@@ -60,8 +62,7 @@ def save_close(
     with no_progress_bars():
         decoder.t5.save_pretrained(folder / _DECODER)
     decoder.tokenizer.save_pretrained(folder / _DECODER)
-    projection = {name: value.detach().cpu() for name, value in decoder.projection.state_dict().items()}
-    save_file(projection, folder / _PROJECTION)
+    save_tensors(decoder.projection.state_dict(), folder / _PROJECTION)
     save_adapter(adapter, folder / _ADAPTER)
     is_folder = recipe.model not in EMBEDDED and Path(recipe.model).is_dir()
     content = {
@@ -74,9 +75,7 @@ def save_close(
         },
         "recipe": recipe.model_dump(mode="json", include={"tasks", "context", "noise", "adapter"}),
     }
-    part = folder / (CLOSE_FILE + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / CLOSE_FILE)
+    write_json(folder / CLOSE_FILE, content)
 
 
 def load_close(folder: Path) -> Close:

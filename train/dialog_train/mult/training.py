@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError
 from dialog_gen.padding import padding_of
+from dialog_gen.tensors import save_tensors
 from dialog_train.clip_training import ClipTraining
 from dialog_train.losses.three_way import three_way_loss
 from dialog_train.mult.config import FusionSettings, MultRecipe, View
@@ -109,8 +109,7 @@ class MultTraining:
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
         """A checkpoint folder, as the module's docstring tells; the model's weights come last."""
         fusion = {**self._fusion.state_dict(), **_under(_FUSION_PREFIX, changed)}
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().cpu().contiguous() for name, value in fusion.items()}, folder / FUSION_FILE)
+        save_tensors(fusion, folder / FUSION_FILE)
         self._towers.save(folder, _under(_CLIP_PREFIX, changed))
 
 
