@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, and what a disk can refuse as an error for people."""
+"""Files and folders that appear whole or not at all, and what a disk can refuse as an error for people."""
 
 import errno
 import json
+import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dialog_gen.errors import DialogGenError
+from dialog_gen.errors import DialogGenError, UsageError
 
 _TODO = {
     errno.ENOSPC: "Free some space and run again",
@@ -46,6 +47,25 @@ def replacing(path: Path) -> Generator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(out: Path) -> Generator[Path]:
+    """A folder to write to, which becomes `out` when the block ends and is removed when it raises.
+
+    Raises UsageError where `out` exists, DialogGenError for what the disk refuses.
+    """
+    if out.exists():
+        raise UsageError(f"--out {out} exists already: choose another one.")
+    part = out.with_name(f".{out.name}.part")
+    with writing(out):
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        part.mkdir(parents=True)
+        try:
+            yield part
+            part.replace(out)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

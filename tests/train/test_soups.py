@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.disk import full_at
 from helpers.evaluation import change_clip
 from helpers.inputs import write_tar
 from torch.nn.functional import normalize
 
 from dialog_gen.clip import CONFIG_FILE, Clip, load_clip
-from dialog_gen.errors import UsageError
+from dialog_gen.errors import DialogGenError, UsageError
 from dialog_gen.store import DatasetFolder
 from dialog_gen.world.language import web_caption
 from dialog_gen.world.render import render_png
@@ -162,6 +163,13 @@ def soup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return script.main()
 
     return run
+
+
+def test_a_full_disk(checkpoints: list[Path], tmp_path: Path) -> None:
+    there = sorted(tmp_path.iterdir())
+    with full_at(1000), pytest.raises(DialogGenError, match=r"cannot write .*/soup: .*; nothing was written"):
+        save_soup(uniform_soup(checkpoints), tmp_path / "soup")
+    assert sorted(tmp_path.iterdir()) == there
 
 
 def test_script(

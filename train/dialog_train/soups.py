@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dialog_gen.clip import CONFIG_FILE, WEIGHTS_FILE, Clip, check_clip, load_clip, save_clip
-from dialog_gen.disk import write_json, writing
+from dialog_gen.disk import whole_folder, write_json
 from dialog_gen.errors import UsageError
 from dialog_train.derived import read_json
 from dialog_train.loop import REPORT_FILE
@@ -112,12 +112,15 @@ def held_out_score(rows: PixelRows, device: torch.device) -> Score:
 
 
 def save_soup(soup: Soup, folder: Path) -> None:
-    """What `save_clip` writes, and soup.json: what went in, and the scores."""
+    """What `save_clip` writes, and soup.json: what went in, and the scores. Whole or not at all.
+
+    Raises UsageError where `folder` exists, DialogGenError for what the disk refuses.
+    """
     tasted = [{"checkpoints": names, "score": score} for names, score in soup.scores]
     content = {"ingredients": soup.ingredients, "tasted": tasted}
-    with writing(folder):
-        write_json(folder / "soup.json", content)
-        save_clip(soup.clip, folder)
+    with whole_folder(folder) as part:
+        write_json(part / "soup.json", content)
+        save_clip(soup.clip, part)
 
 
 def _recall_at_1(queries: Tensor, candidates: Tensor) -> float:

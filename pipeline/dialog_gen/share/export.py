@@ -1,14 +1,12 @@
 """A dataset in the formats that other programs read; `dialog_gen.share.formats` holds one writer a format."""
 
-import shutil
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.disk import writing
+from dialog_gen.disk import whole_folder
 from dialog_gen.errors import UsageError
 from dialog_gen.schema import kept_pairs
 from dialog_gen.share.formats import FORMATS, Format, Sample
@@ -107,22 +105,3 @@ def _nothing(folder: DatasetFolder, summary: ExportSummary) -> str:
     if summary.images_without_kept_pairs:
         return f"{folder.location}: every pair is marked by a gate, nothing is left: leave out --kept-only."
     return f"{folder.location} has no accepted dialogue: nothing to export."
-
-
-@contextmanager
-def whole_folder(out: Path) -> Generator[Path]:
-    """A folder to write to, which becomes `out` when the block ends and is removed when it raises.
-
-    Raises UsageError where `out` exists, DialogGenError for what the disk refuses.
-    """
-    if out.exists():
-        raise UsageError(f"--out {out} exists already: choose another one.")
-    part = out.with_name(f".{out.name}.part")
-    with writing(str(out), left="nothing was written"):
-        shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
-        part.mkdir(parents=True)
-        try:
-            yield part
-            part.replace(out)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
