@@ -19,13 +19,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import normalize
 
 from dialog_eval.results import Entry, Metric, Task
 from dialog_gen.clip import Clip, sha256_of_weights
 from dialog_gen.errors import UsageError
-from dialog_train.text import TextTower
+from dialog_train.text import TextTower, encode_ids
 from dialog_train.third_tower import ThirdTowerClip
 from dialog_train.tokens import Ids, TextEncoder
 
@@ -139,7 +138,17 @@ class Models:
             tokens[key], cut = encoder(texts)
             self.texts += len(cut)
             self.truncated_texts += sum(cut)
-        return [self._encode(side, tokens[id(side.encoder)], advance) for side in self._texts]
+        return [
+            encode_ids(
+                side.tower,
+                side.encoder,
+                tokens[id(side.encoder)],
+                side.name,
+                batch_size=self.batch_size,
+                advance=lambda count: advance(count / len(self._texts)),
+            )
+            for side in self._texts
+        ]
 
     @staticmethod
     def text_vectors(variant: Variant, encoded: list[Tensor]) -> Tensor:
@@ -190,18 +199,6 @@ class Models:
         self._texts.append(side)
         return len(self._texts) - 1
 
-    def _encode(self, side: "_TextSide", ids: list[Ids], advance: Callable[[float], None]) -> Tensor:
-        # Texts of one length together: a batch costs what its longest text costs.
-        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))
-        parts: list[Tensor] = []
-        with torch.inference_mode():
-            for start in range(0, len(order), self.batch_size):
-                rows = [torch.from_numpy(ids[text]).long() for text in order[start : start + self.batch_size]]
-                parts.append(side.tower(side.batch(rows).to(self.device)).float())
-                advance(len(rows) / len(self._texts))
-            vectors = _finite(torch.cat(parts), side.name)
-            return torch.empty_like(vectors).index_copy_(0, torch.tensor(order, device=self.device), vectors)
-
 
 @dataclass(slots=True)
 class _TextSide:
@@ -209,13 +206,6 @@ class _TextSide:
     name: str
     tower: TextTower
     encoder: TextEncoder
-
-    def batch(self, rows: list[Tensor]) -> Tensor:
-        """Token ids (N, L), of the longest text or, where the tower sees the padding, of the context."""
-        tokens = pad_sequence(rows, batch_first=True, padding_value=self.encoder.pad_id)
-        if self.tower.whole is not None:
-            tokens = pad(tokens, (0, self.encoder.context_length - tokens.shape[1]), value=self.encoder.pad_id)
-        return tokens
 
 
 def _blend_label(label: str, blend: Blend, beta: float) -> str:

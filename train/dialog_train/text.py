@@ -5,16 +5,19 @@ so the padding to open_clip's fixed context can go: exact, no approximation. Tex
 together, in as many passes as pay, so that one long text does not bring its padding to all others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
+from torch.nn.utils.rnn import pad_sequence
 
+from dialog_gen.errors import UsageError
 from dialog_gen.mammut.decoder import MammutText
 from dialog_gen.padding import last_tokens
+from dialog_train.tokens import Ids, TextEncoder
 
 # What one more pass costs, in tokens: hundreds of kernels to launch on a GPU, a few calls on a CPU.
 _TOKENS_A_PASS = {"cpu": 32}
@@ -99,6 +102,38 @@ class TextTower(nn.Module):
         if self.pool_type == "argmax":
             return tokens.argmax(-1)
         return (tokens == self.eos_id).int().argmax(-1)
+
+
+def encode_ids(
+    tower: TextTower,
+    encoder: TextEncoder,
+    ids: Sequence[Ids],
+    name: str,
+    *,
+    batch_size: int = 256,
+    advance: Callable[[int], object] = lambda texts: None,
+) -> Tensor:
+    """Token ids of N texts, as `encoder` gave them -> unit-norm vectors (N, D), float32, on the tower's device.
+
+    `advance` hears how many texts each batch had. Raises UsageError, with the model's `name`, where a vector is not
+    finite.
+    """
+    device = next(tower.parameters()).device
+    # Texts of one length together: a batch costs what its longest text costs.
+    order = sorted(range(len(ids)), key=lambda text: len(ids[text]))
+    parts: list[Tensor] = []
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            rows = [torch.from_numpy(ids[text]).long() for text in order[start : start + batch_size]]
+            tokens = pad_sequence(rows, batch_first=True, padding_value=encoder.pad_id)
+            if tower.whole is not None:
+                tokens = pad(tokens, (0, encoder.context_length - tokens.shape[1]), value=encoder.pad_id)
+            parts.append(tower(tokens.to(device)).float())
+            advance(len(rows))
+        vectors = torch.cat(parts)
+        if not bool(vectors.isfinite().all()):
+            raise UsageError(f"{name} gives vectors that are not finite: its weights are damaged.")
+        return torch.empty_like(vectors).index_copy_(0, torch.tensor(order, device=device), vectors)
 
 
 def passes(lengths: Sequence[int], tokens_a_pass: int) -> list[int]:

@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import normalize
 
 from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError
@@ -38,14 +37,13 @@ from dialog_train.derived import (
     sources_of,
 )
 from dialog_train.row_files import MappedRows, open_rows
-from dialog_train.text import TextTower
+from dialog_train.text import TextTower, encode_ids
 from dialog_train.tokens import Ids, TextEncoder, join_ids
 from dialog_train.training_set import DIALOGUE_FORMATS
 
 _KIND = "texts with context vectors"
 _PART = "texts"
 _SUMMARY_FILE = "summary.json"
-_TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,25 +77,11 @@ class TextVectors:
             self._tower = TextTower(clip.model.to(device)).eval()
         except TypeError as error:
             raise UsageError(f"{clip.name} has no text tower to take contexts from: {error}.") from None
-        self.encoder, self._device = TextEncoder(clip.tokenizer), torch.device(device)
+        self.encoder, self._name = TextEncoder(clip.tokenizer), clip.name
 
     def __call__(self, ids: Sequence[Ids]) -> Tensor:
         """Token ids of N texts -> (N, D) float32 on the CPU. Raises UsageError where a vector is not finite."""
-        # Texts of one length together: a batch costs what its longest text costs.
-        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))
-        parts: list[Tensor] = []
-        with torch.inference_mode():
-            for start in range(0, len(order), _TEXTS_AT_ONCE):
-                rows = [torch.from_numpy(ids[text]).long() for text in order[start : start + _TEXTS_AT_ONCE]]
-                tokens = pad_sequence(rows, batch_first=True, padding_value=self.encoder.pad_id)
-                if self._tower.whole is not None:
-                    missing = self.encoder.context_length - tokens.shape[1]
-                    tokens = pad(tokens, (0, missing), value=self.encoder.pad_id)
-                parts.append(self._tower(tokens.to(self._device)).float().cpu())
-        vectors = torch.cat(parts)
-        if not bool(vectors.isfinite().all()):
-            raise UsageError("the model gives text vectors that are not finite: its weights are damaged.")
-        return torch.empty_like(vectors).index_copy_(0, torch.tensor(order), vectors)
+        return encode_ids(self._tower, self.encoder, ids, self._name).cpu()
 
     def of_dialogues(self, rows: Sequence[Sequence[Pair]]) -> Tensor:
         """(N, D): the vectors of all pairs of each row, in one text."""
