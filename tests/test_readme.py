@@ -116,7 +116,7 @@ def typed(script: str, folder: Path) -> list[list[str]]:
         (programs / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "TYPED": str(notes)}
     command = ["bash", str(ROOT / script), str(out), str(folder / "page.md")]
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     return [words.split("\0") for words in notes.read_text().split("\0\n\0") if words]
 
 

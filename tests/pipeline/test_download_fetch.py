@@ -163,7 +163,7 @@ def test_slow_answers(server: BadServer, path: str, limits: dict[str, float]) ->
     began = time.monotonic()
     assert outcome_of(lambda: fetch_bytes(server.url(path), replace(POLICY, **limits))) == "timeout"
     # The answers take a minute and more.
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 40
 
 
 def test_too_many_redirects(server: BadServer) -> None:

@@ -265,7 +265,7 @@ def _start_and_kill(out: Path, urls: Path) -> None:
             time.sleep(0.01)
         started = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=60)
     # In a container whose first process reaps nothing, the dead stay as zombies.
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 

@@ -252,7 +252,7 @@ def test_vllm_ended_in_every_way_then_run_to_the_end(
         assert any(process.name().startswith("VLLM::") for process in run.process.children())
         code, took = run.end_by(number, group=False)
         assert code == -number
-        assert took < 15
+        assert took < 120  # not a matter of speed: what is left over never ends
         assert run.finished_shards < SHARDS
         assert_finished_shards_are_whole(out, reference.out)
 
@@ -269,7 +269,7 @@ def assert_ends_by_ctrl_c(run: Run) -> None:
     """A terminal sends it to the whole group."""
     code, took = run.end_by(signal.SIGINT)
     assert code == 130
-    assert took < 15
+    assert took < 120  # not a matter of speed: what is left over never ends
     said = run.said.read_text()
     assert said.endswith("interrupted: what is finished is kept, the same command goes on from there\n")
     assert [line for line in said.splitlines() if not line.startswith(("INFO ", "interrupted: "))] == []

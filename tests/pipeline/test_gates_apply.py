@@ -1,10 +1,9 @@
 """The pass of gates over a dataset: what it writes, exactly once, and its commands."""
 
 import json
-import signal
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from helpers.cli import Cli
+from helpers.crashes import CRASHED
 from helpers.engine import ScriptedEngine
 from helpers.inputs import write_images
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
@@ -47,6 +47,18 @@ def write_dataset(out: Path, shards: range = range(4)) -> Path:
             rows = shard_rows(shard)
             write_shard(store, shard_of(f"s{shard}", len(rows)), rows)
     return out
+
+
+GATE = """
+import sys
+from helpers.crashes import crash_at
+from dialog_gen.cli import main
+out, spec, crash = sys.argv[1:]
+sys.addaudithook(crash_at(int(crash), out))
+sys.argv = ["dialog-gen", "gate", out, "--gates", spec]
+main()
+"""
+PATH = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
 
 
 def apply_gates(out: Path, spec: str = SPEC) -> dict[str, Any]:
@@ -196,18 +208,15 @@ def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> N
                 rows = [gated_row(100 * shard + k) for k in range(40)]
                 write_shard(store, shard_of(f"s{shard:02d}", len(rows)), rows)
 
-    def start(out: Path) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "dialog_gen.cli", "gate", str(out), "--gates", SPEC]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    def gate(out: Path, crash: int) -> int:
+        command = [sys.executable, "-c", GATE, str(out), SPEC, str(crash)]
+        return subprocess.run(command, env={**os.environ, "PYTHONPATH": PATH}, stdout=subprocess.DEVNULL).returncode
 
-    assert start(folders[0]).wait(120) == 0
-    for done in (1, 12):
-        process = start(folders[1])
-        while len(list((folders[1] / "data").glob("*.v2.parquet"))) < done and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(60) == -signal.SIGKILL
-    assert start(folders[1]).wait(120) == 0
+    assert gate(folders[0], 0) == 0
+    for crash in (110, 160):
+        assert gate(folders[1], crash) == CRASHED
+        assert 0 < len(list((folders[1] / "data").glob("*.v2.parquet"))) < 20
+    assert gate(folders[1], 0) == 0
     assert files_of(folders[1]) == files_of(folders[0])
 
 

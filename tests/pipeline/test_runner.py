@@ -447,7 +447,7 @@ def test_a_run_that_is_stopped_keeps_what_is_finished(
     began = time.monotonic()
     with pytest.raises(error):
         run(source, out, engine, max_in_flight=2)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
     assert engine.closed == 1
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("reader", "writer"))]
     assert_clean(out)

@@ -153,9 +153,9 @@ def _start_and_stop(out: Path, killer: signal.Signals) -> None:
             time.sleep(0.05)
             started = parent.children(recursive=True)
         os.kill(process.pid, killer)
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
     assert process.returncode != 0
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=60)
     # In a container whose first process reaps nothing, the dead stay as zombies.
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 

@@ -375,12 +375,12 @@ def test_says_where_more_processes_were_asked_for(
 
 
 SCRIPT = """
-import json, os, shutil, sys
+import json, os, shutil, sys, time
 from pathlib import Path
 import torch
 from helpers.loops import make_recipe, train
 
-out, resume, changes = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+out, resume, changes, fatal = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 
 def on_step(step, values):
     # In one piece: two processes write to the same pipe.
@@ -390,18 +390,24 @@ def on_step(step, values):
         state = out / "checkpoints" / "step-00000001.safetensors"
         if state.exists():
             shutil.copy(state, out / "first.safetensors")
+    if step == fatal:
+        time.sleep(600)
 
 train(make_recipe(out, **changes), resume=resume, on_step=on_step)
 """
 
 
-def start_process(tmp_path: Path, out: Path, resume: str, changes: dict[str, Any], processes: int = 1) -> Any:
+def start_process(
+    tmp_path: Path, out: Path, resume: str, changes: dict[str, Any], *, processes: int = 1, fatal: int = 0
+) -> Any:
+    """`fatal`: the step after which it only waits to be killed."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     folders = os.pathsep.join(str(ROOT / name) for name in ("pipeline", "train", "eval", "tests"))
     env = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(script), str(out), resume, json.dumps(changes)]
+    arguments = [str(script), str(out), resume, json.dumps(changes), str(fatal)]
+    command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -437,7 +443,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
     finish(start_process(tmp_path, whole, "never", changes))
     # The property holds for each: the one that is drawn may differ from run to run.
     fatal = random.SystemRandom().randint(5, 29)
-    process = start_process(tmp_path, parts, "never", changes)
+    process = start_process(tmp_path, parts, "never", changes, fatal=fatal)
     for line in process.stdout:
         if json.loads(line)[0] == fatal:
             process.send_signal(signal.SIGKILL)
