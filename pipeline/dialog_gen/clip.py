@@ -11,6 +11,7 @@ A text tower of Hugging Face's adds its `config.json`, which open_clip would get
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,12 +135,12 @@ def _locate(
     return name, pretrained, name, config
 
 
-def save_clip(clip: Clip, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """Writes what `load_clip` loads; `state` replaces the model's own tensors. The weights come last."""
+def save_clip(clip: Clip, folder: Path, changed: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Writes what `load_clip` loads; `changed` takes the place of the model's own tensors. The weights come last."""
     if isinstance(getattr(clip.model, "text", None), MammutText):
         from dialog_gen.mammut.folder import save_mammut
 
-        save_mammut(clip, folder, state or clip.model.state_dict())
+        save_mammut(clip, folder, changed or {})
         return
     write_json(folder / CONFIG_FILE, {"model_cfg": clip.config, "preprocess_cfg": clip.preprocess_config})
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
@@ -147,7 +148,7 @@ def save_clip(clip: Clip, folder: Path, state: dict[str, torch.Tensor] | None = 
     if isinstance(text := getattr(clip.model, "text", None), HFTextEncoder):
         config: Any = text.config
         config.save_pretrained(folder)
-    save_tensors(state or clip.model.state_dict(), folder / WEIGHTS_FILE)
+    save_tensors({**clip.model.state_dict(), **(changed or {})}, folder / WEIGHTS_FILE)
 
 
 def sha256_of_weights(state: dict[str, torch.Tensor]) -> str:

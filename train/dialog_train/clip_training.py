@@ -73,7 +73,7 @@ class ClipTraining:
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
         """A checkpoint folder: see `save_clip`."""
-        save_clip(self.clip, folder, {**self.clip.model.state_dict(), **changed})
+        save_clip(self.clip, folder, changed)
 
 
 class _Towers(nn.Module):

@@ -61,7 +61,7 @@ class TextTuning:
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
         """A checkpoint folder: see `save_clip`."""
-        save_clip(self.clip, folder, {**self.clip.model.state_dict(), **changed})
+        save_clip(self.clip, folder, changed)
 
 
 class _Trainee(nn.Module):

@@ -36,8 +36,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_mammut(clip: Clip, folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Writes FOLDER. `clip`: as `new_mammut` or `load_mammut` gave it; `state` replaces the model's own tensors."""
+def save_mammut(clip: Clip, folder: Path, changed: Mapping[str, Tensor]) -> None:
+    """Writes FOLDER. `clip`: as `new_mammut` or `load_mammut` gave it; `changed` as in `save_clip`."""
     config = clip.model.config
     folder.mkdir(parents=True, exist_ok=True)
     if config.questions:
@@ -49,6 +49,7 @@ def save_mammut(clip: Clip, folder: Path, state: Mapping[str, Tensor]) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)
+    state = {**clip.model.state_dict(), **changed}
     save_tensors({_PREFIX + name: value for name, value in state.items()}, folder / WEIGHTS_FILE)
 
 

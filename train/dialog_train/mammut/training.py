@@ -71,7 +71,7 @@ class MammutTraining:
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
         """A model folder: see `dialog_gen.mammut.folder`."""
-        save_mammut(self._clip, folder, {**self.model.state_dict(), **changed})
+        save_mammut(self._clip, folder, changed)
 
 
 class _TwoPasses(nn.Module):
