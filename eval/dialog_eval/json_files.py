@@ -1,5 +1,6 @@
 """Published JSON files, checked against the layout that is needed of them."""
 
+import codecs
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ def read_json_file(
     Raises `error_type` for a file that cannot be read, is no JSON, or has another layout.
     """
     try:
-        return layout.model_validate_json(path.read_bytes())
+        return layout.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise error_type(f"{path} cannot be read: {error.strerror}.") from None
     except ValidationError as error:

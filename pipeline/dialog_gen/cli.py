@@ -157,7 +157,7 @@ def run(
 ) -> None:
     """Hold a dialogue about every image; run again to go on after an interruption."""
     from dialog_gen.engines import ENGINES, EngineOptions, engine_starter
-    from dialog_gen.gates.apply import GatePass
+    from dialog_gen.gates.apply import GatePass, ungated_images
     from dialog_gen.gates.report import report_text
     from dialog_gen.gates.settings import load_gates
     from dialog_gen.plan import make_plan
@@ -226,6 +226,8 @@ def run(
         if gate_pass is not None:
             report["gates"] = _apply_gates(gate_pass, store)
             text += f"\n\n{report_text(out, report['gates'])}"
+        elif unseen := ungated_images(store):
+            _log.warning("%d images have not been seen by the gates: `dialog-gen gate %s` goes over all", unseen, out)
     print_result(report, text, json_output)
     lost = dataset.rejected + dataset.unreadable
     if lost > max_losses * dataset.images:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from dialog_gen.errors import UsageError
+
 SCHEMA_VERSION = 2
 """Raised whenever a column changes its meaning; part of every run's configuration."""
 
@@ -112,3 +114,11 @@ def kept_pairs(row: dict[str, Any]) -> list[dict[str, str]]:
     """The pairs of a row, given its `texts` and `marks`, that no gate speaks against."""
     marks = row["marks"] or [()] * len(row["texts"])
     return [pair for pair, against in zip(row["texts"], marks, strict=True) if not against]
+
+
+def without_gates(location: str, shard: str, option: str) -> UsageError:
+    """What there is to say where `option` wants kept pairs only, of a shard that no gates went over."""
+    return UsageError(
+        f"{location}: no gates went over shard {shard}, so that none of its pairs is known to be good: "
+        f"run `dialog-gen gate {location}`, or leave out {option}."
+    )

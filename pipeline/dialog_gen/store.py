@@ -88,6 +88,8 @@ class DatasetFolder:
     """Reads a dataset folder. `location` is a local path or an fsspec URL."""
 
     def __init__(self, location: str) -> None:
+        if not location.strip():
+            raise UsageError("the name of the dataset folder is empty.")
         try:
             fs, root = url_to_fs(location, use_listings_cache=False)
         except (ImportError, ValueError) as error:
@@ -107,9 +109,12 @@ class DatasetFolder:
     def config(self) -> dict[str, Any]:
         """What the dataset was made with. Raises UsageError if that is unreadable."""
         try:
-            return json.loads(self.read("config.json"))
+            found = json.loads(self.read("config.json"))
         except ValueError as error:
             raise UsageError(f"{self.location}/config.json is damaged: {error}.") from None
+        if not isinstance(found, dict):
+            raise UsageError(f"{self.location}/config.json is damaged: it holds no object.")
+        return found
 
     def sidecar(self, shard: str) -> Sidecar | None:
         """The sidecar of a completed shard; None where it is missing or was cut off while being written."""

@@ -1,5 +1,6 @@
 """From the shipped manifests to figures: archives as published, fetched, unpacked, and read by `dialog-eval`."""
 
+import codecs
 import json
 import shlex
 from collections.abc import Callable, Iterator
@@ -145,6 +146,11 @@ def test_broken_vqa_files(tmp_path: Path, ask: Callable[..., str], change: Any, 
     questions, annotations = vqa_files("mscoco")
     change(questions, annotations)
     assert message in ask(*vqa_command(tmp_path, questions, annotations))
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path, ask: Callable[..., str]) -> None:
+    questions, annotations = (codecs.BOM_UTF8 + json.dumps(content).encode() for content in vqa_files("mscoco"))
+    assert ask(*vqa_command(tmp_path, questions, annotations)) == ask(*vqa_command(tmp_path, *vqa_files("mscoco")))
 
 
 @pytest.mark.parametrize("cut", [0, 10, 1000, -1])

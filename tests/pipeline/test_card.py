@@ -169,6 +169,36 @@ def test_every_known_model_has_its_contamination(name: str) -> None:
     assert known_model(MODELS[name].source) == family
 
 
+@pytest.mark.parametrize("images", ["download", "download/images", "download/images/*.tar"])
+def test_the_download_is_found_from_whatever_names_its_images(tmp_path: Path, images: str) -> None:
+    (tmp_path / "download" / "images").mkdir(parents=True)
+    (tmp_path / "download" / "link_rot.json").write_text(json.dumps(LINK_ROT))
+    folder = make_dataset(tmp_path / "out", config={"images": str(tmp_path / images)})
+    assert "1,234 different URLs" in card(folder)
+
+
+def test_what_it_was_shared_with_comes_first(tmp_path: Path) -> None:
+    """A folder of that name on this machine may be another one."""
+    (tmp_path / "link_rot.json").write_text(json.dumps(LINK_ROT))
+    folder = make_dataset(tmp_path / "out", config={"images": str(tmp_path / "images")})
+    (tmp_path / "out" / "images.json").write_text(json.dumps({"link_rot": {**LINK_ROT, "urls": 77}}))
+    assert "77 different URLs" in card(folder)
+
+
+def test_the_licence_of_the_images_is_not_that_of_the_dataset(tmp_path: Path) -> None:
+    (tmp_path / "download.json").write_text('{"manifest": "shapes"}')
+    text = card(make_dataset(tmp_path / "out", config={"images": str(tmp_path / "images")}))
+    assert "Of the images and captions: Apache" in text
+    assert header(text)["license"] == "unknown"
+
+
+def test_pairs_that_no_gate_saw(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path, count=30)
+    (tmp_path / "gates.json").write_text(json.dumps(GATES))
+    assert "The gates did not go over the other 10 pairs, which have no marks." in card(folder)
+    assert "did not go over" not in card(make_dataset(tmp_path / "all", count=20))
+
+
 def test_link_rot_by_hand(tmp_path: Path) -> None:
     folder = make_dataset(tmp_path / "out")
     (tmp_path / "rot.json").write_text(json.dumps(LINK_ROT))

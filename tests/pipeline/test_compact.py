@@ -260,9 +260,11 @@ def test_a_damaged_source(source: Path, tmp_path: Path, damage: Callable[[Path],
 
 
 def test_where_it_may_not_go(source: Path, tmp_path: Path) -> None:
-    for out in (source, source / "deeper", tmp_path):
+    for out in (source, source / "deeper", tmp_path, f"file://{source}/deeper", source / ".." / "source"):
         with pytest.raises(UsageError, match="lie in one another"):
-            merged(source, out)
+            compact(DatasetFolder(str(source)), str(out))
+    with pytest.raises(UsageError, match="name of the dataset folder is empty"):
+        compact(DatasetFolder(str(source)), "")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").touch()
     with pytest.raises(UsageError, match="is no dataset folder"):

@@ -201,6 +201,27 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_pairs_that_no_gate_saw_are_not_known_to_be_kept(source: Path) -> None:
+    grown = make_source(source.with_name("grown"), [*ROWS, with_image(9, png(9))])
+    exported(grown, "texts")
+    with pytest.raises(
+        UsageError, match=r"no gates went over shard s1, .*: run `dialog-gen gate .*leave out --kept-only"
+    ):
+        exported(grown.rename(source.with_name("again")), "llava", kept_only=True)
+
+
+@pytest.mark.parametrize("to", ["llava", "webdataset"])
+def test_photos_of_phones_are_jpegs(tmp_path: Path, to: Format) -> None:
+    """MPO: a JPEG with another one behind it."""
+    buffer = io.BytesIO()
+    first, second = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
+    out, _ = exported(make_source(tmp_path / "source", [with_image(i, buffer.getvalue()) for i in range(3)]), to)
+    images = out if to == "webdataset" else out / "images"
+    read = [image.data for shard in open_source(str(images), shard_size=10) for image in shard.read()]
+    assert read == [buffer.getvalue()] * 3
+
+
 # Whole or not at all
 
 

@@ -170,7 +170,8 @@ def test_what_else_is_told(tmp_path: Path) -> None:
     (dataset / "run.json").write_text(json.dumps({"run": {"images_per_second": 12.5}, "engine": {"version": "1.2"}}))
     (dataset / "gates.json").write_text(json.dumps({"settings": {"leak": {"min": None, "max": 0.5}}}))
     (tmp_path / "shapes").mkdir()
-    rot = {"urls": 10, "alive": 0.7, "outcomes": {"success": 6, "http_404": 3, "new": 1}}
+    rot = {"urls": 10, "success_rate": 0.6, "alive": 0.7, "opted_out": 0}
+    rot["outcomes"] = {"success": 6, "http_404": 3, "new": 1}
     (tmp_path / "shapes" / "link_rot.json").write_text(json.dumps(rot))
     report(dataset, tmp_path / "r.html")
     told = read(tmp_path / "r.html").data

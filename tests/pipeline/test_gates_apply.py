@@ -224,6 +224,10 @@ def test_every_gate_has_settings_and_a_meaning() -> None:
     assert list(GateSettings.model_fields) == list(GATES) == list(load_gates("all").chosen())
     assert set(GATES) - set(load_gates("text").chosen()) == {"similarity", "self_consistency"}
     assert list(load_gates("leak, length").chosen()) == ["leak", "length"]
+    assert load_gates("similarity,text,length") == load_gates(",".join(set(GATES) - {"self_consistency"}))
+    words = GateSettings.model_validate({"yes_bias": {"yes": ["Yes ", "YEAH"]}}).yes_bias
+    assert words is not None
+    assert words.yes == ("yes", "yeah")
 
 
 @pytest.mark.parametrize(

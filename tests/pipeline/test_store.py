@@ -248,9 +248,10 @@ def test_no_dataset_to_read(tmp_path: Path, exists: bool, message: str) -> None:
         DatasetFolder.existing(str(tmp_path if exists else tmp_path / "no"))
 
 
-def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ['{"model"', "[]", "3", ""])
+def test_a_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
     make_dataset(tmp_path, 1)
-    (tmp_path / "config.json").write_text('{"model"')
+    (tmp_path / "config.json").write_text(content)
     with pytest.raises(UsageError, match=r"config\.json is damaged"), open_store(str(tmp_path), CONFIG):
         pass
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dialog_gen.clip import Clip
 from dialog_gen.errors import DialogGenError, UsageError
-from dialog_gen.schema import kept_pairs
+from dialog_gen.schema import kept_pairs, without_gates
 from dialog_gen.store import DatasetFolder, Store, open_store, sha256_json
 
 CONFIG_FILE = "config.json"
@@ -80,17 +80,9 @@ def read_rows(
             rows: list[dict[str, Any]] = batch.to_pylist()
             if kept_only:
                 if any(row["marks"] is None for row in rows):
-                    raise without_gates(dataset, source)
+                    raise without_gates(dataset.location, source.shard, "data.kept_only")
                 rows = [{**row, "texts": kept_pairs(row)} for row in rows]
             yield rows
-
-
-def without_gates(dataset: DatasetFolder, source: Source) -> UsageError:
-    """What there is to say where only kept pairs are wanted of a shard that no gates went over."""
-    return UsageError(
-        f"{dataset.location}: no gates went over shard {source.shard}, so that none of its pairs is known to be good: "
-        f"run `dialog-gen gate {dataset.location}`, or leave out data.kept_only."
-    )
 
 
 def identity_of(clip: Clip) -> dict[str, Any]:

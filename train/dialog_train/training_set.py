@@ -27,7 +27,7 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError, did_you_mean
-from dialog_gen.schema import kept_pairs
+from dialog_gen.schema import kept_pairs, without_gates
 from dialog_gen.store import DatasetFolder, Store, sha256_json
 from dialog_train.derived import (
     CONFIG_FILE,
@@ -41,7 +41,6 @@ from dialog_train.derived import (
     refuse_other,
     remove_others,
     sources_of,
-    without_gates,
 )
 from dialog_train.row_files import RowFiles, TokenBatches, count_rows, rows_schema, text_columns
 from dialog_train.system import Share, moved, share_of_repeated
@@ -339,7 +338,7 @@ class _Rows:
         if not self.kept_only:
             return table
         if table["marks"].null_count:
-            raise without_gates(self.dataset, source)
+            raise without_gates(self.dataset.location, source.shard, "data.kept_only")
         kept = [kept_pairs(row) for row in table.select(["texts", "marks"]).to_pylist()]
         field = table.schema.field("texts")
         return table.drop_columns("marks").set_column(table.schema.names.index("texts"), field, [kept])

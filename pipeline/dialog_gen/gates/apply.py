@@ -21,6 +21,13 @@ from dialog_gen.schema import DIALOGUES, GATES
 from dialog_gen.store import Store, sha256_json
 
 
+def ungated_images(store: Store) -> int:
+    """Accepted images that the last pass of gates did not see; 0 where there was none."""
+    if not store.exists("gates.json"):
+        return 0
+    return sum(sidecar.accepted for sidecar in store.sidecars() if sidecar.gates_sha256 is None)
+
+
 @dataclass(frozen=True, slots=True)
 class GatePass:
     """Gates, ready to go over a dataset once."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 import dialog_gen
 from dialog_gen.errors import UsageError, did_you_mean
@@ -22,6 +22,7 @@ def _limit(value: float | None) -> float | None:
 
 
 Limit = Annotated[float | None, AfterValidator(_limit)]
+LowerCase = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
 
 
 class Limits(BaseModel):
@@ -100,10 +101,10 @@ class YesBiasSettings(Limits):
     """See `yes_bias.YesBias`."""
 
     max: Limit = 0.6
-    yes: tuple[str, ...] = Field(default=("yes",), min_length=1)
-    """First words, in lower case, that make an answer a yes."""
-    no: tuple[str, ...] = Field(default=("no",), min_length=1)
-    """First words, in lower case, that make an answer a no."""
+    yes: tuple[LowerCase, ...] = Field(default=("yes",), min_length=1)
+    """First words that make an answer a yes."""
+    no: tuple[LowerCase, ...] = Field(default=("no",), min_length=1)
+    """First words that make an answer a no."""
     least_answers: int = Field(default=100, ge=1)
     """Yes/no answers of the dataset; with fewer nothing is said about its bias."""
 
@@ -217,19 +218,17 @@ NEED_A_MODEL = frozenset({"similarity", "self_consistency"})
 
 
 def load_gates(spec: str) -> GateSettings:
-    """Settings by a user's word: "text" (all that need no model), "all", names with commas between, or a TOML file.
+    """Settings by a user's word: names with commas between, among them "text" (all that need no model) and "all", or a
+    TOML file.
 
     Raises UsageError for an unknown name, and for a file that cannot be read or holds something else.
     """
-    if spec == "all":
-        return _all_of(GATES)
-    if spec == "text":
-        return _all_of(name for name in GATES if name not in NEED_A_MODEL)
     if Path(spec).suffix == ".toml":
         return read_toml_model(Path(spec), GateSettings, "gates")
-    names = [name.strip() for name in spec.split(",")]
+    groups = {"all": list(GATES), "text": [name for name in GATES if name not in NEED_A_MODEL]}
+    names = [name for word in spec.split(",") for name in groups.get(word.strip(), [word.strip()])]
     for name in names:
         if name not in GATES:
-            hint = did_you_mean(name, [*GATES, "text", "all"])
+            hint = did_you_mean(name, [*GATES, *groups])
             raise UsageError(f"--gates {spec}: unknown gate {name!r}: {hint}; or give a .toml file.")
     return _all_of(names)

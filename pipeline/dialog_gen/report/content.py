@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from fsspec.core import url_to_fs
-
 from dialog_gen.download.outcomes import MEANING
+from dialog_gen.errors import UsageError
 from dialog_gen.hashing import hash_64
 from dialog_gen.report.thumbnails import thumbnail
 from dialog_gen.schema import GATES
+from dialog_gen.share.image_source import image_source
 from dialog_gen.stats.collect import Stats
 from dialog_gen.stats.sampling import sample_rows
 from dialog_gen.store import DatasetFolder
@@ -36,7 +36,7 @@ def overview(folder: DatasetFolder, stats: Stats, *, seed: int) -> dict[str, Any
         "stats": asdict(stats),
         "gates": {name: {"meaning": GATES[name]} | _limits(folder, name) for name in stats.gates},
         "rejects": _rejects(folder, stats, seed),
-        "link_rot": _link_rot(str(config.get("images", ""))),
+        "link_rot": _link_rot(folder),
     }
 
 
@@ -102,18 +102,16 @@ def _limits(folder: DatasetFolder, gate: str) -> dict[str, float]:
     return {name: float(limits[name]) for name in ("min", "max") if limits.get(name) is not None}
 
 
-def _link_rot(images: str) -> dict[str, Any] | None:
-    """What `dialog-gen download` left beside the folder of images; None where there is nothing of the kind."""
+def _link_rot(folder: DatasetFolder) -> dict[str, Any] | None:
+    """What became of the images' URLs; None where nobody knows."""
     try:
-        fs, root = url_to_fs(images)
-        # `images` may name the folder, or files in it.
-        parents = str(root).rstrip("/").split("/")[:-1]
-        beside = ["/".join([*parents[:length], "link_rot.json"]) for length in (len(parents), len(parents) - 1)]
-        found = json.loads(next(fs.cat_file(path) for path in beside if fs.exists(path)))
-        outcomes = {MEANING.get(name, name): int(count) for name, count in found["outcomes"].items()}
-        return {"urls": int(found["urls"]), "alive": float(found["alive"]), "outcomes": outcomes}
-    except Exception:  # noqa: BLE001 - images that lay elsewhere, another file of that name: anything may be there
+        found = image_source(folder).link_rot
+    except UsageError:
         return None
+    if found is None:
+        return None
+    outcomes = {MEANING.get(name, name): count for name, count in found.outcomes.items()}
+    return {"urls": found.urls, "alive": found.alive, "outcomes": outcomes}
 
 
 def _json(folder: DatasetFolder, name: str) -> dict[str, Any]:

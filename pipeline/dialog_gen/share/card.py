@@ -149,6 +149,8 @@ def _gates(data: CardData) -> Iterator[str]:
         f"{found.kept:,} of {found.pairs:,} pairs ({rate(found.kept, found.pairs)}) are unmarked, "
         f"on {found.images_kept:,} images."
     )
+    if unseen := data.pairs - found.pairs:
+        yield f"The gates did not go over the other {unseen:,} pairs, which have no marks."
     yield ""
     yield from table(
         ["Gate", "Score", "Marked if", "Scored", "Marked", "Rate"],

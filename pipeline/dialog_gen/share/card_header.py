@@ -36,7 +36,7 @@ def _metadata(data: CardData, repo: str, licence: str | None) -> dict[str, Any]:
     parts = [("default", "data", DIALOGUES, data.totals.accepted)]
     parts += [("rejects", "rejects", REJECTS, data.totals.rejected + data.totals.unreadable)]
     there = [part for part in parts if part[3]]
-    wanted = (licence or data.images.licence or "unknown").lower()
+    wanted = (licence or "unknown").lower()
     return {
         "license": wanted if wanted in _LICENCES else "other",
         **({} if wanted in _LICENCES else {"license_name": "see-the-card"}),

@@ -100,7 +100,8 @@ def has_images(config: dict[str, Any]) -> bool:
 
 def check_apart(source: str, out: str) -> None:
     """Raises UsageError if one of two folders lies in the other."""
-    here, there = (str(Path(name).expanduser().resolve()) if "://" not in name else name for name in (source, out))
+    folders = [DatasetFolder(name) for name in (source, out)]
+    here, there = (str(at.local_root.resolve()) if at.local_root else at.location for at in folders)
     if f"{there.rstrip('/')}/".startswith(f"{here.rstrip('/')}/") or here.startswith(f"{there.rstrip('/')}/"):
         raise UsageError(f"--out {out} and {source} lie in one another: choose another --out.")
 

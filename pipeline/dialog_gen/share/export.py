@@ -8,9 +8,9 @@ from typing import Any
 
 from dialog_gen.disk import whole_folder
 from dialog_gen.errors import UsageError
-from dialog_gen.schema import kept_pairs
+from dialog_gen.schema import kept_pairs, without_gates
 from dialog_gen.share.formats import FORMATS, Format, Sample
-from dialog_gen.share.intact import intact_sidecars
+from dialog_gen.share.intact import footer, intact_sidecars
 from dialog_gen.store import DatasetFolder
 
 _COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "marks")
@@ -54,7 +54,8 @@ def export(
     """Writes the accepted dialogues to `out`, up to `limit` images: whole or not at all.
 
     With `kept_only` without the pairs that a gate speaks against, and without images that have no other. Raises
-    UsageError for a damaged dataset, an `out` that exists, and where nothing would be left to write.
+    UsageError for a damaged dataset, one that gates did not go over (`kept_only`), an `out` that exists, and where
+    nothing would be left to write.
     """
     summary = ExportSummary(out=str(out), to=to)
     with whole_folder(out) as part:
@@ -73,8 +74,13 @@ def export(
 
 def _samples(folder: DatasetFolder, summary: ExportSummary, *, kept_only: bool) -> Iterator[Sample]:
     for sidecar in intact_sidecars(folder):
-        for table in folder.row_groups(sidecar.data, _COLUMNS) if sidecar.data else ():
+        if sidecar.data is None:
+            continue
+        footer(folder, sidecar.data)
+        for table in folder.row_groups(sidecar.data, _COLUMNS):
             for row in table.to_pylist():
+                if kept_only and row["marks"] is None:
+                    raise without_gates(folder.location, sidecar.shard, "--kept-only")
                 pairs = kept_pairs(row) if kept_only else row["texts"]
                 summary.marked_pairs_left_out += len(row["texts"]) - len(pairs)
                 if not pairs:

@@ -36,7 +36,8 @@ _GROUP_BYTES = 200 << 20
 _NAME_LENGTH = 80
 _HASH_LENGTH = 12
 _MESSAGE_TYPE = pa.struct([("role", pa.string()), ("content", pa.string())])
-_EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}
+# MPO is what many phones write: a JPEG with another behind it.
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

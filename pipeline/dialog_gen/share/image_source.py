@@ -15,6 +15,8 @@ from dialog_gen.manifests import load_manifest
 from dialog_gen.store import DatasetFolder
 
 NAME = "images.json"
+FINISHED, LINK_ROT = "download.json", "link_rot.json"
+"""What `dialog-gen download` writes."""
 
 
 class LinkRot(BaseModel):
@@ -42,13 +44,15 @@ class ImageSource(BaseModel):
 
 
 def image_source(folder: DatasetFolder, link_rot: Path | None = None) -> ImageSource:
-    """From beside the images that the dataset was made of, else from what the dataset itself was shared with.
+    """From what the dataset itself was shared with, else from beside the images that it was made of.
 
     `link_rot` is a file that takes the place of the one found. Raises UsageError where that, or what is found, is
     damaged.
     """
-    beside = _beside(str(folder.config().get("images", "")))
-    found = _shared(folder) if beside is None else _downloaded(beside)
+    found = _shared(folder)
+    if found is None:
+        beside = _beside(str(folder.config().get("images", "")))
+        found = ImageSource() if beside is None else _downloaded(beside)
     if link_rot is None:
         return found
     if not link_rot.is_file():
@@ -57,17 +61,18 @@ def image_source(folder: DatasetFolder, link_rot: Path | None = None) -> ImageSo
 
 
 def _beside(images: str) -> Path | None:
-    """The folder of the download, if it is on this machine."""
-    folder = Path(images).parent
-    known = any((folder / name).is_file() for name in ("download.json", "link_rot.json"))
-    return folder if "://" not in images and known else None
+    """The folder of the download, if it is on this machine: `images` names it, its images/, or files in that."""
+    if "://" in images:
+        return None
+    folders = [Path(images), *Path(images).parents[:2]]
+    return next((at for at in folders for name in (FINISHED, LINK_ROT) if (at / name).is_file()), None)
 
 
-def _shared(folder: DatasetFolder) -> ImageSource:
+def _shared(folder: DatasetFolder) -> ImageSource | None:
     try:
         return ImageSource.model_validate_json(folder.read(NAME))
     except FileNotFoundError:
-        return ImageSource()
+        return None
     except ValidationError as error:
         raise UsageError(f"{folder.location}/{NAME} is damaged: {_first(error)}. Remove it, or pull again.") from None
 
@@ -75,11 +80,11 @@ def _shared(folder: DatasetFolder) -> ImageSource:
 def _downloaded(folder: Path) -> ImageSource:
     about: dict[str, Any] = {}
     try:
-        manifest = load_manifest(json.loads((folder / "download.json").read_bytes())["manifest"])
+        manifest = load_manifest(json.loads((folder / FINISHED).read_bytes())["manifest"])
         about = manifest.model_dump(include={"description", "homepage", "licence"}) | {"manifest": manifest.name}
     except (OSError, ValueError, KeyError, TypeError, UsageError):
         pass  # a list of one's own, or a manifest that is no longer there
-    file = folder / "link_rot.json"
+    file = folder / LINK_ROT
     return ImageSource(**about, link_rot=_link_rot(file) if file.is_file() else None)
 
 
