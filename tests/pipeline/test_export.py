@@ -231,7 +231,7 @@ def test_it_writes_over_nothing(source: Path, tmp_path: Path) -> None:
         exported(source, "llava")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], to: Format, share: float

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,17 @@ import huggingface_hub
 import huggingface_hub.constants
 import huggingface_hub.file_download
 import huggingface_hub.utils
+import pyarrow.parquet as pq
 import pytest
 from helpers.hub import TOKEN, Failure, Repo, StandIn, running_hub
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
+from dialog_gen import store as store_module
 from dialog_gen.errors import DialogGenError, FailedCheckError, UsageError
+from dialog_gen.share import push as push_module
 from dialog_gen.share.card import make_card
 from dialog_gen.share.card_data import card_data
+from dialog_gen.share.compact import compact
 from dialog_gen.share.hub import HubError
 from dialog_gen.share.pull import PullSummary, pull
 from dialog_gen.share.push import PushSummary, push
@@ -57,11 +62,24 @@ def source(tmp_path: Path) -> Path:
     return make_dataset(tmp_path / "source")
 
 
-def make_dataset(out: Path, *, shards: int = 3, config: dict[str, Any] = CONFIG) -> Path:
+def make_dataset(
+    out: Path,
+    *,
+    shards: int = 3,
+    config: dict[str, Any] = CONFIG,
+    first: int = 0,
+    ids: str = "image",
+    **columns: Any,
+) -> Path:
+    """Of images from number `first` on, whose ids do not tell it."""
     with open_store(str(out), config) as store:
-        for number in range(shards):
-            rows = [make_row(10 * number + i, "rejected" if i == 2 else "accepted") for i in range(4)]
-            write_shard(store, shard_of(f"s{number}", 4), rows)
+        for shard in range(shards):
+            numbers = [10 * shard + i for i in range(4)]
+            rows = [
+                make_row(first + n, "rejected" if n % 10 == 2 else "accepted", image_id=f"{ids} {n}", **columns)
+                for n in numbers
+            ]
+            write_shard(store, shard_of(f"s{shard}", 4), rows)
         store.put_json("run.json", {"run": 1})
     return out
 
@@ -210,6 +228,69 @@ def test_a_repository_of_something_else(
     assert set(hub.repos[REPO].files) == {*files_of(source), "README.md"}
 
 
+@pytest.mark.parametrize("without_images", [False, True])
+def test_a_dataset_of_other_images(hub: StandIn, source: Path, tmp_path: Path, without_images: bool) -> None:
+    """Of the same model and protocol; their image ids are the same, and even the path may be."""
+    pushed(source, without_images=without_images)
+    before = hub.repos[REPO].files
+    for images in ("/data/cc3m", None):
+        config = CONFIG | ({"images": images} if images else {})
+        other = make_dataset(tmp_path / f"of {images}", first=1000, config=config)
+        with pytest.raises(UsageError, match=f"holds a dataset of other images .made of None, this one of {images!r}"):
+            pushed(other)
+        assert hub.repos[REPO].files == before
+        pushed(other, replace=True)
+        assert set(hub.repos[REPO].files) == {*files_of(other), "README.md"}
+        pushed(source, without_images=without_images, replace=True)
+
+
+def gated(source: Path, tmp_path: Path) -> Path:
+    with open_store(str(source), CONFIG) as store:
+        for sidecar in list(store.sidecars()):
+            store.rewrite(sidecar, lambda table: table, gates_sha256="g")
+    return source
+
+
+def compacted(source: Path, tmp_path: Path) -> Path:
+    compact(DatasetFolder(str(source)), str(tmp_path / "compacted"))
+    return tmp_path / "compacted"
+
+
+def without_the_images(source: Path, tmp_path: Path) -> Path:
+    compact(DatasetFolder(str(source)), str(tmp_path / "without"), images=False)
+    return tmp_path / "without"
+
+
+def grown(source: Path, tmp_path: Path) -> Path:
+    return make_dataset(source, shards=5)
+
+
+def moved(source: Path, tmp_path: Path) -> Path:
+    """Made again of images that lie elsewhere now, by another version of the engine."""
+    return make_dataset(
+        tmp_path / "moved", shards=4, config={**CONFIG, "images": "/new"}, engine_version="2", ids="new"
+    )
+
+
+@pytest.mark.parametrize("without_images", [False, True])
+@pytest.mark.parametrize("change", [gated, compacted, without_the_images, grown, moved])
+def test_another_version_of_the_same_dataset(
+    hub: StandIn, source: Path, tmp_path: Path, change: Callable[[Path, Path], Path], without_images: bool
+) -> None:
+    pushed(source, without_images=without_images)
+    first = hub.repos[REPO].head
+    pushed(change(source, tmp_path), check=False)
+    assert hub.repos[REPO].head != first
+
+
+def test_a_repository_whose_rows_cannot_be_read(hub: StandIn, source: Path) -> None:
+    holding({**dataset_of(), "data/s0.parquet": b"PAR1 no more"})(hub)
+    with pytest.raises(UsageError, match=r"data/s0\.parquet is no file of a dialog-gen dataset .*--replace"):
+        pushed(source)
+    holding({**dataset_of(), "data/s0.parquet": b"PAR1 no more"})(hub)
+    pushed(source, replace=True)
+
+
 def test_an_empty_repository_and_one_with_a_card_are_filled(hub: StandIn, source: Path) -> None:
     holding({".gitattributes": b"", "README.md": b"soon"})(hub)
     pushed(source)
@@ -287,6 +368,20 @@ def test_a_damaged_dataset_is_not_pushed(hub: StandIn, source: Path) -> None:
     assert hub.repos == {}
 
 
+@pytest.mark.parametrize("check", [False, True])
+def test_a_dataset_of_an_older_record_is_not_pushed(
+    hub: StandIn, source: Path, monkeypatch: pytest.MonkeyPatch, check: bool
+) -> None:
+    schema = store_module.DIALOGUES
+    older = schema.remove(schema.get_field_index("marks"))
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "DIALOGUES", older)
+        older_one = make_dataset(source.with_name("older"))
+    with pytest.raises(UsageError, match="another version of dialog-gen: its columns differ from the record in marks"):
+        pushed(older_one, check=check)
+    assert hub.requests == []
+
+
 def test_a_dataset_elsewhere() -> None:
     with pytest.raises(UsageError, match="is not on this machine"):
         push(DatasetFolder("memory://somewhere"), REPO)
@@ -299,7 +394,7 @@ def test_without_images(hub: StandIn, source: Path, tmp_path: Path) -> None:
     hub.failures.append(Failure(COMMIT, 400, times=1))
     with pytest.raises(HubError):
         pushed(source, without_images=True)
-    staged = files_of(source / ".share")
+    staged = {path.partition("/")[2]: data for path, data in files_of(source / ".share").items()}
     summary = pushed(source, without_images=True)
     assert not (source / ".share").exists()
     assert {path: data for path, data in hub.repos[REPO].files.items() if path in staged} == staged
@@ -311,6 +406,22 @@ def test_without_images(hub: StandIn, source: Path, tmp_path: Path) -> None:
     # With images again: the same dataset, another form of it.
     pushed(source)
     assert "data/s0.parquet" in hub.repos[REPO].files
+
+
+def test_shards_without_images_are_of_a_size_that_can_be_fetched_again(
+    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little room they take: by rows."""
+    noise = random.Random(0)
+    with open_store(str(tmp_path / "source"), CONFIG) as store:
+        for number in range(3):
+            rows = [make_row(1000 * number + i, caption=noise.randbytes(2000).hex()) for i in range(400)]
+            write_shard(store, shard_of(f"s{number}", 400), rows)
+    monkeypatch.setattr(push_module, "_STAGE_ROWS", 1000)
+    pushed(tmp_path / "source", without_images=True)
+    pulled(tmp_path)
+    sizes = [pq.read_metadata(file).num_rows for file in sorted((tmp_path / "pulled" / "data").iterdir())]
+    assert sizes == [800, 400]
 
 
 # Pull

@@ -10,9 +10,9 @@ from typing import Any
 from dialog_gen.download.outcomes import MEANING
 from dialog_gen.errors import UsageError
 from dialog_gen.hashing import hash_64
+from dialog_gen.image_source import image_source
 from dialog_gen.report.thumbnails import thumbnail
 from dialog_gen.schema import GATES
-from dialog_gen.share.image_source import image_source
 from dialog_gen.stats.collect import Stats
 from dialog_gen.stats.sampling import sample_rows
 from dialog_gen.store import DatasetFolder
@@ -110,7 +110,8 @@ def _link_rot(folder: DatasetFolder) -> dict[str, Any] | None:
         return None
     if found is None:
         return None
-    outcomes = {MEANING.get(name, name): count for name, count in found.outcomes.items()}
+    meaning: dict[str, str] = {**MEANING}
+    outcomes = {meaning.get(name, name): count for name, count in found.outcomes.items()}
     return {"urls": found.urls, "alive": found.alive, "outcomes": outcomes}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dialog_gen.errors import UsageError
+from dialog_gen.image_source import ImageSource, image_source
 from dialog_gen.schema import kept_pairs
-from dialog_gen.share.image_source import ImageSource, image_source
 from dialog_gen.share.intact import intact_sidecars
 from dialog_gen.store import DatasetFolder
 from dialog_gen.verify import Verdict, totals

@@ -153,8 +153,8 @@ def rehydrate(
             on_rows=lambda rows: progress.advance(task, rows),
         )
     print_result(summary.to_json(), str(summary), json_output)
-    if summary.missing and not summary.restored:
-        raise FailedCheckError(f"not one of {summary.missing} images could be had again: is there a network?")
+    if summary.failure:
+        raise FailedCheckError(summary.failure)
 
 
 COMMANDS = (compact, export, push, pull, rehydrate)

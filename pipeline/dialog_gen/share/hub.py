@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from huggingface_hub import HfApi, RepoFile, get_token
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import HfApi, HfFileSystem, RepoFile, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -33,7 +35,7 @@ _CONFIG_BYTES = 1 << 20
 _HTTP_ERROR = cast("type[Exception]", HfHubHTTPError.__bases__[0])
 PAUSES_S = (1.0, 4.0, 16.0)
 """Before each further try, where waiting may help."""
-# What two versions of one dataset may differ in.
+# What two versions of one dataset may differ in; of `images`, which is a path, what lies there is compared.
 _FREE_KEYS = frozenset((COMPACTED, "rehydrated", "images", "schema_version"))
 
 _T = TypeVar("_T")
@@ -90,6 +92,14 @@ class Hub:
         """The repository as it is now; None where there is none that this user may see."""
         return self.call(lambda: self._repository(name, revision))
 
+    def first_images(self, repository: Repository) -> set[str]:
+        """The `image_sha256` of the first hundred or so rows; nothing else is fetched. Empty where there is no row.
+
+        Raises UsageError for a file that is no Parquet of a dataset.
+        """
+        parquet = min((path for path in repository.files if path.endswith(".parquet")), default=None)  # data first
+        return self.call(lambda: self._first_images(repository, parquet)) if parquet else set()
+
     def call(self, call: Callable[[], _T]) -> _T:
         """What `call` returns; it is made again, after a pause, where the Hub or the network failed.
 
@@ -133,6 +143,18 @@ class Hub:
         """The error's own words on one line."""
         words = " ".join(f"{type(error).__name__}: {error}".split())
         return f"{words.replace(self.token, '***') if self.token else words}".rstrip(".") + "."
+
+    def _first_images(self, repository: Repository, path: str) -> set[str]:
+        fs: Any = HfFileSystem(endpoint=self.api.endpoint, token=self.api.token, skip_instance_cache=True)
+        try:
+            with fs.open(f"datasets/{repository.name}@{repository.commit}/{path}") as file:
+                parquet = pq.ParquetFile(file, pre_buffer=False)
+                return set(parquet.read_row_group(0, columns=["image_sha256"]).column("image_sha256").to_pylist())
+        except (pa.ArrowException, KeyError) as error:
+            raise UsageError(
+                f"{repository.name}/{path} is no file of a dialog-gen dataset ({error}): choose another --repo, or "
+                "give --replace to put this dataset in the place of all that."
+            ) from None
 
     def _repository(self, name: str, revision: str | None) -> Repository | None:
         try:

@@ -15,18 +15,20 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import HfHubHTTPError
 
 from dialog_gen.errors import FailedCheckError, UsageError
+from dialog_gen.image_source import NAME as IMAGES_JSON
+from dialog_gen.image_source import ImageSource
 from dialog_gen.share.card import make_card
 from dialog_gen.share.card_data import CardData, card_data
 from dialog_gen.share.compact import has_images, merge
 from dialog_gen.share.hub import NOTES, PAUSES_S, Hub, HubError, Repository, check_name, differences, is_transient
-from dialog_gen.share.image_source import NAME as IMAGES_JSON
-from dialog_gen.share.image_source import ImageSource
-from dialog_gen.share.intact import intact_sidecars
-from dialog_gen.store import DatasetFolder
+from dialog_gen.share.intact import footer, intact_sidecars
+from dialog_gen.store import DatasetFolder, Sidecar
 from dialog_gen.verify import verify
 
 _STAGE = ".share"
-_STAGE_SHARD_MB = 500
+# Of a shard without images. With them again, at 50 kB or so each, it has the 500 MB of other shards, which is also what
+# `rehydrate` does anew after an interruption.
+_STAGE_ROWS = 10_000
 _PRECONDITION_FAILED = 412
 
 
@@ -68,12 +70,13 @@ def push(
     check_name(repo)
     if folder.local_root is None:
         raise UsageError(f"{folder.location} is not on this machine: `dialog-gen compact` it to a local folder first.")
-    intact_sidecars(folder)
+    for entry in (entry for sidecar in intact_sidecars(folder) for entry in sidecar.files):
+        footer(folder, entry)
     hub = Hub()
     hub.check_login()
     repository = hub.repository(repo)
     if repository:
-        _check(repository, folder, private=private, replace=replace)
+        _check(hub, repository, folder, private=private, replace=replace)
     with _staged(folder, without_images=without_images, on_shard=on_shard) as (staged, root):
         if check and (verdict := verify(staged, on_shard=lambda: on_shard(1))).problem_count:
             raise FailedCheckError(
@@ -100,7 +103,7 @@ def push(
         )
 
 
-def _check(repository: Repository, folder: DatasetFolder, *, private: bool, replace: bool) -> None:
+def _check(hub: Hub, repository: Repository, folder: DatasetFolder, *, private: bool, replace: bool) -> None:
     """Raises UsageError if what is in the repository should not be written over."""
     if private and not repository.private:
         raise UsageError(f"{repository.name} exists and is public: --private is for new ones. Change it on its page.")
@@ -116,6 +119,31 @@ def _check(repository: Repository, folder: DatasetFolder, *, private: bool, repl
             f"{repository.name} holds another dataset ({'; '.join(differing)}): choose another --repo, or give "
             "--replace to put this one in its place."
         )
+    if not _has_images_of(hub, repository, folder):
+        there, here = ((config or {}).get("images") for config in (repository.config, folder.config()))
+        raise UsageError(
+            f"{repository.name} holds a dataset of other images (made of {there!r}, this one of {here!r}): choose "
+            "another --repo, or give --replace to put this one in its place."
+        )
+
+
+def _has_images_of(hub: Hub, repository: Repository, folder: DatasetFolder) -> bool:
+    """Whether a dataset can be another version of what is in the repository, by the images that both are about.
+
+    It may have grown, been gated, merged or made anew, and its images may lie elsewhere now. One file in common will
+    do, else most images of the first rows there.
+    """
+    files = {entry.sha256 for sidecar in folder.sidecars() for entry in sidecar.files}
+    if any(file.lfs and file.lfs.sha256 in files for file in repository.files.values()):
+        return True
+    there = hub.first_images(repository)
+    lacking = set(there)
+    for table in (table for part in ("data", "rejects") for table in folder.tables(["image_sha256"], part=part)):
+        lacking.difference_update(table.column(0).to_pylist())
+        # Not just one: servers give the same stand-in for many images that are gone.
+        if 2 * len(lacking) < len(there):
+            return True
+    return not there
 
 
 @contextmanager
@@ -127,10 +155,27 @@ def _staged(
     if not (without_images and has_images(folder.config())):
         yield folder, folder.local_root
         return
-    stage = folder.local_root / _STAGE
-    merge(folder, str(stage), shard_mb=_STAGE_SHARD_MB, images=False, on_shard=on_shard)
+    shard_mb = _stage_shard_mb(folder)
+    # One that an interrupted push left is of use if its shards are of the same size.
+    stage = folder.local_root / _STAGE / f"{shard_mb}-mb"
+    merge(folder, str(stage), shard_mb=shard_mb, images=False, on_shard=on_shard)
     yield DatasetFolder(str(stage)), stage
-    shutil.rmtree(stage, ignore_errors=True)
+    shutil.rmtree(stage.parent, ignore_errors=True)
+
+
+def _stage_shard_mb(folder: DatasetFolder) -> int:
+    """The size of which a shard without images has `_STAGE_ROWS` at most, also where rows are smallest."""
+    row_bytes = min((_row_bytes(folder, sidecar) for sidecar in folder.sidecars() if sidecar.files), default=0)
+    return max(1, int(_STAGE_ROWS * row_bytes / 10**6))
+
+
+def _row_bytes(folder: DatasetFolder, sidecar: Sidecar) -> float:
+    """What a row of a shard takes without its image, on average."""
+    files = [footer(folder, entry) for entry in sidecar.files]
+    groups = [file.row_group(number) for file in files for number in range(file.num_row_groups)]
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    stored = sum(c.total_compressed_size for c in columns if not c.path_in_schema.startswith("images."))
+    return stored / sum(file.num_rows for file in files)
 
 
 def _files(folder: DatasetFolder, root: Path, data: CardData, card: str) -> dict[str, Path | bytes]:

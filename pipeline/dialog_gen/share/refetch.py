@@ -1,8 +1,10 @@
 """Fetches an image that was left out of a dataset and makes of it the very bytes that the dataset was made with."""
 
 import hashlib
+from concurrent.futures import Future
 from io import BytesIO
-from threading import Lock
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import Any, Final, Literal, cast
 
 from img2dataset.downloader import is_disallowed
@@ -10,10 +12,12 @@ from img2dataset.downloader import is_disallowed
 from dialog_gen.download.errors import FetchError
 from dialog_gen.download.fetch import FetchPolicy, open_url, with_retries
 from dialog_gen.download.header import check_header
-from dialog_gen.download.outcomes import Outcome
+from dialog_gen.download.outcomes import FINAL, Outcome
 from dialog_gen.download.resize import resizer
 
 Restored = Literal["present", "restored", "no_url", "changed", "encoded_differently"] | Outcome
+Fetched = tuple[bytes | None, str]
+"""An image, or None, and what became of it: a `Restored`."""
 
 MEANING: Final[dict[Restored, str]] = {
     "present": "was there already",
@@ -24,18 +28,45 @@ MEANING: Final[dict[Restored, str]] = {
 }
 """Beside `dialog_gen.download.outcomes.MEANING`."""
 
+SETTLED: Final[frozenset[str]] = FINAL | MEANING.keys()
+"""Asking again would be wrong or in vain."""
+
 # As img2dataset, asked by a download, would have it.
 _DIRECTIVES: Final = {"noai", "noimageai", "noindex", "noimageindex"}
 _ROBOTS_TOKEN: Final = "dialog-gen"  # noqa: S105 - a program's name
 
 
 class Refetcher:
-    """Restores images, in as many threads as like."""
+    """Restores images in threads of its own, which the end of the process does not wait for.
 
-    def __init__(self, policy: FetchPolicy) -> None:
+    A pool of the standard library does: servers that hang would hold up a Ctrl-C for as long as they please.
+    """
+
+    def __init__(self, policy: FetchPolicy, threads: int) -> None:
         self._policy = policy
         self._resizer = resizer()
         self._one_at_a_time = Lock()
+        self._tasks = SimpleQueue[tuple[Future[Fetched], dict[str, Any]]]()
+        self._closed = False
+        for _ in range(threads):
+            Thread(target=self._work, name="fetch", daemon=True).start()
+
+    def submit(self, row: dict[str, Any]) -> Future[Fetched]:
+        """What `restore` returns, some time."""
+        future = Future[Fetched]()
+        self._tasks.put((future, row))
+        return future
+
+    def close(self) -> None:
+        """Lets go of all that is not done, whatever it waits for."""
+        self._closed = True
+        self._tasks.put((Future(), {}))
+        # Never released: whoever resizes has the process's stderr off, and what a command says last would be lost.
+        self._one_at_a_time.acquire()
+
+    def may_change(self, outcome: str) -> bool:
+        """Whether asking again may end otherwise."""
+        return outcome not in SETTLED or (outcome == "blocked_address" and self._policy.allow_loopback)
 
     def restore(self, row: dict[str, Any]) -> tuple[bytes | None, Restored]:
         """The bytes of which a row has the `image_sha256`, from its `url`; else None and why not."""
@@ -55,6 +86,17 @@ class Refetcher:
         if stored is not None and _sha256(stored) == row["image_sha256"]:
             return stored, "restored"
         return None, "changed" if known is None else "encoded_differently"
+
+    def _work(self) -> None:
+        while True:
+            future, row = self._tasks.get()
+            if self._closed:
+                self._tasks.put((future, row))  # for the next thread to wake up, and end
+                return
+            try:
+                future.set_result(self.restore(row))
+            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+                future.set_exception(error)
 
     def _fetch(self, url: str) -> bytes:
         with open_url(url, self._policy) as response:
