@@ -20,7 +20,20 @@ from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 Reason = Literal["empty_file", "not_an_image", "truncated", "too_large", "decode_error"]
 UNREADABLE_REASONS: Final[tuple[str, ...]] = get_args(Reason)
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_ENDINGS: Final = {
+    # MPO is what many phones write: a JPEG with another behind it.
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif", "mpo"),
+    "PNG": ("png", "apng"),
+    "WEBP": ("webp",),
+    "GIF": ("gif",),
+    "BMP": ("bmp",),
+    "TIFF": ("tif", "tiff"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
+}
+FORMATS: Final = tuple(_ENDINGS)
+"""By Pillow's names."""
+IMAGE_EXTENSIONS: Final = tuple(ending for endings in _ENDINGS.values() for ending in endings)
+"""How names of files in these formats end, in lower case."""
 
 # Where Pillow begins to warn: about 360 MB decoded. It refuses twice as many whatever is allowed here.
 DEFAULT_MAX_PIXELS: Final = 89_478_485
@@ -93,16 +106,18 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
     return rgb
 
 
-def is_turned(data: bytes) -> bool:
-    """Whether a file's EXIF data says that its pixels are stored in another orientation than they are to be seen in."""
-    # Most files have none: they are told by a look, not by opening them.
-    if b"Exif" not in data and b"eXIf" not in data and b"EXIF" not in data:
-        return False
+def is_plain(data: bytes) -> bool:
+    """Whether the samples as a file stores them are the image: upright, 8 bits each at most, of the usual meaning.
+
+    Of other files only `decode_image` knows what is to be seen. Decodes nothing.
+    """
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            return _orientation(image) in _UPRIGHT
+            # Most have no EXIF data: that is told by a look, as Pillow decodes a PNG to be sure.
+            is_turned = any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")) and _orientation(image) in _UPRIGHT
+            return not (is_turned or _is_deep(image) or _is_plain_cmyk(image))
     except Exception:  # noqa: BLE001 - what is wrong with it, whoever decodes it finds
-        return False
+        return True
 
 
 def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
@@ -112,10 +127,20 @@ def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
         on_white = Image.new("RGBA", image.size, "white")
         on_white.alpha_composite(image.convert("RGBA"))
         return on_white.convert("RGB")
-    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        # Pillow takes every CMYK JPEG for an inverted one; only Adobe's, which carry its marker, are.
+    if _is_plain_cmyk(image):
         return ImageChops.invert(image).convert("RGB")
     return image.convert("RGB")
+
+
+def _is_plain_cmyk(image: ImageFile.ImageFile) -> bool:
+    """Decoders take every CMYK JPEG for an inverted one; only Adobe's, which carry its marker, are."""
+    return image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether white is not 255: samples of 16 bits or more, floats, a PPM with a white of its own."""
+    # Pillow has no mode for 16-bit colour: the samples' size then stands in the decoder's name or arguments alone.
+    return image.mode[0] in "IF" or any(";16" in str(tile) or tile[0].startswith("ppm") for tile in image.tile)
 
 
 def _to_8_bit(image: ImageFile.ImageFile) -> np.ndarray:

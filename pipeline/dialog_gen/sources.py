@@ -2,11 +2,14 @@
 
 A source is cut into shards that can be read on their own. A shard holds references, never image bytes: memory grows
 with the largest directory and the largest tar, not with the source.
+
+Links are followed, those to a folder once: not if it is read under a path of its own anyway, or was read before.
 """
 
 import hashlib
 import json
 import logging
+import os
 import re
 import tarfile
 from collections import Counter
@@ -14,6 +17,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, groupby, islice
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -21,8 +25,8 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from dialog_gen.errors import UsageError
+from dialog_gen.images import IMAGE_EXTENSIONS
 
-IMAGE_EXTENSIONS: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 IMAGE_COLUMNS: Final = ("image", "images", "jpg", "jpeg", "png", "webp", "bytes")
 ID_COLUMNS: Final = ("image_id", "key", "id", "__key__")
 CAPTION_COLUMNS: Final = ("caption", "text", "txt")
@@ -164,7 +168,9 @@ class _Folder:
             # Object stores may list a directory in itself.
             entries = [entry for entry in fs.ls(path, detail=True) if entry["name"].rstrip("/") != path.rstrip("/")]
             self.sizes = {_name(entry["name"]): int(entry["size"] or 0) for entry in entries if _is_file(fs, entry)}
-        self.folders = [_name(entry["name"]) for entry in entries if entry["type"] == "directory"]
+        self.folders = {_name(entry["name"]): False for entry in entries if entry["type"] == "directory"}
+        """Name -> whether it is a link."""
+        self.folders |= {_name(e["name"]): True for e in entries if e.get("islink", False) and fs.isdir(e["name"])}
         stats = (name.removesuffix("_stats.json") for name in self.sizes if name.endswith("_stats.json"))
         self.has_stats = any(f"{tar}.tar" in self.sizes for tar in stats)
 
@@ -226,22 +232,36 @@ class _Source:
     def files(self) -> Iterator[_File]:
         """In order of path."""
         if self.chosen is None:
-            yield from self._below(self.root)
+            yield from self._below(self.root, linked=False, seen=set())
             return
         for parent, paths in groupby(self.chosen, _parent):
             folder = _Folder(self.fs, parent or "/")
             yield from (_File(path, folder) for path in paths)
 
-    def _below(self, path: str) -> Iterator[_File]:
+    def _below(self, path: str, *, linked: bool, seen: set[str]) -> Iterator[_File]:
+        """`linked`: whether the path leads through a link; `seen` has the true paths of the folders that were so."""
+        if linked:
+            true = os.path.realpath(path)
+            if true in seen or self._has(true):
+                return
+            seen.add(true)
         folder = _Folder(self.fs, path or "/")
         # The slash puts a directory where the paths of its files sort.
         for name in sorted(chain(folder.sizes, (name + "/" for name in folder.folders))):
             if name.startswith("."):
                 continue
             if name.endswith("/"):
-                yield from self._below(f"{path}/{name[:-1]}")
+                is_link = folder.folders[name[:-1]]
+                yield from self._below(f"{path}/{name[:-1]}", linked=linked or is_link, seen=seen)
             else:
                 yield _File(f"{path}/{name}", folder)
+
+    def _has(self, true: str) -> bool:
+        """Whether a folder of this true path is reached without links."""
+        root, folder = os.path.realpath(self.root or "/"), Path(true)
+        if not folder.is_relative_to(root):
+            return False
+        return not any(name.startswith(".") for name in folder.relative_to(root).parts)
 
     def relative(self, path: str) -> str:
         return path[len(self.root) :].lstrip("/")

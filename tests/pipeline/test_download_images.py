@@ -314,7 +314,7 @@ def test_wrong_use(arguments: list[str], message: str, tmp_path: Path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_list_is_known_by_its_name_and_size(tmp_path: Path) -> None:
+def test_a_list_is_known_by_its_name_and_content(tmp_path: Path) -> None:
     def request() -> dict[str, Any]:
         chosen = load_manifest(str(tmp_path / "list.csv"))
         assert isinstance(chosen.source, UrlSource)
@@ -329,5 +329,62 @@ def test_a_list_is_known_by_its_name_and_size(tmp_path: Path) -> None:
         "lists": ["list.csv (12 bytes)"],
     }.items() <= request().items()
     before = request()
-    (tmp_path / "list.csv").write_text("url,caption\na,b\n")
-    assert {key for key, value in request().items() if value != before[key]} == {"lists"}
+    (tmp_path / "list.csv").write_text("url,content\n")
+    assert {key for key, value in request().items() if value != before[key]} == {"list_sha256"}
+
+
+def write_shard(images: Path, name: str, outcomes: dict[str, int]) -> None:
+    """What img2dataset leaves of a shard; the tar holds nothing."""
+    images.mkdir(parents=True, exist_ok=True)
+    (images / f"{name}.tar").touch()
+    (images / f"{name}_stats.json").write_text(json.dumps({"count": sum(outcomes.values()), "status_dict": outcomes}))
+
+
+def finished(out: Path, **changes: Any) -> Path:
+    """A complete download of 5 URLs, of which one was had at the first retry, one at the second and one never."""
+    write_shard(out / "images", "00000", {"success": 2, "http_404": 3})
+    write_shard(out / "images" / "retry-1", "00000", {"success": 1, "http_404": 2})
+    write_shard(out / "images" / "retry-2", "00000", {"success": 1, "http_404": 1})
+    record = {**REQUEST, "shard_size": 32, "image_size": 336, "images": 2, "shards": 1, **changes}
+    (out / "download.json").write_text(json.dumps(record))
+    return out
+
+
+def test_an_edited_list_is_noticed_and_an_old_folder_accepted(tmp_path: Path) -> None:
+    def images(sha256: str) -> int:
+        return download_url_list(
+            lambda into: 0, tmp_path, request={**REQUEST, "list_sha256": [sha256]}, options=OPTIONS
+        ).images
+
+    finished(tmp_path)  # of a version that did not note the content
+    assert images("a") == 4
+    finished(tmp_path, list_sha256=["a"])
+    assert images("a") == 4
+    with pytest.raises(UsageError, match=r"begun with list_sha256 = \['a'\], now asked for with list_sha256 = \['b'\]"):
+        images("b")
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        (["images/00000.tar"], r"lacks 1 tars that its download\.json counts, first 00000\.tar"),
+        (["images/00000_stats.json"], "images lacks the tar or the statistics of 1 shards, first 00000"),
+        (["images/retry-1/00000.tar"], "retry-1 lacks the tar or the statistics of 1 shards, first 00000"),
+        (["images/retry-2/00000_stats.json"], "retry-2 lacks the tar or the statistics of 1 shards, first 00000"),
+        (["images/retry-1/00000.tar", "images/retry-1/00000_stats.json"], "retry-1 tells of 0 of the 3 URLs"),
+    ],
+)
+def test_a_lost_file_is_noticed(tmp_path: Path, lost: list[str], message: str, retry_failed: bool) -> None:
+    finished(tmp_path)
+    for name in lost:
+        (tmp_path / name).unlink()
+    with pytest.raises(UsageError, match=message):
+        download(tmp_path, [], retry_failed=retry_failed)
+
+
+def test_folders_of_other_names_are_no_retries(tmp_path: Path) -> None:
+    finished(tmp_path)
+    for name in ("retry-1.bak", "retry-", "retry-x", "retry-01"):
+        write_shard(tmp_path / "images" / name, "00000", {"success": 9})
+    assert download(tmp_path, []).images == 4

@@ -4,6 +4,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +22,7 @@ from dialog_gen.download.link_rot import measure
 from dialog_gen.download.outcomes import FINAL, MEANING, OUTCOMES, STILL_THERE
 from dialog_gen.download.supervisor import finished_shards, run_img2dataset
 from dialog_gen.errors import FailedCheckError
+from dialog_gen.images import is_plain
 
 FINISH = 'touch "$images/00000.tar"; echo \'{"count": 2, "status_dict": {"success": 2}}\' > "$images/00000_stats.json"'
 LIVE = 'for i in 1 2 3 4 5 6; do printf "\\000" > "$DIALOG_GEN_DOWNLOAD_REPORTS"; sleep 0.2; done; '
@@ -223,3 +225,63 @@ def test_what_lies_on_its_side_is_stored_upright(name: str) -> None:
     assert not stored.getexif()
     for at, expected in pixels.items():
         assert stored.getpixel(at) == pytest.approx(expected, abs=4)
+
+
+def gradient(kind: str, dtype: type, white: float, colour: bool) -> bytes:
+    """From black at the left to white at the right, in each channel."""
+    cv2 = pytest.importorskip("cv2")  # comes with img2dataset
+    ramp = np.tile(np.linspace(0, white, 64).astype(dtype), (48, 1))
+    return cv2.imencode(f".{kind}", np.dstack([ramp] * 3) if colour else ramp)[1].tobytes()
+
+
+DEEP = {
+    "16-bit grey png": ("png", np.uint16, 65535, False),
+    "16-bit rgb png": ("png", np.uint16, 65535, True),
+    "16-bit grey tiff": ("tiff", np.uint16, 65535, False),
+    "16-bit rgb tiff": ("tiff", np.uint16, 65535, True),
+    "signed 16-bit tiff": ("tiff", np.int16, 32767, False),
+    "float tiff": ("tiff", np.float32, 1, False),
+    "16-bit pgm": ("pgm", np.uint16, 65535, False),
+    "16-bit ppm": ("ppm", np.uint16, 65535, True),
+    "float pfm": ("pfm", np.float32, 1, False),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_8_bits_are_scaled_not_cut_off(name: str) -> None:
+    pytest.importorskip("img2dataset")
+    from dialog_gen.download.resize import resizer
+
+    source = gradient(*DEEP[name])
+    check_header(source)
+    data, width, height, *_, error = resizer()(BytesIO(source))
+    assert (width, height, error) == (64, 48, None)
+    row = np.asarray(Image.open(BytesIO(data)).convert("L"))[24]
+    assert row == pytest.approx(np.linspace(0, 255, 64), abs=4)
+    assert resizer()(BytesIO(source))[0] == data
+
+
+@pytest.mark.parametrize("name", ["plain cmyk jpeg", "adobe cmyk jpeg"])
+def test_cmyk(name: str) -> None:
+    pytest.importorskip("img2dataset")
+    from dialog_gen.download.resize import resizer
+
+    source, _, pixels = GOOD[name]
+    stored = Image.open(BytesIO(resizer()(BytesIO(source))[0]))
+    assert all(stored.getpixel(at) == pytest.approx(expected, abs=4) for at, expected in pixels.items())
+
+
+def test_a_deep_image_that_is_damaged_is_not_stored() -> None:
+    pytest.importorskip("img2dataset")
+    from dialog_gen.download.resize import resizer
+
+    source = gradient("png", np.uint16, 65535, colour=True)
+    data, *_, error = resizer()(BytesIO(source[: len(source) // 2]))
+    assert data is None
+    assert error
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_usual_images_are_read_by_img2dataset_alone(kind: str) -> None:
+    """As ever: what was downloaded once is found again, byte by byte."""
+    assert is_plain(image_bytes(kind))

@@ -10,7 +10,7 @@ import pytest
 from helpers.encoded import BAD, GOOD, encode, photo, png
 from PIL import Image, ImageFile, ImageOps
 
-from dialog_gen.images import UNREADABLE_REASONS, UnreadableImage, decode_image
+from dialog_gen.images import FORMATS, IMAGE_EXTENSIONS, UNREADABLE_REASONS, UnreadableImage, decode_image
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -31,6 +31,13 @@ def test_says_why_not(name: str) -> None:
     assert caught.value.reason in UNREADABLE_REASONS
     assert reason is None or caught.value.reason == reason, caught.value
     assert caught.value.detail
+
+
+def test_endings_are_those_of_the_formats() -> None:
+    """As Pillow knows them; what many phones write is a JPEG with another behind it."""
+    known = {ending[1:] for ending, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
+    assert set(IMAGE_EXTENSIONS) == known
+    assert decode_image(encode(photo((24, 16)), "MPO", save_all=True, append_images=[photo((24, 16))])).size == (24, 16)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dialog_gen.errors import UsageError
-from dialog_gen.sources import IMAGE_EXTENSIONS, InputShard, SourceImage, open_source, with_limit
+from dialog_gen.images import IMAGE_EXTENSIONS
+from dialog_gen.sources import InputShard, SourceImage, open_source, with_limit
 
 
 def write_tar(path: Path, members: dict[str, bytes] | list[tuple[str, bytes]], form: int = tarfile.GNU_FORMAT) -> Path:
@@ -238,12 +239,50 @@ def test_each_extension_in_any_case(tmp_path: Path, extension: str) -> None:
     assert ids(tmp_path) == [f"a.{extension}", f"b.{extension.upper()}"]
 
 
+def test_each_extension_in_a_tar(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {f"{extension}.{extension}": b"1" for extension in IMAGE_EXTENSIONS})
+    assert ids(tmp_path) == [f"0/{extension}" for extension in IMAGE_EXTENSIONS]
+    assert {"mpo", "ppm", "pgm"} <= set(IMAGE_EXTENSIONS)
+
+
 def test_links_to_files_are_read(tmp_path: Path) -> None:
     write_files(tmp_path, {"real/a.jpg": b"12345", "in/b.jpg": b"x"})
     (tmp_path / "in" / "a.jpg").symlink_to(tmp_path / "real" / "a.jpg")
     (tmp_path / "in" / "broken.jpg").symlink_to(tmp_path / "nothing.jpg")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
     assert [(i.image_id, i.data) for i in images(tmp_path / "in")] == [("a.jpg", b"12345"), ("b.jpg", b"x")]
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    write_files(root, {"a/1.jpg": b"1", ".store/s/2.jpg": b"2"})
+    write_files(tmp_path, {"out/x/3.jpg": b"3", "out/4.jpg": b"4"})
+    for link, to in {
+        "A-first": root / "a",  # is read as a
+        "b": root / ".store" / "s",  # cannot be read otherwise
+        "c": tmp_path / "out",
+        "d": tmp_path / "out" / "x",  # was read as c/x
+        "e": tmp_path / "out",
+        "loop": root,
+        "gone": tmp_path / "gone",
+    }.items():
+        (root / link).symlink_to(to)
+    (tmp_path / "out" / "back").symlink_to(root)
+    (tmp_path / "out" / "self").symlink_to(tmp_path / "out")
+    (tmp_path / "link").symlink_to(root)
+    expected = ["a/1.jpg", "b/2.jpg", "c/4.jpg", "c/x/3.jpg"]
+    assert ids(root) == ids(tmp_path / "link") == expected
+    # What holds the source itself: its other folders.
+    (root / "c").unlink()
+    (root / "z").symlink_to(tmp_path)
+    assert ids(root) == ["a/1.jpg", "b/2.jpg", "d/3.jpg", "e/4.jpg"]
+
+
+def test_tars_behind_a_link(tmp_path: Path) -> None:
+    write_tar(tmp_path / "out" / "0.tar", samples("k"))
+    write_files(tmp_path, {"in/a.jpg": b"1"})
+    (tmp_path / "in" / "tars").symlink_to(tmp_path / "out")
+    assert ids(tmp_path / "in") == ["tars/0/k"]
 
 
 def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
@@ -413,7 +452,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     for spec, message in (
         (tmp_path / "nope", r"nothing is at .*nope.*\.tar.*jpg, jpeg.*parquet"),
         (tmp_path / "*.jpg", r"no file matches .*\*\.jpg"),
-        (tmp_path / "in", r"no images in .*jpg, jpeg, png, webp, gif, bmp, tif, tiff"),
+        (tmp_path / "in", r"no images in .*jpg, jpeg, .*mpo, png, .*webp, gif, bmp, tif, tiff, ppm"),
         (tmp_path / "in" / "notes.md", r"no images in .*notes\.md"),
         ("", "nothing is at ''"),
         ("nosuchprotocol://x", "cannot open nosuchprotocol"),

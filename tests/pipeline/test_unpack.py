@@ -3,6 +3,7 @@ import io
 import os
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -126,6 +127,49 @@ def test_names(
         patch.setattr("warnings.warn", lambda *_, **__: None)  # of zipfile, on writing duplicates
         write(archive, [(name, b"" if name.endswith("/") else b"x") for name in names])
     refused(archive, tmp_path / "to", message)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a/" * 20_000 + "x", r"'(a/){40}'\.\.\. is a name of more than 1024 bytes"),
+        ("n" * 300, r"'n{80}'\.\.\. has a part of more than 255 bytes"),
+        ("ü" * 128, r"'ü{80}'\.\.\. has a part of more than 255 bytes"),
+        ("a/" * 64 + "x", r"'(a/){40}'\.\.\. lies more than 64 folders deep"),
+    ],
+)
+def test_names_without_measure(
+    archive: Path, tmp_path: Path, write: Callable[[Path, Members], Path], name: str, message: str
+) -> None:
+    refused(write(archive, [("ok", b"x"), (name, b"x")]), tmp_path / "to", message)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_the_longest_and_the_deepest_name(
+    archive: Path, tmp_path: Path, write: Callable[[Path, Members], Path]
+) -> None:
+    names = ["n" * 255, "a/" * 63 + "x", "/".join(["b" * 203] * 5)]
+    assert unpack(write(archive, [(name, b"x") for name in names]), tmp_path / "to") == 3
+    assert set(files(tmp_path / "to")) == set(names)
+
+
+def test_a_name_that_is_a_bomb(archive: Path, tmp_path: Path) -> None:
+    """A few hundred bytes that stand for one name of 120,000: its prefixes alone would be 7 GB."""
+    with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as file:
+        file.addfile(tarfile.TarInfo("a/" * 60_000 + "x"))
+    assert archive.stat().st_size < 1000
+    tracemalloc.start()
+    refused(archive, tmp_path / "to", "is a name of more than 1024 bytes")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 10_000_000
+
+
+def test_folders_count_for_what_they_cost(archive: Path, tmp_path: Path) -> None:
+    """Each name, 512 bytes of a tar that packs well, asks for 60 folders of its own."""
+    write_tgz(archive, [(f"{number:03d}/" + "a/" * 60 + "x", b"") for number in range(100)])
+    refused(archive, tmp_path / "to", "more than 1000000 bytes come out", max_bytes=1_000_000)
 
 
 def test_a_name_that_ends_at_a_zero_byte(archive: Path, tmp_path: Path) -> None:

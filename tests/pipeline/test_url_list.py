@@ -2,6 +2,7 @@ import csv
 import gzip
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ def as_parquet(rows: list[Row]) -> bytes:
     buffer = io.BytesIO()
     urls, captions = zip(*rows, strict=True)
     pq.write_table(pa.table({"id": range(len(rows)), "caption": captions, "url": urls}), buffer)
+    return buffer.getvalue()
+
+
+def as_doubled_parquet() -> bytes:
+    buffer = io.BytesIO()
+    columns = [["first"], ["a caption"], ["second"]]
+    pq.write_table(pa.table([pa.array(column) for column in columns], names=["url", "caption", "url"]), buffer)
     return buffer.getvalue()
 
 
@@ -97,12 +105,13 @@ def test_cc3m(tmp_path: Path) -> None:
         (b"one column", (None, None)),
         (b"three\tcolumns\thttps://a/3", (None, None)),
         (b"no url\t", (None, "no url")),
-        (b"", (None, None)),
+        (b"\t", (None, "")),
         (b"caf\xe9 , , \x85 \x1c \xe2\x80\xa8\thttps://a/4", ("https://a/4", "caf\ufffd , , \ufffd \x1c \u2028")),
         (b"\thttps://a/5", ("https://a/5", "")),
         (b"no line feed at the end\thttps://a/6", ("https://a/6", "no line feed at the end")),
     ]
-    (tmp_path / "cc3m.tsv").write_bytes(b"\n".join(line for line, _ in lines))
+    # Blank lines are no rows.
+    (tmp_path / "cc3m.tsv").write_bytes(b"\r\n\n" + b"\n\n".join(line for line, _ in lines))
     assert prepare(tmp_path / "cc3m.tsv", header=False, url=1, caption=0) == [row for _, row in lines]
 
 
@@ -110,6 +119,61 @@ def test_rows_that_cannot_be_read_are_counted(tmp_path: Path, caplog: pytest.Log
     (tmp_path / "l.jsonl").write_text('{"url": "u", "caption": null}\n\nnonsense\n[]\n{"url": 3}\n{"caption": "c"}\n')
     assert prepare(tmp_path / "l.jsonl") == [("u", None), (None, None), (None, None), (None, None), (None, "c")]
     assert "l.jsonl: 3 rows cannot be read, the first in line 3; they count as bad_url" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "row"),
+    [
+        (r'{"url": "u", "caption": "a cat \ud83d"}', ("u", "a cat \ufffd")),
+        (r'{"url": "u\udc00", "caption": "\ud83d\udc31"}', ("u\ufffd", "\U0001f431")),
+        ("[" * 100_000, (None, None)),
+        ('{"url": "u", "caption": ' + "[" * 100_000, (None, None)),
+        ('{"url": "u", "caption": ' + "1" * 5000 + "}", (None, None)),
+    ],
+)
+def test_an_odd_line_of_json_is_a_row_like_others(tmp_path: Path, line: str, row: Row) -> None:
+    good = '{"url": "v", "caption": "c"}'
+    (tmp_path / "l.jsonl").write_text(f"{good}\n{line}\n{good}\n")
+    assert prepare(tmp_path / "l.jsonl") == [("v", "c"), row, ("v", "c")]
+
+
+def test_json_objects_may_leave_a_caption_out(tmp_path: Path) -> None:
+    (tmp_path / "l.jsonl").write_text('{"url": "u"}\n{"caption": "b"}\n{"url": "w", "caption": "c"}\n')
+    assert prepare(tmp_path / "l.jsonl", limit=2) == [("u", None), (None, "b")]
+    (tmp_path / "n.jsonl").write_text('{"url": "u"}\n{"url": "v", "text": "b"}\n')
+    (tmp_path / "into").rename(tmp_path / "before")
+    with pytest.raises(UsageError, match="no column 'caption' for the caption: Known: text, url"):
+        prepare(tmp_path / "n.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("lines", "rows"),
+    [
+        # A quote inside a quoted field that is not doubled.
+        (['u,"a "b" c"', "v,d"], [(None, None), ("v", "d")]),
+        # One that is never closed: also what would be taken for its end stays what it is.
+        (['u,"a', "v,b", 'w,"c"', "x,d"], [(None, None), ("v", "b"), ("w", "c"), ("x", "d")]),
+        (["u,a", 'v,"b', "w,c", "x,d"], [("u", "a"), (None, None), ("w", "c"), ("x", "d")]),
+        (['u,"a', 'v,"b', "", 'w,"two', 'lines"'], [(None, None), (None, None), ("w", "two\nlines")]),
+        # Longer than the parser takes.
+        (["u," + "a" * 140_000, "v,b"], [(None, None), ("v", "b")]),
+        (['u,"a', *["v,b"] * 50_000], [(None, None), *[("v", "b")] * 50_000]),
+    ],
+)
+def test_a_stray_quote_spoils_one_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lines: list[str], rows: list[Row]
+) -> None:
+    (tmp_path / "l.csv").write_text("\n".join(["url,caption", 'first,"in\ntwo lines"', *lines]))
+    assert prepare(tmp_path / "l.csv") == [("first", "in\ntwo lines"), *rows]
+    assert f"the first in line {4 + rows.index((None, None))};" in caplog.text
+
+
+def test_text_of_parquet_that_is_no_utf8(tmp_path: Path) -> None:
+    broken = pa.StringArray.from_buffers(1, pa.array([0, 4], pa.int32()).buffers()[1], pa.py_buffer(b"caf\xe9"))
+    for captions in (broken, pa.array([b"caf\xe9"])):
+        pq.write_table(pa.table({"url": ["u"], "caption": captions}), tmp_path / "l.parquet")
+        assert prepare(tmp_path / "l.parquet") == [("u", "caf\ufffd")]
+        shutil.rmtree(tmp_path / "into")
 
 
 def test_a_byte_order_mark_and_columns_that_are_not_wanted(tmp_path: Path) -> None:
@@ -141,8 +205,10 @@ def test_names_numbers_and_no_captions(tmp_path: Path) -> None:
         ("l.tsv", b"c\n", {"header": False, "url": 1, "caption": 0}, "has 1 columns, the url should be in number 1"),
         ("l.parquet", b"no parquet", {}, "is no Parquet file"),
         ("l.parquet", as_parquet(ROWS)[:-9], {}, "is no Parquet file"),
-        ("l.csv", b'url,caption\nu,c\nv,"c" c\n', {}, "l.csv, line 3 is no CSV: "),
-        ("l.csv", b'url,caption\nu,"c\n', {}, "l.csv, line 2 is no CSV: "),
+        ("l.parquet", as_doubled_parquet(), {}, "has 2 columns 'url', which one is the url"),
+        ("l.parquet", as_doubled_parquet(), {"url": 2}, "has 2 columns 'url': their names must differ"),
+        ("l.csv", b"url,caption,url\nu,c,v\n", {}, "has 2 columns 'url', which one is the url"),
+        ("l.csv", b'"url,caption\nu,c\n', {}, "l.csv, line 1 cannot be read, but should show the columns"),
         ("l.csv", b"", {}, "no row has a URL"),
         ("l.csv", b"url,caption\n,c\n", {}, "no row has a URL. Are format and columns right"),
         ("l.jsonl", b"url,caption\n", {}, "no row has a URL"),
@@ -156,13 +222,13 @@ def test_lists_at_fault(tmp_path: Path, name: str, data: bytes, options: dict[st
         prepare(tmp_path / name, **options)
     assert str(tmp_path / name) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "into").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_what_is_complete_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_bytes(as_csv(ROWS))
-    (tmp_path / "into.part").mkdir()
-    (tmp_path / "into.part/00007.parquet").touch()  # an interrupted try
+    (tmp_path / ".into.part").mkdir()
+    (tmp_path / ".into.part/00007.parquet").touch()  # an interrupted try
     assert prepare(tmp_path / "l.csv") == ROWS
     (tmp_path / "l.csv").write_bytes(as_csv(ROWS[:1]))
     assert prepare(tmp_path / "l.csv") == ROWS

@@ -14,6 +14,8 @@ from dialog_gen.errors import UsageError
 
 _BEGUN: Final = "request.json"
 _FINISHED: Final = "download.json"
+# A key of requests that folders of earlier versions were made without.
+_ADDED: Final = "list_sha256"
 KEPT: Final = "what is finished is kept"
 
 
@@ -63,14 +65,17 @@ def is_complete(out: Path, request: dict[str, Any], made: Iterable[str]) -> bool
         if foreign := [name for name in made if (out / name).exists()]:
             raise UsageError(f"{out} holds {', '.join(foreign)} of no known download: choose another folder")
         return False
-    if differing := [key for key in request if begun.get(key) != request[key]]:
+    compared = [key for key in request if key in begun or key != _ADDED]
+    if differing := [key for key in compared if begun.get(key) != request[key]]:
         was = ", ".join(f"{key} = {begun.get(key)}" for key in differing)
         now = ", ".join(f"{key} = {request[key]}" for key in differing)
         raise UsageError(f"{out} was begun with {was}, now asked for with {now}: choose another folder")
     if found is not None:
         tars = [f"{number:05d}.tar" for number in range(found.get("shards", 0))]
         if missing := [name for name in tars if not (out / "images" / name).exists()]:
-            raise UsageError(f"{out} lacks {len(missing)} tars that its {_FINISHED} counts, first {missing[0]}")
+            raise UsageError(
+                f"{out} lacks {len(missing)} tars that its {_FINISHED} counts, first {missing[0]}: put them back"
+            )
         shutil.rmtree(work_folder(out), ignore_errors=True)
     return found is not None
 

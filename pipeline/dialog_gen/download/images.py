@@ -15,6 +15,7 @@ from dialog_gen.download.folder import KEPT, begin, finish, has_begun, is_comple
 from dialog_gen.download.job import DownloadOptions
 from dialog_gen.download.link_rot import LinkRot, measure, retry_folders
 from dialog_gen.download.resize import IMAGE_SIZE_PX
+from dialog_gen.download.resumable import digest
 from dialog_gen.download.retry import fetch_failed
 from dialog_gen.download.supervisor import download_list, finished_shards, require_img2dataset
 from dialog_gen.errors import FailedCheckError, UsageError
@@ -47,10 +48,17 @@ class DownloadSummary:
 
 
 def list_request(name: str, source: UrlSource, split: str, limit: int | None) -> dict[str, Any]:
-    """What tells a download of a manifest's URL list from another. A list on this machine goes by name and size."""
-    lists = [file.url or _name_and_size(Path(file.path or file.file_name)) for file in of_split(source.files, split)]
-    columns = [source.url, source.caption]
-    return {"manifest": name, "split": split, "limit": limit, "lists": lists, "columns": columns}
+    """What tells a download of a manifest's URL list from another. A list on this machine goes by name and content."""
+    files = of_split(source.files, split)
+    paths = [None if file.url else Path(file.path or file.file_name) for file in files]
+    return {
+        "manifest": name,
+        "split": split,
+        "limit": limit,
+        "lists": [file.url if path is None else _name_and_size(path) for file, path in zip(files, paths, strict=True)],
+        "list_sha256": [digest(path, "sha256") if path and path.exists() else None for path in paths],
+        "columns": [source.url, source.caption],
+    }
 
 
 def download_url_list(
@@ -67,8 +75,8 @@ def download_url_list(
     folder is made for; another one is refused. An interrupted download goes on where it stopped; a complete one is left
     as it is, but `retry_failed` asks once more for every URL that failed and is not in `FINAL`.
 
-    Raises UsageError where `out` holds something else, MissingExtraError where img2dataset is not installed,
-    FailedCheckError where shards are left, or where not one image could be had.
+    Raises UsageError where `out` holds something else or lost tars, MissingExtraError where img2dataset is not
+    installed, FailedCheckError where shards are left, or where not one image could be had.
     """
     request = {**request, "shard_size": options.shard_size, "image_size": IMAGE_SIZE_PX}
     require_img2dataset()
@@ -76,9 +84,10 @@ def download_url_list(
         nothing_done = is_complete(out, request, _MADE)
         if not nothing_done:
             _download(prepare, out, request, options)
+        link_rot = measure(out / "images")  # first: what is lost cannot be told from what failed
         if retry_failed and fetch_failed(out, options):
             nothing_done = False
-        link_rot = measure(out / "images")
+            link_rot = measure(out / "images")
         write_json(out / "link_rot.json", link_rot.to_json())
     images = link_rot.outcomes["success"]
     summary = DownloadSummary(

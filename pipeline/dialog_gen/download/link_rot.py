@@ -1,5 +1,6 @@
 """What became of a URL list: how many of its URLs still gave an image, and why the others did not."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from dialog_gen.download.outcomes import FINAL, MEANING, OUTCOMES, STILL_THERE, Outcome
 from dialog_gen.download.supervisor import finished_shards, outcomes_of
+from dialog_gen.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +67,37 @@ class LinkRot:
 
 def retry_folders(images: Path) -> list[Path]:
     """The folders of tars that further tries added, in order."""
-    return sorted(images.glob("retry-*"), key=lambda folder: int(folder.name.removeprefix("retry-")))
+    folders = [path for path in images.glob("retry-*") if re.fullmatch(r"retry-[1-9]\d*", path.name)]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("retry-")))
 
 
 def measure(images: Path) -> LinkRot:
     """Counts what a complete download left in its folder of tars and those of its retries.
 
     A retry asks for every URL that had failed until then, so its outcomes take the place of theirs.
+
+    Raises UsageError where tars or their statistics are lost.
     """
     outcomes = _outcomes(images)
     retries = retry_folders(images)
     for folder in retries:
-        for outcome in set(outcomes) - FINAL:
-            del outcomes[outcome]
-        outcomes += _outcomes(folder)
+        failed = sum(outcomes.pop(outcome) for outcome in set(outcomes) - FINAL)
+        answered = _outcomes(folder)
+        if answered.total() != failed:
+            raise UsageError(
+                f"{folder} tells of {answered.total()} of the {failed} URLs that it asked for again: files were lost. "
+                "Remove it and all later ones; --retry-failed then asks anew."
+            )
+        outcomes += answered
     return LinkRot(outcomes, len(retries))
 
 
 def _outcomes(images: Path) -> Counter[Outcome]:
-    total: Counter[Outcome] = Counter()
-    for stats in finished_shards(images).values():
-        total += outcomes_of(stats)
-    return total
+    done = finished_shards(images)
+    files = [path.name for pattern in ("*.tar", "*_stats.json") for path in images.glob(pattern)]
+    if lost := sorted({name.removesuffix(".tar").removesuffix("_stats.json") for name in files} - set(done)):
+        raise UsageError(
+            f"{images} lacks the tar or the statistics of {len(lost)} shards, first {lost[0]}: put them back, or "
+            "download into another folder."
+        )
+    return sum(map(outcomes_of, done.values()), Counter())

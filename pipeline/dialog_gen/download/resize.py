@@ -4,10 +4,11 @@ The same source bytes give the same stored bytes wherever this is used with the 
 """
 
 import os
+from contextlib import suppress
 from io import BytesIO
 from typing import Any, Final
 
-from dialog_gen.images import DEFAULT_MAX_PIXELS, UnreadableImage, decode_image, is_turned
+from dialog_gen.images import DEFAULT_MAX_PIXELS, UnreadableImage, decode_image, is_plain
 
 IMAGE_SIZE_PX: Final = 336
 """The shorter side of a stored image; smaller images keep their size."""
@@ -29,10 +30,11 @@ RESIZE: Final[dict[str, Any]] = {
 """Arguments that `img2dataset.download` and `img2dataset.resizer.Resizer` share."""
 
 
-class UprightResizer:
-    """img2dataset's Resizer, for images that lie on their side but for what their EXIF data says.
+class PlainResizer:
+    """img2dataset's Resizer, given nothing but images of upright 8-bit pixels.
 
-    It reads pixels as they are stored and writes none of that data: without this, such images would stay so.
+    It takes samples as they are stored: without this, what lies on its side but for its EXIF data would stay so, and
+    16 bits or floats would be cut off at 255, which leaves a white or black image.
     """
 
     def __init__(self, resizer: Any) -> None:
@@ -40,7 +42,7 @@ class UprightResizer:
 
     def __call__(self, stream: BytesIO, *others: Any) -> Any:
         """See `resizer`."""
-        return self._resizer(_upright(stream), *others)
+        return self._resizer(_plain(stream), *others)
 
 
 def resizer() -> Any:
@@ -52,18 +54,16 @@ def resizer() -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     from img2dataset.resizer import Resizer
 
-    return UprightResizer(Resizer(**RESIZE))
+    return PlainResizer(Resizer(**RESIZE))
 
 
-def _upright(stream: BytesIO) -> BytesIO:
+def _plain(stream: BytesIO) -> BytesIO:
     data = stream.getvalue()
-    if not is_turned(data):
+    if is_plain(data):
         return stream
-    try:
-        image = decode_image(data)
-    except UnreadableImage:
-        return stream
-    turned = BytesIO()
-    image.save(turned, "PNG", compress_level=1)
-    turned.seek(0)
-    return turned
+    plain = BytesIO()
+    # What cannot be read stays empty, an error to the resizer: whatever it made of these samples would be wrong.
+    with suppress(UnreadableImage):
+        decode_image(data).save(plain, "PNG", compress_level=1)
+    plain.seek(0)
+    return plain

@@ -1,9 +1,9 @@
 """Zip and tar archives of strangers, unpacked so that they can harm nothing outside their folder.
 
 Only plain files and folders come out. An archive is refused as a whole if any name in it leads outside (absolute, "..",
-a backslash, a drive letter), stands there twice or differs from another by case alone, if it holds links, devices or
-encrypted files, or if it is larger unpacked than `UnpackLimits` allow. What the headers say of sizes is not believed:
-bytes are counted as they come.
+a backslash, a drive letter), is too long or too deep, stands there twice or differs from another by case alone, if it
+holds links, devices or encrypted files, or if it is larger unpacked than `UnpackLimits` allow. What the headers say of
+sizes is not believed: bytes are counted as they come.
 """
 
 import gzip
@@ -23,6 +23,13 @@ from dialog_gen.errors import FailedCheckError
 
 _CHUNK_BYTES: Final = 1 << 20
 _GZIP_MAGIC: Final = b"\x1f\x8b"
+# What the file systems of all common machines take, with room for the folder it goes to.
+_MAX_PART_BYTES: Final = 255
+_MAX_NAME_BYTES: Final = 1024
+_MAX_DEPTH: Final = 64
+_ENTRY_BYTES: Final = 512
+"""What a file or folder counts for, empty or not, as in a tar: a name of few bytes can ask for 64 folders."""
+_SHOWN: Final = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +104,9 @@ class _Unpacking:
             for member in file.infolist():
                 kind = stat.S_IFMT(member.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    raise self._refusal(f"{member.filename!r} is a link or device")
+                    raise self._refusal(f"{_short(member.filename)} is a link or device")
                 if member.flag_bits & 1:
-                    raise self._refusal(f"{member.filename!r} is encrypted")
+                    raise self._refusal(f"{_short(member.filename)} is encrypted")
                 # The other name is cut off at a zero byte.
                 path = self._place(member.orig_filename, is_folder=member.is_dir())
                 if path and not member.is_dir():
@@ -116,7 +123,7 @@ class _Unpacking:
                 with tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r|") as file:
                     while (member := file.next()) is not None:
                         if not (member.isreg() or member.isdir()):
-                            raise self._refusal(f"{member.name!r} is a link or device")
+                            raise self._refusal(f"{_short(member.name)} is a link or device")
                         path = self._place(member.name, is_folder=member.isdir())
                         content = file.extractfile(member)
                         if path and content:
@@ -130,10 +137,16 @@ class _Unpacking:
         self.members += 1
         if self.members > self.max_members:
             raise self._refusal(f"it holds more than {self.max_members} members")
+        if _bytes(name) > _MAX_NAME_BYTES:
+            raise self._refusal(f"{_short(name)} is a name of more than {_MAX_NAME_BYTES} bytes")
         parts = name.split("/")
         if name.startswith("/") or ".." in parts or any(mark in name for mark in "\\\0") or ":" in parts[0]:
-            raise self._refusal(f"{name!r} leads outside the folder")
+            raise self._refusal(f"{_short(name)} leads outside the folder")
         parts = [part for part in parts if part not in ("", ".")]
+        if len(parts) > _MAX_DEPTH:
+            raise self._refusal(f"{_short(name)} lies more than {_MAX_DEPTH} folders deep")
+        if any(_bytes(part) > _MAX_PART_BYTES for part in parts):
+            raise self._refusal(f"{_short(name)} has a part of more than {_MAX_PART_BYTES} bytes")
         for end in range(1, len(parts) + 1):
             self._see("/".join(parts[:end]), is_folder=is_folder or end < len(parts))
         path = self.root.joinpath(*parts)
@@ -142,21 +155,26 @@ class _Unpacking:
 
     def _see(self, name: str, *, is_folder: bool) -> None:
         key = unicodedata.normalize("NFC", name).casefold()
+        if key not in self.seen:
+            self._count(_ENTRY_BYTES)
         known = self.seen.setdefault(key, (is_folder, name, self.members))
         if known[1] != name:
-            raise self._refusal(f"{known[1]!r} and {name!r} are one name where case does not count")
+            raise self._refusal(f"{_short(known[1])} and {_short(name)} are one name where case does not count")
         if known[0] != is_folder:
-            raise self._refusal(f"{name!r} is both a file and a folder")
+            raise self._refusal(f"{_short(name)} is both a file and a folder")
         if not is_folder and known[2] != self.members:
-            raise self._refusal(f"{name!r} is in it twice")
+            raise self._refusal(f"{_short(name)} is in it twice")
 
     def _copy(self, content: IO[bytes], path: Path) -> None:
         with path.open("xb") as file:
             while chunk := content.read(_CHUNK_BYTES):
-                self.written += len(chunk)
-                self.check_bytes(self.written)
+                self._count(len(chunk))
                 file.write(chunk)
         self.files += 1
+
+    def _count(self, size_bytes: int) -> None:
+        self.written += size_bytes
+        self.check_bytes(self.written)
 
     def check_bytes(self, count: int) -> None:
         """Raises FailedCheckError if `count` bytes are too many."""
@@ -165,6 +183,14 @@ class _Unpacking:
 
     def _refusal(self, reason: str) -> FailedCheckError:
         return FailedCheckError(f"{self.archive} was not unpacked: {reason}.")
+
+
+def _bytes(name: str) -> int:
+    return len(name.encode("utf-8", "surrogateescape"))
+
+
+def _short(name: str) -> str:
+    return repr(name) if len(name) <= _SHOWN else f"{name[:_SHOWN]!r}..."
 
 
 class _Bounded:

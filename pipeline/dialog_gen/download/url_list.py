@@ -1,15 +1,20 @@
 """Lists of URLs in any of four formats become Parquet files of one shape, row for row, in flat memory.
 
 No row is dropped: one that cannot be read, such as a line with a column too many, has neither URL nor caption, and the
-download counts it as `bad_url`. So the rows of the list are the sum of all outcomes.
+download counts it as `bad_url`. So the rows of the list are the sum of all outcomes. Blank lines are no rows. Text that
+is no Unicode has U+FFFD in its place.
+
+A stray quote in a CSV spoils its own line alone: where a quoted field is not closed as it should, or not within 131,072
+characters, its first line counts as a row that cannot be read, and reading goes on with the line after that.
 """
 
 import csv
 import gzip
 import json
 import logging
-import shutil
+import re
 import zlib
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -19,6 +24,7 @@ from typing import Any, BinaryIO, Final, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dialog_gen.disk import whole_folder
 from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.resumable import fetch_file
 from dialog_gen.errors import UsageError, did_you_mean
@@ -30,6 +36,9 @@ ROWS_PER_FILE: Final = 1 << 18
 
 _Row = tuple[str | None, str | None]
 _BATCH_ROWS: Final = 8192
+_HEAD_ROWS: Final = 1024
+"""Of JSON lines: where the columns are looked for."""
+_HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _BAD: Final[_Row] = (None, None)
 
@@ -58,11 +67,8 @@ def prepare_url_list(
     if not into.exists():
         lists = [fetch_file(file, out, out, policy) for file in of_split(source.files, split)]
         rows = islice(chain.from_iterable(_rows(path, source) for path in lists), limit)
-        part = into.with_name(f"{into.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        _write(part, rows, rows_per_file, ", ".join(map(str, lists)))
-        part.rename(into)
+        with whole_folder(into) as part:
+            _write(part, rows, rows_per_file, ", ".join(map(str, lists)))
     return sum(pq.read_metadata(path).num_rows for path in into.glob("*.parquet"))
 
 
@@ -101,29 +107,48 @@ def _rows(path: Path, source: UrlSource) -> Iterator[_Row]:
 
 def _tsv_rows(file: BinaryIO, path: Path, source: UrlSource) -> Iterator[tuple[int, _Row]]:
     # Split by hand: a quote means nothing here, and a lone carriage return, as in CC3M, ends no line.
-    lines = ((n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(_lines(file), 1))
-    yield from _table_rows(lines, path, source)
+    lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(_lines(file), 1))
+    yield from _table_rows(((number, line.split("\t")) for number, line in lines if line), path, source)
 
 
 def _csv_rows(file: BinaryIO, path: Path, source: UrlSource) -> Iterator[tuple[int, _Row]]:
-    reader = csv.reader(_lines(file), strict=True)
+    yield from _table_rows(_csv_records(_lines(file)), path, source)
 
-    def lines() -> Iterator[tuple[int, list[str]]]:
+
+def _csv_records(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """The records with the number of their first line; one without columns for a line that cannot be read."""
+    number = 1
+    taken: list[str] = []  # by the record being read
+    again = deque[str]()
+
+    def taking() -> Iterator[str]:
+        while (line := again.popleft() if again else next(lines, None)) is not None:
+            taken.append(line)
+            yield line
+
+    while True:
         try:
-            for row in reader:
+            for row in csv.reader(taking(), strict=True):
                 if row:
-                    yield reader.line_num, row
-        except csv.Error as error:
-            raise UsageError(f"{path}, line {reader.line_num} is no CSV: {error}.") from None
-
-    yield from _table_rows(lines(), path, source)
+                    yield number, row
+                number += len(taken)
+                taken.clear()
+        except csv.Error:
+            yield number, []
+            number += 1
+            again.extendleft(reversed(taken[1:]))
+            taken.clear()
+        else:
+            return
 
 
 def _table_rows(lines: Iterator[tuple[int, list[str]]], path: Path, source: UrlSource) -> Iterator[tuple[int, _Row]]:
     first = next(lines, None)
     if first is None:
         return
-    names = first[1]
+    start, names = first
+    if not names:
+        raise UsageError(f"{path}, line {start} cannot be read, but should show the columns: is a quote not closed?")
     if source.header:
         url, caption = _places(source, names, path)
     else:
@@ -138,26 +163,33 @@ def _table_rows(lines: Iterator[tuple[int, list[str]]], path: Path, source: UrlS
 
 
 def _json_rows(file: BinaryIO, path: Path, source: UrlSource) -> Iterator[tuple[int, _Row]]:
-    checked = False
-    for line, text in enumerate(_lines(file), 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
+    objects = ((line, _json_object(text)) for line, text in enumerate(_lines(file), 1) if text.strip())
+    # An object may leave out what it has no value for: the columns are those of many.
+    head = list(islice(objects, _HEAD_ROWS))
+    if names := list(dict.fromkeys(name for _, fields in head for name in fields or ())):
+        _places(source, names, path)
+    for line, fields in chain(head, objects):
+        if fields is None:
             yield line, _BAD
             continue
-        fields = cast("dict[str, Any]", row)
-        if not checked:
-            _places(source, list(fields), path)
-            checked = True
         url, caption = fields.get(str(source.url)), fields.get(str(source.caption))
         if isinstance(url, str | None) and isinstance(caption, str | None):
-            yield line, (url or None, caption)
+            yield line, (_whole(url) or None, _whole(caption))
         else:
             yield line, _BAD
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # the latter of [[[[...
+        return None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def _whole(text: str | None) -> str | None:
+    """JSON can spell half a character, which no file could hold."""
+    return text and _HALF_CHARACTER.sub("\ufffd", text)
 
 
 def _parquet_rows(path: Path, source: UrlSource) -> Iterator[_Row]:
@@ -168,14 +200,24 @@ def _parquet_rows(path: Path, source: UrlSource) -> Iterator[_Row]:
     with file:
         names: list[str] = file.schema_arrow.names
         url, caption = _places(source, names, path)
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"{path} has {names.count(twice[0])} columns {twice[0]!r}: their names must differ.")
         wanted = [names[place] for place in (url, caption) if place is not None]
         try:
             for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
-                columns = [batch.column(name).cast(pa.string()).to_pylist() for name in wanted]
+                columns = [_texts(batch.column(name)) for name in wanted]
                 urls = [found or None for found in columns[0]]
                 yield from zip(urls, columns[1] if caption is not None else [None] * len(urls), strict=True)
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"{path} cannot be read: {error}.") from None
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        column = column.cast(pa.large_string())
+    # Arrow does not check that strings are UTF-8.
+    values = column.cast(pa.large_binary()).to_pylist()
+    return [None if value is None else value.decode("utf-8", "replace") for value in values]
 
 
 def _places(source: UrlSource, names: list[str], path: Path) -> tuple[int, int | None]:
@@ -186,6 +228,8 @@ def _places(source: UrlSource, names: list[str], path: Path) -> tuple[int, int |
             if column < len(names):
                 return column
             raise UsageError(f"{path} has {len(names)} columns, the {key} should be in number {column} (from 0 on).")
+        if names.count(column) > 1:
+            raise UsageError(f"{path} has {names.count(column)} columns {column!r}, which one is the {key}?")
         if column in names:
             return names.index(column)
         raise UsageError(

@@ -28,7 +28,7 @@ from dialog_gen.download.header import check_header
 from dialog_gen.download.job import Job
 from dialog_gen.download.outcomes import Outcome
 from dialog_gen.download.reports import report, report_disk_full
-from dialog_gen.download.resize import RESIZE, UprightResizer
+from dialog_gen.download.resize import RESIZE, PlainResizer
 
 # webdataset imports torch where it can, for nothing that is used here: half of a process's start and of its memory.
 _torch = sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
@@ -78,7 +78,7 @@ class ImageDownloader(Downloader):
     """img2dataset's Downloader of one shard at a time, with this module's way to fetch, resize and write."""
 
     def __init__(self, job: Job, **settings: Any) -> None:
-        settings["resizer"] = _Resizer(UprightResizer(settings["resizer"]))
+        settings["resizer"] = _Resizer(PlainResizer(settings["resizer"]))
         settings["sample_writer_class"] = _Writer
         super().__init__(**settings)
         self._job = job
