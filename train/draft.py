@@ -10,7 +10,7 @@ from pathlib import Path
 from dialog_gen.clip import load_clip
 from dialog_train.config import load_recipe
 from dialog_train.draft import draft_objective
-from dialog_train.hf_export import export_hf
+from dialog_train.hf_export import check_export_hf, export_hf
 from dialog_train.loop import MODEL_FOLDER, FitResult, fit, start
 from dialog_train.script import prepare_training_set, run_script, script_parser
 from dialog_train.text_tuning import PairBatches, TextTuning
@@ -29,6 +29,8 @@ def train(options: argparse.Namespace) -> tuple[Path, FitResult]:
     recipe = load_recipe(options.config, options.set)
     with start(recipe) as accelerator:
         clip = load_clip(recipe.model, recipe.pretrained, allow_activation_mismatch=recipe.allow_activation_mismatch)
+        if options.export_hf:
+            check_export_hf(clip)
         training_set = prepare_training_set(recipe, clip, accelerator)
         system = TextTuning(clip, draft_objective(recipe.loss, caption_only=recipe.caption_only), recipe.optim)
         data = PairBatches(recipe, training_set, full_length=system.sees_padding)

@@ -79,10 +79,9 @@ class Writer(Protocol):
 class CloseWriter:
     """A decoder that reads image vectors, or the vectors of captions."""
 
-    tasks: tuple[TaskName, ...] = ("vqa", "captioning", "entailment")
-
     def __init__(self, close: Close, device: torch.device) -> None:
         self._decoder = close.decoder.to(device)
+        self.tasks: tuple[TaskName, ...] = tuple(close.recipe["tasks"])
         self.noise: float | None = close.recipe["noise"]
 
     def suffixes(self, has_captions: bool) -> tuple[str, ...]:

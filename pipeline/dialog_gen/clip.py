@@ -182,6 +182,8 @@ def _load(
         raise UsageError(f"the weights do not fit {name}: {said[min(1, len(said) - 1)].strip()}") from None
     except SafetensorError as error:
         raise UsageError(f"the weights of {name} are damaged: {error}. Get the file again.") from None
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise UsageError(f"open_clip makes no model of the configuration of {name}: {error}.") from None
     model.eval()
     return Clip(
         model=model,

@@ -1,6 +1,7 @@
 """`dialog-eval generate` against decoders that are asked one text at a time, about open_clip's own vectors."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,12 @@ WIDTH = 32
 ALL = "vqa,captioning,entailment"
 
 
-def write_decoder(folder: Path, clip: Path, seed: int, noise: float) -> Path:
+def write_decoder(
+    folder: Path, clip: Path, seed: int, noise: float, tasks: Sequence[str] = tuple(ALL.split(","))
+) -> Path:
     """A decoder with random weights that says words of the world."""
     content: dict[str, Any] = {"model": str(clip), "out": folder, "noise": noise, "decoder": TINY}
-    content |= {"data": {"dialogues": "x", "work": "x"}, "optim": {"lr": 1, "batch_size": 2}}
+    content |= {"data": {"dialogues": "x", "work": "x"}, "optim": {"lr": 1, "batch_size": 2}, "tasks": tasks}
     recipe = CloseRecipe.model_validate(content)
     texts = [*ANSWERS, *PROMPTS.values(), "what color is the star where there how many objects background"]
     decoder = new_decoder(recipe.decoder, WIDTH, texts, seed)
@@ -154,6 +157,13 @@ def test_captions_are_judged_as_sacrebleu_does(split: Path) -> None:
         expected = [score("a red star", some).score / 100 for some in truth.values()]
         assert metrics[name] == pytest.approx(expected)
     assert [m.mean for m in task.judge([some[2].upper() for some in truth.values()])] == pytest.approx([1, 1, 1])
+
+
+def test_only_what_it_was_trained_for(dialog_eval: Cli, split: Path, clips: tuple[Path, Path], tmp_path: Path) -> None:
+    decoder = write_decoder(tmp_path / "answers", clips[0], 0, 0.1, ["vqa"])
+    arguments = ["--checkpoint", decoder, "--images", split / "images", "--out", tmp_path / "results.json"]
+    arguments += ["--tasks", "captioning", "--captions", captions(split), "--device", "cpu"]
+    assert "answers does no captioning: leave it out of --tasks" in dialog_eval("generate", *arguments).mistake
 
 
 def test_from_the_command_line_to_a_table_and_a_plot(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.systems import check_resume, check_two_processes
 from helpers.training import write_recipe
+from transformers import BertConfig
 
 from dialog_train.close.checkpoint import load_close
 
@@ -67,11 +68,13 @@ def test_from_dialogues_to_a_decoder(
         (["--set", "data.dialogues=nowhere"], "nowhere"),
         (["--set", "optim.batch_size=500"], "48"),
         (["--set", "decoder.name=./none"], "cannot be loaded as a T5"),
+        (["--set", "decoder.name=./bert"], "cannot be loaded as a T5 with its tokenizer (it is of the kind 'bert')"),
     ],
 )
 def test_wrong_use(
     close: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
+    BertConfig().save_pretrained("bert")
     assert close(*arguments) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ")

@@ -88,6 +88,7 @@ def test_other_mmd_options() -> None:
     k = {pair: torch.exp(-gap / (2 * 0.2**2)).mean().item() for pair, gap in gaps.items()}
     assert mmd(mmd_over="rows") == pytest.approx(k[0, 0] + k[1, 1] - 2 * k[0, 1], abs=1e-6)
     assert 0 < mmd(mmd_sigma="median") < 2
+    assert 0.01 < mmd(mmd_over="rows", mmd_sigma="median") < 2
     assert mmd(mmd_weight=0) == 0
 
 

@@ -9,7 +9,7 @@ from transformers import CLIPImageProcessor, CLIPModel
 
 from dialog_gen.clip import Clip
 from dialog_gen.errors import UsageError
-from dialog_train.hf_export import export_hf
+from dialog_train.hf_export import check_export_hf, export_hf
 
 TOKENS = torch.tensor([[1, 5, 7, VOCABULARY - 1, 0, 0], [1, VOCABULARY - 1, 0, 0, 0, 0]])
 
@@ -52,5 +52,7 @@ def test_image_processor_has_the_settings_of_the_transform(tmp_path: Path) -> No
 
 def test_refuses_what_clip_model_cannot_express(tmp_path: Path) -> None:
     for clip in (make_clip(custom=True), make_clip(pool_type="first"), make_clip(proj_bias=True)):
-        with pytest.raises(UsageError, match="cannot become a CLIPModel"):
-            export_hf(clip, tmp_path)
+        for export in (check_export_hf, lambda clip: export_hf(clip, tmp_path)):
+            with pytest.raises(UsageError, match="cannot become a CLIPModel"):
+                export(clip)
+    assert not list(tmp_path.iterdir())

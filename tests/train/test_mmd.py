@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dialog_train.losses.mmd import median_sigma, mmd2_rbf, mmd2_rbf_rows
+from dialog_train.losses.mmd import median_sigma, median_sigma_rows, mmd2_rbf, mmd2_rbf_rows
 
 
 def pairwise(x: torch.Tensor, y: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -90,3 +90,15 @@ def test_median_sigma() -> None:
     assert median_sigma(x, y) == pytest.approx(distances.median().item(), abs=1e-12)
     assert median_sigma(x, y, values=400) == pytest.approx(distances.median().item(), rel=0.02)
     assert median_sigma(torch.zeros(5), torch.zeros(5)) == 1e-3
+
+
+def test_median_sigma_of_more_values_than_float32_counts() -> None:
+    """2 N^2 similarities of a batch of 2,900 and more."""
+    x = torch.linspace(-1, 1, 1 << 24)
+    assert median_sigma(x, x[: 1 << 12], values=64) == pytest.approx(2 * (1 - math.sqrt(0.5)), rel=0.05)
+
+
+def test_median_sigma_of_rows() -> None:
+    x, y = (sample[:600].reshape(60, 10) for sample in samples("spread", torch.float64))
+    assert median_sigma_rows(x, y) == pytest.approx(torch.pdist(torch.cat([x, y])).median().item(), abs=1e-12)
+    assert median_sigma_rows(x, y, values=60) == pytest.approx(median_sigma_rows(x, y), rel=0.1)

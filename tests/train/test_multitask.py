@@ -244,6 +244,25 @@ def test_what_is_complete_is_not_done_again(tmp_path: Path, whole: Path, tiny_cl
         run(changed, resume="auto")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch_size": 10_000}, "a batch of 10000 needs as many"),
+        ({"text_batch_size": 10_000}, "a batch of 10000 needs as many text triplets"),
+        ({"context_length": 20}, "reads 40 tokens, and cannot read fewer"),
+    ],
+)
+def test_a_mistake_in_the_last_stage_is_told_before_the_first(
+    tmp_path: Path, whole: Path, tiny_clip: Path, tiny_dialogues: Path, change: dict[str, int], said: str
+) -> None:
+    recipe = three_stages(tmp_path / "out", tiny_clip, tiny_dialogues)
+    stages = (*recipe.stages[:2], recipe.stages[2].model_copy(update=change))
+    shutil.copytree(whole.parent / "work", tmp_path / "work")
+    with pytest.raises(UsageError, match=said):
+        run(recipe.model_copy(update={"stages": stages}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_context_that_the_model_exceeds(tmp_path: Path, whole: Path, tiny_clip: Path, tiny_dialogues: Path) -> None:
     recipe = three_stages(tmp_path / "out", tiny_clip, tiny_dialogues)
     stages = (recipe.stages[0].model_copy(update={"context_length": 20}), *recipe.stages[1:])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,10 +13,14 @@ from dialog_train.losses.draft import MmdOver
 DialogueUse = Literal["rotate", "concatenate"]
 
 
+Positive = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Settings(BaseModel):
     """A table of a recipe: keys that are not its own are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSettings(Settings):
@@ -64,8 +68,8 @@ class DraftLossSettings(Settings):
     """Softmax over texts, over images ("t2i", the thesis' equation), or the mean of both."""
     mmd_weight: float = Field(default=1.0, ge=0)
     """Weight of the discrepancy between the similarity distributions; 0 leaves it out."""
-    mmd_sigma: float | tuple[float, ...] | Literal["median"] = 0.2
-    """Width of the kernel on the scale of cosines; several are averaged."""
+    mmd_sigma: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] | Literal["median"] = 0.2
+    """Width of the kernel on the scale of cosines, for "rows" sqrt(batch_size) times that; several are averaged."""
     mmd_over: MmdOver = "scalars"
     """What a sample of the two distributions is."""
     mmd_root: bool = False
@@ -81,7 +85,7 @@ class OptimSettings(Settings):
     """Peak learning rate."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Not for norms, biases, embeddings and the logit scale."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     """open_clip's value for CLIP with a ViT image tower."""
     warmup_steps: int = Field(default=0, ge=0)

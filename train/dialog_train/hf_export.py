@@ -25,20 +25,18 @@ _LAYER = {
 }
 
 
+def check_export_hf(clip: Clip) -> None:
+    """Raises UsageError where `export_hf` does for the model alone."""
+    _as_clip_model(clip)
+
+
 def export_hf(clip: Clip, folder: Path) -> None:
     """Writes `folder` for `CLIPModel.from_pretrained`, with the image processor's settings and the tokenizer.
 
     Raises UsageError for a model that CLIPModel cannot express: another image tower than a plain ViT, another text
     tower than CLIP's own.
     """
-    model: Any = clip.model
-    config = _config(clip)
-    exported: Any = CLIPModel(config)
-    state = _state(model.state_dict())
-    expected = exported.state_dict()
-    if problem := _difference({k: v.shape for k, v in expected.items()}, {k: v.shape for k, v in state.items()}):
-        raise UsageError(f"{clip.name} cannot become a CLIPModel: {problem}.")
-    exported.load_state_dict(state)
+    exported = _as_clip_model(clip)
     size, mean, std = (clip.preprocess_config[key] for key in ("size", "mean", "std"))
     height, width = (size, size) if isinstance(size, int) else size
     processor = {
@@ -59,6 +57,17 @@ def export_hf(clip: Clip, folder: Path) -> None:
         write_json(folder / "preprocessor_config.json", processor)
         if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
             clip.tokenizer.save_pretrained(folder)
+
+
+def _as_clip_model(clip: Clip) -> Any:
+    model: Any = clip.model
+    exported: Any = CLIPModel(_config(clip))
+    state = _state(model.state_dict())
+    expected = exported.state_dict()
+    if problem := _difference({k: v.shape for k, v in expected.items()}, {k: v.shape for k, v in state.items()}):
+        raise UsageError(f"{clip.name} cannot become a CLIPModel: {problem}.")
+    exported.load_state_dict(state)
+    return exported
 
 
 def _config(clip: Clip) -> CLIPConfig:

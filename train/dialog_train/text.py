@@ -56,6 +56,8 @@ class TextTower(nn.Module):
         mask: Tensor | None = source.attn_mask
         self.register_buffer("attn_mask", mask, persistent=False)
         # A class token at the end, or attention in both directions, sees the padding.
+        if getattr(source, "output_tokens", False):
+            raise TypeError("a text tower that gives its tokens too, as CoCa's does, is not supported")
         plain = getattr(source, "cls_emb", None) is None and not getattr(source, "use_pad_mask", False)
         if not plain or mask is None or self.pool_type not in ("argmax", "eos"):
             if source is model:

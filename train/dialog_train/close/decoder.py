@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 from transformers.utils import logging as hf_logging
 
 from dialog_gen.errors import UsageError
@@ -72,7 +72,7 @@ def new_decoder(settings: DecoderSettings, width: int, texts: Iterable[str], see
 
     Raises UsageError for a pretrained one that cannot be loaded or is no T5.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if settings.name is not None:
             t5, tokenizer = load_t5(settings.name, settings.revision)
@@ -99,6 +99,9 @@ def load_t5(name: str, revision: str | None = None, *, local: bool = False) -> t
     options: dict[str, Any] = {"revision": revision or "main", "local_files_only": local}
     try:
         with no_progress_bars():
+            kind = AutoConfig.from_pretrained(name, **options).model_type
+            if kind != T5Config.model_type:
+                raise ValueError(f"it is of the kind {kind!r}")
             t5: Any = T5ForConditionalGeneration.from_pretrained(
                 name, use_safetensors=True, dtype=torch.float32, **options
             )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dialog_train.losses.contrastive import Direction, contrastive_loss
-from dialog_train.losses.mmd import median_sigma, mmd2_rbf, mmd2_rbf_rows
+from dialog_train.losses.mmd import median_sigma, median_sigma_rows, mmd2_rbf, mmd2_rbf_rows
 
 MmdOver = Literal["scalars", "rows", "positives", "negatives", "apart"]
 # The gradient of sqrt is singular at 0, where both distributions agree.
@@ -35,7 +35,8 @@ def draft_loss(
     All features are (N, D), unit-norm, row i of one image; across processes they are the gathered global batch.
 
     direction   of the contrastive parts; `t2i` is the thesis' eq. 4.4.1
-    mmd_sigma   on the scale of cosines, whatever the logit scale; several are averaged; "median" is the heuristic
+    mmd_sigma   on the scale of cosines, whatever the logit scale; several are averaged; "median" is the heuristic.
+                Rows lie about sqrt(N) times as far apart as scalars
     mmd_over    the samples of the two distributions: `scalars` all N^2 similarities (eq. 4.4.3), `rows` each row as one
                 sample, `positives` the N of matching pairs, `negatives` the others, `apart` these two added up
     mmd_root    sqrt(MMD^2 + eps), the norm as printed in eq. 4.4.3
@@ -61,14 +62,14 @@ def draft_loss(
         captions = captions.detach()
     parts = ["positives", "negatives"] if mmd_over == "apart" else [mmd_over]
     mmd2 = torch.stack([_mmd2(captions, dialogues, mmd_sigma, part) for part in parts]).sum()
-    discrepancy = torch.sqrt(mmd2 + _SQRT_EPS) if mmd_root else mmd2
+    discrepancy = torch.sqrt(mmd2.clamp_min(0) + _SQRT_EPS) if mmd_root else mmd2
     return {**losses, "mmd_loss": mmd_weight * discrepancy}
 
 
 def _mmd2(captions: Tensor, dialogues: Tensor, sigma: float | Sequence[float] | Literal["median"], over: str) -> Tensor:
     x, y = (_samples(similarities, over) for similarities in (captions, dialogues))
     if isinstance(sigma, str):
-        sigmas: Sequence[float] = [median_sigma(x, y)]
+        sigmas: Sequence[float] = [(median_sigma_rows if over == "rows" else median_sigma)(x, y)]
     else:
         sigmas = [sigma] if isinstance(sigma, int | float) else sigma
     mmd2 = mmd2_rbf_rows if over == "rows" else mmd2_rbf

@@ -19,7 +19,8 @@ from torch import Tensor
 _RANGE = 2.0 + 1e-3
 # Of what is left out, relative to the kernel's peak: repetitions of the kernel and frequencies beyond the last.
 _TAIL = 1e-13
-_CHUNK = 1 << 18
+# Values at a time: on a CPU what its caches hold, on a GPU enough that launching kernels does not count.
+_CHUNK, _CHUNK_GPU = 1 << 18, 1 << 22
 
 
 def mmd2_rbf(x: Tensor, y: Tensor, sigma: float) -> Tensor:
@@ -63,7 +64,7 @@ class _CharacteristicMean(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.period, ctx.count = period, count
         total = torch.zeros(count, 2, dtype=torch.float64, device=x.device)
-        for chunk in x.detach().reshape(-1).split(_CHUNK):
+        for chunk in _chunks(x.detach()):
             angle = chunk.double() * (2 * math.pi / period)
             step = torch.polar(torch.ones_like(angle), angle)
             power = torch.ones_like(step)
@@ -82,7 +83,7 @@ class _CharacteristicMean(torch.autograd.Function):
         cosine, sine = gradients[0].unbind(-1)
         coefficients = torch.complex(sine, cosine) * frequencies / x.numel()
         pieces: list[Tensor] = []
-        for chunk in x.reshape(-1).split(_CHUNK):
+        for chunk in _chunks(x):
             angle = chunk.double() * theta
             step = torch.polar(torch.ones_like(angle), angle)
             # Horner's scheme: one multiplication and one addition a frequency.
@@ -93,9 +94,15 @@ class _CharacteristicMean(torch.autograd.Function):
         return torch.cat(pieces).reshape(x.shape).to(x.dtype), None, None
 
 
+def _chunks(x: Tensor) -> tuple[Tensor, ...]:
+    return x.reshape(-1).split(_CHUNK if x.device.type == "cpu" else _CHUNK_GPU)
+
+
 def mmd2_rbf_rows(x: Tensor, y: Tensor, sigma: float) -> Tensor:
     """Biased MMD^2 between two samples of vectors, (n, D) and (m, D): what an N x N matrix of similarities gives when
     each row is taken for one sample. Pairwise: n^2 + m^2 + n m kernel evaluations.
+
+    Distances of rows grow with sqrt(D): so must sigma, or there is no gradient.
     """
 
     def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -111,6 +118,17 @@ def median_sigma(x: Tensor, y: Tensor, *, values: int = 2048) -> float:
     Taken over `values` of them, evenly spaced in sorted order; never less than 1e-3.
     """
     pooled = torch.cat([x.detach().reshape(-1), y.detach().reshape(-1)]).double().sort().values
-    chosen = pooled[torch.linspace(0, len(pooled) - 1, min(values, len(pooled)), device=pooled.device).round().long()]
-    distances = torch.pdist(chosen[:, None])
+    return _median_distance(pooled[:, None], values)
+
+
+def median_sigma_rows(x: Tensor, y: Tensor, *, values: int = 2048) -> float:
+    """As `median_sigma`, of vectors (n, D) and (m, D): `values` of the pooled ones, evenly spaced."""
+    return _median_distance(torch.cat([x.detach(), y.detach()]).double(), values)
+
+
+def _median_distance(pooled: Tensor, values: int) -> float:
+    # In float64: float32 has no room for the places of 2^24 values and more.
+    last, count = len(pooled) - 1, min(values, len(pooled))
+    chosen = torch.linspace(0, last, count, dtype=torch.float64, device=pooled.device).round().long()
+    distances = torch.pdist(pooled[chosen])
     return max(float(distances.median()), 1e-3) if len(distances) else 1e-3

@@ -30,6 +30,7 @@ from dialog_train.multitask.pairs import PairSource, TextBatch, TextPairs, build
 from dialog_train.multitask.sources import DialoguePairs, DialogueRows, DialogueTriplets, ParquetPairs
 from dialog_train.script import prepare_training_set
 from dialog_train.system import Share, gather_rows
+from dialog_train.text import TextTower
 from dialog_train.text_tuning import Encode, Objective, PairBatches, Rows, TextTuning
 from dialog_train.tokens import TextEncoder
 from dialog_train.training_set import Batch, EpochOrder, TrainingSet
@@ -168,15 +169,14 @@ def train_stages(
     Gives how the last one went. Raises what `loop.fit` and `stretch_context` raise.
     """
     result: FitResult | None = None
+    _check_stages(recipe, clip, sets, accelerator)
     for number in range(1, len(recipe.stages) + 1):
         stage = recipe.of_stage(number)
         if number > 1:
             clip = load_clip(str(recipe.of_stage(number - 1).out / MODEL_FOLDER))
         clip = stretch_context(clip, stage.stage.context_length or clip.tokenizer.context_length)
         system = TextTuning(clip, multitask_objective(stage), stage.optim)
-        context = clip.tokenizer.context_length
-        images, texts = TrainingSet(sets.images, context), TextPairs(sets.texts[stage.stage.texts], context)
-        data = MultitaskBatches(stage, images, texts, full_length=system.sees_padding)
+        data = _batches(stage, clip, sets, full_length=system.sees_padding)
         with _logging_to(accelerator, stage.out):
             result = fit(stage, system, data, accelerator=accelerator, resume=resume, on_step=on_step)
     assert result is not None  # noqa: S101 - a recipe has stages
@@ -186,6 +186,21 @@ def train_stages(
                 shutil.copytree(found, recipe.out / folder, dirs_exist_ok=True)
     accelerator.wait_for_everyone()
     return result
+
+
+def _batches(stage: StageRecipe, clip: Clip, sets: MultitaskSets, *, full_length: bool) -> MultitaskBatches:
+    context = clip.tokenizer.context_length
+    images, texts = TrainingSet(sets.images, context), TextPairs(sets.texts[stage.stage.texts], context)
+    return MultitaskBatches(stage, images, texts, full_length=full_length)
+
+
+def _check_stages(recipe: MultitaskRecipe, clip: Clip, sets: MultitaskSets, accelerator: Accelerator) -> None:
+    """Raises what a later stage would say after days of training the ones before it."""
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    for number in range(1, len(recipe.stages) + 1):
+        stage = recipe.of_stage(number)
+        clip = stretch_context(clip, stage.stage.context_length or clip.tokenizer.context_length)
+        _batches(stage, clip, sets, full_length=TextTower(clip.model).whole is not None).batch(0, share)
 
 
 @contextmanager
