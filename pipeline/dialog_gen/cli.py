@@ -75,11 +75,13 @@ def download(
     json_output: Json = False,
 ) -> None:
     """Download an image set; run again to go on after an interruption."""
+    from dialog_gen.disk import writing
     from dialog_gen.download.archives import fetch_files
     from dialog_gen.download.fetch import FetchPolicy
     from dialog_gen.download.images import download_url_list, list_request
     from dialog_gen.download.job import DownloadOptions
     from dialog_gen.download.url_list import prepare_url_list
+    from dialog_gen.image_source import note_manifest
     from dialog_gen.manifests import EmbeddedSource, UrlSource, load_manifest
     from dialog_gen.world.fetch import download_shapes
     from dialog_gen.world.scenes import Split
@@ -114,6 +116,8 @@ def download(
     else:
         summary = fetch_files(chosen, split, out, policy, limit)
         content = {**asdict(summary), "out": str(out)}
+    with writing(out):
+        note_manifest(out, chosen)
     print_result(content, str(summary), json_output)
 
 

@@ -4,19 +4,18 @@ A download leaves that beside the images. It is shared as `images.json`, since a
 others.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dialog_gen.disk import write_json
 from dialog_gen.errors import UsageError
-from dialog_gen.manifests import load_manifest
+from dialog_gen.manifests import Manifest
 from dialog_gen.store import DatasetFolder
 
 NAME = "images.json"
-FINISHED, LINK_ROT = "download.json", "link_rot.json"
-"""What `dialog-gen download` writes."""
+MANIFEST, LINK_ROT = "manifest.json", "link_rot.json"
+"""What `dialog-gen download` leaves beside the images."""
 
 
 class LinkRot(BaseModel):
@@ -43,6 +42,12 @@ class ImageSource(BaseModel):
     link_rot: LinkRot | None = None
 
 
+def note_manifest(out: Path, manifest: Manifest) -> None:
+    """Writes what a manifest says of its images beside them: its name alone may be another one's tomorrow."""
+    about = manifest.model_dump(mode="json", include={"description", "homepage", "licence"})
+    write_json(out / MANIFEST, {"manifest": manifest.name, **about})
+
+
 def image_source(folder: DatasetFolder, link_rot: Path | None = None) -> ImageSource:
     """From what the dataset itself was shared with, else from beside the images that it was made of.
 
@@ -65,7 +70,7 @@ def _beside(images: str) -> Path | None:
     if "://" in images:
         return None
     folders = [Path(images), *Path(images).parents[:2]]
-    return next((at for at in folders for name in (FINISHED, LINK_ROT) if (at / name).is_file()), None)
+    return next((at for at in folders for name in (MANIFEST, LINK_ROT) if (at / name).is_file()), None)
 
 
 def _shared(folder: DatasetFolder) -> ImageSource | None:
@@ -78,14 +83,14 @@ def _shared(folder: DatasetFolder) -> ImageSource | None:
 
 
 def _downloaded(folder: Path) -> ImageSource:
-    about: dict[str, Any] = {}
     try:
-        manifest = load_manifest(json.loads((folder / FINISHED).read_bytes())["manifest"])
-        about = manifest.model_dump(include={"description", "homepage", "licence"}) | {"manifest": manifest.name}
-    except (OSError, ValueError, KeyError, TypeError, UsageError):
-        pass  # a list of one's own, or a manifest that is no longer there
+        found = ImageSource.model_validate_json((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        found = ImageSource()  # an older download
+    except (ValidationError, OSError):
+        raise UsageError(f"{folder / MANIFEST} is damaged: the same `dialog-gen download` writes it anew.") from None
     file = folder / LINK_ROT
-    return ImageSource(**about, link_rot=_link_rot(file) if file.is_file() else None)
+    return found.model_copy(update={"link_rot": _link_rot(file) if file.is_file() else None})
 
 
 def _link_rot(file: Path) -> LinkRot:

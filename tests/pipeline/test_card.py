@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from dialog_gen.errors import UsageError
+from dialog_gen.image_source import note_manifest
+from dialog_gen.manifests import load_manifest
 from dialog_gen.models import MODELS
 from dialog_gen.schema import DIALOGUES, REJECTS
 from dialog_gen.share.card import make_card
@@ -96,7 +98,7 @@ def test_what_it_tells(tmp_path: Path) -> None:
     out = tmp_path / "dialogues"
     (tmp_path / "download").mkdir()
     (tmp_path / "download" / "link_rot.json").write_text(json.dumps(LINK_ROT))
-    (tmp_path / "download" / "download.json").write_text('{"manifest": "cc3m"}')
+    note_manifest(tmp_path / "download", load_manifest("cc3m"))
     config = {"images": str(tmp_path / "download" / "images")}
     folder = make_dataset(out, config=config, model="llava-1.5-7b", protocol="llava-3qa", model_revision="abc123")
     (out / "gates.json").write_text(json.dumps(GATES))
@@ -186,10 +188,19 @@ def test_what_it_was_shared_with_comes_first(tmp_path: Path) -> None:
 
 
 def test_the_licence_of_the_images_is_not_that_of_the_dataset(tmp_path: Path) -> None:
-    (tmp_path / "download.json").write_text('{"manifest": "shapes"}')
+    note_manifest(tmp_path, load_manifest("shapes"))
     text = card(make_dataset(tmp_path / "out", config={"images": str(tmp_path / "images")}))
     assert "Of the images and captions: Apache" in text
     assert header(text)["license"] == "unknown"
+
+
+def test_a_list_is_not_taken_for_a_manifest_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "shapes.csv").write_text("url,caption\nhttp://x/y,z\n")
+    note_manifest(tmp_path, load_manifest(str(tmp_path / "shapes.csv")))
+    text = card(make_dataset(tmp_path / "out", config={"images": str(tmp_path / "images")}))
+    assert "Of the images and captions: that of each image" in text
+    assert "The URLs in shapes" in text
+    assert "Apache" not in text.split("## Licence")[1].split("##")[0]
 
 
 def test_pairs_that_no_gate_saw(tmp_path: Path) -> None:

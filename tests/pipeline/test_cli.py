@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import dialog_gen
 from dialog_gen.chat import LLAVA_CHAT_TEMPLATE
+from dialog_gen.download.images import DownloadSummary
 from dialog_gen.manifests import shipped_manifests
 from dialog_gen.models import MODELS
 from dialog_gen.protocols import shipped_protocols
@@ -183,6 +184,18 @@ def test_wrong_flags(dialog_gen_cli: Cli, workplace: Path, arguments: tuple[str,
     assert re.match("Usage: .*dialog-gen", ended.err)
     assert re.search(f"^Error: .*{said}", ended.err.splitlines()[-1])
     assert files_of(workplace) == before
+
+
+def test_a_download_leaves_what_its_manifest_says(
+    dialog_gen_cli: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this very list: a shipped manifest has the same name."""
+    done = DownloadSummary(out=Path("out"), images=1, shards=1, already_complete=False)
+    monkeypatch.setattr("dialog_gen.download.images.download_url_list", lambda *_, **__: done)
+    (workplace / "shapes.csv").write_text("url,caption\n")
+    assert dialog_gen_cli("download", "shapes.csv", "--out", "out").code == 0
+    noted = json.loads((workplace / "out" / "manifest.json").read_text())
+    assert (noted["description"], noted["licence"]) == ("The URLs in shapes.csv", "that of each image")
 
 
 def test_no_arguments_show_the_help(dialog_gen_cli: Cli) -> None:
