@@ -13,7 +13,7 @@ from dialog_eval.noise_plot import noise_plot
 from dialog_eval.overview import overview
 from dialog_eval.pooling import Cell, Column, Comparison, Estimate, Section, pool
 from dialog_eval.sweep_plot import sweep_plot
-from dialog_gen.disk import replacing, writing
+from dialog_gen.disk import write_file
 from dialog_gen.errors import UsageError
 
 _TASKS = {
@@ -51,13 +51,8 @@ def write_table(files: list[Path], out: Path, plot: Path | None = None) -> None:
         link = None if plot is None else Path(os.path.relpath(plot, out.parent)).as_posix()
         table = _markdown(sections, link)
     if plot is not None and png is not None:
-        _write(plot, png)
-    _write(out, table.encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    with writing(path), replacing(path) as part:
-        part.write_bytes(content)
+        write_file(plot, png)
+    write_file(out, table.encode())
 
 
 def _percent(share: float, sign: str = "") -> str:

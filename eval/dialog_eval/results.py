@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dialog_eval.statistics import bootstrap_interval
-from dialog_gen.disk import replacing, writing
+from dialog_gen.disk import write_file
 from dialog_gen.errors import UsageError
 
 Task = Literal["retrieval", "vqa", "classification", "captioning", "entailment"]
@@ -97,8 +97,7 @@ class Results(_Strict):
 
     def save(self, path: Path) -> None:
         """Writes it, in the place of a file of that name. Raises DialogGenError where the disk refuses."""
-        with writing(path), replacing(path) as part:
-            part.write_text(self.model_dump_json() + "\n", encoding="utf-8")
+        write_file(path, f"{self.model_dump_json()}\n".encode())
 
 
 def load_results(path: Path) -> Results:

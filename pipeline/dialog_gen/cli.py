@@ -78,6 +78,7 @@ def download(
     from dialog_gen.disk import writing
     from dialog_gen.download.archives import fetch_files
     from dialog_gen.download.fetch import FetchPolicy
+    from dialog_gen.download.folder import KEPT
     from dialog_gen.download.images import download_url_list, list_request
     from dialog_gen.download.job import DownloadOptions
     from dialog_gen.download.url_list import prepare_url_list
@@ -116,7 +117,7 @@ def download(
     else:
         summary = fetch_files(chosen, split, out, policy, limit)
         content = {**asdict(summary), "out": str(out)}
-    with writing(out):
+    with writing(out, left=KEPT):
         note_manifest(out, chosen)
     print_result(content, str(summary), json_output)
 

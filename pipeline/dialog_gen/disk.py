@@ -68,6 +68,12 @@ def whole_folder(out: Path) -> Generator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that was asked for: whole or not at all. Raises DialogGenError for what the disk refuses."""
+    with writing(path), replacing(path) as part:
+        part.write_bytes(content)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes an object as a file that appears whole or not at all."""
     with replacing(path) as part:

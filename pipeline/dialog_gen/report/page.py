@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from dialog_gen.disk import replacing, writing
+from dialog_gen.disk import write_file
 from dialog_gen.errors import UsageError
 from dialog_gen.report.content import gallery, overview
 from dialog_gen.report.thumbnails import SIZES, Size, fit
@@ -78,7 +78,7 @@ def write_report(
         row["image"] = data and _DATA_URI + base64.b64encode(data).decode()
     used = size if any(thumbnails) else None
     page = build_page(content | {"gallery": _gallery(seed, rows, used)})
-    _write(out, page)
+    write_file(out, page)
     return Report(out=out, samples=len(rows), of=stats.accepted, bytes=len(page), thumbnails=used)
 
 
@@ -121,8 +121,3 @@ def _part(name: str) -> str:
 
 def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _write(path: Path, content: bytes) -> None:
-    with writing(path), replacing(path) as part:
-        part.write_bytes(content)
