@@ -5,6 +5,7 @@ source. A shard is made anew if what it is made of changed, so the same command 
 follows a source that has grown.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from dialog_gen.store import ROWS_A_GROUP, DatasetFolder, FileEntry, Sidecar, St
 COMPACTED = "compacted"
 """The key in config.json that tells a merged dataset from a run's own."""
 _NOTES = ("run.json", "gates.json", "images.json")
+# Of a shard without images. With them again, at 50 kB or so each, it has the 500 MB of other shards, which is also what
+# `rehydrate` does anew after an interruption.
+_ROWS_WITHOUT_IMAGES = 10_000
 # The Hub's viewer gives up on row groups over 286 MiB.
 _GROUP_BYTES = 200 << 20
 
@@ -55,8 +59,9 @@ def compact(
 ) -> CompactSummary:
     """Writes the rows of `source` to `out` in shards of about `shard_mb`, in the same order.
 
-    Without `images` their bytes are left out: url and checksums stay. One row group is in memory at a time. Raises
-    UsageError for a source with damaged shards, and where `out` holds something else or lies in the source.
+    Without `images` their bytes are left out: url and checksums stay, and shards have 10,000 rows at most. Those of the
+    source are never divided. One row group is in memory at a time. Raises UsageError for a source with damaged shards,
+    and where `out` holds something else or lies in the source.
     """
     check_apart(source.location, out)
     return merge(source, out, shard_mb=shard_mb, images=images, on_shard=on_shard)
@@ -115,15 +120,17 @@ def copy_notes(source: DatasetFolder, store: Store, *, anew: bool) -> None:
 
 
 def _groups(source: DatasetFolder, wanted_bytes: int, images: bool) -> Iterator[list[Sidecar]]:
-    """Neighbouring shards that make up `wanted_bytes` at most; a shard that is larger stays alone."""
-    group, size = list[Sidecar](), 0
+    """Neighbouring shards of `wanted_bytes` at most and, without images, of few rows; a larger shard stays alone."""
+    most_rows = math.inf if images else _ROWS_WITHOUT_IMAGES
+    group, size, rows = list[Sidecar](), 0, 0
     for sidecar in intact_sidecars(source):
         stored = sum(_stored_bytes(source, entry, images) for entry in sidecar.files)
-        if group and size + stored > wanted_bytes:
+        if group and (size + stored > wanted_bytes or rows + sidecar.images > most_rows):
             yield group
-            group, size = [], 0
+            group, size, rows = [], 0, 0
         group.append(sidecar)
         size += stored
+        rows += sidecar.images
     yield group
 
 

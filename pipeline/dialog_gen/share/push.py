@@ -22,13 +22,11 @@ from dialog_gen.share.card_data import CardData, card_data
 from dialog_gen.share.compact import has_images, merge
 from dialog_gen.share.hub import NOTES, PAUSES_S, Hub, HubError, Repository, check_name, differences, is_transient
 from dialog_gen.share.intact import footer, intact_sidecars
-from dialog_gen.store import DatasetFolder, Sidecar
+from dialog_gen.store import DatasetFolder
 from dialog_gen.verify import verify
 
 _STAGE = ".share"
-# Of a shard without images. With them again, at 50 kB or so each, it has the 500 MB of other shards, which is also what
-# `rehydrate` does anew after an interruption.
-_STAGE_ROWS = 10_000
+_STAGE_SHARD_MB = 500
 _PRECONDITION_FAILED = 412
 
 
@@ -155,27 +153,10 @@ def _staged(
     if not (without_images and has_images(folder.config())):
         yield folder, folder.local_root
         return
-    shard_mb = _stage_shard_mb(folder)
-    # One that an interrupted push left is of use if its shards are of the same size.
-    stage = folder.local_root / _STAGE / f"{shard_mb}-mb"
-    merge(folder, str(stage), shard_mb=shard_mb, images=False, on_shard=on_shard)
+    stage = folder.local_root / _STAGE
+    merge(folder, str(stage), shard_mb=_STAGE_SHARD_MB, images=False, on_shard=on_shard)
     yield DatasetFolder(str(stage)), stage
-    shutil.rmtree(stage.parent, ignore_errors=True)
-
-
-def _stage_shard_mb(folder: DatasetFolder) -> int:
-    """The size of which a shard without images has `_STAGE_ROWS` at most, also where rows are smallest."""
-    row_bytes = min((_row_bytes(folder, sidecar) for sidecar in folder.sidecars() if sidecar.files), default=0)
-    return max(1, int(_STAGE_ROWS * row_bytes / 10**6))
-
-
-def _row_bytes(folder: DatasetFolder, sidecar: Sidecar) -> float:
-    """What a row of a shard takes without its image, on average."""
-    files = [footer(folder, entry) for entry in sidecar.files]
-    groups = [file.row_group(number) for file in files for number in range(file.num_row_groups)]
-    columns = (group.column(number) for group in groups for number in range(group.num_columns))
-    stored = sum(c.total_compressed_size for c in columns if not c.path_in_schema.startswith("images."))
-    return stored / sum(file.num_rows for file in files)
+    shutil.rmtree(stage, ignore_errors=True)
 
 
 def _files(folder: DatasetFolder, root: Path, data: CardData, card: str) -> dict[str, Path | bytes]:
