@@ -47,9 +47,9 @@ bench: $(STAMP) ## Run the benchmarks and print their figures
 	.venv/bin/pytest -m bench -s
 
 world: $(STAMP) ## Train the embedded generators and the embedded CLIP anew
-	.venv/bin/python -m dialog_gen.world.generators shapes-llava --out pipeline/dialog_gen/world/checkpoints/shapes-llava
-	.venv/bin/python -m dialog_gen.world.generators shapes-blip2 --out pipeline/dialog_gen/world/checkpoints/shapes-blip2
-	.venv/bin/python -m dialog_train.world_clip --out pipeline/dialog_gen/world/checkpoints/shapes-clip
+	.venv/bin/python -m dialog_gen.shapes.generators shapes-llava --out pipeline/dialog_gen/shapes/checkpoints/shapes-llava
+	.venv/bin/python -m dialog_gen.shapes.generators shapes-blip2 --out pipeline/dialog_gen/shapes/checkpoints/shapes-blip2
+	.venv/bin/python -m dialog_train.world_clip --out pipeline/dialog_gen/shapes/checkpoints/shapes-clip
 
 clean: ## Remove build outputs, caches and demo-out/; .venv stays
 	rm -rf build dist demo-out .pytest_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ step dialog-gen run --model shapes-llava --images "$out/shapes/images" --out "$o
 # Every byte again: checksums, counts, ids.
 step dialog-gen verify "$out/dialogues"
 # The scene graphs, which the pipeline never reads, say what is true, and what of it the gates keep.
-step python -m dialog_gen.world.truth "$out/dialogues" "$out/shapes" --show 5
+step python -m dialog_gen.shapes.truth "$out/dialogues" "$out/shapes" --show 5
 
 # DRAFT tunes a CLIP's text tower on the dialogues and captions; the control takes as many steps on captions alone.
 draft() { step accelerate launch train/draft.py --config train/recipes/draft-shapes.toml --resume auto \

@@ -28,6 +28,6 @@ def no_fsync() -> Iterator[None]:
 @pytest.fixture
 def dialog_gen_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """`dialog-gen` in this process."""
-    from dialog_gen import cli
+    from dialog_gen.cli import app as cli
 
     return cli_of("dialog-gen", cli.main, monkeypatch, capfd)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CHECKPOINTS = ROOT / "pipeline/dialog_gen/world/checkpoints"
+CHECKPOINTS = ROOT / "pipeline/dialog_gen/shapes/checkpoints"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_toml_files_are_packed(wheel: zipfile.ZipFile, folder: str, source: str)
 
 @pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="no checkpoints were made yet")
 def test_checkpoints_are_packed_and_small(wheel: zipfile.ZipFile) -> None:
-    folder = "dialog_gen/world/checkpoints/"
+    folder = "dialog_gen/shapes/checkpoints/"
     assert packed(wheel, folder) == on_disk(CHECKPOINTS, "*")
     assert any(name.endswith(".safetensors") for name in packed(wheel, folder))
     sizes_bytes = [member.file_size for member in wheel.infolist() if member.filename.startswith(folder)]
@@ -67,8 +67,8 @@ def test_nothing_of_the_tests_is_packed(wheel: zipfile.ZipFile) -> None:
 def test_what_is_unpacked_finds_its_files(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path / "site")
     script = """if True:
-        from dialog_gen.manifests import load_manifest, shipped_manifests
-        from dialog_gen.protocols import load_protocol, shipped_protocols
+        from dialog_gen.download.manifests import load_manifest, shipped_manifests
+        from dialog_gen.protocols.protocol import load_protocol, shipped_protocols
         for name in shipped_manifests(): load_manifest(name)
         for name in shipped_protocols(): load_protocol(name)
         print(*shipped_manifests().values(), *shipped_protocols().values(), sep="\\n")

@@ -15,16 +15,16 @@ import pytest
 import typer
 
 from dialog_eval.cli import app as eval_app
-from dialog_gen.cli import app
-from dialog_gen.engines import ENGINES
-from dialog_gen.manifests import load_manifest
-from dialog_gen.models import MODELS
-from dialog_gen.protocols import load_protocol
-from dialog_train.close.config import CloseRecipe
+from dialog_gen.cli.app import app
+from dialog_gen.download.manifests import load_manifest
+from dialog_gen.engines.base import ENGINES
+from dialog_gen.models.registry import MODELS
+from dialog_gen.protocols.protocol import load_protocol
 from dialog_train.config import BaseRecipe, ClipRecipe, DraftRecipe, ThirdTowerRecipe, load_recipe
-from dialog_train.mammut.config import MammutRecipe
-from dialog_train.mult.config import MultRecipe
-from dialog_train.multitask.config import MultitaskRecipe
+from dialog_train.systems.close.config import CloseRecipe
+from dialog_train.systems.mammut.config import MammutRecipe
+from dialog_train.systems.mult.config import MultRecipe
+from dialog_train.systems.multitask.config import MultitaskRecipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,11 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from dialog_train.clip_training import ClipTraining, starting_point
 from dialog_train.config import ClipRecipe, load_recipe
+from dialog_train.data.pixel_set import PixelBatches
 from dialog_train.loop import FitResult, fit, start
-from dialog_train.pixels.set import PixelBatches
 from dialog_train.script import prepare_pixel_set, run_script, script_parser
+from dialog_train.systems.clip import ClipTraining, starting_point
 
 
 def main() -> int:

@@ -7,13 +7,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from dialog_gen.clip import load_clip
+from dialog_gen.clip.loader import load_clip
 from dialog_train.config import load_recipe
-from dialog_train.draft import draft_objective
 from dialog_train.hf_export import check_export_hf, export_hf
 from dialog_train.loop import MODEL_FOLDER, FitResult, fit, start
 from dialog_train.script import prepare_training_set, run_script, script_parser
-from dialog_train.text_tuning import PairBatches, TextTuning
+from dialog_train.systems.draft import draft_objective
+from dialog_train.systems.text_tuning import PairBatches, TextTuning
 
 
 def main() -> int:

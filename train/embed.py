@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from dialog_gen.clip import load_clip
-from dialog_gen.exits import run_app
-from dialog_gen.store import DatasetFolder
-from dialog_train.vectors import DECODERS, embed_dataset
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.core.console import run_app
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_train.data.vectors import DECODERS, embed_dataset
 
 
 def embed(

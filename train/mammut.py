@@ -7,14 +7,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from dialog_train.clip_training import starting_point
 from dialog_train.config import load_recipe
+from dialog_train.data.pixel_set import PixelBatches
+from dialog_train.data.pixel_sources import frequent_questions
 from dialog_train.loop import FitResult, fit, start
-from dialog_train.mammut.config import MammutRecipe
-from dialog_train.mammut.training import MammutBatches, MammutTraining
-from dialog_train.pixels.set import PixelBatches
-from dialog_train.pixels.sources import frequent_questions
 from dialog_train.script import prepare_pixel_set, run_script, script_parser
+from dialog_train.systems.clip import starting_point
+from dialog_train.systems.mammut.config import MammutRecipe
+from dialog_train.systems.mammut.training import MammutBatches, MammutTraining
 
 
 def main() -> int:

@@ -7,13 +7,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from dialog_train.clip_training import starting_point
 from dialog_train.config import load_recipe
+from dialog_train.data.pixel_set import PixelBatches
 from dialog_train.loop import FitResult, fit, start
-from dialog_train.mult.config import MultRecipe
-from dialog_train.mult.training import MultTraining
-from dialog_train.pixels.set import PixelBatches
 from dialog_train.script import prepare_pixel_set, run_script, script_parser
+from dialog_train.systems.clip import starting_point
+from dialog_train.systems.mult.config import MultRecipe
+from dialog_train.systems.mult.training import MultTraining
 
 
 def main() -> int:

@@ -8,12 +8,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from dialog_gen.clip import load_clip
+from dialog_gen.clip.loader import load_clip
 from dialog_train.config import load_recipe
 from dialog_train.loop import FitResult, start
-from dialog_train.multitask.config import MultitaskRecipe
-from dialog_train.multitask.training import prepare_sets, train_stages
 from dialog_train.script import run_script, script_parser
+from dialog_train.systems.multitask.config import MultitaskRecipe
+from dialog_train.systems.multitask.training import prepare_sets, train_stages
 
 
 def main() -> int:

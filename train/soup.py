@@ -14,14 +14,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dialog_gen.clip import load_clip
-from dialog_gen.errors import UsageError
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.core.errors import UsageError
 from dialog_train.config import PixelSettings
-from dialog_train.pixels.building import build_pixel_set
-from dialog_train.pixels.sources import open_pixel_source
+from dialog_train.data.pixel_building import build_pixel_set
+from dialog_train.data.pixel_sources import open_pixel_source
+from dialog_train.data.vectors import DECODERS
 from dialog_train.script import run_telling
 from dialog_train.soups import Soup, greedy_soup, held_out_score, save_soup, uniform_soup
-from dialog_train.vectors import DECODERS
 
 
 def main() -> int:

@@ -7,12 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from dialog_gen.clip import load_clip
+from dialog_gen.clip.loader import load_clip
 from dialog_train.config import ThirdTowerRecipe, load_recipe
 from dialog_train.loop import FitResult, fit, start
 from dialog_train.script import prepare_training_set, run_script, script_parser
-from dialog_train.text_tuning import PairBatches
-from dialog_train.third_tower import ThirdTower
+from dialog_train.systems.text_tuning import PairBatches
+from dialog_train.systems.third_tower import ThirdTower
 
 
 def main() -> int:

@@ -25,16 +25,15 @@ from dialog_eval.options import (
     SplitOption,
     TrainAnnotations,
 )
-from dialog_gen.console import Version, begin
-from dialog_gen.errors import MissingExtraError, UsageError
-from dialog_gen.exits import run_app
+from dialog_gen.core.console import Version, begin, run_app
+from dialog_gen.core.errors import MissingExtraError, UsageError
 
 # What a command needs beyond this is imported inside it: `dialog-eval --help` should not wait for torch.
 if TYPE_CHECKING:
+    from dialog_eval.data.image_index import ImageSource
     from dialog_eval.evaluation import EvaluationTask
-    from dialog_eval.image_source import ImageSource
     from dialog_eval.models import Blend
-    from dialog_gen.clip import Clip
+    from dialog_gen.clip.loader import Clip
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -241,7 +240,7 @@ def table(
     plot: Annotated[Path | None, typer.Option(help="Also plot the sweep, into this PNG.")] = None,
 ) -> None:
     """Put results into one table, with the differences to the baseline."""
-    from dialog_eval.report import write_table
+    from dialog_eval.report.table import write_table
 
     write_table(results, out, plot)
 

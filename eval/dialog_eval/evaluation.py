@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dialog_eval.image_source import ImageSource
-from dialog_eval.images import ImageVectors, embed_images
+from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.images import ImageVectors, embed_images
 from dialog_eval.models import Models, NewBar
 from dialog_eval.results import Entry, Reference
 

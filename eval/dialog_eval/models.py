@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dialog_eval.results import Entry, Metric, Task
-from dialog_gen.clip import Clip, sha256_of_weights
-from dialog_gen.errors import UsageError
+from dialog_gen.clip.loader import Clip, sha256_of_weights
+from dialog_gen.core.errors import UsageError
+from dialog_train.data.tokens import Ids, TextEncoder
+from dialog_train.systems.third_tower import ThirdTowerClip
 from dialog_train.text import TextTower, encode_ids
-from dialog_train.third_tower import ThirdTowerClip
-from dialog_train.tokens import Ids, TextEncoder
 
 Blend = Literal["embedding", "weight"]
 Shares = tuple[tuple[int, float], ...]

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dialog_eval.statistics import bootstrap_interval
-from dialog_gen.disk import write_file
-from dialog_gen.errors import UsageError
+from dialog_eval.metrics.intervals import bootstrap_interval
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.files import write_file
 
 Task = Literal["retrieval", "vqa", "classification", "captioning", "entailment"]
 

@@ -17,14 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import dialog_gen
+from dialog_eval.data.image_index import ImageSource
 from dialog_eval.evaluation import EvaluationTask, evaluate
-from dialog_eval.image_source import ImageSource
 from dialog_eval.models import Blend, Models
 from dialog_eval.options import Common
 from dialog_eval.results import Metric, Results
-from dialog_gen.clip import Clip
-from dialog_gen.errors import UsageError
-from dialog_train.third_tower import ThirdTowerClip, load_model
+from dialog_gen.clip.loader import Clip
+from dialog_gen.core.errors import UsageError
+from dialog_train.systems.third_tower import ThirdTowerClip, load_model
 
 _log = logging.getLogger(__name__)
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_eval.image_source import ImageSource
-from dialog_eval.images import ImageVectors, pixel_batches
+from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.images import ImageVectors, pixel_batches
 from dialog_eval.models import Models, Variant
-from dialog_gen.clip import Clip, is_mammut, load_clip
-from dialog_gen.errors import UsageError
-from dialog_gen.mammut.model import IMAGE_TOKEN, Mammut, MammutForConditionalGeneration, MammutProcessor
-from dialog_train.close.checkpoint import CLOSE_FILE, Close, load_close
-from dialog_train.close.config import TaskName
-from dialog_train.close.examples import PROMPTS
+from dialog_gen.clip.loader import Clip, is_mammut, load_clip
+from dialog_gen.clip.mammut.model import IMAGE_TOKEN, Mammut, MammutForConditionalGeneration, MammutProcessor
+from dialog_gen.core.errors import UsageError
+from dialog_train.systems.close.checkpoint import CLOSE_FILE, Close, load_close
+from dialog_train.systems.close.config import TaskName
+from dialog_train.systems.close.examples import PROMPTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class Writer(Protocol):
     tasks: tuple[TaskName, ...]
     """Those that it was made for."""
     noise: float | None
-    """Of its training; see `dialog_train.close.config`."""
+    """Of its training; see `dialog_train.systems.close.config`."""
 
     def suffixes(self, has_captions: bool) -> tuple[str, ...]:
         """Those of `contexts`."""

@@ -23,9 +23,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.download.images import download_url_list
 from dialog_gen.download.job import DownloadOptions
 from dialog_gen.download.resize import RESIZE
+from dialog_gen.download.url_lists import download_url_list
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow]
 

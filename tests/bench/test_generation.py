@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from dialog_gen.dialogue import seed_of
-from dialog_gen.engines import EngineOptions, engine_starter
-from dialog_gen.images import decode_image
-from dialog_gen.plan import RunPlan, make_plan
-from dialog_gen.runner import Runner
-from dialog_gen.store import open_store
-from dialog_gen.world.render import render_png
-from dialog_gen.world.scenes import draw_scene
+from dialog_gen.dataset.folder import open_store
+from dialog_gen.engines.base import EngineOptions, engine_starter
+from dialog_gen.generation.dialogue import seed_of
+from dialog_gen.generation.plan import RunPlan, make_plan
+from dialog_gen.generation.runner import Runner
+from dialog_gen.shapes.render import render_png
+from dialog_gen.shapes.scenes import draw_scene
+from dialog_gen.sources.images import decode_image
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow]
 
@@ -113,7 +113,7 @@ def test_run_against_bare_vllm(tmp_path: Path) -> None:
 
 _PEAK = """
 import json, resource, sys
-from dialog_gen import cli
+from dialog_gen.cli import app as cli
 sys.argv = json.loads(sys.argv[1])
 try:
     cli.main()

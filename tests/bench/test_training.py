@@ -22,16 +22,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_gen.clip import Clip, load_clip, save_clip, sha256_of_weights
-from dialog_gen.store import DatasetFolder
+from dialog_gen.clip.loader import Clip, load_clip, save_clip, sha256_of_weights
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.config import DraftLossSettings, DraftRecipe
-from dialog_train.draft import draft_objective
+from dialog_train.data.training_set import Batch, TrainingSet, build_training_set, epoch_batches
+from dialog_train.data.vectors import VectorStore, embed_dataset
 from dialog_train.loop import fit
 from dialog_train.losses import draft_loss, mmd2_rbf
+from dialog_train.systems.draft import draft_objective
+from dialog_train.systems.text_tuning import PairBatches, TextTuning
 from dialog_train.text import TextTower
-from dialog_train.text_tuning import PairBatches, TextTuning
-from dialog_train.training_set import Batch, TrainingSet, build_training_set, epoch_batches
-from dialog_train.vectors import VectorStore, embed_dataset
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow]
 

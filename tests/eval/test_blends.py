@@ -8,11 +8,11 @@ from helpers.loops import make_clip
 from helpers.training import write_tiny_clip
 from torch.nn.functional import normalize
 
-from dialog_eval.image_source import ImageSource
-from dialog_eval.images import embed_images
+from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.images import embed_images
 from dialog_eval.models import Models, blend_weights
-from dialog_gen.clip import Clip, load_clip
-from dialog_gen.errors import UsageError
+from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.core.errors import UsageError
 from dialog_train.text import TextTower
 
 TEXTS = ["a red circle", "", "is there a large blue square " * 5, "no"]

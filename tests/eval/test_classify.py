@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dialog_eval.classify import ensemble_class_vectors, mean_per_class_accuracy, top_k_accuracy
+from dialog_eval.metrics.classification import ensemble_class_vectors, mean_per_class_accuracy, top_k_accuracy
 
 SCORES = torch.tensor(
     [

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from dialog_eval.coco import load_captions, load_file_names
-from dialog_gen.errors import UsageError
+from dialog_eval.data.coco import load_captions, load_file_names
+from dialog_gen.core.errors import UsageError
 
 IMAGES = [{"id": 7, "file_name": "b.jpg", "height": 1}, {"id": 3, "file_name": "a.jpg"}]
 CAPTIONS = [{"id": n, "image_id": image, "caption": f"{n}"} for n, image in enumerate([3, 7, 3, 7, 7])]

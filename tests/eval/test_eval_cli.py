@@ -25,8 +25,8 @@ from helpers.evaluation import (
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dialog_eval.metrics.vqa import vqa_accuracy
 from dialog_eval.results import Entry, Results, load_results
-from dialog_eval.vqa import vqa_accuracy
 
 Texts = Callable[[Sequence[str]], Tensor]
 

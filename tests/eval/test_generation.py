@@ -15,23 +15,23 @@ from helpers.evaluation import SUBSET, ReferenceModel, annotations, captions, im
 from helpers.results import entry, pixels, save
 from torch.nn.functional import normalize
 
-from dialog_eval.image_source import ImageSource
-from dialog_eval.images import embed_images
+from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.images import embed_images
 from dialog_eval.models import Models
-from dialog_eval.noise_plot import noise_plot
-from dialog_eval.pooling import pool
-from dialog_eval.report import write_table
+from dialog_eval.report.noise_plot import noise_plot
+from dialog_eval.report.pooling import pool
+from dialog_eval.report.table import write_table
 from dialog_eval.results import Metric, load_results
 from dialog_eval.tasks.generation import GenerationOptions, GenerationTask, load_generation
 from dialog_eval.writers import Writers
-from dialog_gen.clip import load_clip
-from dialog_gen.errors import UsageError
-from dialog_gen.world.language import ANSWERS
-from dialog_train.close.adapters import Adapter
-from dialog_train.close.checkpoint import load_close, save_close
-from dialog_train.close.config import CloseRecipe
-from dialog_train.close.decoder import new_decoder
-from dialog_train.close.examples import PROMPTS
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.shapes.language import ANSWERS
+from dialog_train.systems.close.adapters import Adapter
+from dialog_train.systems.close.checkpoint import load_close, save_close
+from dialog_train.systems.close.config import CloseRecipe
+from dialog_train.systems.close.decoder import new_decoder
+from dialog_train.systems.close.examples import PROMPTS
 
 WIDTH = 32
 ALL = "vqa,captioning,entailment"
@@ -233,7 +233,7 @@ def test_a_plot_of_noise(tmp_path: Path) -> None:
     ]
     sections = pool(save(tmp_path, rows, baseline=None))
     assert [row.noise for row in sections[0].rows] == [0.0] * 3 + [0.1] * 3
-    from dialog_eval import noise_plot as module
+    from dialog_eval.report.table import noise_plot as module
 
     lines = module._lines(sections[0], "accuracy")
     assert {kind: {x: e.mean for x, e in points.items()} for kind, points in lines.items()} == {

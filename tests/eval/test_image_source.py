@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from helpers.inputs import png, write_files, write_tar
 
-from dialog_eval.image_source import ImageSource
-from dialog_gen.errors import UsageError
+from dialog_eval.data.image_index import ImageSource
+from dialog_gen.core.errors import UsageError
 
 
 def source_of(root: Path, names: Sequence[str]) -> ImageSource:

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from dialog_eval.image_source import ImageSource
-from dialog_eval.images import embed_images
+from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.images import embed_images
 from dialog_eval.models import Models
 from dialog_eval.results import Metric, load_results
 from dialog_eval.tasks.generation import GenerationOptions, load_generation
 from dialog_eval.writers import Writers
-from dialog_gen.mammut.model import register_mammut
+from dialog_gen.clip.mammut.model import register_mammut
 
 BEAMS, NEW = 2, 4
 

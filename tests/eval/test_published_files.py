@@ -22,11 +22,11 @@ from helpers.published import (
     vqa_files,
 )
 
-from dialog_eval.coco import load_captions
+from dialog_eval.data.coco import load_captions
 from dialog_eval.results import load_results
 from dialog_gen.download.archives import fetch_files
 from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.manifests import ArchiveSource, Manifest, load_manifest
+from dialog_gen.download.manifests import ArchiveSource, Manifest, load_manifest
 
 POLICY = FetchPolicy(allow_loopback=True)
 

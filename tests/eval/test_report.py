@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from helpers.results import entry, only, pixels, save, sweep
 
-from dialog_eval.pooling import pool
-from dialog_eval.report import write_table
+from dialog_eval.report.pooling import pool
+from dialog_eval.report.table import write_table
 from dialog_eval.results import Entry, Reference, Results
-from dialog_gen.errors import DialogGenError, MissingExtraError, UsageError
+from dialog_gen.core.errors import DialogGenError, MissingExtraError, UsageError
 
 IMAGES = [0, 0, 1, 1, 2, 2]
 BASE = [1.0, 0, 0, 0, 1, 0]

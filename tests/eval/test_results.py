@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from dialog_eval.metrics.intervals import bootstrap_interval
 from dialog_eval.results import Entry, Metric, Reference, Results, load_results
-from dialog_eval.statistics import bootstrap_interval
-from dialog_gen.errors import UsageError
+from dialog_gen.core.errors import UsageError
 
 
 def results() -> Results:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dialog_eval.retrieval import hit_ranks, recall_at_k
+from dialog_eval.metrics.retrieval import hit_ranks, recall_at_k
 
 
 def as_bool(relevant: Sequence[Sequence[int]], candidates: int) -> Tensor:

@@ -10,7 +10,7 @@ from helpers.retrieval import clip_benchmark_recall, ranks_by_sorting
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from dialog_eval.retrieval import Retrieval, retrieve
+from dialog_eval.metrics.retrieval import Retrieval, retrieve
 
 KS = [1, 5, 10]
 
@@ -116,7 +116,7 @@ def test_wrong_vectors(change: dict[str, Any], message: str) -> None:
 
 MEASURE = """
 import torch
-from dialog_eval.retrieval import retrieve
+from dialog_eval.metrics.retrieval import retrieve
 
 def peak_mb():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 1024

@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dialog_eval.statistics import bootstrap_interval, paired_bootstrap
+from dialog_eval.metrics.intervals import bootstrap_interval, paired_bootstrap
 
 # The normal distribution's 97.5 % and 95 % points.
 Z_95, Z_90 = 1.959964, 1.644854

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 from helpers.results import entry, only, pixels, save, sweep
 
-from dialog_eval.pooling import Section, pool
-from dialog_eval.sweep_plot import sweep_plot
-from dialog_gen.errors import MissingExtraError, UsageError
+from dialog_eval.report.pooling import Section, pool
+from dialog_eval.report.sweep_plot import sweep_plot
+from dialog_gen.core.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialog_eval.vqa import Mode, normalize_answer, ten_choose_nine, vqa_accuracy
+from dialog_eval.metrics.vqa import Mode, normalize_answer, ten_choose_nine, vqa_accuracy
 
 MODES: tuple[Mode, ...] = ("official", "clean")
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from dialog_eval.vqa import vqa_accuracy
-from dialog_eval.vqa_data import VqaItem, load_vqa
-from dialog_gen.errors import UsageError
-from dialog_gen.world.files import ShapesSubset, write_files
+from dialog_eval.data.vqa import VqaItem, load_vqa
+from dialog_eval.metrics.vqa import vqa_accuracy
+from dialog_gen.core.errors import UsageError
+from dialog_gen.shapes.files import ShapesSubset, write_files
 
 ANSWERS = [{"answer": "red", "answer_confidence": "yes", "answer_id": number} for number in range(1, 11)]
 

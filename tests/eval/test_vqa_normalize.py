@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dialog_eval import vqa
-from dialog_eval.vqa import normalize_answer
+from dialog_eval.metrics import vqa
+from dialog_eval.metrics.vqa import normalize_answer
 
 # text, official, clean
 NORMALIZED = [

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from dialog_eval.images import ImageVectors
+from dialog_eval.data.images import ImageVectors
 from dialog_eval.models import Models
 from dialog_eval.tasks import vqa_scores
 from dialog_eval.tasks.vqa_scores import Asked, Calibration, best_candidates
-from dialog_gen.clip import load_clip
+from dialog_gen.clip.loader import load_clip
 
 WORDS = ("red", "blue", "two", "yes", "no", "circle", "gray", "left")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from dialog_gen.engines import Answer, EngineDiedError, RefusedRequestError, Request
+from dialog_gen.engines.base import Answer, EngineDiedError, RefusedRequestError, Request
 
 NONSENSE = "..."  # malformed under every protocol
 EVERY = range(1, 1000)  # request about an image

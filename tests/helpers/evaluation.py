@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_gen.clip import load_clip, save_clip
-from dialog_gen.world.files import ShapesSubset, write_files
-from dialog_gen.world.render import render_png
+from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.shapes.files import ShapesSubset, write_files
+from dialog_gen.shapes.render import render_png
 from helpers.training import write_tiny_clip
 
 IMAGES = 12

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from dialog_gen.sources import InputShard, SourceImage
+from dialog_gen.sources.base import InputShard, SourceImage
 
 
 def png(number: int, size: tuple[int, int] = (4, 4)) -> bytes:

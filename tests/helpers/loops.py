@@ -7,13 +7,13 @@ import open_clip
 import torch
 from torch.nn.functional import normalize
 
-from dialog_gen.clip import Clip, sha256_of_weights
+from dialog_gen.clip.loader import Clip, sha256_of_weights
 from dialog_train.config import DraftRecipe, OptimSettings, Recipe, ThirdTowerRecipe
-from dialog_train.draft import draft_objective
+from dialog_train.data.training_set import Batch
 from dialog_train.loop import FitResult, fit
-from dialog_train.text_tuning import PairBatches, TextTuning
-from dialog_train.third_tower import ThirdTower
-from dialog_train.training_set import Batch
+from dialog_train.systems.draft import draft_objective
+from dialog_train.systems.text_tuning import PairBatches, TextTuning
+from dialog_train.systems.third_tower import ThirdTower
 
 RECIPES: dict[str, type[Recipe]] = {"draft": DraftRecipe, "third-tower": ThirdTowerRecipe}
 """What `train` trains, for tests that hold for every system of text towers."""

@@ -11,14 +11,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from dialog_gen.clip import Clip, load_clip
-from dialog_gen.mammut.folder import new_mammut, save_mammut
+from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.clip.mammut.folder import new_mammut, save_mammut
 from dialog_train.config import ClipRecipe
+from dialog_train.data.pixel_set import PixelBatches
+from dialog_train.data.tokens import TextEncoder
 from dialog_train.loop import FitResult, fit
-from dialog_train.mammut.config import MammutRecipe
-from dialog_train.mammut.training import MammutBatches, MammutTraining
-from dialog_train.pixels.set import PixelBatches
-from dialog_train.tokens import TextEncoder
+from dialog_train.systems.mammut.config import MammutRecipe
+from dialog_train.systems.mammut.training import MammutBatches, MammutTraining
 from helpers.loops import CONTEXT, VOCABULARY, make_clip
 from helpers.pixels import TinyPixels, make_clip_recipe
 from helpers.training import write_tiny_clip

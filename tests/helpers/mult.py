@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.clip import Clip
+from dialog_gen.clip.loader import Clip
+from dialog_train.data.pixel_set import PixelBatches
 from dialog_train.loop import FitResult, fit
-from dialog_train.mult.config import FusionSettings, MultRecipe
-from dialog_train.mult.training import MultTraining
-from dialog_train.pixels.set import PixelBatches
+from dialog_train.systems.mult.config import FusionSettings, MultRecipe
+from dialog_train.systems.mult.training import MultTraining
 from helpers.loops import make_clip
 from helpers.pixels import TinyPixels, make_clip_recipe
 

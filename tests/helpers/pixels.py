@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from dialog_gen.clip import Clip
-from dialog_train.clip_training import ClipTraining
+from dialog_gen.clip.loader import Clip
 from dialog_train.config import ClipRecipe, OptimSettings
+from dialog_train.data.pixel_set import PixelBatch, PixelBatches
 from dialog_train.loop import FitResult, fit
-from dialog_train.pixels.set import PixelBatch, PixelBatches
+from dialog_train.systems.clip import ClipTraining
 from helpers.loops import CONTEXT, VOCABULARY, make_clip, padded
 
 

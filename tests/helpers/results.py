@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dialog_eval.pooling import Section
+from dialog_eval.report.pooling import Section
 from dialog_eval.results import Entry, Metric, Results
 
 

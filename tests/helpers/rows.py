@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dialog_gen.schema import GATES, VOLATILE_COLUMNS
-from dialog_gen.sources import InputShard, SourceImage
-from dialog_gen.store import ShardWriter, Sidecar, Store
+from dialog_gen.dataset.folder import ShardWriter, Sidecar, Store
+from dialog_gen.dataset.record import GATES, VOLATILE_COLUMNS
+from dialog_gen.sources.base import InputShard, SourceImage
 from helpers.inputs import listed_shard, png, sha256
 
 _REASONS = {"rejected": "too_few_pairs", "unreadable": "truncated"}

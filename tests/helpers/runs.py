@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.chat import LLAVA_CHAT_TEMPLATE
-from dialog_gen.dialogue import Interview
-from dialog_gen.models import GeneratorModel
-from dialog_gen.protocols import Protocol, Sampling, load_protocol
-from dialog_gen.runner import Runner, RunResult
-from dialog_gen.sources import open_source, with_limit
-from dialog_gen.store import open_store
+from dialog_gen.dataset.folder import open_store
+from dialog_gen.generation.dialogue import Interview
+from dialog_gen.generation.runner import Runner, RunResult
+from dialog_gen.models.registry import GeneratorModel
+from dialog_gen.models.templates import LLAVA_CHAT_TEMPLATE
+from dialog_gen.protocols.protocol import Protocol, Sampling, load_protocol
+from dialog_gen.sources.base import open_source, with_limit
 from helpers.engine import ScriptedEngine
 
 MODEL = GeneratorModel(

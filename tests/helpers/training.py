@@ -7,11 +7,11 @@ from typing import Any
 import open_clip
 import torch
 
-from dialog_gen.clip import Clip, save_clip, sha256_of_weights
-from dialog_gen.store import open_store
-from dialog_gen.world.language import ask, web_caption
-from dialog_gen.world.render import render_png
-from dialog_gen.world.scenes import draw_scene
+from dialog_gen.clip.loader import Clip, save_clip, sha256_of_weights
+from dialog_gen.dataset.folder import open_store
+from dialog_gen.shapes.language import ask, web_caption
+from dialog_gen.shapes.render import render_png
+from dialog_gen.shapes.scenes import draw_scene
 from helpers.inputs import sha256
 from helpers.rows import make_row, shard_of, write_shard
 

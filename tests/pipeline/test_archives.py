@@ -18,12 +18,12 @@ import pytest
 from helpers.file_server import FileServer
 from helpers.inputs import png
 
+from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
 from dialog_gen.download import archives, resumable
 from dialog_gen.download.archives import FilesSummary, fetch_files
 from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.errors import DialogGenError, FailedCheckError, UsageError
-from dialog_gen.manifests import Manifest
-from dialog_gen.sources import open_source
+from dialog_gen.download.manifests import Manifest
+from dialog_gen.sources.base import open_source
 
 POLICY = FetchPolicy(allow_loopback=True, backoff_s=0.001, timeout_s=5, max_bytes=10, deadline_s=0.001)
 NOISE = random.Random(0).randbytes(300_000)
@@ -324,7 +324,7 @@ def test_killed(server: FileServer, tmp_path: Path) -> None:
     """kill -9 in the middle of a file; then it is gone on with."""
     code = (
         "import sys; from pathlib import Path; from dialog_gen.download import archives, fetch\n"
-        "from dialog_gen.manifests import load_manifest\n"
+        "from dialog_gen.download.manifests import load_manifest\n"
         "policy = fetch.FetchPolicy(allow_loopback=True)\n"
         "print(archives.fetch_files(load_manifest(sys.argv[1]), 'val', Path(sys.argv[2]), policy, None))"
     )

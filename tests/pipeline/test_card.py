@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from dialog_gen.errors import UsageError
-from dialog_gen.image_source import note_manifest
-from dialog_gen.manifests import load_manifest
-from dialog_gen.models import MODELS
-from dialog_gen.schema import DIALOGUES, REJECTS
-from dialog_gen.share.card import make_card
-from dialog_gen.share.card_data import card_data
-from dialog_gen.share.columns import COLUMN_NOTES
-from dialog_gen.share.known_models import known_model
-from dialog_gen.share.markdown import plain
-from dialog_gen.store import DatasetFolder, open_store
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.record import DIALOGUES, REJECTS
+from dialog_gen.download.manifests import load_manifest
+from dialog_gen.download.provenance import note_manifest
+from dialog_gen.models.registry import MODELS
+from dialog_gen.publish.card import make_card
+from dialog_gen.publish.card_data import card_data
+from dialog_gen.publish.columns import COLUMN_NOTES
+from dialog_gen.publish.known_models import known_model
+from dialog_gen.publish.markdown import plain
 
 REPO = "me/dialogues"
 GATES = {
@@ -123,7 +123,7 @@ def test_what_it_tells(tmp_path: Path) -> None:
         f"dialog-gen pull {REPO}",
     ):
         assert told in text, told
-    from dialog_gen.protocols import load_protocol
+    from dialog_gen.protocols.protocol import load_protocol
 
     assert all(plain(turn.user) in text for turn in load_protocol("llava-3qa").turns)
     assert card(folder) == text

@@ -1,6 +1,6 @@
 import pytest
 
-from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE, render_chat
+from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE, render_chat
 
 LLAVA_ONE = "USER: <image>\nWhat is it? ASSISTANT:"
 BLIP2_ONE = "Question: What is it? Answer:"

@@ -17,11 +17,11 @@ from helpers.rows import files_of, rows_of
 from safetensors.torch import load_file, save_file
 
 import dialog_gen
-from dialog_gen.chat import LLAVA_CHAT_TEMPLATE
-from dialog_gen.download.images import DownloadSummary
-from dialog_gen.manifests import shipped_manifests
-from dialog_gen.models import MODELS
-from dialog_gen.protocols import shipped_protocols
+from dialog_gen.download.manifests import shipped_manifests
+from dialog_gen.download.url_lists import DownloadSummary
+from dialog_gen.models.registry import MODELS
+from dialog_gen.models.templates import LLAVA_CHAT_TEMPLATE
+from dialog_gen.protocols.protocol import shipped_protocols
 
 IMAGES = 6
 RUN = ("run", "--model", "shapes-llava", "--images", "images", "--out", "out")
@@ -191,7 +191,7 @@ def test_a_download_leaves_what_its_manifest_says(
 ) -> None:
     """Of this very list: a shipped manifest has the same name."""
     done = DownloadSummary(out=Path("out"), images=1, shards=1, already_complete=False)
-    monkeypatch.setattr("dialog_gen.download.images.download_url_list", lambda *_, **__: done)
+    monkeypatch.setattr("dialog_gen.download.url_lists.download_url_list", lambda *_, **__: done)
     (workplace / "shapes.csv").write_text("url,caption\n")
     assert dialog_gen_cli("download", "shapes.csv", "--out", "out").code == 0
     noted = json.loads((workplace / "out" / "manifest.json").read_text())
@@ -484,7 +484,7 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def modules_after(cwd: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
     """`dialog-gen` in a process of its own, and what it imported."""
     code = (
-        "import atexit, sys; from dialog_gen.cli import main; sys.argv[0] = 'dialog-gen'; "
+        "import atexit, sys; from dialog_gen.cli.app import main; sys.argv[0] = 'dialog-gen'; "
         "atexit.register(lambda: print(*sys.modules, sep='\\n', file=sys.stderr)); main()"
     )
     ended = python("-c", code, *arguments, cwd=cwd)
@@ -497,7 +497,7 @@ def test_a_dry_run_loads_no_model_and_writes_nothing(workplace: Path) -> None:
     assert ended.returncode == 0
     assert f"{IMAGES} images in 1 shards, 1 requests an image" in ended.stdout
     assert ended.stdout.count("turn 1: 'USER: <image>") == 3
-    assert "dialog_gen.plan" in modules
+    assert "dialog_gen.generation.plan" in modules
     loads = ("vllm", "dialog_gen.engines.vllm", "dialog_gen.engines.transformers", "transformers.models.llava")
     assert [name for name in loads if name in modules] == []
     assert files_of(workplace) == before
@@ -513,7 +513,7 @@ def test_a_dry_run_fetches_no_weights(
         asked.extend([hub_id, *allow_patterns])
         return str(workplace / "hub")
 
-    monkeypatch.setattr("dialog_gen.models.snapshot_download", snapshot_download)
+    monkeypatch.setattr("dialog_gen.models.registry.snapshot_download", snapshot_download)
     hub_run = with_other("--model", "llava-1.5-7b")
     assert dialog_gen_cli(*hub_run, "--dry-run").code == 0
     assert "llava-hf/llava-1.5-7b-hf" in asked
@@ -529,7 +529,7 @@ def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_a_process_of_its_own(workplace: Path) -> None:
-    ended = python("-m", "dialog_gen.cli", *with_other("--model", "shapes-lava"), cwd=workplace)
+    ended = python("-m", "dialog_gen.cli.app", *with_other("--model", "shapes-lava"), cwd=workplace)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: unknown model 'shapes-lava': did you mean 'shapes-llava'?")
     assert ended.stderr.count("\n") == 1
@@ -540,7 +540,7 @@ def test_stdout_holds_the_result_alone(workplace: Path) -> None:
     """Through a real engine: what it prints goes to its log, what this program logs to stderr."""
     write_images(workplace / "images", 12)
     ended = python(
-        "-m", "dialog_gen.cli", *RUN, "--engine", "transformers", "--max-losses", "1", "--json", cwd=workplace
+        "-m", "dialog_gen.cli.app", *RUN, "--engine", "transformers", "--max-losses", "1", "--json", cwd=workplace
     )
     assert ended.returncode == 0
     report = json.loads(ended.stdout)

@@ -14,11 +14,11 @@ from helpers.crashes import crash_at
 from helpers.inputs import sha256
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
-from dialog_gen.errors import DialogGenError, UsageError
-from dialog_gen.share import compact as compact_module
-from dialog_gen.share.compact import CompactSummary, compact
-from dialog_gen.store import DatasetFolder, Sidecar, check_config, open_store
-from dialog_gen.verify import totals, verify
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.dataset.folder import DatasetFolder, Sidecar, check_config, open_store
+from dialog_gen.dataset.verify import totals, verify
+from dialog_gen.publish import compact as compact_module
+from dialog_gen.publish.compact import CompactSummary, compact
 
 CONFIG: dict[str, Any] = {"schema_version": 2, "model": "m"}
 STATUSES = ("accepted", "accepted", "rejected", "accepted", "unreadable")

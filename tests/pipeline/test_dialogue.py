@@ -9,10 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE
-from dialog_gen.dialogue import Dialogue, Interview
-from dialog_gen.engines import EngineDiedError
-from dialog_gen.protocols import Protocol
+from dialog_gen.engines.base import EngineDiedError
+from dialog_gen.generation.dialogue import Dialogue, Interview
+from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE
+from dialog_gen.protocols.protocol import Protocol
 
 SHA = "ab" * 32
 SEE, UNIQUE = "What do you see in this image?", "What makes this image unique?"

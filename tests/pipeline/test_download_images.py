@@ -20,15 +20,15 @@ import pytest
 from helpers.bad_server import GIGABYTES, JPEG, OUTCOMES, BadServer, image_bytes
 from PIL import Image
 
-from dialog_gen.cli import app
+from dialog_gen.cli.app import app
+from dialog_gen.core.errors import DialogGenError, MissingExtraError, UsageError
 from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.folder import locked
-from dialog_gen.download.images import DownloadSummary, download_url_list, list_request
 from dialog_gen.download.job import DownloadOptions
+from dialog_gen.download.manifests import UrlSource, load_manifest
 from dialog_gen.download.outcomes import FINAL
-from dialog_gen.errors import DialogGenError, MissingExtraError, UsageError
-from dialog_gen.manifests import UrlSource, load_manifest
-from dialog_gen.sources import open_source
+from dialog_gen.download.url_lists import DownloadSummary, download_url_list, list_request
+from dialog_gen.sources.base import open_source
 
 POLICY = FetchPolicy(
     allow_loopback=True, max_bytes=1 << 20, timeout_s=1.5, deadline_s=3, retries=2, backoff_s=0.1, max_backoff_s=2

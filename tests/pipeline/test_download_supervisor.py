@@ -12,6 +12,7 @@ from helpers.bad_server import image_bytes, png_of
 from helpers.encoded import GOOD
 from PIL import Image
 
+from dialog_gen.core.errors import FailedCheckError
 from dialog_gen.download import reports, supervisor
 from dialog_gen.download.duplicates import duplicates_between, write_duplicates
 from dialog_gen.download.errors import FetchError
@@ -21,8 +22,7 @@ from dialog_gen.download.job import DownloadOptions, Job
 from dialog_gen.download.link_rot import measure
 from dialog_gen.download.outcomes import FINAL, MEANING, OUTCOMES, STILL_THERE
 from dialog_gen.download.supervisor import finished_shards, run_img2dataset
-from dialog_gen.errors import FailedCheckError
-from dialog_gen.images import is_plain
+from dialog_gen.sources.images import is_plain
 
 FINISH = 'touch "$images/00000.tar"; echo \'{"count": 2, "status_dict": {"success": 2}}\' > "$images/00000_stats.json"'
 LIVE = 'for i in 1 2 3 4 5 6; do printf "\\000" > "$DIALOG_GEN_DOWNLOAD_REPORTS"; sleep 0.2; done; '

@@ -21,8 +21,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import dialog_gen
-from dialog_gen.dialogue import Dialogue, Interview
-from dialog_gen.engines import (
+from dialog_gen.engines.base import (
     Answer,
     EngineDiedError,
     EngineName,
@@ -32,10 +31,11 @@ from dialog_gen.engines import (
     engine_starter,
 )
 from dialog_gen.engines.transformers import SeededSampling
-from dialog_gen.models import resolve_model
-from dialog_gen.protocols import Sampling, load_protocol
-from dialog_gen.world.render import render, render_png
-from dialog_gen.world.scenes import draw_scene
+from dialog_gen.generation.dialogue import Dialogue, Interview
+from dialog_gen.models.registry import resolve_model
+from dialog_gen.protocols.protocol import Sampling, load_protocol
+from dialog_gen.shapes.render import render, render_png
+from dialog_gen.shapes.scenes import draw_scene
 
 IMAGES = 48
 GREEDY = Sampling(temperature=0, max_tokens=128)

@@ -23,11 +23,11 @@ import pytest
 from helpers.rows import rows_of
 
 import dialog_gen
-from dialog_gen.schema import VOLATILE_COLUMNS
-from dialog_gen.store import DatasetFolder
-from dialog_gen.world.render import render_png
-from dialog_gen.world.scenes import Scene, draw_scene
-from dialog_gen.world.truth import measure_truth
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.record import VOLATILE_COLUMNS
+from dialog_gen.shapes.render import render_png
+from dialog_gen.shapes.scenes import Scene, draw_scene
+from dialog_gen.shapes.truth import measure_truth
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +122,7 @@ class Run:
 
 def dialog_gen_process(*arguments: str, **streams: Any) -> psutil.Popen:
     env = os.environ | {"PYTHONPATH": str(Path(dialog_gen.__file__).parents[1])}
-    command = [sys.executable, "-m", "dialog_gen.cli", *arguments]
+    command = [sys.executable, "-m", "dialog_gen.cli.app", *arguments]
     return psutil.Popen(command, env=env, stdout=DEVNULL, start_new_session=True, **streams)
 
 

@@ -17,13 +17,13 @@ from helpers.inputs import png, sha256
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 from PIL import Image
 
-from dialog_gen import cli
-from dialog_gen.errors import DialogGenError, UsageError
-from dialog_gen.share import formats
-from dialog_gen.share.export import ExportSummary, export
-from dialog_gen.share.formats import Format, Sample
-from dialog_gen.sources import open_source
-from dialog_gen.store import DatasetFolder, open_store
+from dialog_gen.cli import app as cli
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.publish import formats
+from dialog_gen.publish.export import ExportSummary, export
+from dialog_gen.publish.formats import Format, Sample
+from dialog_gen.sources.base import open_source
 
 FORMATS: tuple[Format, ...] = ("llava", "messages", "texts", "webdataset")
 

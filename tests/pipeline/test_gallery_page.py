@@ -22,17 +22,17 @@ from helpers.inputs import png
 from helpers.rows import make_row, shard_of, write_shard
 from PIL import Image
 
-import dialog_gen.report
-from dialog_gen.errors import DialogGenError, UsageError
-from dialog_gen.report import Report, write_report
-from dialog_gen.report.thumbnails import SIZES, fit, thumbnail
-from dialog_gen.stats.collect import collect
-from dialog_gen.store import DatasetFolder, open_store
+import dialog_gen.inspect.page
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.inspect.page import Report, write_report
+from dialog_gen.inspect.page.thumbnails import SIZES, fit, thumbnail
+from dialog_gen.inspect.statistics import collect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the PATH")
 
-TEMPLATE = (Path(dialog_gen.report.__file__).parent / "page.html").read_text(encoding="utf-8")
+TEMPLATE = (Path(dialog_gen.inspect.page.__file__).parent / "page.html").read_text(encoding="utf-8")
 HOSTILE = (
     "</script><script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialog_gen.errors import UsageError
+from dialog_gen.core.errors import UsageError
 from dialog_gen.gates.language import Language
 from dialog_gen.gates.pair_scores import echo, leak, length, logprob, near_duplicates, repetition, truncation
 from dialog_gen.gates.scorer import Row, Scores

@@ -16,12 +16,12 @@ from helpers.engine import ScriptedEngine
 from helpers.inputs import write_images
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
+from dialog_gen.dataset.folder import DatasetFolder, Store, open_store
+from dialog_gen.dataset.record import GATES, kept_pairs
+from dialog_gen.dataset.verify import verify
 from dialog_gen.gates.apply import GatePass
 from dialog_gen.gates.pair_scores import echo, length
 from dialog_gen.gates.settings import GateSettings, Limits, load_gates
-from dialog_gen.schema import GATES, kept_pairs
-from dialog_gen.store import DatasetFolder, Store, open_store
-from dialog_gen.verify import verify
 
 CONFIG = {"model": "m", "engine": "e"}
 SPEC = "empty,length,yes_bias,near_duplicate"
@@ -52,7 +52,7 @@ def write_dataset(out: Path, shards: range = range(4)) -> Path:
 GATE = """
 import sys
 from helpers.crashes import crash_at
-from dialog_gen.cli import main
+from dialog_gen.cli.app import main
 out, spec, crash = sys.argv[1:]
 sys.addaudithook(crash_at(int(crash), out))
 sys.argv = ["dialog-gen", "gate", out, "--gates", spec]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialog_gen.gates.flat import HashList, HashSet, index_in
+from dialog_gen.gates.hash_collections import HashList, HashSet, index_in
 from dialog_gen.gates.scorer import Row, Scores, SetScorer
 from dialog_gen.gates.set_duplicate import SetDuplicate
 from dialog_gen.gates.settings import SetDuplicateSettings, YesBiasSettings

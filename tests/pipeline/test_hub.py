@@ -18,17 +18,17 @@ import pytest
 from helpers.hub import TOKEN, Failure, Repo, StandIn, running_hub
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
-from dialog_gen import store as store_module
-from dialog_gen.errors import DialogGenError, FailedCheckError, UsageError
-from dialog_gen.share import compact as compact_module
-from dialog_gen.share.card import make_card
-from dialog_gen.share.card_data import card_data
-from dialog_gen.share.compact import compact
-from dialog_gen.share.hub import HubError
-from dialog_gen.share.pull import PullSummary, pull
-from dialog_gen.share.push import PushSummary, push
-from dialog_gen.store import DatasetFolder, open_store
-from dialog_gen.verify import verify
+from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
+from dialog_gen.dataset import folder as store_module
+from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.verify import verify
+from dialog_gen.publish import compact as compact_module
+from dialog_gen.publish.card import make_card
+from dialog_gen.publish.card_data import card_data
+from dialog_gen.publish.compact import compact
+from dialog_gen.publish.hub import HubError
+from dialog_gen.publish.pull import PullSummary, pull
+from dialog_gen.publish.push import PushSummary, push
 
 REPO = "me/dialogues"
 CONFIG: dict[str, Any] = {"schema_version": 2, "model": "llava-1.5-7b", "seed": 1}
@@ -573,7 +573,7 @@ def test_the_commands_and_datasets(hub: StandIn, source: Path, tmp_path: Path) -
             [sys.executable, *command], env=environment | variables, cwd=tmp_path, capture_output=True, text=True
         )
 
-    dialog_gen = ("-P", "-m", "dialog_gen.cli")
+    dialog_gen = ("-P", "-m", "dialog_gen.cli.app")
     done = run(*dialog_gen, "push", "source", "--repo", REPO)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no Hugging Face token")

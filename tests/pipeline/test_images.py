@@ -10,7 +10,7 @@ import pytest
 from helpers.encoded import BAD, GOOD, encode, photo, png
 from PIL import Image, ImageFile, ImageOps
 
-from dialog_gen.images import FORMATS, IMAGE_EXTENSIONS, UNREADABLE_REASONS, UnreadableImage, decode_image
+from dialog_gen.sources.images import FORMATS, IMAGE_EXTENSIONS, UNREADABLE_REASONS, UnreadableImage, decode_image
 
 
 @pytest.mark.parametrize("name", GOOD)

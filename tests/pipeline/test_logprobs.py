@@ -2,8 +2,8 @@
 
 import pytest
 
-from dialog_gen.logprobs import answer_logprobs
-from dialog_gen.parsing import QAPair, parse_qa_list
+from dialog_gen.generation.logprobs import answer_logprobs
+from dialog_gen.protocols.parsing import QAPair, parse_qa_list
 
 PIECES = ["1", ".", " Q", ":", " How", " many", "?", " A", ":", " 2", "\n", "2", ".", " Q:", " Is", " it", " red", "?"]
 LISTED = [*PIECES, " A:", " No", ",", " it", " is", " blue", ".", "</s>"]

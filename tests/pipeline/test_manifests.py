@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
-from dialog_gen.cli import app
-from dialog_gen.errors import UsageError
-from dialog_gen.manifests import (
+from dialog_gen.cli.app import app
+from dialog_gen.core.errors import UsageError
+from dialog_gen.download.manifests import (
     ArchiveSource,
     EmbeddedSource,
     Manifest,
@@ -196,7 +196,7 @@ def test_the_list_is_readable_in_100_columns(
 ) -> None:
     from rich.console import Console
 
-    from dialog_gen import cli
+    from dialog_gen.cli import app as cli
 
     monkeypatch.setattr(cli, "Console", lambda **_: Console(width=100))
     cli.manifests()
@@ -211,7 +211,7 @@ def test_the_list_is_readable_in_100_columns(
 
 
 def test_the_json_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
-    from dialog_gen import cli
+    from dialog_gen.cli import app as cli
 
     cli.manifests(json_output=True)
     listed = {entry.pop("name"): entry for entry in json.loads(capsys.readouterr().out)}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE
-from dialog_gen.errors import UsageError
-from dialog_gen.models import MODELS, resolve_model
-from dialog_gen.protocols import load_protocol
+from dialog_gen.core.errors import UsageError
+from dialog_gen.models.registry import MODELS, resolve_model
+from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE
+from dialog_gen.protocols.protocol import load_protocol
 
 LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "text_config": {}}
 BLIP2 = {"architectures": ["Blip2ForConditionalGeneration"], "model_type": "blip-2"}
@@ -66,7 +66,7 @@ def test_a_folders_revision_tells_its_content_not_its_place(tmp_path: Path) -> N
 def test_a_shipped_model_is_not_the_folder_that_bears_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    shipped = Path(__file__).parents[2] / "pipeline/dialog_gen/world/checkpoints" / name
+    shipped = Path(__file__).parents[2] / "pipeline/dialog_gen/shapes/checkpoints" / name
     if not (shipped / "model.safetensors").is_file():
         pytest.skip("not trained yet")
     monkeypatch.chdir(tmp_path)
@@ -164,8 +164,8 @@ def hangs_up() -> Iterator[str]:
 def test_no_network_is_a_usage_error(tmp_path: Path, hangs_up: str, network: str) -> None:
     """In a process of its own: the Hub's client reads its environment at import."""
     script = """if True:
-        from dialog_gen.errors import UsageError
-        from dialog_gen.models import resolve_model
+        from dialog_gen.core.errors import UsageError
+        from dialog_gen.models.registry import resolve_model
         for name in ("llava-1.5-7b", "nobody/nothing"):
             try:
                 resolve_model(name)

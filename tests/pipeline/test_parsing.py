@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialog_gen.parsing import REASONS, MalformedAnswer, QAPair, parse_answer, parse_qa_list
+from dialog_gen.protocols.parsing import REASONS, MalformedAnswer, QAPair, parse_answer, parse_qa_list
 
 COLOR = ("What color is the circle?", "red")
 COUNT = ("How many circles are there?", "2")

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from dialog_gen.errors import UsageError
-from dialog_gen.protocols import Protocol, load_protocol, shipped_protocols
+from dialog_gen.core.errors import UsageError
+from dialog_gen.protocols.protocol import Protocol, load_protocol, shipped_protocols
 
 
 def write(folder: Path, text: str) -> str:

@@ -18,15 +18,15 @@ from helpers.inputs import png, sha256
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 from PIL import Image
 
-from dialog_gen import cli
+from dialog_gen.cli import app as cli
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.verify import verify
 from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.resize import resizer
-from dialog_gen.errors import DialogGenError, UsageError
-from dialog_gen.share import rehydrate as rehydrate_module
-from dialog_gen.share.compact import compact
-from dialog_gen.share.rehydrate import RehydrateSummary, rehydrate
-from dialog_gen.store import DatasetFolder, open_store
-from dialog_gen.verify import verify
+from dialog_gen.publish import rehydrate as rehydrate_module
+from dialog_gen.publish.compact import compact
+from dialog_gen.publish.rehydrate import RehydrateSummary, rehydrate
 
 CONFIG: dict[str, Any] = {"schema_version": 2}
 POLICY = FetchPolicy(allow_loopback=True, retries=0, timeout_s=5)
@@ -119,7 +119,7 @@ def source(web: Web, tmp_path: Path) -> Path:
 @pytest.fixture
 def bare(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same without images, still in three shards."""
-    monkeypatch.setattr("dialog_gen.share.compact._stored_bytes", lambda *_: 600_000)
+    monkeypatch.setattr("dialog_gen.publish.compact._stored_bytes", lambda *_: 600_000)
     compact(DatasetFolder(str(source)), str(tmp_path / "bare"), shard_mb=1, images=False)
     monkeypatch.undo()
     assert all(row["images"] is None for part in ("data", "rejects") for row in rows_of(tmp_path / "bare", part))
@@ -177,7 +177,7 @@ def test_what_is_gone_or_changed_is_counted_by_class(web: Web, source: Path, bar
 def test_another_way_to_store_the_same_image(
     web: Web, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dialog_gen.share.refetch.resizer", lambda: lambda stream: (png(1), 4, 4, 4, 4, None))
+    monkeypatch.setattr("dialog_gen.publish.refetch.resizer", lambda: lambda stream: (png(1), 4, 4, 4, 4, None))
     assert restored(bare, tmp_path / "out").outcomes["encoded_differently"] == 3
 
 
@@ -190,7 +190,7 @@ def test_loopback_is_blocked_unless_allowed(web: Web, bare: Path, tmp_path: Path
 
 def test_many_row_groups(web: Web, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than are fetched at a time; order and pairing hold."""
-    monkeypatch.setattr("dialog_gen.share.compact.ROWS_A_GROUP", 2)
+    monkeypatch.setattr("dialog_gen.publish.compact.ROWS_A_GROUP", 2)
     compact(DatasetFolder(str(source)), str(tmp_path / "bare"), images=False)
     monkeypatch.setattr(rehydrate_module, "_GROUPS_AHEAD", 1)
     restored(tmp_path / "bare", tmp_path / "out", threads=3)
@@ -357,8 +357,8 @@ def test_a_source_that_was_gated_since_is_not_fetched_again(web: Web, bare: Path
 HANGING = """
 import sys
 from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.share.rehydrate import rehydrate
-from dialog_gen.store import DatasetFolder
+from dialog_gen.publish.rehydrate import rehydrate
+from dialog_gen.dataset.folder import DatasetFolder
 policy = FetchPolicy(allow_loopback=True, timeout_s=3600, deadline_s=None)
 rehydrate(DatasetFolder(sys.argv[1]), sys.argv[2], policy=policy)
 """

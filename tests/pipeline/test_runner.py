@@ -23,15 +23,15 @@ from helpers.rows import files_of, rows_of
 from helpers.runs import CONFIG, MODEL, make_interview, run
 from PIL import Image
 
-from dialog_gen import runner as runner_module
-from dialog_gen import store as store_module
-from dialog_gen.engines import EngineDiedError
-from dialog_gen.errors import DialogGenError, UsageError
-from dialog_gen.images import UNREADABLE_REASONS
-from dialog_gen.runner import Runner, RunResult
-from dialog_gen.sources import InputShard, SourceImage
-from dialog_gen.store import DatasetFolder, open_store
-from dialog_gen.verify import totals, verify
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.dataset import folder as store_module
+from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.verify import totals, verify
+from dialog_gen.engines.base import EngineDiedError
+from dialog_gen.generation import runner as runner_module
+from dialog_gen.generation.runner import Runner, RunResult
+from dialog_gen.sources.base import InputShard, SourceImage
+from dialog_gen.sources.images import UNREADABLE_REASONS
 
 CANARY = "canary-7f3a"
 

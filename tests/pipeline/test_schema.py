@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dialog_gen.schema import DIALOGUES, REJECTS, VOLATILE_COLUMNS
+from dialog_gen.dataset.record import DIALOGUES, REJECTS, VOLATILE_COLUMNS
 
 NOW = datetime(2025, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
 RED = (255, 0, 0)

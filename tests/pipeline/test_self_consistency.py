@@ -10,8 +10,8 @@ from helpers.engine import EVERY, ScriptedEngine
 from helpers.inputs import png, sha256
 from helpers.rows import make_row
 
-from dialog_gen.engines import Request
-from dialog_gen.errors import UsageError
+from dialog_gen.core.errors import UsageError
+from dialog_gen.engines.base import Request
 from dialog_gen.gates import self_consistency
 from dialog_gen.gates.self_consistency import SelfConsistency, agreement
 from dialog_gen.gates.settings import SelfConsistencySettings

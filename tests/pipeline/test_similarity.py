@@ -9,14 +9,14 @@ import torch
 from helpers.rows import make_row
 from PIL import Image
 
-from dialog_gen.clip import EMBEDDED
-from dialog_gen.errors import UsageError
+from dialog_gen.clip.loader import EMBEDDED
+from dialog_gen.core.errors import UsageError
 from dialog_gen.gates.settings import SimilaritySettings
 from dialog_gen.gates.similarity import Similarity
-from dialog_gen.images import decode_image
-from dialog_gen.world.language import ask
-from dialog_gen.world.render import render_png
-from dialog_gen.world.scenes import draw_scene
+from dialog_gen.shapes.language import ask
+from dialog_gen.shapes.render import render_png
+from dialog_gen.shapes.scenes import draw_scene
+from dialog_gen.sources.images import decode_image
 
 SHAPES_CLIP = SimilaritySettings(model="shapes-clip", pretrained=None)
 

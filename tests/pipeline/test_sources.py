@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dialog_gen.errors import UsageError
-from dialog_gen.images import IMAGE_EXTENSIONS
-from dialog_gen.sources import InputShard, SourceImage, open_source, with_limit
+from dialog_gen.core.errors import UsageError
+from dialog_gen.sources.base import InputShard, SourceImage, open_source, with_limit
+from dialog_gen.sources.images import IMAGE_EXTENSIONS
 
 
 def write_tar(path: Path, members: dict[str, bytes] | list[tuple[str, bytes]], form: int = tarfile.GNU_FORMAT) -> Path:

@@ -15,13 +15,13 @@ from helpers.rows import make_row, shard_of, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialog_gen.errors import UsageError
-from dialog_gen.stats.collect import answer_type, collect, question_type
-from dialog_gen.stats.distributions import Distribution, Spread
-from dialog_gen.stats.sampling import sample_rows
-from dialog_gen.stats.sketches import DistinctItems, FrequentItems
-from dialog_gen.stats.table import stats_text
-from dialog_gen.store import DatasetFolder, open_store
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.inspect.distributions import Distribution, Spread
+from dialog_gen.inspect.sampling import sample_rows
+from dialog_gen.inspect.sketches import DistinctItems, FrequentItems
+from dialog_gen.inspect.statistics import answer_type, collect, question_type
+from dialog_gen.inspect.table import stats_text
 
 QUESTIONS = ("What color is the car?", "How many dogs are there?", "Is there a dog?", "Why?", "what Color is it")
 ANSWERS = ("Red.", "red", "Yes, there is.", "no", "2", "Two dogs are playing in the park.", "1,000")

@@ -22,10 +22,10 @@ from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dialog_gen import store as store_module
-from dialog_gen.errors import DialogGenError, UsageError
-from dialog_gen.store import DatasetFolder, ShardWriter, Store, check_config, open_store
-from dialog_gen.verify import verify
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.dataset import folder as store_module
+from dialog_gen.dataset.folder import DatasetFolder, ShardWriter, Store, check_config, open_store
+from dialog_gen.dataset.verify import verify
 
 CONFIG: dict[str, Any] = {"model": "m", "seed": 1}
 PATH = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), *sys.path])
@@ -196,7 +196,9 @@ def test_what_a_killed_run_left_is_gone_before_the_next_begins(tmp_path: Path) -
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    attempt = f"from dialog_gen.store import open_store\nwith open_store({str(tmp_path)!r}, {CONFIG}): print('in')"
+    attempt = (
+        f"from dialog_gen.dataset.folder import open_store\nwith open_store({str(tmp_path)!r}, {CONFIG}): print('in')"
+    )
     command = [sys.executable, "-c", attempt]
     environment = {**os.environ, "PYTHONPATH": PATH}
     with open_store(str(tmp_path), CONFIG) as store:

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from helpers.rows import make_row, shard_of, write_shard
 
-from dialog_gen.store import DatasetFolder, open_store
-from dialog_gen.world import truth
-from dialog_gen.world.scenes import Scene, SceneObject
-from dialog_gen.world.truth import GateTruth, Truth, load_scenes, measure_truth
+from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.shapes import truth
+from dialog_gen.shapes.scenes import Scene, SceneObject
+from dialog_gen.shapes.truth import GateTruth, Truth, load_scenes, measure_truth
 
 
 def thing(color: str, shape: str, position: str, size: str = "small") -> SceneObject:

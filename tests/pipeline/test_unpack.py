@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from dialog_gen.core.errors import FailedCheckError
 from dialog_gen.download.unpack import UnpackLimits, unpack
-from dialog_gen.errors import FailedCheckError
 
 Members = Iterable[tuple[str, bytes]]
 GOOD = [("val/", b""), ("val/a.jpg", b"A"), ("./val/sub/ü.txt", b"text"), ("val//b:c", b""), ("empty/", b"")]

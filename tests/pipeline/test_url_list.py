@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.file_server import FileServer
 
+from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.download.fetch import FetchPolicy
+from dialog_gen.download.manifests import Manifest, UrlSource, load_manifest
 from dialog_gen.download.url_list import SCHEMA, prepare_url_list
-from dialog_gen.errors import FailedCheckError, UsageError
-from dialog_gen.manifests import Manifest, UrlSource, load_manifest
 
 POLICY = FetchPolicy(allow_loopback=True, backoff_s=0.001)
 Row = tuple[str | None, str | None]

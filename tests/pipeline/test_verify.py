@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.rows import make_row, shard_of, write_shard
 
-from dialog_gen import verify as verify_module
-from dialog_gen.errors import UsageError
-from dialog_gen.store import DatasetFolder, open_store
-from dialog_gen.verify import Verdict, totals, verify
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset import verify as verify_module
+from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.verify import Verdict, totals, verify
 
 DATA, REJECTS, SIDECAR = "data/s0.parquet", "rejects/s0.parquet", "shards/s0.json"
 

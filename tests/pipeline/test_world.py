@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from dialog_gen.world.language import (
+from dialog_gen.shapes.language import (
     ANSWERS,
     DESCRIBE_QUESTION,
     QUESTION_KINDS,
@@ -15,8 +15,8 @@ from dialog_gen.world.language import (
     unique,
     web_caption,
 )
-from dialog_gen.world.render import _RGB, IMAGE_SIZE_PX, render, render_png
-from dialog_gen.world.scenes import (
+from dialog_gen.shapes.render import _RGB, IMAGE_SIZE_PX, render, render_png
+from dialog_gen.shapes.scenes import (
     COLORS,
     MAX_OBJECTS,
     POSITIONS,

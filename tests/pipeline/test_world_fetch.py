@@ -16,13 +16,13 @@ import psutil
 import pytest
 from PIL import Image
 
+from dialog_gen.core.errors import FailedCheckError, MissingExtraError, UsageError
 from dialog_gen.download.folder import locked
-from dialog_gen.download.images import DownloadSummary
-from dialog_gen.errors import FailedCheckError, MissingExtraError, UsageError
-from dialog_gen.world import fetch
-from dialog_gen.world.fetch import download_shapes
-from dialog_gen.world.render import render, render_png
-from dialog_gen.world.scenes import Scene, draw_scene
+from dialog_gen.download.url_lists import DownloadSummary
+from dialog_gen.shapes import fetch
+from dialog_gen.shapes.fetch import download_shapes
+from dialog_gen.shapes.render import render, render_png
+from dialog_gen.shapes.scenes import Scene, draw_scene
 
 # Three shards, the last one not full.
 ARGUMENTS: dict[str, Any] = {"split": "test", "seed": 3, "limit": 40, "shard_size": 16}
@@ -142,7 +142,7 @@ def test_killed_then_incomplete_then_resumed_gives_the_same_bytes(
 def _start_and_stop(out: Path, killer: signal.Signals) -> None:
     """Kills a download once img2dataset has started its workers; nothing that it started may live on."""
     script = (
-        "import json, sys; from pathlib import Path; from dialog_gen.world.fetch import download_shapes; "
+        "import json, sys; from pathlib import Path; from dialog_gen.shapes.fetch import download_shapes; "
         "download_shapes(Path(sys.argv[1]), **json.loads(sys.argv[2]))"
     )
     command = [sys.executable, "-c", script, str(out), json.dumps(ARGUMENTS)]

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from dialog_gen.disk import replacing
-from dialog_gen.world.files import ShapesSubset, _human_answers, write_files
-from dialog_gen.world.language import ANSWERS, DESCRIBE_QUESTION, QUESTION_KINDS, judge, web_caption
-from dialog_gen.world.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZES, Scene, draw_scene
+from dialog_gen.core.files import replacing
+from dialog_gen.shapes.files import ShapesSubset, _human_answers, write_files
+from dialog_gen.shapes.language import ANSWERS, DESCRIBE_QUESTION, QUESTION_KINDS, judge, web_caption
+from dialog_gen.shapes.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZES, Scene, draw_scene
 
 LIMIT = 60
 SUBSET = ShapesSubset(split="val", seed=5, limit=LIMIT, shard_size=16)
@@ -139,7 +139,7 @@ def test_choices_hold_all_answers_of_the_kind(out: Path) -> None:
 
 
 def test_the_truth_stays_the_majority_among_careless_annotators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dialog_gen.world.files._SLIP_RATE", 1.0)
+    monkeypatch.setattr("dialog_gen.shapes.files._SLIP_RATE", 1.0)
     answers = [a["answer"] for a in _human_answers("red", random.Random(0))]
     assert answers.count("red") == 6
 

@@ -15,21 +15,21 @@ from helpers.loops import WIDTH, make_clip
 from helpers.training import scene_row, write_dialogues
 from torch.nn.functional import normalize
 
-from dialog_gen.clip import load_clip
-from dialog_gen.errors import UsageError
-from dialog_gen.store import DatasetFolder
-from dialog_train.close.adapters import Adapter, fit_adapter, load_adapter, save_adapter
-from dialog_train.close.checkpoint import load_close, save_close
-from dialog_train.close.config import CloseRecipe
-from dialog_train.close.decoder import word_tokenizer
-from dialog_train.close.examples import Pair, entailment_example, wrong_answer
-from dialog_train.close.texts import Texts, build_texts
-from dialog_train.close.training import CloseBatches, fitted_adapter
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.config import OptimSettings, load_recipe
+from dialog_train.data.vectors import VectorStore, embed_dataset
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
 from dialog_train.optim import learning_rate
 from dialog_train.system import EVERYTHING, Share
-from dialog_train.vectors import VectorStore, embed_dataset
+from dialog_train.systems.close.adapters import Adapter, fit_adapter, load_adapter, save_adapter
+from dialog_train.systems.close.checkpoint import load_close, save_close
+from dialog_train.systems.close.config import CloseRecipe
+from dialog_train.systems.close.decoder import word_tokenizer
+from dialog_train.systems.close.examples import Pair, entailment_example, wrong_answer
+from dialog_train.systems.close.texts import Texts, build_texts
+from dialog_train.systems.close.training import CloseBatches, fitted_adapter
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("close-*.toml"))
 

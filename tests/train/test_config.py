@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dialog_gen.errors import UsageError
+from dialog_gen.core.errors import UsageError
 from dialog_train.config import DraftLossSettings, DraftRecipe, load_recipe
 from dialog_train.losses import draft_loss
 

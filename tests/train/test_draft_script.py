@@ -12,7 +12,7 @@ from helpers.training import write_recipe
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from dialog_gen.clip import load_clip
+from dialog_gen.clip.loader import load_clip
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "train" / "draft.py"

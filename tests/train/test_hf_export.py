@@ -7,8 +7,8 @@ from helpers.loops import VOCABULARY, make_clip
 from torch.nn.functional import normalize
 from transformers import CLIPImageProcessor, CLIPModel
 
-from dialog_gen.clip import Clip
-from dialog_gen.errors import UsageError
+from dialog_gen.clip.loader import Clip
+from dialog_gen.core.errors import UsageError
 from dialog_train.hf_export import check_export_hf, export_hf
 
 TOKENS = torch.tensor([[1, 5, 7, VOCABULARY - 1, 0, 0], [1, VOCABULARY - 1, 0, 0, 0, 0]])

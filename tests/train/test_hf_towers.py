@@ -16,14 +16,14 @@ from torch.nn.functional import normalize
 from transformers import BertConfig, MT5Config, PreTrainedTokenizerFast, T5Config
 
 from dialog_eval.models import Models
-from dialog_gen.clip import Clip, load_clip, save_clip, sha256_of_weights
-from dialog_gen.errors import UsageError
+from dialog_gen.clip.loader import Clip, load_clip, save_clip, sha256_of_weights
+from dialog_gen.core.errors import UsageError
 from dialog_train.config import OptimSettings
+from dialog_train.data.tokens import TextEncoder, join_ids
 from dialog_train.hf_export import export_hf
 from dialog_train.optim import select_trainable
+from dialog_train.systems.third_tower import ThirdTowerClip, load_model
 from dialog_train.text import TextTower
-from dialog_train.third_tower import ThirdTowerClip, load_model
-from dialog_train.tokens import TextEncoder, join_ids
 
 WORDS = [
     "a",

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from dialog_gen.clip import Clip, load_clip, save_clip, sha256_of_weights
-from dialog_gen.errors import UsageError
-from dialog_train.multitask.long_text import stretch_context, stretch_positions
+from dialog_gen.clip.loader import Clip, load_clip, save_clip, sha256_of_weights
+from dialog_gen.core.errors import UsageError
+from dialog_train.systems.multitask.long_text import stretch_context, stretch_positions
 from dialog_train.text import TextTower
 
 SIZES: dict[str, Any] = {

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import BertConfig
 
-from dialog_gen.clip import Clip, load_clip
-from dialog_gen.errors import DialogGenError, FailedCheckError, UsageError
+from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
 from dialog_train.config import OptimSettings
 from dialog_train.optim import learning_rate, parameter_groups, select_trainable
 from dialog_train.text import TextTower

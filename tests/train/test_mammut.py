@@ -25,16 +25,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_gen.clip import load_clip
-from dialog_gen.errors import UsageError
-from dialog_gen.mammut.model import Mammut, MammutForConditionalGeneration
-from dialog_gen.protocols import load_protocol
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.mammut.model import Mammut, MammutForConditionalGeneration
+from dialog_gen.core.errors import UsageError
+from dialog_gen.protocols.protocol import load_protocol
 from dialog_train.config import ClipRecipe, load_recipe
+from dialog_train.data.pixel_set import Normalization, PixelBatch, PixelBatches
 from dialog_train.losses import contrastive_loss, focal_contrastive_loss
-from dialog_train.mammut.config import MammutRecipe
-from dialog_train.mammut.training import MammutBatches, MammutTraining, cropped_positions, random_boxes
-from dialog_train.pixels.set import Normalization, PixelBatch, PixelBatches
 from dialog_train.system import EVERYTHING, Share
+from dialog_train.systems.mammut.config import MammutRecipe
+from dialog_train.systems.mammut.training import MammutBatches, MammutTraining, cropped_positions, random_boxes
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("mammut-*.toml"))
 TRAINER = "helpers.mammut:train_mammut"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize
 from transformers import DynamicCache
 
-from dialog_gen.errors import UsageError
-from dialog_gen.mammut.decoder import CrossAttention, MammutText
-from dialog_gen.mammut.model import Mammut, MammutForConditionalGeneration
+from dialog_gen.clip.mammut.decoder import CrossAttention, MammutText
+from dialog_gen.clip.mammut.model import Mammut, MammutForConditionalGeneration
+from dialog_gen.core.errors import UsageError
 
 TEXTS = [[START, 5, 6, 7, END], [START, 8, END], [START, 9, 0, 3, 0, 0, 4, END]]
 KINDS: list[dict[str, Any]] = [{}, {"ls_init_value": 0.5}, {"proj_type": "linear", "proj_bias": True}, {"layers": 2}]

@@ -19,15 +19,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from dialog_gen.chat import render_chat
-from dialog_gen.clip import Clip, check_clip, load_clip, new_clip
-from dialog_gen.errors import UsageError
-from dialog_gen.mammut.folder import CHAT_TEMPLATE, new_mammut, protocol_toml, save_mammut
-from dialog_gen.mammut.model import register_mammut
-from dialog_gen.models import resolve_model
-from dialog_gen.protocols import load_protocol
+from dialog_gen.clip.loader import Clip, check_clip, load_clip, new_clip
+from dialog_gen.clip.mammut.folder import CHAT_TEMPLATE, new_mammut, protocol_toml, save_mammut
+from dialog_gen.clip.mammut.model import register_mammut
+from dialog_gen.core.errors import UsageError
+from dialog_gen.models.registry import resolve_model
+from dialog_gen.models.templates import render_chat
+from dialog_gen.protocols.protocol import load_protocol
+from dialog_train.data.tokens import TextEncoder
 from dialog_train.text import TextTower
-from dialog_train.tokens import TextEncoder
 
 QUESTIONS = ["What color is the star?", "Is there a circle?"]
 TEXTS = ["a red star", "what color is the circle ? blue", "the"]

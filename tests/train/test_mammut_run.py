@@ -10,13 +10,13 @@ from helpers.mammut import write_mammut
 from helpers.rows import rows_of
 from PIL import Image
 
-from dialog_gen.engines import EngineOptions, RefusedRequestError, Request, engine_starter
-from dialog_gen.errors import MissingExtraError, UsageError
-from dialog_gen.mammut.model import MammutForConditionalGeneration, MammutProcessor
-from dialog_gen.models import GeneratorModel, resolve_model
-from dialog_gen.protocols import Sampling
-from dialog_gen.world.render import render, render_png
-from dialog_gen.world.scenes import draw_scene
+from dialog_gen.clip.mammut.model import MammutForConditionalGeneration, MammutProcessor
+from dialog_gen.core.errors import MissingExtraError, UsageError
+from dialog_gen.engines.base import EngineOptions, RefusedRequestError, Request, engine_starter
+from dialog_gen.models.registry import GeneratorModel, resolve_model
+from dialog_gen.protocols.protocol import Sampling
+from dialog_gen.shapes.render import render, render_png
+from dialog_gen.shapes.scenes import draw_scene
 
 QUESTIONS = ["What color is the star?", "How many circles are there?"]
 IMAGES = 4

@@ -15,13 +15,13 @@ from helpers.training import write_recipe
 from safetensors.torch import load_file
 from torch.nn.functional import layer_norm, normalize
 
-from dialog_gen.clip import load_clip
-from dialog_gen.errors import UsageError
-from dialog_gen.padding import padding_of
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.padding import padding_of
 from dialog_train.config import ClipRecipe, load_recipe
 from dialog_train.losses.three_way import three_way_loss
-from dialog_train.mult.config import FusionSettings, MultRecipe
-from dialog_train.mult.training import FUSION_FILE, CrossmodalBlock, Fusion, MultTraining, patches
+from dialog_train.systems.mult.config import FusionSettings, MultRecipe
+from dialog_train.systems.mult.training import FUSION_FILE, CrossmodalBlock, Fusion, MultTraining, patches
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("mult-*.toml"))
 TRAINER = "helpers.mult:train_mult"

@@ -13,20 +13,20 @@ from helpers.multitask import TinyTexts, make_stage, train_stage
 from helpers.systems import Stopped, check_resume, check_two_processes, files_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dialog_gen.clip import load_clip
-from dialog_gen.errors import UsageError
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.core.errors import UsageError
 from dialog_train.loop import start
 from dialog_train.losses.contrastive import contrastive_loss
-from dialog_train.multitask.config import MultitaskRecipe
-from dialog_train.multitask.long_text import stretch_context
-from dialog_train.multitask.training import (
+from dialog_train.system import EVERYTHING, Share
+from dialog_train.systems.multitask.config import MultitaskRecipe
+from dialog_train.systems.multitask.long_text import stretch_context
+from dialog_train.systems.multitask.training import (
     MultitaskBatches,
     equal_texts,
     multitask_objective,
     prepare_sets,
     train_stages,
 )
-from dialog_train.system import EVERYTHING, Share
 from dialog_train.text import TextTower
 
 TRAINER = "helpers.multitask:train_stage"

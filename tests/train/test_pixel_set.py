@@ -15,12 +15,12 @@ from helpers.training import TINY_CLIP, scene_row, write_dialogues
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from dialog_gen.clip import Clip, load_clip
-from dialog_gen.errors import UsageError
-from dialog_gen.store import DatasetFolder
-from dialog_train.pixels.building import build_pixel_set
-from dialog_train.pixels.set import Normalization, PixelBatches, PixelSet, random_crops
-from dialog_train.pixels.sources import CaptionedImages, DialogueImages, PixelShard, PixelSource, StoredImage
+from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_train.data.pixel_building import build_pixel_set
+from dialog_train.data.pixel_set import Normalization, PixelBatches, PixelSet, random_crops
+from dialog_train.data.pixel_sources import CaptionedImages, DialogueImages, PixelShard, PixelSource, StoredImage
 from dialog_train.system import EVERYTHING, Share
 
 
@@ -265,7 +265,7 @@ class Endless:
 
 
 def test_reads_no_further_than_it_writes(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dialog_train.pixels import building
+    from dialog_train.data import building
 
     source, seen = Endless(), list[int]()
     text_columns = building.text_columns

@@ -13,15 +13,15 @@ from helpers.evaluation import change_clip
 from helpers.inputs import write_tar
 from torch.nn.functional import normalize
 
-from dialog_gen.clip import CONFIG_FILE, Clip, load_clip
-from dialog_gen.errors import DialogGenError, UsageError
-from dialog_gen.store import DatasetFolder
-from dialog_gen.world.language import web_caption
-from dialog_gen.world.render import render_png
-from dialog_gen.world.scenes import draw_scene
-from dialog_train.pixels.building import build_pixel_set
-from dialog_train.pixels.set import Normalization
-from dialog_train.pixels.sources import DialogueImages
+from dialog_gen.clip.loader import CONFIG_FILE, Clip, load_clip
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.shapes.language import web_caption
+from dialog_gen.shapes.render import render_png
+from dialog_gen.shapes.scenes import draw_scene
+from dialog_train.data.pixel_building import build_pixel_set
+from dialog_train.data.pixel_set import Normalization
+from dialog_train.data.pixel_sources import DialogueImages
 from dialog_train.soups import average, greedy_soup, held_out_score, save_soup, uniform_soup
 
 SCRIPT = Path(__file__).parents[2] / "train" / "soup.py"

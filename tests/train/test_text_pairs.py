@@ -11,14 +11,20 @@ import torch
 from helpers.rows import rows_of
 from helpers.training import scene_row, write_dialogues
 
-from dialog_gen.clip import load_clip
-from dialog_gen.errors import UsageError
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.gates.words import words
-from dialog_gen.store import DatasetFolder
-from dialog_train.multitask.long_text import with_context
-from dialog_train.multitask.pairs import TextPairs, build_text_pairs
-from dialog_train.multitask.sources import AnswerPool, DialoguePairs, DialogueRows, DialogueTriplets, ParquetPairs
-from dialog_train.tokens import TextEncoder
+from dialog_train.data.tokens import TextEncoder
+from dialog_train.systems.multitask.long_text import with_context
+from dialog_train.systems.multitask.pairs import TextPairs, build_text_pairs
+from dialog_train.systems.multitask.sources import (
+    AnswerPool,
+    DialoguePairs,
+    DialogueRows,
+    DialogueTriplets,
+    ParquetPairs,
+)
 
 TEXTS = [("a red thing", "what is it? a circle"), ("is it red?", "yes"), ("x " * 40, "no")]
 

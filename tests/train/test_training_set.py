@@ -12,19 +12,19 @@ import torch
 from helpers.rows import rows_of
 from helpers.training import TINY_CLIP, TINY_SHARDS, scene_row, write_dialogues, write_tiny_clip
 
-from dialog_gen.clip import Clip, load_clip
-from dialog_gen.errors import UsageError
-from dialog_gen.store import DatasetFolder
-from dialog_train import training_set as module
-from dialog_train.tokens import TextEncoder, join_ids
-from dialog_train.training_set import (
+from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_train.data import training_set as module
+from dialog_train.data.tokens import TextEncoder, join_ids
+from dialog_train.data.training_set import (
     TrainingSet,
     TrainingSetSummary,
     build_training_set,
     columns_of,
     epoch_batches,
 )
-from dialog_train.vectors import VectorStore, embed_dataset
+from dialog_train.data.vectors import VectorStore, embed_dataset
 
 CONTEXT = TINY_CLIP["text_cfg"]["context_length"]
 TOKENIZER = open_clip.SimpleTokenizer(context_length=CONTEXT)

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dialog_gen.clip import Clip, load_clip
-from dialog_gen.errors import DialogGenError, UsageError
-from dialog_gen.store import DatasetFolder, open_store
-from dialog_train import vectors as vectors_module
-from dialog_train.vectors import EmbedSummary, VectorStore, crop_boxes, embed_dataset
+from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_train.data import vectors as vectors_module
+from dialog_train.data.vectors import EmbedSummary, VectorStore, crop_boxes, embed_dataset
 
 SCRIPT = Path(__file__).parents[2] / "train" / "embed.py"
 
@@ -149,8 +149,8 @@ def test_killed_process_goes_on(tiny_dialogues: Path, tiny_clip: Path, clip: Cli
     # The process kills itself in the second shard.
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from dialog_gen.store import DatasetFolder; from dialog_gen.clip import load_clip\n"
-        "from dialog_train.vectors import embed_dataset\n"
+        "from dialog_gen.dataset.folder import DatasetFolder; from dialog_gen.clip.loader import load_clip\n"
+        "from dialog_train.data.vectors import embed_dataset\n"
         "done = [0]\n"
         "def on_batch(images):\n"
         "    done[0] += images\n"

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from dialog_eval.retrieval import retrieve
-from dialog_gen.clip import EMBEDDED, Clip, load_clip
-from dialog_gen.world.language import ANSWERS, QUESTION_KINDS, ask, describe, retrieval_captions, unique, web_caption
-from dialog_gen.world.render import render, through_jpeg
-from dialog_gen.world.scenes import draw_scene
+from dialog_eval.metrics.retrieval import retrieve
+from dialog_gen.clip.loader import EMBEDDED, Clip, load_clip
+from dialog_gen.shapes.language import ANSWERS, QUESTION_KINDS, ask, describe, retrieval_captions, unique, web_caption
+from dialog_gen.shapes.render import render, through_jpeg
+from dialog_gen.shapes.scenes import draw_scene
 from dialog_train import world_clip
 from dialog_train.system import EVERYTHING, Share
 from dialog_train.text import TextTower

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dialog_gen.errors import UsageError
+from dialog_gen.core.errors import UsageError
 
 _META = "training"
 _PREFIX = "step-"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dialog_gen.toml_files import read_toml_model
+from dialog_gen.core.toml_files import read_toml_model
 from dialog_train.losses.contrastive import Direction
 from dialog_train.losses.draft import MmdOver
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from dialog_gen.clip import Clip
-from dialog_gen.disk import write_json, writing
-from dialog_gen.errors import UsageError
+from dialog_gen.clip.loader import Clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.files import write_json, writing
 
 # CLIPTextConfig's mark for "pool at the highest token id", as open_clip's `argmax` does.
 _POOL_AT_HIGHEST_ID = 2

@@ -34,8 +34,8 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor
 from torch.optim import AdamW
 
-from dialog_gen.disk import write_json, writing
-from dialog_gen.errors import FailedCheckError, MissingExtraError, UsageError
+from dialog_gen.core.errors import FailedCheckError, MissingExtraError, UsageError
+from dialog_gen.core.files import write_json, writing
 from dialog_train.checkpoint import Trained, load_training, newest_training, read_facts, save_training
 from dialog_train.config import BaseRecipe
 from dialog_train.optim import learning_rate, parameter_groups

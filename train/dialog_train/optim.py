@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from dialog_gen.errors import UsageError
+from dialog_gen.core.errors import UsageError
 from dialog_train.config import OptimSettings
 from dialog_train.text import TextTower
 

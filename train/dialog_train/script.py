@@ -9,16 +9,16 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from dialog_gen.clip import Clip
-from dialog_gen.errors import DialogGenError
-from dialog_gen.store import DatasetFolder
+from dialog_gen.clip.loader import Clip
+from dialog_gen.core.errors import DialogGenError
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.config import PixelRecipe, Recipe
+from dialog_train.data.pixel_building import build_pixel_set
+from dialog_train.data.pixel_set import PixelSet
+from dialog_train.data.pixel_sources import open_pixel_source
+from dialog_train.data.training_set import TrainingSet, build_training_set
+from dialog_train.data.vectors import DECODERS, VectorStore, embed_dataset
 from dialog_train.loop import MODEL_FOLDER, FitResult
-from dialog_train.pixels.building import build_pixel_set
-from dialog_train.pixels.set import PixelSet
-from dialog_train.pixels.sources import open_pixel_source
-from dialog_train.training_set import TrainingSet, build_training_set
-from dialog_train.vectors import DECODERS, VectorStore, embed_dataset
 
 
 def script_parser(description: str | None) -> argparse.ArgumentParser:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 from torch.nn.utils.rnn import pad_sequence
 
-from dialog_gen.errors import UsageError
-from dialog_gen.mammut.decoder import MammutText
-from dialog_gen.padding import last_tokens
-from dialog_train.tokens import Ids, TextEncoder
+from dialog_gen.clip.mammut.decoder import MammutText
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.padding import last_tokens
+from dialog_train.data.tokens import Ids, TextEncoder
 
 # What one more pass costs, in tokens: hundreds of kernels to launch on a GPU, a few calls on a CPU.
 _TOKENS_A_PASS = {"cpu": 32}

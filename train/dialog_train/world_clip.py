@@ -21,16 +21,16 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dialog_gen.clip import Clip, save_clip, sha256_of_weights
-from dialog_gen.world.language import ask, describe, retrieval_captions, unique, web_caption
-from dialog_gen.world.render import IMAGE_SIZE_PX, render, through_jpeg
-from dialog_gen.world.scenes import draw_scene
-from dialog_train.clip_training import ClipTraining
+from dialog_gen.clip.loader import Clip, save_clip, sha256_of_weights
+from dialog_gen.shapes.language import ask, describe, retrieval_captions, unique, web_caption
+from dialog_gen.shapes.render import IMAGE_SIZE_PX, render, through_jpeg
+from dialog_gen.shapes.scenes import draw_scene
 from dialog_train.config import ClipRecipe, LogSettings, OptimSettings, PixelSettings
+from dialog_train.data.pixel_set import PixelBatch
+from dialog_train.data.training_set import columns_of
 from dialog_train.loop import fit
-from dialog_train.pixels.set import PixelBatch
 from dialog_train.system import Share
-from dialog_train.training_set import columns_of
+from dialog_train.systems.clip import ClipTraining
 
 NAME = "shapes-clip"
 CONTEXT_LENGTH = 32

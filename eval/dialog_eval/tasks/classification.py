@@ -11,14 +11,14 @@ import open_clip
 import torch
 from torch import Tensor
 
-from dialog_eval.classify import ensemble_class_vectors
+from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.images import ImageVectors
 from dialog_eval.evaluation import sha256_head
-from dialog_eval.image_source import ImageSource
-from dialog_eval.images import ImageVectors
+from dialog_eval.metrics.classification import ensemble_class_vectors
+from dialog_eval.metrics.retrieval import hit_ranks
 from dialog_eval.models import Models, NewBar
 from dialog_eval.results import Entry, Metric, Reference
-from dialog_eval.retrieval import hit_ranks
-from dialog_gen.errors import UsageError, did_you_mean
+from dialog_gen.core.errors import UsageError, did_you_mean
 
 Template = Callable[[str], str]
 

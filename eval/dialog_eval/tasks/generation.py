@@ -20,18 +20,18 @@ from typing import Any, get_args
 import torch
 from torch.nn.functional import normalize
 
+from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.images import ImageVectors
 from dialog_eval.evaluation import EvaluationTask
-from dialog_eval.image_source import ImageSource
-from dialog_eval.images import ImageVectors
+from dialog_eval.metrics.vqa import Mode, normalize_answer
 from dialog_eval.models import Models, NewBar
 from dialog_eval.results import Entry, Metric, Reference, Task
 from dialog_eval.tasks.retrieval import RetrievalTask, load_retrieval
 from dialog_eval.tasks.vqa import Measure, VqaOptions, VqaTask, load_vqa_task
-from dialog_eval.vqa import Mode, normalize_answer
 from dialog_eval.writers import Asked, Contexts, Seen, Writer, Writers
-from dialog_gen.errors import MissingExtraError, UsageError, did_you_mean
-from dialog_train.close.config import TaskName
-from dialog_train.close.examples import CONTRADICTS, FOLLOWS
+from dialog_gen.core.errors import MissingExtraError, UsageError, did_you_mean
+from dialog_train.systems.close.config import TaskName
+from dialog_train.systems.close.examples import CONTRADICTS, FOLLOWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from dialog_eval.coco import load_captions
+from dialog_eval.data.coco import load_captions
+from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.images import ImageVectors
 from dialog_eval.evaluation import dataset_name
-from dialog_eval.image_source import ImageSource
-from dialog_eval.images import ImageVectors
+from dialog_eval.metrics.retrieval import retrieve
 from dialog_eval.models import Models, NewBar
 from dialog_eval.results import Entry, Metric, Reference
-from dialog_eval.retrieval import retrieve
 
 KS = (1, 5, 10)
 

@@ -13,17 +13,17 @@ from typing import Literal
 
 import numpy as np
 
-from dialog_eval.coco import load_file_names
+from dialog_eval.data.coco import load_file_names
+from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.images import ImageVectors
+from dialog_eval.data.vqa import CHOICES, VqaItem, load_answers, load_vqa
 from dialog_eval.evaluation import dataset_name
-from dialog_eval.image_source import ImageSource
-from dialog_eval.images import ImageVectors
+from dialog_eval.metrics.vqa import Mode, normalize_answer, vqa_accuracy
 from dialog_eval.models import Models, NewBar
 from dialog_eval.results import Entry, Metric, Reference
 from dialog_eval.tasks.vqa_scores import Asked, Calibration, best_candidates
-from dialog_eval.vqa import Mode, normalize_answer, vqa_accuracy
-from dialog_eval.vqa_data import CHOICES, VqaItem, load_answers, load_vqa
-from dialog_gen.errors import UsageError
-from dialog_train.training_set import DIALOGUE_FORMATS, DialogueFormat
+from dialog_gen.core.errors import UsageError
+from dialog_train.data.training_set import DIALOGUE_FORMATS, DialogueFormat
 
 Candidates = Literal["mc18", "top1000", "top3129", "any"]
 Measure = Literal["official", "exact"]
@@ -41,7 +41,7 @@ class VqaOptions:
     measure: Measure = "official"
     """Agreement with ten people, or equality with the answer given most often."""
     mode: Mode = "official"
-    """How answers are normalised: see `dialog_eval.vqa`."""
+    """How answers are normalised: see `dialog_eval.metrics.vqa`."""
     dialogue_format: DialogueFormat = "question_answer"
     calibration: Calibration = "none"
 

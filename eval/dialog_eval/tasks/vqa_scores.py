@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import normalize
 
-from dialog_eval.images import ImageVectors
+from dialog_eval.data.images import ImageVectors
 from dialog_eval.models import Models
 
 Calibration = Literal["none", "mean-image", "text"]

@@ -14,14 +14,14 @@ from typing import Any, Final
 
 from rich.progress import Progress
 
-from dialog_gen.disk import write_json, writing
+from dialog_gen.core.errors import FailedCheckError, UsageError
+from dialog_gen.core.files import write_json, writing
 from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.folder import KEPT, locked, read_json, work_folder
+from dialog_gen.download.manifests import ArchiveSource, Manifest, SourceFile, WebdatasetSource, of_split
 from dialog_gen.download.resumable import digest, fetch_file, remove, transfer_bar
 from dialog_gen.download.unpack import unpack
-from dialog_gen.errors import FailedCheckError, UsageError
-from dialog_gen.images import IMAGE_EXTENSIONS
-from dialog_gen.manifests import ArchiveSource, Manifest, SourceFile, WebdatasetSource, of_split
+from dialog_gen.sources.images import IMAGE_EXTENSIONS
 
 _IMAGE_ENDINGS: Final = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 

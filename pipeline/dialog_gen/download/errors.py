@@ -1,4 +1,4 @@
-"""The error of a single request; what a user is shown is in `dialog_gen.errors`."""
+"""The error of a single request; what a user is shown is in `dialog_gen.core.errors`."""
 
 import ssl
 from collections.abc import Generator

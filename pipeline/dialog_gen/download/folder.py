@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from dialog_gen.disk import write_json
-from dialog_gen.errors import UsageError
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.files import write_json
 
 _BEGUN: Final = "request.json"
 _FINISHED: Final = "download.json"

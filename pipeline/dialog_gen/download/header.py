@@ -6,7 +6,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dialog_gen.download.errors import FetchError
 from dialog_gen.download.resize import MAX_PIXELS, TRANSPARENCY_FACTOR
-from dialog_gen.images import FORMATS
+from dialog_gen.sources.images import FORMATS
 
 
 def check_header(data: bytes) -> None:

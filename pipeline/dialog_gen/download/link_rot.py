@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dialog_gen.core.errors import UsageError
 from dialog_gen.download.outcomes import FINAL, MEANING, OUTCOMES, STILL_THERE, Outcome
 from dialog_gen.download.supervisor import finished_shards, outcomes_of
-from dialog_gen.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import Any, Final
 
-from dialog_gen.images import DEFAULT_MAX_PIXELS, UnreadableImage, decode_image, is_plain
+from dialog_gen.sources.images import DEFAULT_MAX_PIXELS, UnreadableImage, decode_image, is_plain
 
 IMAGE_SIZE_PX: Final = 336
 """The shorter side of a stored image; smaller images keep their size."""

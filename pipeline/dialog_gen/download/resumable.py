@@ -20,11 +20,11 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from dialog_gen.disk import write_json
+from dialog_gen.core.errors import FailedCheckError, UsageError
+from dialog_gen.core.files import write_json
 from dialog_gen.download.fetch import FetchError, FetchPolicy, open_url, with_retries
 from dialog_gen.download.folder import read_json
-from dialog_gen.errors import FailedCheckError, UsageError
-from dialog_gen.manifests import SourceFile
+from dialog_gen.download.manifests import SourceFile
 
 _CHUNK_BYTES: Final = 1 << 16
 _MAX_FILE_BYTES: Final = 1 << 38

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 
+from dialog_gen.core.errors import FailedCheckError, MissingExtraError, UsageError
 from dialog_gen.download.duplicates import write_duplicates
 from dialog_gen.download.folder import read_json
 from dialog_gen.download.job import DownloadOptions, Job
@@ -28,7 +29,6 @@ from dialog_gen.download.meter import Meter
 from dialog_gen.download.outcomes import Outcome
 from dialog_gen.download.reports import Reports
 from dialog_gen.download.resize import MAX_PIXELS
-from dialog_gen.errors import FailedCheckError, MissingExtraError, UsageError
 
 LOG_NAME: Final = "img2dataset.log"
 

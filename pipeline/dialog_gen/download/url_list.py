@@ -24,11 +24,11 @@ from typing import Any, BinaryIO, Final, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dialog_gen.disk import whole_folder
+from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.core.files import whole_folder
 from dialog_gen.download.fetch import FetchPolicy
+from dialog_gen.download.manifests import UrlSource, of_split
 from dialog_gen.download.resumable import fetch_file
-from dialog_gen.errors import UsageError, did_you_mean
-from dialog_gen.manifests import UrlSource, of_split
 
 SCHEMA: Final = pa.schema([("url", pa.string()), ("caption", pa.string())])
 

@@ -16,9 +16,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from dialog_gen.engines import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
-from dialog_gen.models import GeneratorModel
-from dialog_gen.protocols import Sampling
+from dialog_gen.engines.base import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
+from dialog_gen.models.registry import GeneratorModel
+from dialog_gen.protocols.protocol import Sampling
 
 _BATCH_SIZE = 32
 # Out of memory, a lost GPU (torch 2.8 and later have a class for it): the next request would fare no better.
@@ -36,7 +36,7 @@ class TransformersEngine:
     def __init__(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         if model.is_mammut:
-            from dialog_gen.mammut.model import register_mammut
+            from dialog_gen.clip.mammut.model import register_mammut
 
             register_mammut()
         self._processor: Any = AutoProcessor.from_pretrained(model.folder, trust_remote_code=False)

@@ -30,10 +30,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from dialog_gen.engines import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
+from dialog_gen.engines.base import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
 from dialog_gen.engines.guard import Guard
-from dialog_gen.models import GeneratorModel
-from dialog_gen.protocols import Sampling
+from dialog_gen.models.registry import GeneratorModel
+from dialog_gen.protocols.protocol import Sampling
 
 # Prompt tokens of one engine step. Images of several requests fit, and a step stays short enough to take new ones.
 _STEP_TOKENS = 8192

@@ -5,5 +5,5 @@
     apply.py        the pass over a dataset: columns `gate_*` and `marks`, exactly once
     report.py       gates.json and the table: what the gates found
 
-Nothing is deleted: `dialog_gen.schema.kept_pairs` leaves out what is marked, whoever reads may do so or not.
+Nothing is deleted: `dialog_gen.dataset.record.kept_pairs` leaves out what is marked, whoever reads may do so or not.
 """

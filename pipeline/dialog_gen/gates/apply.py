@@ -12,13 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from dialog_gen.errors import UsageError
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import Store, sha256_json
+from dialog_gen.dataset.record import DIALOGUES, GATES
 from dialog_gen.gates.report import gate_report
 from dialog_gen.gates.scorer import Row, Scorer, Scores, SetScorer
 from dialog_gen.gates.scorers import make_scorers
 from dialog_gen.gates.settings import GateSettings, load_gates
-from dialog_gen.schema import DIALOGUES, GATES
-from dialog_gen.store import Store, sha256_json
 
 
 def ungated_images(store: Store) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from dialog_gen.errors import UsageError, did_you_mean
+from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.gates.scorer import Row, Scores
 from dialog_gen.gates.settings import LanguageSettings
 from dialog_gen.gates.words import pair_text, words

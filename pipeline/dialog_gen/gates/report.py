@@ -3,9 +3,9 @@
 from collections import Counter
 from typing import Any
 
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.gates.settings import GateSettings, YesBiasSettings
 from dialog_gen.gates.yes_bias import says_yes
-from dialog_gen.store import DatasetFolder
 
 
 def gate_report(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any]:

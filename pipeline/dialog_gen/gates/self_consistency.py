@@ -13,16 +13,16 @@ from typing import Any, cast
 
 from PIL import Image
 
-from dialog_gen.chat import BLIP2_CHAT_TEMPLATE, SHORT_ANSWER, render_chat
-from dialog_gen.engines import Engine, EngineName, EngineOptions, RefusedRequestError, Request, engine_starter
-from dialog_gen.errors import UsageError
+from dialog_gen.core.errors import UsageError
+from dialog_gen.engines.base import Engine, EngineName, EngineOptions, RefusedRequestError, Request, engine_starter
 from dialog_gen.gates.scorer import Row, Scores
 from dialog_gen.gates.settings import SelfConsistencySettings
 from dialog_gen.gates.words import FUNCTION_WORDS, words
-from dialog_gen.images import UnreadableImage, decode_image
-from dialog_gen.models import MODELS, GeneratorModel, resolve_model
-from dialog_gen.parsing import MalformedAnswer, parse_answer, without_special_tokens
-from dialog_gen.protocols import Sampling
+from dialog_gen.models.registry import MODELS, GeneratorModel, resolve_model
+from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, SHORT_ANSWER, render_chat
+from dialog_gen.protocols.parsing import MalformedAnswer, parse_answer, without_special_tokens
+from dialog_gen.protocols.protocol import Sampling
+from dialog_gen.sources.images import UnreadableImage, decode_image
 
 _IN_FLIGHT = 256
 _NUMBERS = {"no": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7"}

@@ -9,11 +9,11 @@ from datasketch import MinHash, MinHashLSH
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from dialog_gen.gates.flat import Hashes, HashList, HashSet, hash_of_pair, index_in, sha256_of_arrays
+from dialog_gen.core.hashing import hash_64
+from dialog_gen.gates.hash_collections import Hashes, HashList, HashSet, hash_of_pair, index_in, sha256_of_arrays
 from dialog_gen.gates.scorer import Row, Scores
 from dialog_gen.gates.settings import SetDuplicateSettings
 from dialog_gen.gates.words import pair_text, shingles, words
-from dialog_gen.hashing import hash_64
 
 _PERMUTATIONS = 128
 _EDGES_AT_ONCE = 1 << 16

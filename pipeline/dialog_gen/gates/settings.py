@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 import dialog_gen
-from dialog_gen.errors import UsageError, did_you_mean
-from dialog_gen.schema import GATES
-from dialog_gen.toml_files import read_toml_model
+from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.core.toml_files import read_toml_model
+from dialog_gen.dataset.record import GATES
 
 
 def _limit(value: float | None) -> float | None:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from dialog_gen.clip import Clip, check_clip, load_clip
+from dialog_gen.clip.loader import Clip, check_clip, load_clip
 from dialog_gen.gates.scorer import Row, Scores
 from dialog_gen.gates.settings import SimilaritySettings
 from dialog_gen.gates.words import pair_text
-from dialog_gen.images import UnreadableImage, decode_image
+from dialog_gen.sources.images import UnreadableImage, decode_image
 
 
 class Similarity:

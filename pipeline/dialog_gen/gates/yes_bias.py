@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dialog_gen.gates.flat import HashList, hash_of_pair, sha256_of_arrays
+from dialog_gen.gates.hash_collections import HashList, hash_of_pair, sha256_of_arrays
 from dialog_gen.gates.scorer import Row, Scores
 from dialog_gen.gates.settings import YesBiasSettings
 from dialog_gen.gates.words import words

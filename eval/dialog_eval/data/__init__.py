@@ -1,0 +1,1 @@
+"""What evaluations read: published files, images and their ids."""

@@ -1,0 +1,136 @@
+"""Captions of images as they are published, and the list of images in any COCO file.
+
+Two layouts are told apart by their content: COCO's own captions files (cocodataset.org/#format-data), and the files of
+Karpathy's splits (cs.stanford.edu/people/karpathy/deepimagesent), such as dataset_coco.json, which hold all splits.
+"""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NotRequired
+
+from pydantic import BaseModel
+from typing_extensions import TypedDict  # pydantic takes typing's only from Python 3.12 on
+
+from dialog_eval.data.json_files import read_json_file
+from dialog_gen.core.errors import UsageError, did_you_mean
+
+DEFAULT_SPLIT = "test"
+# By convention: 82,783 images of "train" and 30,504 of "restval", the rest of COCO's validation images.
+_WITH_IT = {"train": ("train", "restval")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captions:
+    """The content of a captions file, or of one split of it."""
+
+    captions: dict[int, list[str]]
+    """Image id -> its captions in the file's order; the images in order of the list, or of their first caption"""
+    file_names: dict[int, str] | None
+    """Image id -> file name; None where the file has no list of images"""
+    split: str | None = None
+    """Which split it is, where the file holds several"""
+
+
+class _Image(TypedDict):
+    id: int
+    file_name: str
+
+
+class _Annotation(TypedDict):
+    image_id: int
+    caption: str
+
+
+class _Images(BaseModel):
+    images: list[_Image]
+
+
+class _Captions(BaseModel):
+    images: list[_Image] | None = None
+    annotations: list[_Annotation]
+
+
+class _Sentence(TypedDict):
+    raw: str
+
+
+class _SplitImage(TypedDict):
+    imgid: int
+    cocoid: NotRequired[int]
+    filepath: NotRequired[str]
+    filename: str
+    split: str
+    sentences: list[_Sentence]
+
+
+class _Splits(BaseModel):
+    dataset: str
+    images: list[_SplitImage]
+
+
+class _Kind(BaseModel):
+    dataset: str | None = None
+
+
+def load_captions(path: Path, split: str | None = None) -> Captions:
+    """Reads a captions file. `split`: of those in a file of Karpathy's; "test" where None is given.
+
+    "train" takes "restval" with it. Images have COCO's id there, too, or, in the other datasets' files, `imgid`.
+
+    Raises UsageError for a file that cannot be read or is no such file, no captions, an image without captions or
+    listed twice, a caption of an image that is not listed, a split that the file does not hold, and a split of a file
+    that holds but one.
+    """
+    if read_json_file(path, _Kind, "captions file").dataset is not None:
+        return _of_split(path, split or DEFAULT_SPLIT)
+    if split is not None:
+        raise UsageError(f"--split {split}: {path} is a COCO captions file, of one split; leave it out.")
+    content = read_json_file(path, _Captions, "COCO captions file")
+    if not content.annotations:
+        raise UsageError(f"{path} holds no captions.")
+    by_image = defaultdict[int, list[str]](list)
+    for annotation in content.annotations:
+        by_image[annotation["image_id"]].append(annotation["caption"])
+    if content.images is None:
+        return Captions(captions=dict(by_image), file_names=None)
+    file_names = _file_names(path, content.images)
+    if without := [image_id for image_id in file_names if image_id not in by_image]:
+        raise UsageError(f"{path}: {len(without)} images have no caption, such as image {without[0]}.")
+    if unlisted := [image_id for image_id in by_image if image_id not in file_names]:
+        raise UsageError(f"{path}: {len(unlisted)} images with captions are not in its images, such as {unlisted[0]}.")
+    return Captions(captions={image_id: by_image[image_id] for image_id in file_names}, file_names=file_names)
+
+
+def load_file_names(path: Path) -> dict[int, str]:
+    """Image id -> file name, of any COCO file that lists its images. Raises UsageError for another file."""
+    return _file_names(path, read_json_file(path, _Images, "COCO file with a list of images").images)
+
+
+def _of_split(path: Path, split: str) -> Captions:
+    content = read_json_file(path, _Splits, "file of Karpathy's splits")
+    held = Counter(image["split"] for image in content.images)
+    if split not in held:
+        raise UsageError(f"--split {split}: {path} has no such split: {did_you_mean(split, held)}.")
+    captions: dict[int, list[str]] = {}
+    file_names: dict[int, str] = {}
+    for image in content.images:
+        if image["split"] not in _WITH_IT.get(split, (split,)):
+            continue
+        image_id = image.get("cocoid", image["imgid"])
+        if image_id in captions:
+            raise UsageError(f"{path} lists image {image_id} twice.")
+        if not image["sentences"]:
+            raise UsageError(f"{path}: image {image_id} has no sentences.")
+        captions[image_id] = [sentence["raw"] for sentence in image["sentences"]]
+        folder = image.get("filepath")
+        file_names[image_id] = f"{folder}/{image['filename']}" if folder else image["filename"]
+    return Captions(captions=captions, file_names=file_names, split=split)
+
+
+def _file_names(path: Path, images: list[_Image]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for image in images:
+        if names.setdefault(image["id"], image["file_name"]) != image["file_name"]:
+            raise UsageError(f"{path} lists image {image['id']} twice, under different names.")
+    return names

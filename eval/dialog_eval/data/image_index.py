@@ -1,0 +1,101 @@
+"""The images of an evaluation, found in any source that the pipeline reads (`dialog_gen.sources.base.open_source`).
+
+VQAv1 and COCO call an image by an integer. Where a COCO file lists the images, `file_name` leads to the source's image
+id: both are compared without the extension, first whole, then by the last component of their paths. Without a list, the
+integer is the digits at the end of the source's id: COCO_val2014_000000000042 is image 42.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from dialog_gen.core.errors import UsageError
+from dialog_gen.sources.base import IMAGE_EXTENSIONS, SourceImage, open_source
+
+_SHARD_SIZE = 1024
+_NAMED = 3
+
+_Key = TypeVar("_Key", int, str)
+
+
+class ImageSource:
+    """The ids at once, the images when they are asked for."""
+
+    def __init__(self, spec: str) -> None:
+        """Lists the source. Raises UsageError where it holds no images, or what `open_source` refuses."""
+        self.spec = spec
+        self._shards = list(open_source(spec, shard_size=_SHARD_SIZE))
+        self.image_ids = [image_id for shard in self._shards for image_id in shard.image_ids()]
+
+    def by_file_name(self, file_names: Mapping[_Key, str]) -> dict[_Key, str]:
+        """The source's id of each image whose file name is given.
+
+        Raises UsageError that names some of the images that are not there, or that several could be.
+        """
+        whole, last = _by(self.image_ids, _stem), _by(self.image_ids, _last)
+
+        def candidates(key: _Key) -> list[str]:
+            name = file_names[key]
+            return whole.get(_stem(name)) or last.get(_last(name), [])
+
+        return self._choose(file_names, candidates, lambda key: repr(file_names[key]), "Is it the right folder?")
+
+    def by_number(self, numbers: Iterable[int]) -> dict[int, str]:
+        """The source's id of each integer id. Raises UsageError as `by_file_name` does."""
+        known = _by(self.image_ids, _number)
+        advice = "The number is looked for at the end of each image's id: give a COCO file that lists the images."
+        return self._choose(numbers, lambda number: known.get(number, []), str, advice)
+
+    def read(self, image_ids: set[str]) -> Iterator[SourceImage]:
+        """These images, in the source's order."""
+        for shard in self._shards:
+            if not image_ids.isdisjoint(shard.image_ids()):
+                yield from (image for image in shard.read() if image.image_id in image_ids)
+
+    def _choose(
+        self, keys: Iterable[_Key], candidates: Callable[[_Key], list[str]], show: Callable[[_Key], str], advice: str
+    ) -> dict[_Key, str]:
+        chosen, missing, ambiguous = dict[_Key, str](), list[str](), list[str]()
+        for key in keys:
+            found = candidates(key)
+            if not found:
+                missing.append(show(key))
+            elif len(found) > 1:
+                ambiguous.append(f"{show(key)} ({found[0]} or {found[1]})")
+            else:
+                chosen[key] = found[0]
+        if missing:
+            there = ", ".join(self.image_ids[:_NAMED])
+            raise UsageError(f"{self.spec} lacks {_some(missing)}; it has such as {there}. {advice}")
+        if ambiguous:
+            raise UsageError(f"{self.spec} leaves open which image is meant by {_some(ambiguous)}. {advice}")
+        return chosen
+
+
+def _by(image_ids: Iterable[str], key_of: Callable[[str], _Key | None]) -> dict[_Key, list[str]]:
+    found = defaultdict[_Key, list[str]](list)
+    for image_id in image_ids:
+        key = key_of(image_id)
+        if key is not None:
+            found[key].append(image_id)
+    return found
+
+
+def _stem(name: str) -> str:
+    stem, dot, extension = name.rpartition(".")
+    return stem if dot and extension.lower() in IMAGE_EXTENSIONS else name
+
+
+def _last(name: str) -> str:
+    return _stem(name).rpartition("/")[2]
+
+
+def _number(image_id: str) -> int | None:
+    digits = re.search(r"[0-9]+$", _stem(image_id))
+    return int(digits[0]) if digits else None
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{len(names)} images: {', '.join(names[:_NAMED])}{more}" if len(names) > 1 else f"image {names[0]}"

@@ -1,0 +1,77 @@
+"""Image vectors of the models that are compared."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from dialog_eval.data.image_index import ImageSource
+from dialog_eval.models import Models, NewBar, Variant
+from dialog_gen.clip.loader import Clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.sources.base import SourceImage
+from dialog_gen.sources.images import UnreadableImage, decode_image
+
+_THREADS = min(16, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageVectors:
+    """Unit-norm vectors of images."""
+
+    rows: dict[str, int]
+    """The source's id of an image -> its row."""
+    vectors: list[Tensor]
+    """(images, D) of each image tower, on the models' device."""
+
+    def of(self, variant: Variant, image_ids: Sequence[str]) -> Tensor:
+        """(N, D): the vectors of these images, as that model sees them."""
+        vectors = self.vectors[variant.image_tower]
+        return vectors[torch.tensor([self.rows[image_id] for image_id in image_ids], device=vectors.device)]
+
+
+def embed_images(models: Models, source: ImageSource, image_ids: set[str], new_bar: NewBar) -> ImageVectors:
+    """Encodes these images, each once by each image tower; one batch of pixels is held at a time.
+
+    Raises UsageError for an image that cannot be decoded: an evaluation that leaves out images is another one.
+    """
+    advance = new_bar("images", len(image_ids))
+    rows: dict[str, int] = {}
+    parts: list[list[Tensor]] = [[] for _ in models.image_towers]
+    for names, pixels in pixel_batches(models.image_towers, source, image_ids, models.batch_size):
+        for name in names:
+            rows[name] = len(rows)
+        for number, part in enumerate(parts):
+            part.append(models.encode_images(pixels[number], number))
+        advance(len(names))
+    return ImageVectors(rows=rows, vectors=[torch.cat(part) for part in parts])
+
+
+def pixel_batches(
+    clips: Sequence[Clip], source: ImageSource, image_ids: set[str], batch_size: int
+) -> Iterator[tuple[list[str], list[Tensor]]]:
+    """The ids of some of these images, and for each model their pixels (N, 3, H, W) in its preprocessing.
+
+    Raises UsageError as `embed_images` does.
+    """
+    images = source.read(image_ids)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while batch := list(islice(images, batch_size)):
+            # (images of the batch, models) of pixels
+            pixels = list(pool.map(lambda image: _pixels(clips, image), batch))
+            yield [image.image_id for image in batch], [torch.stack(of_model) for of_model in zip(*pixels, strict=True)]
+
+
+def _pixels(clips: Sequence[Clip], image: SourceImage) -> list[Tensor]:
+    try:
+        decoded = decode_image(image.data)
+    except UnreadableImage as error:
+        why = f"{error.reason}: {error.detail}"
+        raise UsageError(
+            f"image {image.image_id} cannot be read ({why}): an evaluation needs all its images."
+        ) from None
+    return [clip.preprocess(decoded) for clip in clips]

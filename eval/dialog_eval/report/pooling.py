@@ -1,0 +1,240 @@
+"""Entries of several results.json, pooled over repetitions and paired with the baseline: what a table shows.
+
+Same label, task, dataset and protocol: repetitions of one thing, such as seeds. An item's value is then its mean over
+them, and intervals come from these means, drawn by image. They say how far a figure would move with other images; how
+far it moves with another seed is the spread, shown apart.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dialog_eval.metrics.intervals import Floats, bootstrap_interval, paired_bootstrap
+from dialog_eval.results import Entry, Metric, Results, Task, load_results
+from dialog_gen.core.errors import UsageError
+
+_Key = tuple[str | None, Task, str, str]
+"""Baseline, task, dataset, protocol"""
+_Sourced = tuple[Entry, Path]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean, or a difference of two, with its 95 % interval; from 0 to 1, differences from -1 to 1."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One row's value of one measure."""
+
+    estimate: Estimate
+    difference: Estimate | None
+    """Minus the baseline, item by item; None for the baseline itself and where it was not measured"""
+    repetitions: int
+    """How many different weights were measured"""
+    spread: float | None
+    """Standard deviation (n - 1) of their means; None for one repetition"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One measure, all of whose cells are of the same items."""
+
+    name: str
+    items: int
+    """0 where only references have a value"""
+    images: int | None
+    """None where each item stands for itself"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One label; `cells` by the column's name, where it was measured."""
+
+    label: str
+    blend: str | None
+    beta: float | None
+    noise: float | None
+    """Of text-only training"""
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Rows that have one baseline, or none."""
+
+    baseline: str | None
+    """The label of the first row; None where the baseline was not measured here, or there is none"""
+    columns: list[Column]
+    rows: list[Row]
+    references: dict[str, dict[str, float]]
+    """name -> measure -> value, 0 to 1: figures that need no model"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section(Comparison):
+    """What can be compared: one task, dataset and protocol."""
+
+    task: Task
+    dataset: str
+    protocol: str
+
+
+def pool(files: Sequence[Path]) -> list[Section]:
+    """The sections of these results.json; sections, rows and columns in order of first appearance, the baseline first.
+
+    The same weights measured in several files are one repetition, with the mean of its measurements. Files with
+    different baselines make sections of their own; one that names none goes with the only baseline there is.
+
+    Raises UsageError for files that are none or hold no entries, that name a baseline that none of them measured, that
+    use a label for different blends, and where items or references of one dataset differ.
+    """
+    loaded = _loaded(files)
+    entries: dict[_Key, list[_Sourced]] = {}
+    for path, results in loaded:
+        for entry in results.entries:
+            key = (results.baseline, entry.task, entry.dataset, entry.protocol)
+            entries.setdefault(key, []).append((entry, path))
+    if not entries:
+        raise UsageError(f"{', '.join(map(str, files)) or 'No file'}: no entries to show. Name files of dialog-eval.")
+    measured = {(key[0], entry.label) for key, some in entries.items() for entry, _ in some}
+    for baseline in dict.fromkeys(results.baseline for _, results in loaded):
+        if baseline is not None and (baseline, baseline) not in measured:
+            raise UsageError(
+                f"The baseline {baseline!r} has no entry in these files: add the results.json that has it."
+            )
+    return [_section(key, some, _references(key, loaded)) for key, some in entries.items()]
+
+
+def _loaded(files: Iterable[Path]) -> list[tuple[Path, Results]]:
+    """The files' contents, the only baseline being everyone's."""
+    loaded = [(path, load_results(path)) for path in files]
+    named = {results.baseline for _, results in loaded} - {None}
+    if len(named) > 1:
+        return loaded
+    return [(path, results.model_copy(update={"baseline": next(iter(named), None)})) for path, results in loaded]
+
+
+def _references(key: _Key, loaded: Iterable[tuple[Path, Results]]) -> dict[str, dict[str, float]]:
+    """Those of the files that have entries of this section: a reference does not tell its protocol."""
+    _, task, dataset, protocol = key
+    found: dict[str, dict[str, float]] = {}
+    for path, results in loaded:
+        if not any((results.baseline, entry.task, entry.dataset, entry.protocol) == key for entry in results.entries):
+            continue
+        for reference in results.references:
+            if (reference.task, reference.dataset) == (task, dataset):
+                value = found.setdefault(reference.name, {}).setdefault(reference.metric, reference.value)
+                if abs(value - reference.value) > 1e-9:
+                    raise UsageError(
+                        f"{path}: {reference.metric!r} of {reference.name!r} on {dataset} ({protocol}) is "
+                        f"{reference.value:.4f}, in a file before it {value:.4f}. Make a table for each."
+                    )
+    return found
+
+
+def _section(key: _Key, entries: list[_Sourced], references: dict[str, dict[str, float]]) -> Section:
+    baseline, task, dataset, protocol = key
+    by_label: dict[str, list[_Sourced]] = {}
+    for sourced in sorted(entries, key=lambda sourced: sourced[0].label != baseline):
+        by_label.setdefault(sourced[0].label, []).append(sourced)
+    measures = _measures(entries)
+    columns = [
+        Column(name=name, items=len(metric.values), images=None if metric.groups is None else len(set(metric.groups)))
+        for name, metric in measures.items()
+    ]
+    alone = {measure: None for figures in references.values() for measure in figures if measure not in measures}
+    columns += [Column(name=name, items=0, images=None) for name in alone]
+    measured = {
+        (label, name): values
+        for label, same in by_label.items()
+        for name in measures
+        if (values := _repetitions(same, name)) is not None
+    }
+    rows: list[Row] = []
+    for label, same in by_label.items():
+        blend, beta, noise = _settings(label, same)
+        cells = {
+            name: _cell(
+                measured[label, name],
+                measured.get((baseline, name)) if baseline is not None and label != baseline else None,
+                metric.groups,
+            )
+            for name, metric in measures.items()
+            if (label, name) in measured
+        }
+        rows.append(Row(label=label, blend=blend, beta=beta, noise=noise, cells=cells))
+    return Section(
+        task=task,
+        dataset=dataset,
+        protocol=protocol,
+        baseline=baseline if baseline in by_label else None,
+        columns=columns,
+        rows=rows,
+        references=references,
+    )
+
+
+def _measures(entries: Iterable[_Sourced]) -> dict[str, Metric]:
+    """Every measure's first metric, of whose items all others must be."""
+    first: dict[str, tuple[Metric, Path]] = {}
+    for entry, path in entries:
+        for metric in entry.metrics:
+            wanted, source = first.setdefault(metric.name, (metric, path))
+            told = f"{path}: {metric.name!r} of {entry.label!r} on {entry.dataset}"
+            if len(metric.values) != len(wanted.values):
+                raise UsageError(
+                    f"{told} has {len(metric.values)} items, in {source} it has {len(wanted.values)}: "
+                    "they cannot be compared item by item. Evaluate both on the same items."
+                )
+            if metric.groups != wanted.groups:
+                raise UsageError(
+                    f"{told} groups its items by other images than {source} does: "
+                    "they cannot be compared item by item. Evaluate both on the same items."
+                )
+    return {name: metric for name, (metric, _) in first.items()}
+
+
+def _settings(label: str, same: Iterable[_Sourced]) -> tuple[str | None, float | None, float | None]:
+    """Kind of blend, beta and noise, which the repetitions of a label must share."""
+    kinds = {(entry.blend, entry.beta): path for entry, path in same}
+    if len(kinds) > 1:
+        told = ", ".join(f"{blend or 'no'} blend, beta {beta} in {path}" for (blend, beta), path in kinds.items())
+        raise UsageError(f"{label!r} stands for different blends: {told}. Give each a label of its own.")
+    noises = {entry.noise: path for entry, path in same}
+    if len(noises) > 1:
+        told = ", ".join(f"{noise} in {path}" for noise, path in noises.items())
+        raise UsageError(f"{label!r} stands for trainings with different noise: {told}. Give each a label of its own.")
+    return *next(iter(kinds)), next(iter(noises))
+
+
+def _repetitions(same: Iterable[_Sourced], name: str) -> Floats | None:
+    """(repetitions, items): the values for each of the weights measured; None where there are none."""
+    by_weights: dict[str, list[list[float]]] = {}
+    for entry, _ in same:
+        metric = entry.metric(name)
+        if metric is not None:
+            by_weights.setdefault(entry.weights_sha256, []).append(metric.values)
+    return np.array([np.mean(values, axis=0) for values in by_weights.values()]) if by_weights else None
+
+
+def _cell(values: Floats, baseline: Floats | None, groups: list[int] | None) -> Cell:
+    """`values`, `baseline`: (repetitions, items)."""
+    means = values.mean(axis=0)
+    mean, low, high = bootstrap_interval(means, groups=groups)
+    difference = None
+    if baseline is not None:
+        apart, least, most = paired_bootstrap(means, baseline.mean(axis=0), groups=groups)
+        difference = Estimate(mean=apart, low=least, high=most)
+    return Cell(
+        estimate=Estimate(mean=mean, low=low, high=high),
+        difference=difference,
+        repetitions=len(values),
+        spread=float(values.mean(axis=1).std(ddof=1)) if len(values) > 1 else None,
+    )

@@ -1,0 +1,1 @@
+"""Models to search with: one loader, one module for each format."""

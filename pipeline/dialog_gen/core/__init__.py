@@ -1,0 +1,1 @@
+"""What every other package stands on: errors, whole files, hashes, TOML, the console, progress, registries."""

@@ -1,0 +1,60 @@
+"""What the command-line modules share: arguments that mean the same everywhere, and how results are printed."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import Progress
+
+import dialog_gen
+from dialog_gen.core.errors import DialogGenError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
+DatasetOption = Annotated[str, typer.Argument(metavar="DIR", help="Folder or fsspec URL that `run --out` wrote.")]
+
+
+_INTERRUPTED = 130
+
+
+def begin(context: typer.Context, version: bool) -> None:
+    """What a command line does first: prints the version, or without a command the help; logs go to stderr."""
+    if version:
+        typer.echo(dialog_gen.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+
+
+def print_result(content: dict[str, Any], text: str, as_json: bool) -> None:
+    """Prints a command's result: `content` for programs, `text` for people."""
+    typer.echo(json.dumps(content, indent=2) if as_json else text)
+
+
+@contextmanager
+def progress_bar() -> Generator[Progress]:
+    """A progress bar on stderr, where that is a terminal."""
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        yield progress
+
+
+def run_app(app: Callable[[], Any], *, interrupted: str) -> None:
+    """Runs a typer app and exits: with an error's own code, or with 130 after a Ctrl-C, where it says `interrupted`."""
+    try:
+        app()
+    except DialogGenError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except SystemExit as ending:
+        if ending.code == _INTERRUPTED:
+            typer.echo(f"interrupted: {interrupted}", err=True)
+        raise

@@ -1,0 +1,108 @@
+"""TOML files that hold one pydantic model each, shipped under a name or a user's own, read with errors for people."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from dialog_gen.core.errors import UsageError, did_you_mean
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def find_toml(name_or_file: str, shipped: Mapping[str, Path], what: str) -> Path:
+    """The shipped file of that name, or the path of a user's. Raises UsageError for an unknown name."""
+    if name_or_file in shipped:
+        return shipped[name_or_file]
+    path = Path(name_or_file)
+    if path.suffix != ".toml":
+        hint = did_you_mean(name_or_file, shipped)
+        raise UsageError(f"unknown {what} {name_or_file!r}: {hint}; or give a .toml file.")
+    return path
+
+
+def read_toml_model(path: Path, model: type[Model], what: str, overrides: Iterable[str] = ()) -> Model:
+    """The model that a file holds; a model with a `name` gets the file's stem where the file gives none.
+
+    `overrides` are of the form "table.key=value", the value as in TOML; what TOML cannot read is a string. In a list of
+    tables, "tables.2.key=value" changes the second one.
+
+    Raises UsageError for a file that cannot be read, is not TOML, or does not fit the model.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{what} file {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what} file {path} is not valid TOML: {error}.") from None
+    if "name" in model.model_fields:
+        content = {"name": path.stem, **content}
+    for override in overrides:
+        _override(content, override)
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{what} file {path}: {_explain(error, model)}") from None
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    *tables, last = key.strip().split(".")
+    if not equals or not all([*tables, last]):
+        raise UsageError(f"{override!r} is no override: give KEY=VALUE, such as optim.lr=1e-4.")
+    place: Any = content
+    for table in tables:
+        if isinstance(place, dict):
+            place = place.setdefault(table, {})
+        else:
+            if table not in map(str, range(1, len(place) + 1)):
+                raise UsageError(f"{override!r}: {table} is no number from 1 to {len(place)}.")
+            place = place[int(table) - 1]
+        if not isinstance(place, dict | list):
+            raise UsageError(f"{override!r}: {table} is no table.")
+    if isinstance(place, list):
+        raise UsageError(f"{override!r}: give the number of a table and a key, such as {tables[-1]}.1.KEY=VALUE.")
+    try:
+        place[last] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        place[last] = value.strip()
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    problems: list[str] = []
+    for problem in error.errors():
+        place = ".".join(str(part + 1) if isinstance(part, int) else part for part in problem["loc"])
+        message = re.sub("^Value error, ", "", problem["msg"])
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown key; {did_you_mean(str(problem['loc'][-1]), _known_keys(model, problem['loc'][:-1]))}"
+        elif problem["type"] == "union_tag_invalid":
+            context = problem.get("ctx", {})
+            known = re.findall("'([^']+)'", context["expected_tags"])
+            message = f"unknown kind {context['tag']!r}; {did_you_mean(context['tag'], known)}"
+        elif problem["type"] == "union_tag_not_found":
+            message = f"the key 'kind' is missing, got {', '.join(problem['input']) or 'nothing'}"
+        elif problem["type"] in ("model_type", "model_attributes_type"):
+            message = f"a table is needed, got {problem['input']!r}"
+        elif isinstance(problem["input"], str | int | float):
+            message = f"{message}, got {problem['input']!r}"
+        problems.append(f"{place}: {message}" if place else message)
+    return "; ".join(problems)
+
+
+def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
+    """The keys of the table at `place`. Indexes lead no deeper, and a union's tag only to the model that has it."""
+    models = [model]
+    for part in place:
+        fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
+        tagged = [m for m in models if any(get_args(f.annotation) == (part,) for f in m.model_fields.values())]
+        models = [inner for field in fields for inner in _models_in(field.annotation)] or tagged or models
+    return {key for m in models for key in m.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [inner for argument in get_args(annotation) for inner in _models_in(argument)]

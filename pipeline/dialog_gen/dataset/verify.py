@@ -1,0 +1,210 @@
+"""Reads a dataset folder again, every byte, and says whether it is what its sidecars promise."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dialog_gen.core.hashing import hash_64
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, Sidecar, sha256_json
+from dialog_gen.dataset.record import DIALOGUES, PAIR_COLUMNS, REJECTS
+
+_PROBLEMS_KEPT = 100
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Verdict:
+    """What `verify` found. `problems` is empty for a dataset that holds what it promises."""
+
+    shards: int = 0
+    images: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    unreadable: int = 0
+    pairs: int = 0
+    reasons: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    problems: list[str] = field(default_factory=list[str])
+    """The first hundred; `problem_count` counts all."""
+    problem_count: int = 0
+
+    def add(self, problem: str) -> None:
+        """Notes something that is wrong."""
+        self.problem_count += 1
+        if len(self.problems) < _PROBLEMS_KEPT:
+            self.problems.append(problem)
+
+
+def totals(folder: DatasetFolder) -> Verdict:
+    """The counts that the sidecars state; reads no row."""
+    verdict = Verdict()
+    for name in folder.shards():
+        if sidecar := folder.sidecar(name):
+            _count(verdict, sidecar)
+        else:
+            verdict.add(f"shards/{name}.json is damaged: run again to make the shard anew")
+    return verdict
+
+
+def verify(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None) -> Verdict:
+    """Checks checksums, schema, counts, unique ids, image hashes, and that nothing lies there uncounted.
+
+    Memory grows by 8 bytes an image. Raises UsageError only where the folder's configuration cannot be read.
+    """
+    config_sha256 = sha256_json(folder.config())
+    verdict, ids, named = Verdict(), _Ids(), set[str]()
+    for name in folder.shards():
+        sidecar = folder.sidecar(name)
+        if sidecar is None:
+            verdict.add(f"shards/{name}.json is damaged: run again to make the shard anew")
+            continue
+        if sidecar.shard != name:
+            verdict.add(f"shards/{name}.json is the sidecar of another shard, {sidecar.shard}")
+        if sidecar.config_sha256 != config_sha256:
+            verdict.add(f"shard {name} was made with another configuration than config.json tells")
+        _count(verdict, sidecar)
+        named |= {entry.path for entry in sidecar.files}
+        _check_shard(folder, sidecar, verdict, ids)
+        on_shard()
+    for duplicate in ids.duplicates(folder):
+        verdict.add(f"image_id {duplicate!r} stands in more than one row")
+    for part in ("data", "rejects"):
+        for file in folder.list(part):
+            if f"{part}/{file}" not in named:
+                verdict.add(f"{part}/{file} belongs to no finished shard: run again to finish it, or remove it")
+    return verdict
+
+
+def _count(verdict: Verdict, sidecar: Sidecar) -> None:
+    verdict.shards += 1
+    verdict.images += sidecar.images
+    verdict.accepted += sidecar.accepted
+    verdict.rejected += sidecar.rejected
+    verdict.unreadable += sidecar.unreadable
+    for status, reasons in sidecar.reasons.items():
+        verdict.reasons[status] = dict(sorted((Counter(verdict.reasons.get(status, {})) + Counter(reasons)).items()))
+
+
+def _check_shard(folder: DatasetFolder, sidecar: Sidecar, verdict: Verdict, ids: "_Ids") -> None:
+    where = f"shard {sidecar.shard}"
+    if sidecar.accepted + sidecar.rejected + sidecar.unreadable != sidecar.images:
+        verdict.add(
+            f"{where}: {sidecar.accepted} accepted + {sidecar.rejected} rejected + {sidecar.unreadable} unreadable "
+            f"are not {sidecar.images} images"
+        )
+    counted = Counter[tuple[str, str]]()
+    for entry in sidecar.files:
+        if problem := damage(folder, entry):
+            verdict.add(f"{where}: {problem}")
+            return
+        try:
+            with folder.open(entry.path) as file:
+                if problem := _check_rows(pq.ParquetFile(file), entry, verdict, ids, counted):
+                    verdict.add(f"{where}: {problem}")
+                    return
+        except Exception as error:  # noqa: BLE001 - Arrow raises anything on a file that was made to fit its checksum
+            verdict.add(f"{where}: {entry.path} cannot be read: {type(error).__name__}: {error}")
+            return
+    promised = Counter({("accepted", ""): sidecar.accepted})
+    for status, reasons in sidecar.reasons.items():
+        promised.update({(status, reason): count for reason, count in reasons.items()})
+    if counted != +promised:
+        verdict.add(f"{where}: its rows count {_readable(counted)}, its sidecar {_readable(+promised)}")
+
+
+def _check_rows(
+    parquet: pq.ParquetFile, entry: FileEntry, verdict: Verdict, ids: "_Ids", counted: Counter[tuple[str, str]]
+) -> str | None:
+    """What keeps the rows from being read; what is wrong with them goes to the verdict."""
+    # Later versions add columns; those of the record must be there and of their type.
+    schema, found = DIALOGUES if entry.path.startswith("data/") else REJECTS, parquet.schema_arrow
+    wrong = [f.name for f in schema if f.name not in found.names or found.field(f.name).type != f.type]
+    if wrong:
+        return f"{entry.path} lacks columns of the record or has them of another type: {wrong}"
+    if parquet.metadata.num_rows != entry.rows:
+        verdict.add(f"{entry.path} has {parquet.metadata.num_rows} rows, {entry.rows} are promised")
+    for batch in parquet.iter_batches(batch_size=100):
+        for row in batch.to_pylist():
+            counted[row.get("status", "accepted"), row.get("reason", "")] += 1
+            ids.add(row["image_id"])
+            verdict.pairs += len(row.get("texts") or ())
+            for problem in _row_problems(row):
+                verdict.add(f"{entry.path}: {row['image_id']!r}: {problem}")
+    return None
+
+
+def damage(folder: DatasetFolder, entry: FileEntry) -> str | None:
+    """What is wrong with the bytes of a file; reads all of them."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with folder.open(entry.path) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+    except FileNotFoundError:
+        return f"{entry.path} is missing"
+    except OSError as error:
+        return f"{entry.path} cannot be read: {error.strerror or error}"
+    if size != entry.bytes:
+        return f"{entry.path} has {size} bytes, {entry.bytes} are promised"
+    return None if digest.hexdigest() == entry.sha256 else f"{entry.path} has another checksum than promised"
+
+
+def _row_problems(row: dict[str, Any]) -> list[str]:
+    problems: list[str] = []
+    images = row["images"] or ()
+    # Without its bytes (a dataset shared by URL and hash) an image cannot be checked here.
+    data = images[0]["bytes"] if images else None
+    if data is not None and hashlib.sha256(data).hexdigest() != row["image_sha256"]:
+        problems.append("image_sha256 is not that of the image")
+    if "texts" in row and not all(pair["user"] and pair["assistant"] for pair in row["texts"] or [{"user": ""}]):
+        problems.append("an accepted row without a complete question-answer pair")
+    pairs = len(row.get("texts") or ())
+    problems += [
+        f"{column} has {len(values)} entries for {pairs} pairs"
+        for column in PAIR_COLUMNS
+        if (values := row.get(column)) is not None and len(values) != pairs
+    ]
+    return problems
+
+
+def _readable(counts: Counter[tuple[str, str]]) -> str:
+    return ", ".join(f"{n} {status}{reason and f' ({reason})'}" for (status, reason), n in sorted(counts.items()))
+
+
+class _Ids:
+    """Finds ids that stand twice among millions, by 64-bit hashes."""
+
+    def __init__(self) -> None:
+        self._chunks: list[np.ndarray] = []
+        self._open: list[int] = []
+
+    def add(self, image_id: str) -> None:
+        self._open.append(hash_64(image_id))
+        if len(self._open) == 1 << 16:
+            self._close()
+
+    def duplicates(self, folder: DatasetFolder) -> list[str]:
+        self._close()
+        hashes, counts = np.unique(np.concatenate(self._chunks), return_counts=True)
+        suspects = set(hashes[counts > 1].tolist())
+        if not suspects:
+            return []
+        found = Counter[str]()
+        for sidecar in folder.sidecars():
+            for entry in sidecar.files:
+                try:
+                    with folder.open(entry.path) as file:
+                        column = pq.read_table(file, columns=["image_id"]).column(0).to_pylist()
+                except Exception:  # noqa: BLE001, S112 - damage of any kind, found before
+                    continue
+                found.update(image_id for image_id in column if hash_64(image_id) in suspects)
+        return sorted(image_id for image_id, times in found.items() if times > 1)
+
+    def _close(self) -> None:
+        self._chunks.append(np.array(self._open, dtype=np.uint64))
+        self._open = []

@@ -1,0 +1,140 @@
+"""Holds one dialogue about one image: turns in order, and another try where an answer is malformed.
+
+Reasons of a rejected dialogue are those of `dialog_gen.protocols.parsing`, the engine's `engine_refused` and
+`engine_error`, and
+
+image_not_seen  the prompt that ran held no image tokens: whatever was answered is not about the image
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from dialog_gen.engines.base import Engine, RefusedRequestError, Request
+from dialog_gen.generation.logprobs import answer_logprobs
+from dialog_gen.models.templates import render_chat
+from dialog_gen.protocols.parsing import MalformedAnswer, QAPair, parse_answer, parse_qa_list, without_special_tokens
+from dialog_gen.protocols.protocol import Protocol, Sampling
+
+DEFAULT_ATTEMPTS = 3
+IMAGE_NOT_SEEN = "image_not_seen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialogue:
+    """What became of one image. `reason` is None for an accepted dialogue; the rest tells of the last attempt."""
+
+    pairs: tuple[QAPair, ...] = ()
+    reason: str | None = None
+    detail: str | None = None
+    raw: tuple[str, ...] = ()
+    """The answers as the model wrote them, one a turn."""
+    finish_reasons: tuple[str, ...] = ()
+    answer_logprobs: tuple[float | None, ...] = ()
+    """One a pair: see `dialog_gen.generation.logprobs`."""
+    attempts: int
+    seed: int
+    output_tokens: int
+    """Of all attempts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interview:
+    """How dialogues are held in a run: the same for every image."""
+
+    protocol: Protocol
+    chat_template: str
+    sampling: Sampling
+    run_seed: int
+    attempts: int = DEFAULT_ATTEMPTS
+
+    @property
+    def prompt_sha256(self) -> str:
+        """Hash of everything that shapes a prompt or the reading of its answer."""
+        return hashlib.sha256(f"{self.chat_template}\n{self.protocol.sha256}".encode()).hexdigest()
+
+    async def hold(self, engine: Engine, image: Image.Image, image_sha256: str) -> Dialogue:
+        """The dialogue about `image`: a function of its bytes, of this interview and of the model.
+
+        A malformed answer starts the dialogue again under a new seed. Greedy decoding would only repeat itself: one
+        attempt. Raises EngineDiedError.
+        """
+        attempts = self.attempts if self.sampling.temperature > 0 else 1
+        output_tokens = 0
+        for attempt in range(1, attempts + 1):
+            tried = _Attempt(seed=seed_of(self.run_seed, image_sha256, attempt))
+            reason, detail, final = None, None, False
+            try:
+                await self._attempt(engine, image, image_sha256, tried)
+            except MalformedAnswer as malformed:
+                reason = malformed.reason
+            except RefusedRequestError as refused:
+                reason, detail, final = refused.reason, refused.detail, True
+            output_tokens += tried.output_tokens
+            if reason is None or final or attempt == attempts:
+                return Dialogue(
+                    pairs=tuple(tried.pairs) if reason is None else (),
+                    reason=reason,
+                    detail=detail,
+                    raw=tuple(tried.raw),
+                    finish_reasons=tuple(tried.finish_reasons),
+                    answer_logprobs=tuple(tried.answer_logprobs) if reason is None else (),
+                    attempts=attempt,
+                    seed=tried.seed,
+                    output_tokens=output_tokens,
+                )
+        raise AssertionError("unreachable: attempts is at least 1")
+
+    async def _attempt(self, engine: Engine, image: Image.Image, image_sha256: str, tried: "_Attempt") -> None:
+        prompts: list[str] = []
+        answers: list[str] = []
+        for index, turn in enumerate(self.protocol.turns):
+            # Of the whole, too: "<{answer_1}>" may become one.
+            prompts.append(without_special_tokens(self.protocol.user_text(index, prompts, answers)))
+            answer = await engine.answer(
+                Request(
+                    prompt=self.render(prompts, answers),
+                    image=image,
+                    image_sha256=image_sha256,
+                    seed=tried.seed + index,
+                )
+            )
+            tried.raw.append(answer.text)
+            tried.finish_reasons.append(answer.finish_reason)
+            tried.output_tokens += answer.output_tokens
+            if not answer.saw_image:
+                raise RefusedRequestError(IMAGE_NOT_SEEN, "the prompt that ran held no image tokens")
+            if turn.parse == "qa-list":
+                truncated = answer.finish_reason == "length"
+                pairs = parse_qa_list(answer.text, pairs=turn.pairs, truncated=truncated)
+                answers.append(without_special_tokens(answer.text).strip())
+            else:
+                pairs = [QAPair(prompts[-1], parse_answer(answer.text, question=prompts[-1]))]
+                answers.append(pairs[0].assistant)
+            tried.pairs += pairs
+            tried.answer_logprobs += answer_logprobs(answer.text, answer.tokens, pairs, asked=turn.parse == "qa-list")
+
+    def render(self, prompts: Sequence[str], answers: Sequence[str]) -> str:
+        """The prompt of a turn: `prompts` are the user's texts so far, this turn's last; `answers` the earlier ones."""
+        if self.protocol.context == "none":
+            return render_chat(self.chat_template, [prompts[-1]])
+        turns = [text for pair in zip(prompts, answers, strict=False) for text in pair]
+        return render_chat(self.chat_template, [*turns, prompts[-1]])
+
+
+@dataclass(slots=True)
+class _Attempt:
+    seed: int
+    pairs: list[QAPair] = field(default_factory=list[QAPair])
+    raw: list[str] = field(default_factory=list[str])
+    finish_reasons: list[str] = field(default_factory=list[str])
+    answer_logprobs: list[float | None] = field(default_factory=list["float | None"])
+    output_tokens: int = 0
+
+
+def seed_of(run_seed: int, image_sha256: str, attempt: int) -> int:
+    """Seed of the first turn of an attempt; turn k decodes with this plus k - 1. In [0, 2^62)."""
+    digest = hashlib.sha256(f"{run_seed}/{image_sha256}/{attempt}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 2

@@ -1,0 +1,134 @@
+"""What a run is going to do: its settings, checked before anything slow starts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.dataset.record import SCHEMA_VERSION
+from dialog_gen.engines.base import EngineName, EngineOptions, default_engine
+from dialog_gen.generation.dialogue import Interview
+from dialog_gen.models.registry import GeneratorModel, resolve_model
+from dialog_gen.protocols.protocol import Sampling, load_protocol
+from dialog_gen.sources.base import InputShard, SourceImage, open_source, with_limit
+
+_IMAGES_SHOWN = 3
+_DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """A run, ready to be started."""
+
+    model: GeneratorModel
+    interview: Interview
+    engine: EngineName
+    options: EngineOptions
+    images: str
+    """The source as an absolute path or URL."""
+    shard_size: int
+    limit: int | None
+
+    def config(self) -> dict[str, Any]:
+        """What the rows depend on: two runs into one folder must agree in all of it."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "images": self.images,
+            "shard_size": self.shard_size,
+            "model": self.model.name,
+            "model_revision": self.model.revision,
+            "dtype": self.options.dtype or self.model.dtype,
+            "max_model_len": self.options.max_model_len or self.model.max_model_len,
+            "engine": self.engine,
+            "deterministic": self.options.deterministic,
+            "protocol": self.interview.protocol.name,
+            "prompt_sha256": self.interview.prompt_sha256,
+            **self.interview.sampling.model_dump(),
+            "attempts": self.interview.attempts,
+            "seed": self.interview.run_seed,
+        }
+
+    def shards(self) -> Iterator[InputShard]:
+        """The input, cut into units of work. Raises UsageError where there is none."""
+        return with_limit(open_source(self.images, shard_size=self.shard_size), self.limit)
+
+    def describe(self) -> str:
+        """The plan and the rendered prompts of the first images, for people."""
+        shards, images, first = 0, 0, list[SourceImage]()
+        for shard in self.shards():
+            if len(first) < _IMAGES_SHOWN:
+                first += shard.head(_IMAGES_SHOWN - len(first)).read()
+            shards, images = shards + 1, images + shard.count
+        protocol = self.interview.protocol
+        stand_ins = [f"<answer {k}>" for k in range(1, len(protocol.turns))]
+        prompts: list[str] = []
+        for index in range(len(protocol.turns)):
+            prompts.append(protocol.user_text(index, prompts, stand_ins[:index]))
+        rendered = [self.interview.render(prompts[: k + 1], stand_ins[:k]) for k in range(len(prompts))]
+        lines = ["plan", *(f"  {key}: {value}" for key, value in self.config().items())]
+        lines += [f"  {images} images in {shards} shards, {len(protocol.turns)} requests an image", "", "prompts"]
+        for image in first:
+            lines.append(f"  {image.image_id} ({len(image.data)} bytes)")
+            lines += [f"    turn {number}: {prompt!r}" for number, prompt in enumerate(rendered, 1)]
+        return "\n".join(lines)
+
+
+def make_plan(
+    *,
+    model: str,
+    images: str,
+    out: str,
+    revision: str | None = None,
+    protocol: str | None = None,
+    engine: EngineName | None = None,
+    sampling: dict[str, Any],
+    seed: int,
+    attempts: int,
+    shard_size: int,
+    limit: int | None,
+    options: EngineOptions,
+    download: bool = True,
+) -> RunPlan:
+    """Checks and completes the settings; `sampling` holds what overrides the protocol's, None for what does not.
+
+    Raises UsageError for whatever is wrong with them.
+    """
+    for flag, value in (("--model", model), ("--images", images), ("--out", out)):
+        if not value.strip():  # an unset variable of a shell; as a path it would be the working folder
+            raise UsageError(f"{flag} is empty: give it a value.")
+    resolved = resolve_model(model, revision=revision, download=download)
+    if options.dtype is not None and options.dtype not in _DTYPES:
+        raise UsageError(f"--dtype {options.dtype}: {did_you_mean(options.dtype, _DTYPES)}.")
+    script = load_protocol(protocol or resolved.default_protocol)
+    try:
+        overrides = {key: value for key, value in sampling.items() if value is not None}
+        decoding = Sampling.model_validate({**script.sampling.model_dump(), **overrides})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UsageError(
+            f"--{str(problem['loc'][0]).replace('_', '-')} {problem['input']}: {problem['msg']}."
+        ) from None
+    if "://" not in images:
+        images = str(Path(images).expanduser().absolute())
+        if "://" not in out and Path(out).expanduser().absolute().is_relative_to(images):
+            raise UsageError(
+                f"--out {out} lies in --images {images}: its own output would be read. Choose another --out."
+            )
+    return RunPlan(
+        model=resolved,
+        interview=Interview(
+            protocol=script,
+            chat_template=resolved.chat_template,
+            sampling=decoding,
+            run_seed=seed,
+            attempts=attempts,
+        ),
+        engine=engine or default_engine(resolved),
+        options=options,
+        images=images,
+        shard_size=shard_size,
+        limit=limit,
+    )

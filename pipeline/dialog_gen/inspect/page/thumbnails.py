@@ -1,0 +1,47 @@
+"""Images small enough for the page's budget."""
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from dialog_gen.sources.images import UnreadableImage, decode_image
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How thumbnails are made: the longest side at most, in pixels, and WebP's quality."""
+
+    side: int
+    quality: int
+
+
+SIZES = (Size(320, 80), Size(320, 60), Size(256, 55), Size(192, 50), Size(144, 45), Size(96, 40), Size(64, 35))
+"""From the best to the smallest."""
+
+
+def thumbnail(data: bytes) -> bytes | None:
+    """A thumbnail of the best size; None for what is no image."""
+    try:
+        return _encode(decode_image(data), SIZES[0])
+    except UnreadableImage:
+        return None
+
+
+def fit(thumbnails: Iterable[bytes | None], budget_bytes: int) -> tuple[list[bytes | None], Size] | None:
+    """Makes thumbnails smaller, all alike, until their base64 takes no more than the budget; None if it never does."""
+    made = list(thumbnails)
+    for size in SIZES:
+        if size is not SIZES[0]:
+            made = [data and _encode(Image.open(io.BytesIO(data)), size) for data in made]
+        if sum(-(-len(data) // 3) * 4 for data in made if data) <= budget_bytes:
+            return made, size
+    return None
+
+
+def _encode(image: Image.Image, size: Size) -> bytes:
+    image.thumbnail((size.side, size.side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=size.quality)
+    return buffer.getvalue()

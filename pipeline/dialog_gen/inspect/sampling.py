@@ -1,0 +1,51 @@
+"""A uniform sample of a dataset's accepted rows, without reading the images of the others."""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.hashing import hash_64
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry
+
+
+def sample_rows(
+    folder: DatasetFolder, columns: Sequence[str], count: int, *, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """`count` rows in the dataset's order, or all where there are fewer.
+
+    Those whose ids have the smallest hashes under the seed: the same rows whatever the shards, and in a dataset that
+    has grown most of them again. Raises UsageError for a file that is gone or damaged.
+    """
+    files = [sidecar.data for sidecar in folder.sidecars()]
+    smallest: list[tuple[int, int, int, int]] = []  # a heap of (-hash, file, row group, row in it)
+    for number, entry in enumerate(files):
+        for group, table in enumerate(folder.row_groups(entry, ["image_id"]) if entry else ()):
+            for row, image_id in enumerate(table.column("image_id").to_pylist()):
+                item = (-hash_64(f"{seed} {image_id}"), number, group, row)
+                if len(smallest) < count:
+                    heapq.heappush(smallest, item)
+                else:
+                    heapq.heappushpop(smallest, item)
+    places: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for _, number, group, row in sorted(smallest, key=lambda item: item[1:]):
+        places[number, group].append(row)
+    for (number, group), rows in places.items():
+        entry = files[number]
+        assert entry is not None  # noqa: S101 - rows came from it
+        yield from _row_group(folder, entry, group, columns).take(rows).to_pylist()
+
+
+def _row_group(folder: DatasetFolder, entry: FileEntry, group: int, columns: Sequence[str]) -> pa.Table:
+    try:
+        with folder.open(entry.path) as file:
+            parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+            return parquet.read_row_group(group, columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(
+            f"{folder.location}/{entry.path} cannot be read ({error}): `dialog-gen verify` tells more."
+        ) from error

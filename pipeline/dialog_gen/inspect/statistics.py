@@ -1,0 +1,269 @@
+"""What a dataset folder holds, in one pass over its texts and in memory that does not grow with it."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from statistics import median
+from typing import Any
+
+from PIL import Image
+
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.record import GATES
+from dialog_gen.dataset.verify import totals
+from dialog_gen.gates.words import words
+from dialog_gen.inspect.distributions import Distribution, Spread
+from dialog_gen.inspect.sampling import sample_rows
+from dialog_gen.inspect.sketches import DistinctItems, FrequentItems
+from dialog_gen.sources.images import FORMATS
+
+TOP = 20
+"""How many of the most frequent question types and answers are told."""
+
+_SIZED_IMAGES = 1000
+_NUMBERS = frozenset(
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+)
+_COLUMNS = (
+    "image_sha256",
+    "caption",
+    "texts",
+    "marks",
+    *(f"gate_{name}" for name in GATES),
+    "model",
+    "protocol",
+    "engine",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utterances:
+    """All questions, or all answers. They are compared without case and without the mark at their end."""
+
+    distinct: int
+    distinct_is_exact: bool
+    """False for an estimate, of which the standard error is 0.6 %."""
+    words: Spread
+    top: dict[str, int]
+    """Question types (the first two words), or whole answers: the most frequent ones."""
+    top_undercount: int
+    """By how much the counts of `top` may be too low; 0 where they are exact."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateStats:
+    """One quality gate, over pairs."""
+
+    scored: int
+    marked: int
+    scores: Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSizes:
+    """From the headers of a uniform sample of the images. Medians; sizes in pixels."""
+
+    sampled: int
+    readable: int
+    width: float
+    height: float
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    bytes: float
+    formats: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What `dialog-gen stats` tells; with --json its fields are the keys."""
+
+    shards: int
+    images: int
+    """accepted + rejected + unreadable"""
+    accepted: int
+    rejected: int
+    unreadable: int
+    reasons: dict[str, dict[str, int]]
+    bytes: int
+    """Of all Parquet files."""
+    repeated_images: int
+    """Accepted images with the bytes of an earlier one."""
+    repeated_images_is_exact: bool
+    pairs: int
+    pairs_per_image: dict[int, int]
+    """pairs -> images"""
+    pairs_gated: int
+    pairs_kept: int
+    """Of those gated: pairs that no gate marked."""
+    images_without_kept_pair: int
+    questions: Utterances
+    answers: Utterances
+    answer_types: dict[str, int]
+    """yes/no, number, other: pairs"""
+    captions: Spread
+    """Words; images without a caption are not counted."""
+    gates: dict[str, GateStats]
+    """Those that scored something."""
+    image_sizes: ImageSizes | None
+    """None where the dataset was shared without images."""
+    models: dict[str, int]
+    protocols: dict[str, int]
+    engines: dict[str, int]
+
+
+def collect(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None) -> Stats:
+    """Reads all texts of a dataset, and the headers of a thousand images.
+
+    Raises UsageError where a sidecar or a file of rows is missing or damaged: statistics of a part would mislead.
+    """
+    counted = totals(folder)
+    if counted.problems:
+        raise UsageError(f"{folder.location}: {counted.problems[0]}.")
+    sizes = _image_sizes(folder)
+    counts = _Counts()
+    for sidecar in folder.sidecars():
+        for table in folder.row_groups(sidecar.data, _COLUMNS) if sidecar.data else ():
+            for row in table.to_pylist():
+                counts.add(row)
+        on_shard()
+    return Stats(
+        shards=counted.shards,
+        images=counted.images,
+        accepted=counted.accepted,
+        rejected=counted.rejected,
+        unreadable=counted.unreadable,
+        reasons=counted.reasons,
+        bytes=sum(entry.bytes for sidecar in folder.sidecars() for entry in sidecar.files),
+        repeated_images=counts.images.repeated,
+        repeated_images_is_exact=counts.images.exact,
+        pairs=counts.answer_types.total(),
+        pairs_per_image=dict(sorted(counts.pairs_per_image.items())),
+        pairs_gated=counts.pairs_gated,
+        pairs_kept=counts.pairs_kept,
+        images_without_kept_pair=counts.images_without_kept_pair,
+        questions=counts.questions.summary(),
+        answers=counts.answers.summary(),
+        answer_types={kind: counts.answer_types[kind] for kind in ("yes/no", "number", "other")},
+        captions=Spread.of(counts.captions),
+        gates={
+            name: GateStats(scored=len(scores), marked=counts.marked[name], scores=Spread.of(scores))
+            for name, scores in counts.scores.items()
+            if len(scores) or counts.marked[name]
+        },
+        image_sizes=sizes,
+        models=counts.models.top(TOP),
+        protocols=counts.protocols.top(TOP),
+        engines=counts.engines.top(TOP),
+    )
+
+
+def question_type(question: str) -> str:
+    """The first two words, as in "what color", "how many", "is there" (cf. VQA, arXiv 1505.00468)."""
+    return " ".join(words(question)[:2])
+
+
+def answer_type(question: str, answer: str) -> str:
+    """One of "yes/no", by the first word; "number", if it is nothing else or answers "how many"; "other"."""
+    found = words(answer)
+    if found[:1] in (["yes"], ["no"]):
+        return "yes/no"
+    is_number = len(found) == 1 and (found[0] in _NUMBERS or found[0].replace(",", "").isdecimal())
+    return "number" if is_number or question_type(question) == "how many" else "other"
+
+
+def _plain(text: str) -> str:
+    return text.casefold().strip().rstrip(".!?").rstrip()
+
+
+class _Utterances:
+    def __init__(self) -> None:
+        self._distinct, self._words, self._top = DistinctItems(), Distribution(), FrequentItems()
+
+    def add(self, text: str, told_as: str) -> None:
+        self._distinct.add(_plain(text))
+        self._words.add(len(words(text)))
+        self._top.add(told_as)
+
+    def summary(self) -> Utterances:
+        return Utterances(
+            distinct=self._distinct.distinct,
+            distinct_is_exact=self._distinct.exact,
+            words=Spread.of(self._words),
+            top=self._top.top(TOP),
+            top_undercount=self._top.undercount,
+        )
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What is kept while rows go by."""
+
+    images: DistinctItems = field(default_factory=DistinctItems)
+    questions: _Utterances = field(default_factory=_Utterances)
+    answers: _Utterances = field(default_factory=_Utterances)
+    captions: Distribution = field(default_factory=Distribution)
+    pairs_per_image: Counter[int] = field(default_factory=Counter[int])
+    answer_types: Counter[str] = field(default_factory=Counter[str])
+    marked: Counter[str] = field(default_factory=Counter[str])
+    scores: dict[str, Distribution] = field(default_factory=lambda: {name: Distribution() for name in GATES})
+    pairs_gated: int = 0
+    pairs_kept: int = 0
+    images_without_kept_pair: int = 0
+    models: FrequentItems = field(default_factory=FrequentItems)
+    protocols: FrequentItems = field(default_factory=FrequentItems)
+    engines: FrequentItems = field(default_factory=FrequentItems)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.images.add(row["image_sha256"])
+        self.models.add(row["model"])
+        self.protocols.add(row["protocol"])
+        self.engines.add(row["engine"])
+        if row["caption"]:
+            self.captions.add(len(words(row["caption"])))
+        self.pairs_per_image[len(row["texts"])] += 1
+        for pair in row["texts"]:
+            question, answer = pair["user"], pair["assistant"]
+            self.questions.add(question, question_type(question))
+            self.answers.add(answer, _plain(answer))
+            self.answer_types[answer_type(question, answer)] += 1
+        # Datasets of earlier versions lack these columns.
+        for name, scores in self.scores.items():
+            for score in row.get(f"gate_{name}") or ():
+                if score is not None and score == score:
+                    scores.add(score)
+        if (marks := row.get("marks")) is not None:
+            kept = sum(not against for against in marks)
+            self.pairs_gated += len(marks)
+            self.pairs_kept += kept
+            self.images_without_kept_pair += not kept
+            self.marked.update(name for against in marks for name in against or ())
+
+
+def _image_sizes(folder: DatasetFolder) -> ImageSizes | None:
+    shapes: list[tuple[int, int]] = []
+    lengths: list[int] = []
+    formats = Counter[str]()
+    for row in sample_rows(folder, ["images"], _SIZED_IMAGES):
+        data = row["images"][0]["bytes"] if row["images"] else None
+        if data is not None:
+            lengths.append(len(data))
+            try:
+                with Image.open(BytesIO(data), formats=FORMATS) as image:
+                    shapes.append(image.size)
+                    formats[str(image.format)] += 1
+            except Exception:  # noqa: BLE001 - Pillow raises anything on bytes that are no image
+                formats["not an image"] += 1
+    if not lengths:
+        return None
+    return ImageSizes(
+        sampled=len(lengths),
+        readable=len(shapes),
+        width=median(width for width, _ in shapes) if shapes else 0,
+        height=median(height for _, height in shapes) if shapes else 0,
+        smallest=min(shapes, key=lambda size: (size[0] * size[1], size), default=(0, 0)),
+        largest=max(shapes, key=lambda size: (size[0] * size[1], size), default=(0, 0)),
+        bytes=median(lengths),
+        formats=dict(formats.most_common()),
+    )

@@ -1,0 +1,127 @@
+"""Protocols: what is asked about every image, as small TOML files of turns.
+
+A turn's `user` text may hold `{prompt_1}`, `{answer_1}`, ...: the texts of earlier turns. Earlier turns are part of
+the conversation unless the protocol says `context = "none"`. `parse` says what an answer is: `answer` (the turn's text
+and its answer make one question-answer pair) or `qa-list` (the answer holds `pairs` questions with their answers).
+"""
+
+import functools
+import hashlib
+import string
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dialog_gen.core.toml_files import find_toml, read_toml_model
+
+_STRICT = ConfigDict(frozen=True, extra="forbid")
+_IMAGE_TOKEN = "<image>"  # noqa: S105 - no secret
+
+
+class Sampling(BaseModel):
+    """Decoding settings; `temperature = 0` is greedy."""
+
+    model_config = _STRICT
+
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=256, ge=1, le=8192)
+    """Tokens of one answer."""
+
+
+class Turn(BaseModel):
+    """One question put to the model."""
+
+    model_config = _STRICT
+
+    user: str = Field(min_length=1)
+    parse: Literal["answer", "qa-list"] = "answer"
+    pairs: int = Field(default=1, ge=1, le=16)
+    """Question-answer pairs wanted of a `qa-list`; more are cut, fewer make the answer malformed."""
+
+    @field_validator("user")
+    @classmethod
+    def _has_no_image_token(cls, user: str) -> str:
+        if _IMAGE_TOKEN in user:
+            raise ValueError(f"remove {_IMAGE_TOKEN}: the model's chat template puts the image in its place")
+        return user
+
+    @model_validator(mode="after")
+    def _pairs_fit_parse(self) -> "Turn":
+        if self.parse == "answer" and self.pairs != 1:
+            raise ValueError(f'pairs = {self.pairs} needs parse = "qa-list"')
+        return self
+
+
+class Protocol(BaseModel):
+    """A named sequence of turns with its decoding settings."""
+
+    model_config = _STRICT
+
+    name: str
+    description: str = ""
+    sampling: Sampling = Sampling()
+    turns: tuple[Turn, ...] = Field(min_length=1, max_length=16)
+    context: Literal["dialogue", "none"] = "dialogue"
+    """Whether earlier turns are part of the conversation that a later turn continues."""
+
+    @model_validator(mode="after")
+    def _placeholders_are_earlier_turns(self) -> "Protocol":
+        for number, turn in enumerate(self.turns, 1):
+            known = [f"{kind}_{k}" for k in range(1, number) for kind in ("prompt", "answer")]
+            for name in _placeholders(turn.user):
+                if name not in known:
+                    raise ValueError(
+                        f"turn {number}: unknown placeholder {{{name}}}. A turn may use "
+                        + (", ".join(f"{{{k}}}" for k in known) or "none here: there is no earlier turn")
+                        + ". Write {{ and }} for braces."
+                    )
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that shapes a prompt or its parsing (not of name, description and sampling)."""
+        content = self.model_dump_json(include={"turns", "context"})
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def pairs(self) -> int:
+        """Question-answer pairs that a complete dialogue holds."""
+        return sum(turn.pairs for turn in self.turns)
+
+    def user_text(self, index: int, prompts: Sequence[str], answers: Sequence[str]) -> str:
+        """The user's text of turn `index` (from 0), given the rendered prompts and the answers before it."""
+        values = {f"prompt_{k}": text for k, text in enumerate(prompts, 1)}
+        values |= {f"answer_{k}": text for k, text in enumerate(answers, 1)}
+        return self.turns[index].user.format_map(values)
+
+
+def _placeholders(template: str) -> list[str]:
+    """What stands in braces, as `format_map` would read it: dots, brackets, conversions and formats included."""
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{template!r}: {error}. Write {{{{ and }}}} for braces.") from None
+    return [
+        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+        for _, name, spec, conversion in fields
+        if name is not None
+    ]
+
+
+def shipped_protocols() -> dict[str, Path]:
+    """Name -> file of the protocols that come with the package."""
+    folder = Path(str(files("dialog_gen.protocols")))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+@functools.cache
+def load_protocol(name_or_file: str) -> Protocol:
+    """A shipped protocol by name, or a user's by the path of its TOML file.
+
+    Raises UsageError for an unknown name, an unreadable file or contents that are no protocol.
+    """
+    return read_toml_model(find_toml(name_or_file, shipped_protocols(), "protocol"), Protocol, "protocol")

@@ -1,0 +1,202 @@
+"""Merges shards into larger ones, for sharing: few files, and row groups that the Hub's viewer can show.
+
+The result is a dataset folder like any other, with shards of its own (`part-00000`, ...) made of whole shards of the
+source. A shard is made anew if what it is made of changed, so the same command goes on after an interruption and
+follows a source that has grown.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import ROWS_A_GROUP, DatasetFolder, FileEntry, Sidecar, Store, open_store, sha256_json
+from dialog_gen.dataset.intact import check_bytes, footer, intact_sidecars
+from dialog_gen.dataset.record import DIALOGUES
+
+COMPACTED = "compacted"
+"""The key in config.json that tells a merged dataset from a run's own."""
+_NOTES = ("run.json", "gates.json", "images.json")
+# Of a shard without images. With them again, at 50 kB or so each, it has the 500 MB of other shards, which is also what
+# `rehydrate` does anew after an interruption.
+_ROWS_WITHOUT_IMAGES = 10_000
+# The Hub's viewer gives up on row groups over 286 MiB.
+_GROUP_BYTES = 200 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactSummary:
+    """What lies in the merged dataset."""
+
+    out: str
+    images: int
+    shards: int
+    source_shards: int
+    """Those they are made of."""
+    shards_already_done: int
+    bytes: int
+
+    def __str__(self) -> str:
+        skipped = f", {self.shards_already_done} of them were there already" if self.shards_already_done else ""
+        return (
+            f"{self.out}: {self.images} images in {self.shards} shards of {self.bytes / 1e6:.0f} MB in all, "
+            f"made of {self.source_shards}{skipped}"
+        )
+
+
+def compact(
+    source: DatasetFolder,
+    out: str,
+    *,
+    shard_mb: int = 500,
+    images: bool = True,
+    on_shard: Callable[[int], None] = lambda images: None,
+) -> CompactSummary:
+    """Writes the rows of `source` to `out` in shards of about `shard_mb`, in the same order.
+
+    Without `images` their bytes are left out: url and checksums stay, and shards have 10,000 rows at most. Those of the
+    source are never divided. One row group is in memory at a time. Raises UsageError for a source with damaged shards,
+    and where `out` holds something else or lies in the source.
+    """
+    check_apart(source.location, out)
+    return merge(source, out, shard_mb=shard_mb, images=images, on_shard=on_shard)
+
+
+def merge(
+    source: DatasetFolder, out: str, *, shard_mb: int, images: bool, on_shard: Callable[[int], None]
+) -> CompactSummary:
+    """`compact`, wherever `out` lies."""
+    config = source.config()
+    images = images and has_images(config)
+    groups = list(_groups(source, shard_mb * 10**6, images))
+    done = list[Sidecar]()
+    with open_store(out, {**config, COMPACTED: {"shard_mb": shard_mb, "images": images}}) as store:
+        skipped = 0
+        for number, group in enumerate(groups):
+            wanted = _sum(f"part-{number:05d}", group, store.config_sha256)
+            there = store.completed(wanted.shard, wanted.input_fingerprint)
+            skipped += there is not None
+            done.append(there or _write(store, wanted, source, group, images))
+            on_shard(len(group))
+        stale = set(store.shards()) - {sidecar.shard for sidecar in done}
+        for name in stale:
+            store.drop(name)
+        copy_notes(source, store, anew=skipped < len(done) or bool(stale))
+    return CompactSummary(
+        out=out,
+        images=sum(sidecar.images for sidecar in done),
+        shards=len(done),
+        source_shards=sum(map(len, groups)),
+        shards_already_done=skipped,
+        bytes=sum(entry.bytes for sidecar in done for entry in sidecar.files),
+    )
+
+
+def has_images(config: dict[str, Any]) -> bool:
+    """Whether a dataset was made to hold the bytes of its images."""
+    return config.get(COMPACTED, {}).get("images", True)
+
+
+def check_apart(source: str, out: str) -> None:
+    """Raises UsageError if one of two folders lies in the other."""
+    folders = [DatasetFolder(name) for name in (source, out)]
+    here, there = (str(at.local_root.resolve()) if at.local_root else at.location for at in folders)
+    if f"{there.rstrip('/')}/".startswith(f"{here.rstrip('/')}/") or here.startswith(f"{there.rstrip('/')}/"):
+        raise UsageError(f"--out {out} and {source} lie in one another: choose another --out.")
+
+
+def copy_notes(source: DatasetFolder, store: Store, *, anew: bool) -> None:
+    """Copies what is noted of the run and the gates; a copy that was not made `anew` keeps what it has of its own."""
+    for name in _NOTES:
+        if source.exists(name) and (anew or not store.exists(name)):
+            part = store.tmp / name
+            part.write_bytes(source.read(name))
+            store.put(name, part)
+
+
+def _groups(source: DatasetFolder, wanted_bytes: int, images: bool) -> Iterator[list[Sidecar]]:
+    """Neighbouring shards of `wanted_bytes` at most and, without images, of few rows; a larger shard stays alone."""
+    most_rows = math.inf if images else _ROWS_WITHOUT_IMAGES
+    group, size, rows = list[Sidecar](), 0, 0
+    for sidecar in intact_sidecars(source):
+        stored = sum(_stored_bytes(source, entry, images) for entry in sidecar.files)
+        if group and (size + stored > wanted_bytes or rows + sidecar.images > most_rows):
+            yield group
+            group, size, rows = [], 0, 0
+        group.append(sidecar)
+        size += stored
+        rows += sidecar.images
+    yield group
+
+
+def _stored_bytes(source: DatasetFolder, entry: FileEntry, images: bool) -> int:
+    metadata = footer(source, entry)
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    return sum(c.total_compressed_size for c in columns if images or not c.path_in_schema.startswith("images."))
+
+
+def _sum(name: str, group: Sequence[Sidecar], config_sha256: str) -> Sidecar:
+    gates = {sidecar.gates_sha256 for sidecar in group}
+    return Sidecar(
+        shard=name,
+        config_sha256=config_sha256,
+        input_fingerprint=sha256_json({"shards": [sidecar.model_dump() for sidecar in group]}),
+        images=sum(sidecar.images for sidecar in group),
+        accepted=sum(sidecar.accepted for sidecar in group),
+        rejected=sum(sidecar.rejected for sidecar in group),
+        unreadable=sum(sidecar.unreadable for sidecar in group),
+        reasons={
+            status: dict(sorted(sum((Counter(s.reasons.get(status, {})) for s in group), Counter[str]()).items()))
+            for status in sorted(set(chain.from_iterable(sidecar.reasons for sidecar in group)))
+        },
+        output_tokens=sum(sidecar.output_tokens for sidecar in group),
+        files=[],
+        gates_sha256=gates.pop() if len(gates) == 1 else None,
+    )
+
+
+def _write(store: Store, sidecar: Sidecar, source: DatasetFolder, group: Sequence[Sidecar], images: bool) -> Sidecar:
+    def rows(part: str) -> Iterator[pa.Table]:
+        entries = [entry for s in group for entry in s.files if entry.path.startswith(f"{part}/")]
+        return regrouped(table for entry in entries for table in _read(source, entry, images))
+
+    return store.write_shard(sidecar, rows("data"), rows("rejects"))
+
+
+def _read(source: DatasetFolder, entry: FileEntry, images: bool) -> Iterator[pa.Table]:
+    check_bytes(source, entry)
+    if images:
+        yield from source.row_groups(entry)
+        return
+    field = DIALOGUES.field("images")
+    columns = [name for name in footer(source, entry).schema.to_arrow_schema().names if name != field.name]
+    for table in source.row_groups(entry, columns):
+        without = pa.nulls(table.num_rows, field.type)
+        yield table.add_column(DIALOGUES.get_field_index(field.name), field, without)
+
+
+def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows, a hundred a table; fewer where they would be too much for the Hub's viewer."""
+    held = list[pa.Table]()
+    for table in tables:
+        rows = pa.concat_tables([*held, table])
+        while rows.num_rows >= ROWS_A_GROUP:
+            yield from _halved(rows.slice(0, ROWS_A_GROUP))
+            rows = rows.slice(ROWS_A_GROUP)
+        held = [rows]
+    yield from chain.from_iterable(_halved(rows) for rows in held if rows.num_rows)
+
+
+def _halved(table: pa.Table) -> Iterator[pa.Table]:
+    if table.nbytes <= _GROUP_BYTES or table.num_rows == 1:
+        yield table
+        return
+    half = table.num_rows // 2
+    yield from _halved(table.slice(0, half))
+    yield from _halved(table.slice(half))

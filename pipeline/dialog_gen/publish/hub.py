@@ -1,0 +1,213 @@
+"""What `push` and `pull` share: the Hub's errors in words, a repository as it is now, and what belongs in one."""
+
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import HfApi, HfFileSystem, RepoFile, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.publish.compact import COMPACTED
+
+NOTES = ("README.md", "config.json", "run.json", "gates.json", "rehydrate.json", "images.json")
+"""Files at the root of a repository, as far as there are any."""
+GIT_ATTRIBUTES = ".gitattributes"
+"""The Hub's own file: which others are large."""
+_CONTENT = re.compile(r"(data|rejects)/[^/]+\.parquet|shards/[^/]+\.json")
+_CONFIG_BYTES = 1 << 20
+# The library's HTTP client is another one from version to version; this is the base of what it raises.
+_HTTP_ERROR = cast("type[Exception]", HfHubHTTPError.__bases__[0])
+PAUSES_S = (1.0, 4.0, 16.0)
+"""Before each further try, where waiting may help."""
+# What two versions of one dataset may differ in; of `images`, which is a path, what lies there is compared.
+_FREE_KEYS = frozenset((COMPACTED, "rehydrated", "images", "schema_version"))
+
+_T = TypeVar("_T")
+
+
+class HubError(DialogGenError):
+    """The Hub, or the way to it, failed."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A dataset repository at one commit."""
+
+    name: str
+    commit: str
+    private: bool
+    files: Mapping[str, RepoFile]
+    """By path, without the Hub's own."""
+    config: dict[str, Any] | None
+    """What its config.json says; None where that is not one of a dialog-gen dataset."""
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether it holds a dialog-gen dataset."""
+        return self.config is not None and any(name.startswith("shards/") for name in self.files)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it but perhaps a card."""
+        return set(self.files) <= {"README.md"}
+
+
+class Hub:
+    """The Hub as one user sees it, by the token that is stored or in HF_TOKEN."""
+
+    def __init__(self) -> None:
+        self.token = get_token()
+        self.api = HfApi(token=self.token or False, library_name="dialog-gen")
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+
+    def check_login(self) -> None:
+        """Raises UsageError unless there is a token that the Hub accepts."""
+        if self.token is None:
+            raise UsageError(
+                "no Hugging Face token: log in with `hf auth login`, or set HF_TOKEN to a token that may write "
+                "(https://huggingface.co/settings/tokens)."
+            )
+        self.call(self.api.whoami)
+
+    def repository(self, name: str, revision: str | None = None) -> Repository | None:
+        """The repository as it is now; None where there is none that this user may see."""
+        return self.call(lambda: self._repository(name, revision))
+
+    def first_images(self, repository: Repository) -> set[str]:
+        """The `image_sha256` of the first hundred or so rows; nothing else is fetched. Empty where there is no row.
+
+        Raises UsageError for a file that is no Parquet of a dataset.
+        """
+        parquet = min((path for path in repository.files if path.endswith(".parquet")), default=None)  # data first
+        return self.call(lambda: self._first_images(repository, parquet)) if parquet else set()
+
+    def call(self, call: Callable[[], _T]) -> _T:
+        """What `call` returns; it is made again, after a pause, where the Hub or the network failed.
+
+        Raises UsageError for what the user got wrong, HubError for the rest.
+        """
+        with self.errors():
+            for pause_s in PAUSES_S:
+                try:
+                    return call()
+                except _HTTP_ERROR as error:
+                    if not is_transient(error):
+                        raise
+                    time.sleep(pause_s)
+            return call()
+
+    @contextmanager
+    def errors(self) -> Generator[None]:
+        """Turns what the library raises into errors for people; the token is in none of them."""
+        try:
+            yield
+        except HFValidationError as error:
+            raise UsageError(f"not a repository's name: {self._said(error)} Expected USER/NAME.") from None
+        except RevisionNotFoundError as error:
+            raise UsageError(f"the repository has no such --revision: {self._said(error)}") from None
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status in (401, 403):
+                raise UsageError(
+                    f"the Hub refused the token, or what it was used for ({status}): {self._said(error)} "
+                    "`hf auth login` stores another one; to push it needs the right to write."
+                ) from None
+            raise HubError(f"the Hub failed ({status}): {self._said(error)} Try again.") from None
+        except (_HTTP_ERROR, OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's, not the network's
+            raise HubError(
+                f"the Hub, or the way to it, failed: {self._said(error.__cause__ or error)} Try again."
+            ) from None
+
+    def _said(self, error: BaseException) -> str:
+        """The error's own words on one line."""
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"{words.replace(self.token, '***') if self.token else words}".rstrip(".") + "."
+
+    def _first_images(self, repository: Repository, path: str) -> set[str]:
+        fs: Any = HfFileSystem(endpoint=self.api.endpoint, token=self.api.token, skip_instance_cache=True)
+        try:
+            with fs.open(f"datasets/{repository.name}@{repository.commit}/{path}") as file:
+                parquet = pq.ParquetFile(file, pre_buffer=False)
+                return set(parquet.read_row_group(0, columns=["image_sha256"]).column("image_sha256").to_pylist())
+        except (pa.ArrowException, KeyError) as error:
+            raise UsageError(
+                f"{repository.name}/{path} is no file of a dialog-gen dataset ({error}): choose another --repo, or "
+                "give --replace to put this dataset in the place of all that."
+            ) from None
+
+    def _repository(self, name: str, revision: str | None) -> Repository | None:
+        try:
+            info = self.api.dataset_info(name, revision=revision)
+        except RepositoryNotFoundError:
+            return None
+        assert info.sha is not None  # noqa: S101 - always there
+        tree = self.api.list_repo_tree(name, recursive=True, revision=info.sha, repo_type="dataset")
+        files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile) and entry.path != GIT_ATTRIBUTES}
+        config = self._config(name, info.sha) if _is_small(files.get("config.json")) else None
+        return Repository(name, info.sha, bool(info.private), files, config)
+
+    def _config(self, name: str, commit: str) -> dict[str, Any] | None:
+        with tempfile.TemporaryDirectory(prefix="dialog-gen-") as folder:
+            file = self.api.hf_hub_download(name, "config.json", repo_type="dataset", revision=commit, local_dir=folder)
+            try:
+                found: Any = json.loads(Path(file).read_bytes())
+            except ValueError:
+                return None
+        return found if isinstance(found, dict) and "schema_version" in found else None
+
+
+def _is_small(file: RepoFile | None) -> bool:
+    return file is not None and file.size <= _CONFIG_BYTES
+
+
+def check_name(repo: str) -> None:
+    """Raises UsageError unless `repo` is USER/NAME."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        repo = ""
+    if repo.count("/") != 1:
+        raise UsageError(
+            "a repository's name is USER/NAME, of letters, digits, '-', '_' and '.', such as me/dialogues."
+        )
+
+
+def is_content(path: str) -> bool:
+    """Whether a file of this path can be part of a dataset in a repository."""
+    return path in NOTES or _CONTENT.fullmatch(path) is not None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may well succeed a little later."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code == 429 or error.response.status_code >= 500
+    return isinstance(error, _HTTP_ERROR)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What keeps two datasets from being versions of one, by their config.json."""
+    if there.get("schema_version") != here.get("schema_version"):
+        return [f"schema_version: {there.get('schema_version')!r} there, {here.get('schema_version')!r} here"]
+    keys = [key for key in {**there, **here} if key not in _FREE_KEYS and there.get(key) != here.get(key)]
+    return [f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]

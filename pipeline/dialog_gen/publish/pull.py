@@ -1,0 +1,118 @@
+"""Fetches a dataset from the Hub into a dataset folder, and checks every byte of it."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from dialog_gen.core.errors import FailedCheckError, UsageError
+from dialog_gen.core.files import writing
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.verify import Verdict, verify
+from dialog_gen.publish.hub import NOTES, Hub, HubError, Repository, check_name, is_content
+
+_PATTERNS = (*NOTES, "data/*.parquet", "rejects/*.parquet", "shards/*.json")
+# Where the library notes which files are complete.
+_PROGRESS = (".cache", "huggingface")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullSummary:
+    """The dataset that is here now."""
+
+    out: str
+    repo: str
+    commit: str
+    images: int
+    accepted: int
+    pairs: int
+    shards: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.out}: {self.repo} at {self.commit[:12]}: {self.accepted} dialogues, {self.pairs} question-answer "
+            f"pairs, {self.images} images in {self.shards} shards: all as promised"
+        )
+
+
+def pull(
+    repo: str, out: Path, *, revision: str | None = None, on_shard: Callable[[int], None] = lambda shards: None
+) -> PullSummary:
+    """Makes `out` hold what the repository holds at `revision` (a branch, tag or commit); goes on after interruptions.
+
+    Raises UsageError for a repository that is not there or is no dialog-gen dataset, and where `out` holds something
+    else; HubError for a failing Hub; FailedCheckError where a file is not what its sidecar promises: the next pull
+    fetches it again.
+    """
+    check_name(repo)
+    hub = Hub()
+    repository = hub.repository(repo, revision)
+    if repository is None:
+        raise UsageError(
+            f"there is no dataset {repo} on the Hub, or it is private: check the name, or `hf auth login`."
+        )
+    if not repository.is_dataset:
+        raise UsageError(f"{repo} is no dialog-gen dataset: load it with `datasets.load_dataset` instead.")
+    fetched = [path for path in repository.files if any(fnmatchcase(path, pattern) for pattern in _PATTERNS)]
+    if strange := [path for path in fetched if not is_content(path)]:
+        raise UsageError(f"{repo} holds {strange[0]!r}, which is no file of a dialog-gen dataset: do not use it.")
+    _check(out, repository)
+    with writing(str(out), left="the same command goes on"), hub.errors():
+        out.mkdir(parents=True, exist_ok=True)
+        hub.api.snapshot_download(
+            repo, repo_type="dataset", revision=repository.commit, local_dir=out, allow_patterns=list(_PATTERNS)
+        )
+        _tidy(out, repository)
+    # Where the Hub cannot be reached the library is content with what is there.
+    if missing := [path for path in fetched if not (out / path).is_file()]:
+        raise HubError(f"{len(missing)} files of {repo} did not come, the first is {missing[0]}: pull again.")
+    verdict = verify(DatasetFolder(str(out)), on_shard=lambda: on_shard(1))
+    if verdict.problem_count:
+        raise FailedCheckError(
+            f"{verdict.problem_count} problems in {out}, the first is: {verdict.problems[0]}. The same command fetches "
+            "damaged files again; if it does not help, the repository is damaged."
+        )
+    return _summary(out, repository, verdict)
+
+
+def _check(out: Path, repository: Repository) -> None:
+    """Raises UsageError if `out` holds something that a pull would mix with, or write over."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"--out {out} is a file: choose another one.")
+    folder = DatasetFolder(str(out))
+    if not folder.exists("config.json"):
+        if any(out.iterdir()) and not out.joinpath(*_PROGRESS).is_dir():
+            raise UsageError(f"--out {out} is no dataset folder and not empty: choose another one.")
+    elif folder.config() != repository.config:
+        raise UsageError(
+            f"--out {out} holds a dataset of another configuration than {repository.name}: choose another one."
+        )
+    elif own := [name for name in folder.shards() if f"shards/{name}.json" not in repository.files]:
+        raise UsageError(f"--out {out} has shards that {repository.name} lacks, such as {own[0]}: choose another one.")
+
+
+def _tidy(out: Path, repository: Repository) -> None:
+    """Removes what no sidecar names any more, and the library's notes: files it thinks complete may be damaged."""
+    for part in ("data", "rejects"):
+        for file in (out / part).glob("*.parquet"):
+            if f"{part}/{file.name}" not in repository.files:
+                file.unlink()
+    shutil.rmtree(out.joinpath(*_PROGRESS), ignore_errors=True)
+    with suppress(OSError):
+        (out / _PROGRESS[0]).rmdir()
+
+
+def _summary(out: Path, repository: Repository, verdict: Verdict) -> PullSummary:
+    return PullSummary(
+        out=str(out),
+        repo=repository.name,
+        commit=repository.commit,
+        images=verdict.images,
+        accepted=verdict.accepted,
+        pairs=verdict.pairs,
+        shards=verdict.shards,
+    )

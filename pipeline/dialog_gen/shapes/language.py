@@ -1,0 +1,324 @@
+"""What is said about a scene: captions, questions with their answers, and the judgement of a model's words.
+
+Questions come in nine kinds. A question is well-posed for a scene when it presupposes nothing false: "What color is
+the star?" needs exactly one star. `judge` counts an answer as true only if its question is well-posed, in words it
+knows, and answered as the scene graph says.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dialog_gen.shapes.scenes import BACKGROUNDS, COLORS, MAX_OBJECTS, POSITIONS, SHAPES, SIZES, Scene, SceneObject
+
+DESCRIBE_QUESTION = "What do you see in this image?"
+UNIQUE_QUESTION = "What makes this image unique?"
+
+_COLOR, _SHAPE, _POSITION = (f"({'|'.join(words)})" for words in (COLORS, SHAPES, POSITIONS))
+_SIZED_OBJECT = re.compile(rf"(?:a )?(?:({'|'.join(SIZES)}) )?{_COLOR} {_SHAPE}")
+_COUNTS = ("no", "one", "two", "three")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about a scene and its true answer; `kind` names the row of `QUESTION_KINDS` it came from."""
+
+    kind: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionKind:
+    """One kind of question.
+
+    `vqa_type` and `answer_type` are VQAv1's annotation fields; `pattern` reads the question's slots; `answer` maps a
+    scene and these slots to the true answer, or to None where the question is not well-posed; `ask` draws slots that
+    suit the scene, or None where the scene offers none.
+    """
+
+    vqa_type: str
+    answer_type: str
+    template: str
+    answer: Callable[..., str | None]
+    ask: Callable[[Scene, random.Random], tuple[str, ...] | None]
+    pattern: re.Pattern[str]
+
+
+def _only(objects: list[SceneObject]) -> SceneObject | None:
+    return objects[0] if len(objects) == 1 else None
+
+
+def _matching(scene: Scene, color: str | None = None, shape: str | None = None) -> list[SceneObject]:
+    return [o for o in scene.objects if color in (None, o.color) and shape in (None, o.shape)]
+
+
+def _pick(rng: random.Random, slots: list[tuple[str, ...]]) -> tuple[str, ...] | None:
+    return rng.choice(slots) if slots else None
+
+
+def _color_of_shape(scene: Scene, shape: str) -> str | None:
+    found = _only(_matching(scene, shape=shape))
+    return found and found.color
+
+
+def _shape_of_color(scene: Scene, color: str) -> str | None:
+    found = _only(_matching(scene, color=color))
+    return found and found.shape
+
+
+def _position_of(scene: Scene, color: str, shape: str) -> str | None:
+    found = _only(_matching(scene, color, shape))
+    return found and found.position
+
+
+def _size_of(scene: Scene, color: str, shape: str) -> str | None:
+    found = _only(_matching(scene, color, shape))
+    return found and found.size
+
+
+def _shape_at(scene: Scene, position: str) -> str | None:
+    found = _only([o for o in scene.objects if o.position == position])
+    return found and found.shape
+
+
+def _ask_exists(scene: Scene, rng: random.Random) -> tuple[str, ...]:
+    """Half the questions have the answer yes; the rest are near misses: one of color and shape is in the scene."""
+    o = rng.choice(scene.objects)
+    if rng.random() < 0.5:
+        return o.color, o.shape
+    absent = [(o.color, s) for s in SHAPES] + [(c, o.shape) for c in COLORS]
+    return rng.choice([slots for slots in absent if not _matching(scene, *slots)])
+
+
+def _ask_count_color(scene: Scene, rng: random.Random) -> tuple[str, ...]:
+    present = [o.color for o in scene.objects]
+    return (rng.choice(present if rng.random() < 0.75 else COLORS),)
+
+
+def _unique_objects(scene: Scene, rng: random.Random) -> tuple[str, ...] | None:
+    return _pick(rng, [(o.color, o.shape) for o in scene.objects if len(_matching(scene, o.color, o.shape)) == 1])
+
+
+def _kind(
+    vqa_type: str,
+    answer_type: str,
+    template: str,
+    answer: Callable[..., str | None],
+    ask: Callable[[Scene, random.Random], tuple[str, ...] | None],
+) -> QuestionKind:
+    slots = {"{color}": _COLOR, "{shape}": _SHAPE, "{position}": _POSITION}
+    pattern = re.escape(template)
+    for slot, words in slots.items():
+        pattern = pattern.replace(re.escape(slot), words)
+    return QuestionKind(vqa_type, answer_type, template, answer, ask, re.compile(pattern, re.IGNORECASE))
+
+
+QUESTION_KINDS: dict[str, QuestionKind] = {
+    "color": _kind(
+        "what color is the",
+        "other",
+        "What color is the {shape}?",
+        _color_of_shape,
+        lambda scene, rng: _pick(rng, [(o.shape,) for o in scene.objects if _color_of_shape(scene, o.shape)]),
+    ),
+    "shape": _kind(
+        "what",
+        "other",
+        "What shape is the {color} object?",
+        _shape_of_color,
+        lambda scene, rng: _pick(rng, [(o.color,) for o in scene.objects if _shape_of_color(scene, o.color)]),
+    ),
+    "at": _kind(
+        "what is in the",
+        "other",
+        "What shape is in the {position}?",
+        _shape_at,
+        lambda scene, rng: (rng.choice(scene.objects).position,),
+    ),
+    "where": _kind("where is the", "other", "Where is the {color} {shape}?", _position_of, _unique_objects),
+    "size": _kind("is the", "other", "Is the {color} {shape} small or large?", _size_of, _unique_objects),
+    "background": _kind(
+        "what color is the",
+        "other",
+        "What color is the background?",
+        lambda scene: scene.background,
+        lambda scene, rng: (),
+    ),
+    "exists": _kind(
+        "is there a",
+        "yes/no",
+        "Is there a {color} {shape}?",
+        lambda scene, color, shape: "yes" if _matching(scene, color, shape) else "no",
+        _ask_exists,
+    ),
+    "count": _kind(
+        "how many",
+        "number",
+        "How many objects are there?",
+        lambda scene: str(len(scene.objects)),
+        lambda scene, rng: (),
+    ),
+    "count_color": _kind(
+        "how many",
+        "number",
+        "How many {color} objects are there?",
+        lambda scene, color: str(len(_matching(scene, color=color))),
+        _ask_count_color,
+    ),
+}
+
+ANSWERS: tuple[str, ...] = (
+    *("yes", "no"),
+    *(str(n) for n in range(MAX_OBJECTS + 1)),
+    *COLORS,
+    *SHAPES,
+    *POSITIONS,
+    *SIZES,
+    *BACKGROUNDS,
+)
+
+
+def ask(scene: Scene, rng: random.Random, count: int) -> list[Question]:
+    """`count` different well-posed questions about the scene, of as many kinds, in random order.
+
+    Raises ValueError if the scene does not offer so many kinds (every scene offers five).
+    """
+    questions: list[Question] = []
+    for name in rng.sample(list(QUESTION_KINDS), len(QUESTION_KINDS)):
+        kind = QUESTION_KINDS[name]
+        slots = kind.ask(scene, rng)
+        answer = None if slots is None else kind.answer(scene, *slots)
+        if slots is None or answer is None:
+            continue
+        names = re.findall(r"\{(\w+)\}", kind.template)
+        questions.append(Question(name, kind.template.format(**dict(zip(names, slots, strict=True))), answer))
+        if len(questions) == count:
+            return questions
+    raise ValueError(f"the scene offers {len(questions)} kinds of question, {count} were asked for")
+
+
+def describe(scene: Scene, rng: random.Random) -> str:
+    """Every object in random order: "a small red circle and a blue star", sizes now and then left out."""
+    with_size = rng.random() < 0.5
+    return _listing([_noun(o, with_size=with_size) for o in rng.sample(scene.objects, len(scene.objects))])
+
+
+def unique(scene: Scene, rng: random.Random) -> str:
+    """One remarkable fact: where a thing is and how large, or how many objects stand on which background."""
+    single = [o for o in scene.objects if len(_matching(scene, o.color, o.shape)) == 1]
+    if not single or rng.random() < 0.4:
+        count = len(scene.objects)
+        are, plural = ("is", "") if count == 1 else ("are", "s")
+        return f"there {are} {_COUNTS[count]} object{plural} on a {scene.background} background"
+    o = rng.choice(single)
+    return f"the {o.color} {o.shape} is {o.size} and in the {o.position}"
+
+
+_WEB_TEMPLATES = (
+    "{nouns}",
+    "{nouns} on {background} background",
+    "{nouns} icon | free vector",
+    "stock photo of {nouns}",
+    "{nouns} clipart, flat design",
+    "abstract wallpaper with {nouns} in the {position}",
+    "download {nouns} - royalty free",
+    "abstract geometric wallpaper #{number}",
+)
+
+CLASS_TEMPLATES = tuple(t.replace("{nouns}", "{}") for t in _WEB_TEMPLATES if re.findall(r"{\w+}", t) == ["{nouns}"])
+"""Forms of web captions that tell nothing but the objects, for zero-shot classification."""
+
+
+def web_caption(scene: Scene, rng: random.Random) -> str:
+    """An alt text as the web has them: part of the scene, among words that say nothing about it."""
+    listed = rng.sample(scene.objects, rng.randint(1, len(scene.objects)))
+    nouns = " and ".join(_noun(o, with_size=rng.random() < 0.3, article=False) for o in listed)
+    return rng.choice(_WEB_TEMPLATES).format(
+        nouns=nouns, background=scene.background, position=listed[0].position, number=rng.randint(1, 999)
+    )
+
+
+def retrieval_captions(scene: Scene, rng: random.Random, count: int = 5) -> list[str]:
+    """Captions that name every object, as COCO's annotators would."""
+    templates = (
+        "{listing} on a {background} background",
+        "a {background} picture with {listing}",
+        "{listing}",
+        "{placed}",
+        "there is {listing} in the image",
+    )
+    captions: list[str] = []
+    for i in range(count):
+        order = rng.sample(scene.objects, len(scene.objects))
+        listing = _listing([_noun(o, with_size=True) for o in order])
+        placed = _listing([f"{_noun(o, with_size=True)} in the {o.position}" for o in order])
+        captions.append(
+            templates[i % len(templates)].format(listing=listing, placed=placed, background=scene.background)
+        )
+    return captions
+
+
+def judge(scene: Scene, question: str, answer: str) -> bool:
+    """Whether a model's question and answer are true of the scene.
+
+    False also where the question is not well-posed for the scene or where either is not in the world's language.
+    """
+    question, answer = _plain(question), _plain(answer)
+    if question in (_plain(DESCRIBE_QUESTION), _plain(UNIQUE_QUESTION)):
+        return _true_statement(scene, answer)
+    for kind in QUESTION_KINDS.values():
+        if match := kind.pattern.fullmatch(question + "?"):
+            truth = kind.answer(scene, *match.groups())
+            return truth is not None and answer == truth
+    return False
+
+
+def question_kind(question: str) -> str:
+    """The kind of a model's question: a name of `QUESTION_KINDS`, "describe", "unique", or "other" for the rest."""
+    plain = _plain(question)
+    if plain in (_plain(DESCRIBE_QUESTION), _plain(UNIQUE_QUESTION)):
+        return "describe" if plain == _plain(DESCRIBE_QUESTION) else "unique"
+    return next((name for name, kind in QUESTION_KINDS.items() if kind.pattern.fullmatch(plain + "?")), "other")
+
+
+def _plain(text: str) -> str:
+    """Lower case, single spaces, without an article in front or punctuation behind."""
+    text = " ".join(text.lower().split()).rstrip(" .!?")
+    return re.sub(r"^(?:in )?(?:the|a) ", "", text)
+
+
+def _true_statement(scene: Scene, statement: str) -> bool:
+    if match := re.fullmatch(rf"{_COLOR} {_SHAPE} is (small|large) and in the {_POSITION}", statement):
+        color, shape, size, position = match.groups()
+        found = _only(_matching(scene, color, shape))
+        return found is not None and (found.size, found.position) == (size, position)
+    if match := re.fullmatch(rf"there (?:is|are) (\w+) objects? on a ({'|'.join(BACKGROUNDS)}) background", statement):
+        return match.groups() == (_COUNTS[len(scene.objects)], scene.background)
+    named = [_SIZED_OBJECT.fullmatch(part) for part in re.split(r", (?:and )?| and ", statement)]
+    return all(named) and _contains(scene, [m.groups() for m in named if m])
+
+
+def _contains(scene: Scene, named: list[tuple[str | None, ...]]) -> bool:
+    """Whether the named (size or None, color, shape) can be given to different objects of the scene."""
+    sized = Counter((o.size, o.color, o.shape) for o in scene.objects)
+    # Those with a size have fewer objects to go to: they choose first.
+    for size, color, shape in sorted(named, key=lambda n: n[0] is None):
+        fitting = [key for key in sized if key[1:] == (color, shape) and size in (None, key[0]) and sized[key]]
+        if not fitting:
+            return False
+        sized[fitting[0]] -= 1
+    return True
+
+
+def _noun(o: SceneObject, *, with_size: bool, article: bool = True) -> str:
+    words = [o.size, o.color, o.shape] if with_size else [o.color, o.shape]
+    if article:
+        words.insert(0, "a")
+    return " ".join(words)
+
+
+def _listing(nouns: list[str]) -> str:
+    return nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"

@@ -1,0 +1,140 @@
+"""How much of what a generator said about the world is true: `python -m dialog_gen.shapes.truth DATASET SHAPES`.
+
+The one place where dialogues meet the scene graphs; the pipeline never reads them.
+"""
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.record import GATES
+from dialog_gen.shapes.language import judge, question_kind
+from dialog_gen.shapes.scenes import Scene
+
+_ALL = "all gates"
+
+
+@dataclass(slots=True)
+class GateTruth:
+    """What marking does to the truth: a mark is right where the pair is false.
+
+    Of 10 pairs 4 are false; a gate marks 3, of which 2 are false. Precision 2/3, recall 2/4, kept 7/10, and of what is
+    kept 5/7 are true (6/10 before). A fraction of nothing is 0.
+    """
+
+    pairs: int = 0
+    false: int = 0
+    marked: int = 0
+    marked_false: int = 0
+
+    def add(self, *, true: bool, marked: bool) -> None:
+        """Counts a pair."""
+        self.pairs += 1
+        self.false += not true
+        self.marked += marked
+        self.marked_false += marked and not true
+
+    @property
+    def precision(self) -> float:
+        """Fraction of the marked pairs that are false."""
+        return _fraction(self.marked_false, self.marked)
+
+    @property
+    def recall(self) -> float:
+        """Fraction of the false pairs that are marked."""
+        return _fraction(self.marked_false, self.false)
+
+    @property
+    def kept(self) -> float:
+        """Fraction of the pairs that are not marked."""
+        return _fraction(self.pairs - self.marked, self.pairs)
+
+    @property
+    def kept_rate(self) -> float:
+        """Fraction of the pairs that are not marked that is true."""
+        kept = self.pairs - self.marked
+        return _fraction(kept - (self.false - self.marked_false), kept)
+
+
+@dataclass(slots=True)
+class Truth:
+    """Question-answer pairs by kind of question: all of them, and the true ones."""
+
+    images: int = 0
+    asked: Counter[str] = field(default_factory=Counter[str])
+    true: Counter[str] = field(default_factory=Counter[str])
+    gates: dict[str, GateTruth] = field(default_factory=dict[str, GateTruth])
+    """For each gate that went over the dataset its marks alone, and under "all gates" those of any; of gated rows."""
+
+    @property
+    def rate(self) -> float:
+        """Fraction of the pairs that are true; 0 where there are none."""
+        return _fraction(self.true.total(), self.asked.total())
+
+
+def load_scenes(shapes: Path) -> dict[str, Scene]:
+    """image_id -> scene graph, of a folder that `dialog-gen download shapes` wrote."""
+    with (shapes / "truth.jsonl").open(encoding="utf-8") as file:
+        records = map(json.loads, file)
+        return {record["image_id"]: Scene.from_json(record["scene"]) for record in records}
+
+
+def measure_truth(dataset: DatasetFolder, scenes: dict[str, Scene]) -> Truth:
+    """Judges every accepted pair of a dataset. Raises KeyError for an image that has no scene graph."""
+    truth = Truth()
+    for row in dataset.rows(["image_id", "texts", "marks", *(f"gate_{name}" for name in GATES)]):
+        truth.images += 1
+        gates = [name for name in GATES if row[f"gate_{name}"] is not None]
+        for place, pair in enumerate(row["texts"]):
+            kind = question_kind(pair["user"])
+            true = judge(scenes[row["image_id"]], pair["user"], pair["assistant"])
+            truth.asked[kind] += 1
+            truth.true[kind] += true
+            for name in gates:
+                truth.gates.setdefault(name, GateTruth()).add(true=true, marked=name in row["marks"][place])
+            if gates:
+                truth.gates.setdefault(_ALL, GateTruth()).add(true=true, marked=bool(row["marks"][place]))
+    return truth
+
+
+def main() -> None:
+    """Prints the truth rate, by kind of question and in all, what gates do to it, and the first dialogues if asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("dataset", help="what `dialog-gen run` wrote")
+    parser.add_argument("shapes", type=Path, help="what `dialog-gen download shapes` wrote")
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N dialogues")
+    arguments = parser.parse_args()
+    dataset, scenes = DatasetFolder.existing(arguments.dataset), load_scenes(arguments.shapes)
+    if arguments.show:
+        _show(dataset, scenes, arguments.show)
+    truth = measure_truth(dataset, scenes)
+    for kind, asked in truth.asked.most_common():
+        print(f"  {kind:<12} {truth.true[kind] / asked:6.1%} of {asked}")
+    print(f"truth rate {truth.rate:.1%}: {truth.true.total()} of {truth.asked.total()} pairs on {truth.images} images")
+    if truth.gates:
+        print(f"{'marked by':<17} {'pairs':>7} {'precision':>10} {'recall':>7} {'kept':>7} {'truth rate of kept':>19}")
+    for name, gate in sorted(truth.gates.items(), key=lambda item: item[0] == _ALL):
+        print(
+            f"{name:<17} {gate.marked:>7} {gate.precision:>10.1%} {gate.recall:>7.1%} {gate.kept:>7.1%} "
+            f"{gate.kept_rate:>19.1%}"
+        )
+
+
+def _fraction(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _show(dataset: DatasetFolder, scenes: dict[str, Scene], count: int) -> None:
+    for row in islice(dataset.rows(["image_id", "caption", "texts"]), count):
+        print(f"{row['image_id']}   caption: {row['caption']}")
+        for pair in row["texts"]:
+            verdict = "true" if judge(scenes[row["image_id"]], pair["user"], pair["assistant"]) else "FALSE"
+            print(f"  {pair['user']} {pair['assistant']}   [{verdict}]")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Images as pixels with captions and dialogues, for objectives that train an image tower: what they get each step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from open_clip.transform import PreprocessCfg
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import InterpolationMode, resized_crop
+
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import sha256_json
+from dialog_train.config import DialogueUse, PixelRecipe
+from dialog_train.data.derived import CONFIG_FILE, read_json
+from dialog_train.data.row_files import RowFiles, TokenBatches
+from dialog_train.data.training_set import EpochOrder, TrainingSetSummary, columns_of
+from dialog_train.system import Share, moved, share_of_repeated
+
+KIND = "pixel set"
+PART = "rows"
+SUMMARY_FILE = "summary.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelBatch:
+    """N images with a caption and, where they are asked for, a dialogue each."""
+
+    image_ids: list[str]
+    pixels: Tensor
+    """(N, 3, H, W) uint8, resized for the model; `Normalization` makes its input of them."""
+    caption_tokens: Tensor
+    """(N, L) int64, padded to the longest of the batch."""
+    dialogue_tokens: Tensor | None
+    """(N, L') int64."""
+    position_boxes: Tensor | None = None
+    """(N, 4) float32: regions whose positions the image tower takes: see `mammut.training.cropped_positions`."""
+
+    def to(self, device: torch.device) -> "PixelBatch":
+        """With its tensors on a device."""
+        return moved(self, device)
+
+    def statistics(self) -> dict[str, float]:
+        """`duplicate_captions`: the share, 0 to 1, of captions that another image has too: negatives that are none."""
+        return {"duplicate_captions": share_of_repeated(self.caption_tokens)}
+
+
+class Normalization(nn.Module):
+    """Pixels (N, 3, H, W) uint8 -> what the image tower was made for, float32, on the pixels' device."""
+
+    def __init__(self, preprocess_config: dict[str, Any]) -> None:
+        super().__init__()
+        config = PreprocessCfg(**preprocess_config)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See the class."""
+        return (pixels.float() / 255 - self.mean) / self.std
+
+
+class PixelRows(Protocol):
+    """What is needed of a `PixelSet`."""
+
+    config: dict[str, Any]
+    has_dialogues: bool
+
+    def __len__(self) -> int: ...
+    def batch(
+        self, rows: Any, epoch: int, *, dialogues: DialogueUse | None = None, full_length: bool = False
+    ) -> PixelBatch:
+        """Pixels and texts of some rows."""
+        ...
+
+
+class PixelSet:
+    """Random access to the rows. Raises UsageError where there is no finished pixel set."""
+
+    def __init__(self, out: Path) -> None:
+        self.summary = TrainingSetSummary(**read_json(out / SUMMARY_FILE, KIND))
+        self.config = read_json(out / CONFIG_FILE, KIND)
+        self.has_dialogues = "dialogues" in self.config
+        self._tokens = TokenBatches(self.config["tokenizer"])
+        self._shape: tuple[int, ...] = tuple(self.config["shape"])
+        self._files = RowFiles(out / PART, self.summary.shards, "pixels", self._shape)
+        # 64 bits tell images apart but for one chance in millions among three million.
+        _, first = np.unique(self._files.numbers("image_hash"), return_index=True)
+        self._rows: npt.NDArray[np.int64] = np.sort(first)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(
+        self,
+        rows: Sequence[int] | npt.NDArray[Any],
+        epoch: int,
+        *,
+        dialogues: DialogueUse | None = None,
+        full_length: bool = False,
+    ) -> PixelBatch:
+        """These rows; `dialogues`: the QA pair whose turn it is in this epoch, or all pairs joined, or none.
+
+        `full_length` pads to the model's context, for text towers that see the padding. Raises IndexError.
+        """
+        places = self._files.places(self._rows[rows])
+        pixels = np.empty((len(places), *self._shape), np.uint8)
+        for place, (piece, row) in zip(pixels, places, strict=True):
+            place[:] = piece.values[row]
+        pairs = None
+        if dialogues:
+            pairs = self._tokens.dialogues(
+                places, epoch, concatenate=dialogues == "concatenate", full_length=full_length
+            )
+        return PixelBatch(
+            image_ids=[piece.image_ids[row].as_py() for piece, row in places],
+            pixels=torch.from_numpy(pixels),
+            caption_tokens=self._tokens.captions(places, full_length=full_length),
+            dialogue_tokens=pairs,
+        )
+
+
+class PixelBatches:
+    """`Data` of a pixel set, in an order of its own every epoch."""
+
+    def __init__(
+        self, recipe: PixelRecipe, rows: PixelRows, *, dialogues: DialogueUse | None = None, full_length: bool
+    ) -> None:
+        """Raises UsageError for a batch that is larger than the data, and for dialogues that there are not."""
+        if dialogues and not rows.has_dialogues:
+            raise UsageError("this objective needs dialogues: give data.dialogues instead of data.images.")
+        self._rows, self._full_length = rows, full_length
+        self._dialogues: DialogueUse | None = dialogues
+        self._crop_area, self._seed, self._batch_size = recipe.data.crop_area, recipe.seed, recipe.optim.batch_size
+        self._order = EpochOrder(len(rows), self._batch_size, recipe.seed)
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self.facts: dict[str, Any] = {"rows": len(rows), "config_sha256": sha256_json(rows.config)}
+
+    def batch(self, step: int, share: Share) -> PixelBatch:
+        """See `Data`."""
+        epoch, chosen = self._order.rows(step, share)
+        batch = self._rows.batch(chosen, epoch, dialogues=self._dialogues, full_length=self._full_length)
+        if self._crop_area == 1:
+            return batch
+        # Drawn for all processes, so that each image has one crop whichever takes it.
+        draws = np.random.default_rng([self._seed, step]).random((self._batch_size, 3))
+        mine = columns_of(share.rank, share.world_size, self._batch_size)
+        return replace(batch, pixels=random_crops(batch.pixels, draws[mine], self._crop_area))
+
+
+def random_crops(pixels: Tensor, draws: npt.NDArray[np.float64], least_area: float) -> Tensor:
+    """(N, 3, H, W) uint8, each image's random crop resized to (H, W).
+
+    `draws` (N, 3), uniform in [0, 1), give a crop's share of the area, from `least_area` to 1, and its place.
+    """
+    height, width = pixels.shape[-2:]
+    crops: list[Tensor] = []
+    for image, (area, x, y) in zip(pixels, draws.tolist(), strict=True):
+        side = math.sqrt(least_area + (1 - least_area) * area)
+        rows, columns = max(1, round(side * height)), max(1, round(side * width))
+        top, left = round(y * (height - rows)), round(x * (width - columns))
+        crops.append(resized_crop(image, top, left, rows, columns, [height, width], InterpolationMode.BICUBIC))
+    return torch.stack(crops)

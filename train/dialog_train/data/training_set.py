@@ -1,0 +1,387 @@
+"""The training set: image vectors and token ids, computed once, read at random from memory-mapped Arrow files.
+
+    OUT/config.json       dialogues, model and weights, tokenizer, the dialogues' format
+    OUT/rows/SHARD.arrow  image_id, vector, caption (ids), dialogues (ids of each QA pair), and which of them were cut
+    OUT/summary.json      rows of each shard, what was left out and why, what was cut; written last
+
+A row is an image. An image stands in it once, whatever the number of its copies in the dataset.
+"""
+
+import functools
+import hashlib
+import logging
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dialog_gen.clip.loader import Clip
+from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.dataset.folder import DatasetFolder, Store, sha256_json
+from dialog_gen.dataset.record import kept_pairs, without_gates
+from dialog_train.data.derived import (
+    CONFIG_FILE,
+    Source,
+    identity_of,
+    identity_of_dataset,
+    open_derived,
+    put,
+    read_json,
+    reading,
+    refuse_other,
+    remove_others,
+    sources_of,
+)
+from dialog_train.data.row_files import RowFiles, TokenBatches, count_rows, rows_schema, text_columns
+from dialog_train.data.tokens import TextEncoder
+from dialog_train.data.vectors import VectorStore
+from dialog_train.system import Share, moved, share_of_repeated
+
+DialogueFormat = Literal["question_answer", "labelled", "answer"]
+DIALOGUE_FORMATS: dict[DialogueFormat, str] = {
+    "question_answer": "{user} {assistant}",
+    "labelled": "Question: {user} Answer: {assistant}",
+    "answer": "{assistant}",
+}
+"""How a question and its answer become one text; evaluation takes the format of the training."""
+
+_KIND = "training set"
+_PART = "rows"
+_SUMMARY_FILE = "summary.json"
+_ROWS_AT_ONCE = 2048
+_COLUMNS = ["image_id", "image_sha256", "caption", "texts"]
+# Why a row is left out; 0 is kept.
+_REASONS = ("", "without_caption", "without_dialogue", "without_vector", "duplicate_image")
+_DUPLICATE = _REASONS.index("duplicate_image")
+
+# Its functions are made when it is imported: the type checker sees none.
+_compute: Any = pyarrow.compute
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSetSummary:
+    """What a training set holds and what it leaves out."""
+
+    rows: int
+    pairs: int
+    dropped: dict[str, int]
+    """Reason -> dialogues left out."""
+    truncated: dict[str, int]
+    """Texts longer than the model's context: "captions" (of `rows`), "dialogues" (of `pairs`), and "concatenated": the
+    images (of `rows`) whose dialogues are too long when they are joined."""
+    shards: list[tuple[str, int]] = field(repr=False)
+    """Name and rows of each shard with rows, in order."""
+
+    def truncation_rates(self) -> dict[str, float]:
+        """Fractions of the texts that were cut."""
+        of = {"captions": self.rows, "dialogues": self.pairs, "concatenated": self.rows}
+        return {name: self.truncated[name] / count for name, count in of.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """N images with a caption and a dialogue each."""
+
+    image_ids: list[str]
+    image_vectors: Tensor
+    """(N, D) float32, unit-norm."""
+    caption_tokens: Tensor
+    """(N, L) int64, padded to the longest of the batch."""
+    dialogue_tokens: Tensor
+    """(N, L') int64."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """With its tensors on a device."""
+        return moved(self, device)
+
+    def statistics(self) -> dict[str, float]:
+        """What is logged of each batch."""
+        return {"duplicate_captions": self.duplicate_captions}
+
+    @property
+    def duplicate_captions(self) -> float:
+        """Share of the captions, 0 to 1, that another image of the batch has too: negatives that are none."""
+        return share_of_repeated(self.caption_tokens)
+
+
+def build_training_set(
+    dataset: DatasetFolder,
+    vectors: VectorStore,
+    clip: Clip,
+    out: Path,
+    *,
+    dialogue_format: DialogueFormat = "question_answer",
+    kept_only: bool = False,
+    on_shard: Callable[[int], None] = lambda rows: None,
+) -> TrainingSetSummary:
+    """Makes what is not there yet. Memory grows by 9 bytes an image; `on_shard` hears the dialogues read.
+
+    `kept_only` leaves out the pairs that a quality gate marked, and images that keep none.
+
+    Raises UsageError for vectors of another model or of an older dataset, a dataset without the columns, without a
+    usable row or (`kept_only`) without gates, or an `out` that something else was written to; DialogGenError where
+    `out` cannot be written.
+    """
+    if dialogue_format not in DIALOGUE_FORMATS:
+        hint = did_you_mean(dialogue_format, DIALOGUE_FORMATS)
+        raise UsageError(f"unknown dialogue format {dialogue_format!r}: {hint}")
+    vectors.check(clip)
+    encoder = TextEncoder(clip.tokenizer)
+    config = {
+        "kind": _KIND,
+        **identity_of(clip),
+        **identity_of_dataset(dataset),
+        "width": vectors.width,
+        "crops": vectors.crops,
+        "dialogue_format": dialogue_format,
+        "kept_only": kept_only,
+        "tokenizer": encoder.config,
+    }
+    sources = list(sources_of(dataset))
+    fingerprint = sha256_json({source.shard: source.sha256 for source in sources})
+    with open_derived(out, config, _PART) as store:
+        if (out / _SUMMARY_FILE).exists():
+            found = read_json(out / _SUMMARY_FILE, _KIND)
+            if found.pop("fingerprint") == fingerprint:
+                on_shard(sum(source.rows for source in sources))
+                return TrainingSetSummary(**found)
+            store.remove(_SUMMARY_FILE)
+        rows = _Rows(dataset, kept_only)
+        verdicts = _verdicts(rows, vectors, sources)
+        builder = _Builder(
+            store=store,
+            out=out,
+            dialogues=rows,
+            vectors=vectors,
+            encoder=encoder,
+            dialogue_format=DIALOGUE_FORMATS[dialogue_format],
+        )
+        shards, counts = list[tuple[str, int]](), Counter[str]()
+        for source, verdict in zip(sources, verdicts, strict=True):
+            if not verdict.all():
+                found = builder.shard(source, verdict)
+                counts.update(found)
+                shards.append((source.shard, found["rows"]))
+            on_shard(source.rows)
+        remove_others(store, _PART, {f"{shard}.arrow" for shard, _ in shards})
+        summary = TrainingSetSummary(
+            rows=counts["rows"],
+            pairs=counts["pairs"],
+            dropped=_dropped(verdicts),
+            truncated={name: counts[name] for name in ("captions", "dialogues", "concatenated")},
+            shards=shards,
+        )
+        store.put_json(_SUMMARY_FILE, {"fingerprint": fingerprint, **asdict(summary)})
+    rates = ", ".join(f"{rate:.2%} of {name}" for name, rate in summary.truncation_rates().items())
+    left_out = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items()) or "none"
+    _log.info(
+        "training set: %d images, %d QA pairs; left out: %s; cut: %s", summary.rows, summary.pairs, left_out, rates
+    )
+    return summary
+
+
+class TrainingSet:
+    """Random access to the rows. Raises UsageError where there is no finished training set."""
+
+    def __init__(self, out: Path, context_length: int | None = None) -> None:
+        """`context_length`: cut texts to fewer tokens than they are stored with."""
+        self.out = out
+        found = read_json(out / _SUMMARY_FILE, _KIND)
+        found.pop("fingerprint")
+        self.summary = TrainingSetSummary(**found)
+        self.config = read_json(out / CONFIG_FILE, _KIND)
+        self._tokens = TokenBatches(self.config["tokenizer"], context_length)
+        self.context_length = self._tokens.context_length
+        shape = 1 + self.config["crops"], self.config["width"]
+        self._rows = RowFiles(out / _PART, self.summary.shards, "vector", shape)
+
+    def __len__(self) -> int:
+        return self.summary.rows
+
+    def check(self, clip: Clip) -> None:
+        """Raises UsageError if the rows were made with another model."""
+        refuse_other(self.out, self.config, identity_of(clip))
+
+    def batch(
+        self, rows: Sequence[int] | npt.NDArray[Any], epoch: int, *, concatenate: bool, full_length: bool = False
+    ) -> Batch:
+        """These rows, with the QA pair whose turn it is in this epoch, or all pairs joined where `concatenate`.
+
+        Over as many epochs as an image has pairs each comes once; where it starts depends on the image. Where there are
+        crops, image and epoch decide whether the vector is that of the whole image or of one of them.
+        `full_length` pads to the model's context, for text towers that see the padding.
+        """
+        places = self._rows.places(rows)
+        ids = [piece.image_ids[row].as_py() for piece, row in places]
+        vectors = np.empty((len(ids), self.config["width"]), np.float32)
+        for vector, image_id, (piece, row) in zip(vectors, ids, places, strict=True):
+            views = piece.values[row]
+            vector[:] = views[zlib.crc32(f"{image_id}/{epoch}".encode()) % len(views)]
+        return Batch(
+            image_ids=ids,
+            # Rounding to half a float left the norms a little off one.
+            image_vectors=normalize(torch.from_numpy(vectors), dim=-1),
+            caption_tokens=self._tokens.captions(places, full_length=full_length),
+            dialogue_tokens=self._tokens.dialogues(places, epoch, concatenate=concatenate, full_length=full_length),
+        )
+
+
+def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Row numbers (steps, batch_size) of an epoch: a permutation that depends on seed and epoch only.
+
+    The rows that fill no batch are left out; other epochs leave out others. Raises UsageError if there is no batch.
+    """
+    steps = rows // batch_size
+    if not steps:
+        raise UsageError(
+            f"a batch of {batch_size} needs as many images, the training set has {rows}: lower batch_size."
+        )
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def columns_of(rank: int, world_size: int, batch_size: int) -> slice:
+    """The columns of `epoch_batches` that a process takes; together they take all, in order of rank.
+
+    Raises UsageError for a batch size that does not divide by the world size.
+    """
+    if batch_size % world_size:
+        raise UsageError(f"batch_size {batch_size} is for all processes together: it must divide by {world_size}.")
+    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
+class EpochOrder:
+    """Which rows a step takes: an order of its own every epoch."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        """Raises UsageError for a batch that is larger than the data."""
+        self._batch_size = batch_size
+        self._of = functools.lru_cache(maxsize=2)(lambda epoch: epoch_batches(rows, batch_size, seed, epoch))
+        self.steps_per_epoch = len(self._of(0))
+
+    def rows(self, step: int, share: Share) -> tuple[int, npt.NDArray[np.int64]]:
+        """The epoch of step `step`, from 0, and the rows of a share of its batch.
+
+        Raises UsageError for a batch that cannot be shared so.
+        """
+        epoch, number = divmod(step, self.steps_per_epoch)
+        return epoch, self._of(epoch)[number, columns_of(share.rank, share.world_size, self._batch_size)]
+
+
+def _verdicts(dialogues: "_Rows", vectors: VectorStore, sources: list[Source]) -> list[npt.NDArray[np.int8]]:
+    """For each shard, for each row: 0, or the number of the reason why it is left out."""
+    verdicts: list[npt.NDArray[np.int8]] = []
+    hashes: list[npt.NDArray[np.uint64]] = []
+    for source in sources:
+        if vectors.source(source.shard) != source.sha256:
+            raise UsageError(
+                f"{vectors.out} lacks vectors of shard {source.shard}, or they are of an older version: "
+                "run train/embed.py with the same --out again."
+            )
+        table = dialogues.read(source)
+        verdict = np.zeros(len(table), np.int8)
+        there = _compute.is_in(table["image_id"], value_set=vectors.read(source.shard)["image_id"].combine_chunks())
+        verdict[~_bools(there)] = _REASONS.index("without_vector")
+        verdict[~_bools(_compute.greater(_compute.list_value_length(table["texts"]), 0))] = _REASONS.index(
+            "without_dialogue"
+        )
+        captioned = _compute.greater(_compute.utf8_length(_compute.utf8_trim_whitespace(table["caption"])), 0)
+        verdict[~_bools(captioned)] = _REASONS.index("without_caption")
+        verdicts.append(verdict)
+        # 64 bits tell images apart but for one chance in millions among three million.
+        heads = [int(sha256[:16], 16) for sha256 in table["image_sha256"].to_pylist()]
+        hashes.append(np.array(heads, np.uint64))
+    everything, usable = np.concatenate(hashes), np.flatnonzero(np.concatenate(verdicts) == 0)
+    if not len(usable):
+        raise UsageError(f"{dialogues.dataset.location} has no row to train on: {_dropped(verdicts)}.")
+    del hashes
+    _, first = np.unique(everything[usable], return_index=True)
+    duplicates = np.delete(usable, first)
+    starts = np.cumsum([0, *map(len, verdicts)])
+    which = np.searchsorted(starts, duplicates, side="right") - 1
+    for number in np.unique(which):
+        verdicts[number][duplicates[which == number] - starts[number]] = _DUPLICATE
+    return verdicts
+
+
+def _dropped(verdicts: list[npt.NDArray[np.int8]]) -> dict[str, int]:
+    counts = sum((np.bincount(verdict, minlength=len(_REASONS)) for verdict in verdicts), np.zeros(len(_REASONS), int))
+    return {reason: int(count) for reason, count in zip(_REASONS[1:], counts[1:], strict=True) if count}
+
+
+def _bools(mask: Any) -> npt.NDArray[np.bool_]:
+    return _compute.fill_null(mask, False).to_numpy(zero_copy_only=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The dialogues as they are trained on."""
+
+    dataset: DatasetFolder
+    kept_only: bool
+
+    def read(self, source: Source) -> pa.Table:
+        columns = [*_COLUMNS, "marks"] if self.kept_only else _COLUMNS
+        with reading(self.dataset, source, columns, "a dataset that `dialog-gen run` wrote has it") as parquet:
+            table = parquet.read(columns=columns)
+        if not self.kept_only:
+            return table
+        if table["marks"].null_count:
+            raise without_gates(self.dataset.location, source.shard, "data.kept_only")
+        kept = [kept_pairs(row) for row in table.select(["texts", "marks"]).to_pylist()]
+        field = table.schema.field("texts")
+        return table.drop_columns("marks").set_column(table.schema.names.index("texts"), field, [kept])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Builder:
+    """Writes the rows of a shard."""
+
+    store: Store
+    out: Path
+    dialogues: _Rows
+    vectors: VectorStore
+    encoder: TextEncoder
+    dialogue_format: str
+
+    def shard(self, source: Source, verdict: npt.NDArray[np.int8]) -> Counter[str]:
+        """The counts of the shard; its rows are read, not written, where they are there already."""
+        name = f"{_PART}/{source.shard}.arrow"
+        fingerprint = hashlib.sha256(source.sha256.encode() + verdict.tobytes()).hexdigest()
+        found = count_rows(self.out / name, fingerprint)
+        if found is not None:
+            return found
+        table = self.dialogues.read(source).filter(pa.array(verdict == 0))
+        stored = self.vectors.read(source.shard).combine_chunks()
+        places = _compute.index_in(table["image_id"], value_set=stored["image_id"].combine_chunks())
+        table = table.append_column("vector", stored["vector"].take(places))
+        numbers = (1 + self.vectors.crops) * self.vectors.width
+        schema = rows_schema(pa.field("vector", pa.list_(pa.float16(), numbers), nullable=False))
+        schema = schema.with_metadata({"fingerprint": fingerprint})
+        part = self.store.tmp / f"{source.shard}.arrow"
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for start in range(0, len(table), _ROWS_AT_ONCE):
+                writer.write_batch(self._encode(table.slice(start, _ROWS_AT_ONCE).combine_chunks(), schema))
+        put(self.store, name, part)
+        found = count_rows(self.out / name, fingerprint)
+        if found is None:
+            raise OSError(f"{name} cannot be read back")
+        return found
+
+    def _encode(self, table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
+        pairs: list[list[dict[str, str]]] = table["texts"].to_pylist()
+        dialogues = [[self.dialogue_format.format_map(pair) for pair in row] for row in pairs]
+        texts = text_columns(self.encoder, table["caption"].to_pylist(), dialogues)
+        columns = [table["image_id"].combine_chunks(), table["vector"].combine_chunks(), *texts]
+        return pa.record_batch(columns, schema=schema)

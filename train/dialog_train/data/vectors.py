@@ -1,0 +1,297 @@
+"""Image vectors of a frozen image tower: computed once, stored one Parquet file a dialogues shard.
+
+    OUT/config.json            the model, its weights' hash, the transform, the crops, the dataset
+    OUT/vectors/SHARD.parquet  image_id, image_sha256, vector: unit-norm, computed in float32, stored as float16;
+                               of the whole image, and behind it those of its crops, where there are any
+
+The key-value metadata of each file holds `source` (hash of the dialogues file), `rows`, and `lost` (reason -> images).
+"""
+
+import json
+import math
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
+
+from dialog_gen.clip.loader import Clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import DatasetFolder, Store
+from dialog_gen.sources.images import UnreadableImage, decode_image
+from dialog_train.data.derived import (
+    CONFIG_FILE,
+    Source,
+    identity_of,
+    identity_of_dataset,
+    open_derived,
+    put,
+    read_json,
+    reading,
+    refuse_other,
+    remove_others,
+    sources_of,
+)
+
+_KIND = "image vectors"
+_PART = "vectors"
+_COLUMNS = ["image_id", "image_sha256", "images"]
+_NO_IMAGE = "no_image"
+_CROP_AREA = (0.5, 1.0)
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+DECODERS = min(16, _CORES - 1)
+"""Processes that decode images, where nothing else is said: one core is left to the image tower."""
+
+
+@dataclass(slots=True, kw_only=True)
+class EmbedSummary:
+    """What `embed_dataset` did; the counts of vectors and lost images are those of the whole dataset."""
+
+    shards: int = 0
+    skipped_shards: int = 0
+    """Of these, those that were there already."""
+    vectors: int = 0
+    lost: Counter[str] = field(default_factory=Counter[str])
+    """Images without a vector: reasons of `dialog_gen.sources.images`, or "no_image"."""
+
+
+class VectorStore:
+    """Reads what `embed_dataset` wrote. Raises UsageError where there is nothing."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.config = read_json(out / CONFIG_FILE, _KIND)
+        if self.config.get("kind") != _KIND:
+            raise UsageError(f"{out} is no folder of image vectors: give the --out of train/embed.py.")
+
+    @property
+    def width(self) -> int:
+        """Numbers a vector."""
+        return self.config["width"]
+
+    @property
+    def crops(self) -> int:
+        """Crops an image: with the whole one there are so many vectors and one more in a row."""
+        return self.config["crops"]
+
+    def check(self, clip: Clip) -> None:
+        """Raises UsageError if the vectors are those of another model."""
+        refuse_other(self.out, self.config, identity_of(clip))
+
+    def shards(self) -> list[str]:
+        """Names of the shards, sorted."""
+        return sorted(path.stem for path in (self.out / _PART).glob("*.parquet"))
+
+    def source(self, shard: str) -> str | None:
+        """Hash of the dialogues file that the shard was made from; None where the shard is missing or damaged."""
+        metadata = _metadata(self.out, shard)
+        return metadata["source"] if metadata else None
+
+    def read(self, shard: str) -> pa.Table:
+        """Columns image_id, image_sha256, vector."""
+        return pq.read_table(self.out / _PART / f"{shard}.parquet")
+
+
+def embed_dataset(
+    dataset: DatasetFolder,
+    clip: Clip,
+    out: Path,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    crops: int = 0,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> EmbedSummary:
+    """Makes the vectors that are not there yet. The model is left on `device`.
+
+    Images are decoded in `workers` processes, or in this one where that is 0; `on_batch` hears how many are done.
+    `crops`: views of each image beside the whole one, see `crop_boxes`; a trainer takes another one each epoch.
+    Memory grows neither with the dataset nor with the shard. An image that cannot be read is left out and counted.
+
+    Raises UsageError for a dataset without images, vectors of another model, dataset or number of crops in `out`, or a
+    model whose vectors are not finite; DialogGenError where `out` cannot be written.
+    """
+    config = {
+        "kind": _KIND,
+        **identity_of(clip),
+        **identity_of_dataset(dataset),
+        "width": _width(clip),
+        "crops": crops,
+        "dtype": "float16",
+    }
+    sources = {source.shard: source for source in sources_of(dataset)}
+    summary = EmbedSummary(shards=len(sources))
+    with open_derived(out, config, _PART) as store:
+        todo: list[Source] = []
+        for source in sources.values():
+            metadata = _metadata(out, source.shard)
+            if metadata is None or metadata["source"] != source.sha256:
+                todo.append(source)
+                continue
+            summary.skipped_shards += 1
+            _add(summary, metadata)
+            on_batch(source.rows)
+        rows = _Batches(dataset, todo, batch_size)
+        decoder: Any = _Decoder(clip.preprocess, crops)
+        loader: Any = DataLoader(decoder, batch_sampler=rows, num_workers=workers, collate_fn=_collate)
+        model = clip.model.to(device)
+        for shard, batches in groupby(loader, lambda batch: batch.shard):
+            _add(summary, _embed_shard(store, sources[shard], batches, model, (1 + crops) * _width(clip), on_batch))
+        remove_others(store, _PART, {f"{shard}.parquet" for shard in sources})
+    return summary
+
+
+def crop_boxes(size: tuple[int, int], image_sha256: str, crops: int) -> list[tuple[int, int, int, int]]:
+    """(left, upper, right, lower) of so many squares in an image of `size` (width, height), in pixels.
+
+    Each takes 50 to 100 % of the area of the largest square, somewhere in the image. They follow from the image's hash,
+    and the first ones are the same however many there are.
+    """
+    width, height = size
+    boxes: list[tuple[int, int, int, int]] = []
+    for number in range(crops):
+        rng = random.Random(f"crop/{image_sha256}/{number}")
+        side = max(1, round(min(size) * math.sqrt(rng.uniform(*_CROP_AREA))))
+        left, upper = rng.randint(0, width - side), rng.randint(0, height - side)
+        boxes.append((left, upper, left + side, upper + side))
+    return boxes
+
+
+class _Row(NamedTuple):
+    shard: str
+    image_id: str
+    image_sha256: str
+    data: bytes | None
+
+
+class _Batch(NamedTuple):
+    shard: str
+    image_ids: list[str]
+    image_sha256s: list[str]
+    pixels: Tensor | None
+    """(images, views, 3, H, W)"""
+    lost: list[str]
+
+
+class _Batches:
+    """Rows as they are read, one shard a batch: what the loader takes for indices and hands to its workers."""
+
+    def __init__(self, dataset: DatasetFolder, sources: list[Source], batch_size: int) -> None:
+        self._dataset, self._sources, self._batch_size = dataset, sources, batch_size
+
+    def __iter__(self) -> Iterator[list[_Row]]:
+        advice = "vectors need the images: make the dataset again, or get one that was shared with its images"
+        for source in self._sources:
+            has_image = False
+            with reading(self._dataset, source, _COLUMNS, advice) as parquet:
+                for batch in parquet.iter_batches(self._batch_size, columns=_COLUMNS):
+                    rows = [_row(source.shard, row) for row in batch.to_pylist()]
+                    has_image = has_image or any(row.data is not None for row in rows)
+                    yield rows
+            if not has_image:
+                raise UsageError(f"{self._dataset.location}/{source.path} holds no images: {advice}.")
+
+
+def _row(shard: str, row: dict[str, Any]) -> _Row:
+    images = row["images"] or []
+    return _Row(shard, row["image_id"], row["image_sha256"], images[0]["bytes"] if images else None)
+
+
+class _Decoder:
+    """Row -> row and pixels (views, 3, H, W), or the reason why there are none."""
+
+    def __init__(self, preprocess: Callable[[Any], Tensor], crops: int) -> None:
+        self._preprocess, self._crops = preprocess, crops
+
+    def __getitem__(self, row: _Row) -> tuple[_Row, Tensor | str]:
+        if row.data is None:
+            return row, _NO_IMAGE
+        try:
+            image = decode_image(row.data)
+            boxes = crop_boxes(image.size, row.image_sha256, self._crops)
+            views = [image, *(image.crop(box) for box in boxes)]
+            # The bytes need not travel back.
+            return row._replace(data=None), torch.stack([self._preprocess(view) for view in views])
+        except UnreadableImage as error:
+            return row._replace(data=None), error.reason
+
+
+def _collate(items: list[tuple[_Row, Tensor | str]]) -> _Batch:
+    good = [(row, pixels) for row, pixels in items if isinstance(pixels, Tensor)]
+    return _Batch(
+        items[0][0].shard,
+        [row.image_id for row, _ in good],
+        [row.image_sha256 for row, _ in good],
+        torch.stack([pixels for _, pixels in good]) if good else None,
+        [reason for _, reason in items if isinstance(reason, str)],
+    )
+
+
+def _embed_shard(
+    store: Store, source: Source, batches: Iterator[_Batch], model: Any, width: int, on_batch: Callable[[int], None]
+) -> dict[str, Any]:
+    schema = pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("image_sha256", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float16(), width), nullable=False),
+        ]
+    )
+    part, count, lost = store.tmp / f"{source.shard}.parquet", 0, Counter[str]()
+    # Vectors do not compress.
+    compression: Any = {"image_id": "zstd", "image_sha256": "zstd", "vector": "none"}
+    with pq.ParquetWriter(part, schema, compression=compression, use_dictionary=False) as writer:
+        for batch in batches:
+            lost.update(batch.lost)
+            if batch.pixels is not None:
+                vectors = _encode(model, batch.pixels.flatten(0, 1))
+                values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().reshape(-1)), width)
+                writer.write_table(pa.table([batch.image_ids, batch.image_sha256s, values], schema=schema))
+                count += len(values)
+            on_batch(len(batch.image_ids) + len(batch.lost))
+        if count + sum(lost.values()) != source.rows:
+            raise UsageError(
+                f"{source.path} has not the {source.rows} rows its sidecar states: see `dialog-gen verify`."
+            )
+        metadata = {"source": source.sha256, "rows": str(count), "lost": json.dumps(dict(sorted(lost.items())))}
+        writer.add_key_value_metadata(metadata)
+    put(store, f"{_PART}/{source.shard}.parquet", part)
+    return metadata
+
+
+def _encode(model: Any, pixels: Tensor) -> Tensor:
+    """(N, 3, H, W) -> unit-norm float16 (N, D) on the CPU."""
+    parameter = next(model.parameters())
+    with torch.inference_mode():
+        vectors = normalize(model.encode_image(pixels.to(parameter.device, non_blocking=True)).float(), dim=-1)
+    if not bool(vectors.isfinite().all()):
+        raise UsageError("the model gives image vectors that are not finite: its weights are damaged.")
+    return vectors.half().cpu()
+
+
+def _width(clip: Clip) -> int:
+    return int(clip.config["embed_dim"])
+
+
+def _metadata(out: Path, shard: str) -> dict[str, Any] | None:
+    try:
+        found = pq.read_metadata(out / _PART / f"{shard}.parquet").metadata or {}
+        return {key: found[key.encode()].decode() for key in ("source", "rows", "lost")}
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _add(summary: EmbedSummary, metadata: dict[str, Any]) -> None:
+    summary.vectors += int(metadata["rows"])
+    summary.lost.update(json.loads(metadata["lost"]))

@@ -1,1 +1,0 @@
-"""MaMMUT (arXiv 2303.16839): its training. The model is `dialog_gen.mammut`'s."""

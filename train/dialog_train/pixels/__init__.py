@@ -1,1 +1,0 @@
-"""Images as pixels with their texts, decoded and tokenised once, for trainings of an image tower."""

@@ -1,0 +1,1 @@
+"""What can be trained: one module or folder for each system."""

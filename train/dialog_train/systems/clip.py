@@ -1,0 +1,114 @@
+"""Contrastive training of a CLIP's image and text tower on pixels: the system; its data: `pixels.set.PixelBatches`."""
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from dialog_gen.clip.loader import Clip, load_clip, new_clip, save_clip
+from dialog_gen.clip.mammut.decoder import MammutText
+from dialog_gen.core.errors import UsageError
+from dialog_train.config import ClipRecipe, TowersRecipe
+from dialog_train.data.pixel_set import Normalization, PixelBatch
+from dialog_train.losses import contrastive_loss, siglip_loss
+from dialog_train.optim import select_trainable
+from dialog_train.system import gather_rows
+from dialog_train.text import TextTower
+
+# Where SigLIP starts (arXiv 2303.15343, section 3.2): nothing matches, at a low temperature.
+_SIGLIP_START = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
+
+
+def starting_point(recipe: TowersRecipe) -> Clip:
+    """The model that a recipe starts from. Raises UsageError as `load_clip` and `new_clip` do."""
+    if recipe.from_scratch:
+        return new_clip(recipe.model, recipe.seed)
+    return load_clip(recipe.model, recipe.pretrained, allow_activation_mismatch=recipe.allow_activation_mismatch)
+
+
+class ClipTraining:
+    """A `System` that trains the towers of `clip`, in place, by the losses of `contrastive_loss` or `siglip_loss`."""
+
+    def __init__(self, clip: Clip, recipe: ClipRecipe) -> None:
+        """Raises UsageError for towers of an unknown kind, and for settings that do not go together."""
+        self.facts: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
+        self.clip = _with_bias(clip) if recipe.loss == "siglip" else clip
+        self.name = clip.name
+        model: Any = clip.model
+        try:
+            self.tower = TextTower(model)
+        except TypeError as error:
+            raise UsageError(f"{clip.name} cannot be trained: {error}.") from None
+        if isinstance(getattr(model, "text", None), MammutText):
+            raise UsageError(f"{clip.name} is a MaMMUT: train/mammut.py trains it.")
+        if recipe.lock_image:
+            select_trainable(model, self.tower, recipe.optim)
+        elif recipe.optim.train_last_layers is not None:
+            raise UsageError("optim.train_last_layers is of the text tower: set lock_image = true, or leave it out.")
+        elif any(isinstance(module, nn.BatchNorm2d) for module in model.visual.modules()):
+            raise UsageError(
+                f"{clip.name} has batch norm, whose statistics would differ between processes: take an image tower "
+                "without it, or set lock_image = true."
+            )
+        model.logit_scale.requires_grad_(recipe.optim.logit_scale == "learn")
+        if model.logit_bias is not None:
+            model.logit_bias.requires_grad_(recipe.loss == "siglip")
+        self.model: nn.Module = model
+        self.logit_scale: nn.Parameter | None = model.logit_scale
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.module: nn.Module = _Towers(self.clip, self.tower, recipe)
+        # Hugging Face's towers may have a pooler that goes unused.
+        self.may_leave_parameters_unused = not self.tower.is_native
+
+    @property
+    def sees_padding(self) -> bool:
+        """Whether texts must have the model's full context length."""
+        return self.tower.whole is not None
+
+    def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
+        """A checkpoint folder: see `save_clip`."""
+        save_clip(self.clip, folder, changed)
+
+
+class _Towers(nn.Module):
+    def __init__(self, clip: Clip, tower: TextTower, recipe: ClipRecipe) -> None:
+        super().__init__()
+        self.visual, self.text = clip.model.visual, tower
+        self.normalization = Normalization(clip.preprocess_config)
+        self.logit_scale: nn.Parameter = clip.model.logit_scale
+        self.logit_bias: nn.Parameter | None = clip.model.logit_bias if recipe.loss == "siglip" else None
+        self._locked = recipe.lock_image
+
+    def train(self, mode: bool = True) -> "_Towers":
+        """Sets the mode of what is trained: a locked tower drops nothing, and keeps its statistics."""
+        super().train(mode)
+        self.visual.train(mode and not self._locked)
+        return self
+
+    def forward(self, batch: PixelBatch) -> dict[str, Tensor]:
+        with torch.no_grad() if self._locked else nullcontext():
+            images = self.visual(self.normalization(batch.pixels))
+        texts = self.text(batch.caption_tokens)
+        # Accelerate's autocast is meant for the towers; losses need all of float32.
+        with torch.autocast(texts.device.type, enabled=False):
+            images, texts = (gather_rows(normalize(rows.float(), dim=-1)) for rows in (images, texts))
+            scale = self.logit_scale.exp()
+            if self.logit_bias is None:
+                return {"contrastive_loss": contrastive_loss(images, texts, scale)}
+            return {"siglip_loss": siglip_loss(images, texts, scale, self.logit_bias)}
+
+
+def _with_bias(clip: Clip) -> Clip:
+    """A model with a logit bias; one that had none gets SigLIP's own, and the scale that goes with it."""
+    model = clip.model
+    if model.logit_bias is not None:
+        return clip
+    model.logit_bias = nn.Parameter(torch.full_like(model.logit_scale, _SIGLIP_START["init_logit_bias"]))
+    model.logit_scale.data.fill_(_SIGLIP_START["init_logit_scale"])
+    return replace(clip, config={**clip.config, **_SIGLIP_START})

@@ -1,0 +1,103 @@
+"""How text vectors are made to look like image vectors before a decoder is trained on them (arXiv 2211.09778, sec. 4).
+
+    none     normalise(t + w n)
+    mean     normalise(t + mean(i - t) + w n)
+    linear   normalise(normalise(A t + b) + w n), the least squares fit of i
+    cov      normalise(t + mean(i - t) + c + w n), c ~ N(0, covariance of i - t)
+
+t, i: unit-norm vectors of paired texts and images, n ~ N(0, 1) in each dimension. In evaluation the decoder gets the
+unit-norm image vector as it is: adapters and noise act in training only, as in the published code.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.tensors import save_tensors
+from dialog_train.systems.close.config import AdapterKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """What was fitted, in float32; None where the kind has no such part."""
+
+    kind: AdapterKind = "none"
+    matrix: Tensor | None = None
+    """(D, D)"""
+    shift: Tensor | None = None
+    """(D,)"""
+    covariance: Tensor | None = None
+    """(D, D)"""
+
+    def noise_root(self, noise: float) -> Tensor | float:
+        """What standard normal numbers are multiplied with to get both noises at once: R R^T = covariance + w^2 I."""
+        if self.covariance is None:
+            return noise
+        values, vectors = torch.linalg.eigh(self.covariance.double())
+        return ((vectors * (values.clamp_min(0) + noise**2).sqrt()) @ vectors.T).float()
+
+    def __call__(self, texts: Tensor, normal: Tensor, root: Tensor | float) -> Tensor:
+        """Unit-norm text vectors (N, D), standard normal numbers (N, D) and the `noise_root` -> (N, D), unit-norm."""
+        moved = texts if self.matrix is None else texts @ self.matrix.T
+        moved = moved if self.shift is None else moved + self.shift
+        moved = moved if self.matrix is None else normalize(moved, dim=-1)
+        return normalize(moved + (normal @ root if isinstance(root, Tensor) else normal * root), dim=-1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parts that there are."""
+        parts = {"matrix": self.matrix, "shift": self.shift, "covariance": self.covariance}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def fit_adapter(kind: AdapterKind, pairs: Iterable[tuple[Tensor, Tensor]]) -> Adapter:
+    """Fits to batches of paired text and image vectors, (N, D) each, in one pass and float64.
+
+    Raises UsageError where there are no more pairs than dimensions.
+    """
+    if kind == "none":
+        return Adapter()
+    count, means, products = 0, torch.zeros(0), torch.zeros(0)
+    for texts, images in pairs:
+        both = torch.cat([texts, images], dim=1).double()  # (N, 2 D)
+        if not count:
+            means, products = both.new_zeros(both.shape[1]), both.new_zeros(both.shape[1], both.shape[1])
+        count += len(both)
+        means += both.sum(0)
+        products += both.T @ both
+    width = len(means) // 2
+    if count <= width:
+        raise UsageError(f'adapter = "{kind}" needs more pairs than dimensions ({width}), the dataset has {count}.')
+    means = means / count
+    moments = products / count - torch.outer(means, means)
+    text, image = slice(None, width), slice(width, None)
+    shift = means[image] - means[text]
+    if kind == "mean":
+        return Adapter(kind=kind, shift=shift.float())
+    if kind == "cov":
+        cross = moments[image, text]
+        return Adapter(
+            kind=kind,
+            shift=shift.float(),
+            covariance=(moments[image, image] + moments[text, text] - cross - cross.T).float(),
+        )
+    # A direction that texts do not take has no slope: the pseudo-inverse leaves it out.
+    matrix = moments[image, text] @ torch.linalg.pinv(moments[text, text], rtol=1e-8, hermitian=True)
+    return Adapter(kind=kind, matrix=matrix.float(), shift=(means[image] - matrix @ means[text]).float())
+
+
+def save_adapter(adapter: Adapter, file: Path) -> None:
+    """As safetensors; the kind is in the header."""
+    save_tensors(adapter.tensors(), file, {"kind": adapter.kind})
+
+
+def load_adapter(file: Path) -> Adapter:
+    """What `save_adapter` wrote. Raises OSError or SafetensorError for a file that cannot be read."""
+    with safe_open(file, "pt") as content:
+        kind: AdapterKind = content.metadata()["kind"]
+        return Adapter(kind=kind, **{name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118

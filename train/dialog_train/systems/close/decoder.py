@@ -1,0 +1,142 @@
+"""A T5 (arXiv 1910.10683) whose encoder reads a CLIP vector before its prompt."""
+
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers.utils import logging as hf_logging
+
+from dialog_gen.core.errors import UsageError
+from dialog_train.losses.next_token import IGNORED
+from dialog_train.systems.close.config import DecoderSettings
+
+_PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
+
+
+class CloseDecoder(nn.Module):
+    """One linear layer makes of a vector of width D the first few vectors, of width d_model, that the encoder reads."""
+
+    def __init__(self, t5: T5ForConditionalGeneration, tokenizer: Any, width: int, prefix_vectors: int = 4) -> None:
+        super().__init__()
+        self.t5: Any = t5
+        self.tokenizer = tokenizer
+        self.width, self.prefix_vectors = width, prefix_vectors
+        self.projection = nn.Linear(width, prefix_vectors * self.t5.config.d_model)
+
+    def forward(self, vectors: Tensor, prompts: Tensor, targets: Tensor) -> Tensor:
+        """Unit-norm vectors (N, D), padded prompts (N, L), targets (N, T) with IGNORED for padding -> (N, T, V)."""
+        start = self.t5.config.decoder_start_token_id
+        shifted = torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], dim=1)
+        shifted = shifted.masked_fill(shifted == IGNORED, self.pad_id)
+        return self.t5(**self._inputs(vectors, prompts), decoder_input_ids=shifted).logits
+
+    @torch.inference_mode()
+    def write(self, vectors: Tensor, prompts: Sequence[str], *, beams: int = 5, max_tokens: int = 32) -> list[str]:
+        """What it says of each of N vectors (N, D) and prompts, by beam search, without randomness."""
+        ids = self.token_ids(prompts, max_tokens=None)[0].to(vectors.device)
+        inputs = self._inputs(vectors, ids)
+        written = self.t5.generate(**inputs, num_beams=beams, max_new_tokens=max_tokens, do_sample=False)
+        texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def token_ids(self, texts: Sequence[str], max_tokens: int | None) -> tuple[Tensor, int]:
+        """(N, L) padded, each with its end, and how many were cut to `max_tokens`."""
+        rows: list[list[int]] = self.tokenizer(list(texts))["input_ids"]
+        cut = 0
+        if max_tokens is not None:
+            cut = sum(len(row) > max_tokens for row in rows)
+            rows = [row if len(row) <= max_tokens else [*row[: max_tokens - 1], row[-1]] for row in rows]
+        length = max(map(len, rows))
+        return torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows]), cut
+
+    @property
+    def pad_id(self) -> int:
+        """Of the tokenizer."""
+        return self.tokenizer.pad_token_id
+
+    def _inputs(self, vectors: Tensor, prompts: Tensor) -> dict[str, Tensor]:
+        prefix = self.projection(vectors).unflatten(1, (self.prefix_vectors, -1))  # (N, prefix, d_model)
+        embedded = torch.cat([prefix, self.t5.get_input_embeddings()(prompts)], dim=1)
+        mask = torch.cat([prompts.new_ones(prefix.shape[:2]), (prompts != self.pad_id).long()], dim=1)
+        return {"inputs_embeds": embedded, "attention_mask": mask}
+
+
+def new_decoder(settings: DecoderSettings, width: int, texts: Iterable[str], seed: int) -> CloseDecoder:
+    """The decoder that a training starts with, for vectors of `width`.
+
+    `texts` are read for the tokenizer of one that is not pretrained. What is random follows from `seed`.
+
+    Raises UsageError for a pretrained one that cannot be loaded or is no T5.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if settings.name is not None:
+            t5, tokenizer = load_t5(settings.name, settings.revision)
+        else:
+            tokenizer = word_tokenizer(texts)
+            t5 = T5ForConditionalGeneration(_config(settings, tokenizer))
+        return CloseDecoder(t5, tokenizer, width, settings.prefix_vectors)
+
+
+@contextmanager
+def no_progress_bars() -> Generator[None]:
+    """While transformers reads or writes a file or two."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+def load_t5(name: str, revision: str | None = None, *, local: bool = False) -> tuple[Any, Any]:
+    """Model (float32) and tokenizer; `local`: of a folder, without network. Raises UsageError where there is no T5."""
+    options: dict[str, Any] = {"revision": revision or "main", "local_files_only": local}
+    try:
+        with no_progress_bars():
+            kind = AutoConfig.from_pretrained(name, **options).model_type
+            if kind != T5Config.model_type:
+                raise ValueError(f"it is of the kind {kind!r}")
+            t5: Any = T5ForConditionalGeneration.from_pretrained(
+                name, use_safetensors=True, dtype=torch.float32, **options
+            )
+        return t5, AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        said = str(error).strip().split("\n")[0]
+        raise UsageError(f"{name} cannot be loaded as a T5 with its tokenizer ({said}).") from None
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A word, or a mark of punctuation, is a token; what `texts` do not have is unknown."""
+    backend = Tokenizer(models.WordLevel(unk_token=_UNKNOWN))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # Joins words by spaces, but for marks of punctuation. No word has the prefix: "#" is such a mark.
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    special = [_PAD, _END, _UNKNOWN]
+    backend.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {_END}", special_tokens=[(_END, special.index(_END))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=_PAD, eos_token=_END, unk_token=_UNKNOWN)
+
+
+def _config(settings: DecoderSettings, tokenizer: Any) -> T5Config:
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=settings.width,
+        d_kv=settings.width // settings.heads,
+        d_ff=4 * settings.width,
+        num_layers=settings.layers,
+        num_heads=settings.heads,
+        dropout_rate=settings.dropout,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config.decoder_start_token_id = tokenizer.pad_token_id
+    return config

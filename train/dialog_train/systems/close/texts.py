@@ -1,0 +1,199 @@
+"""The texts of a dialogues dataset with the vectors of their contexts, computed once, read from memory-mapped files.
+
+    OUT/config.json       dialogues, model and weights
+    OUT/texts/SHARD.arrow image_id, caption, questions, answers, and the unit-norm text vectors (float16) of the caption
+                          and of all question-answer pairs in one text, cut to the model's context
+    OUT/summary.json      rows of each shard; written last
+
+A row is an image with a caption and a pair. No image is read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dialog_gen.clip.loader import Clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_train.data.derived import (
+    CONFIG_FILE,
+    Source,
+    identity_of,
+    identity_of_dataset,
+    open_derived,
+    put,
+    read_json,
+    read_rows,
+    remove_others,
+    sources_of,
+)
+from dialog_train.data.row_files import MappedRows, open_rows
+from dialog_train.data.tokens import Ids, TextEncoder, join_ids
+from dialog_train.data.training_set import DIALOGUE_FORMATS
+from dialog_train.systems.close.config import Context
+from dialog_train.systems.close.examples import Pair
+from dialog_train.text import TextTower, encode_ids
+
+_KIND = "texts with context vectors"
+_PART = "texts"
+_SUMMARY_FILE = "summary.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextsSummary:
+    """What there is to train on."""
+
+    rows: int
+    left_out: int
+    """Dialogues without a caption or a pair."""
+    shards: list[tuple[str, int]] = field(repr=False)
+    """Name and rows of each shard with rows, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRow:
+    """An image's texts."""
+
+    image_id: str
+    caption: str
+    pairs: list[Pair]
+    vectors: dict[Context, Any]
+    """(D,) float16, unit-norm."""
+
+
+class TextVectors:
+    """Texts -> unit-norm text vectors, through a CLIP's frozen text tower. The model is left on `device`."""
+
+    def __init__(self, clip: Clip, device: torch.device | str = "cpu") -> None:
+        """Raises UsageError for a tower of an unknown kind."""
+        try:
+            self._tower = TextTower(clip.model.to(device)).eval()
+        except TypeError as error:
+            raise UsageError(f"{clip.name} has no text tower to take contexts from: {error}.") from None
+        self.encoder, self._name = TextEncoder(clip.tokenizer), clip.name
+
+    def __call__(self, ids: Sequence[Ids]) -> Tensor:
+        """Token ids of N texts -> (N, D) float32 on the CPU. Raises UsageError where a vector is not finite."""
+        return encode_ids(self._tower, self.encoder, ids, self._name).cpu()
+
+    def of_dialogues(self, rows: Sequence[Sequence[Pair]]) -> Tensor:
+        """(N, D): the vectors of all pairs of each row, in one text."""
+        form = DIALOGUE_FORMATS["question_answer"]
+        texts = [form.format(user=pair.question, assistant=pair.answer) for row in rows for pair in row]
+        ids = iter(self.encoder(texts)[0])
+        frame = self.encoder.start, self.encoder.end, self.encoder.context_length
+        return self([join_ids([next(ids) for _ in row], *frame) for row in rows])
+
+
+def build_texts(
+    dataset: DatasetFolder, clip: Clip, out: Path, *, kept_only: bool = False, device: torch.device | str = "cpu"
+) -> TextsSummary:
+    """Makes what is not there yet; `kept_only` leaves out the pairs that a quality gate marked.
+
+    Raises UsageError for a dataset without the columns, without a usable row or (`kept_only`) without gates, or an
+    `out` that something else was written to; DialogGenError where `out` cannot be written.
+    """
+    config = {"kind": _KIND, **identity_of(clip), **identity_of_dataset(dataset), "kept_only": kept_only}
+    sources = list(sources_of(dataset))
+    fingerprint = sha256_json({source.shard: source.sha256 for source in sources})
+    with open_derived(out, config, _PART) as store:
+        if (out / _SUMMARY_FILE).exists():
+            found = read_json(out / _SUMMARY_FILE, _KIND)
+            if found.pop("fingerprint") == fingerprint:
+                return TextsSummary(**found)
+            store.remove(_SUMMARY_FILE)
+        text_vectors = TextVectors(clip, device)
+        shards: list[tuple[str, int]] = []
+        for source in sources:
+            part, count = store.tmp / f"{source.shard}.arrow", 0
+            schema = _schema(int(clip.config["embed_dim"]))
+            with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for rows in _usable(dataset, source, kept_only):
+                    writer.write_batch(_encode(rows, text_vectors, schema))
+                    count += len(rows)
+            if count:
+                put(store, f"{_PART}/{source.shard}.arrow", part)
+                shards.append((source.shard, count))
+        remove_others(store, _PART, {f"{shard}.arrow" for shard, _ in shards})
+        rows = sum(count for _, count in shards)
+        if not rows:
+            raise UsageError(f"{dataset.location} has no row with a caption and a question-answer pair to train on.")
+        summary = TextsSummary(rows=rows, left_out=sum(source.rows for source in sources) - rows, shards=shards)
+        store.put_json(_SUMMARY_FILE, {"fingerprint": fingerprint, **asdict(summary)})
+    return summary
+
+
+class Texts:
+    """Random access to the rows. Raises UsageError where there are none."""
+
+    def __init__(self, out: Path) -> None:
+        found = read_json(out / _SUMMARY_FILE, _KIND)
+        found.pop("fingerprint")
+        self.summary = TextsSummary(**found)
+        self.config = read_json(out / CONFIG_FILE, _KIND)
+        self._out = out
+        self._rows = MappedRows[pa.RecordBatch](out / _PART, self.summary.shards, lambda batch: batch)
+
+    def __len__(self) -> int:
+        return self.summary.rows
+
+    def __getitem__(self, number: int) -> TextRow:
+        ((piece, row),) = self._rows.places([number])
+        return TextRow(
+            image_id=piece["image_id"][row].as_py(),
+            caption=piece["caption"][row].as_py(),
+            pairs=list(map(Pair, piece["questions"][row].as_py(), piece["answers"][row].as_py())),
+            vectors={
+                "caption": piece["caption_vector"][row].values.to_numpy(),
+                "dialogue": piece["dialogue_vector"][row].values.to_numpy(),
+            },
+        )
+
+    def __iter__(self) -> Iterator[TextRow]:
+        return (self[number] for number in range(len(self)))
+
+    def vectors(self, context: Context) -> Iterator[tuple[str, list[str], Tensor]]:
+        """For each shard its name, image ids, and the contexts' vectors (rows, D), unit-norm, in float32."""
+        for shard, _ in self.summary.shards:
+            rows = open_rows(self._out / _PART / f"{shard}.arrow")
+            yield shard, rows["image_id"].to_pylist(), matrix(rows[f"{context}_vector"])
+
+
+def matrix(vectors: Any) -> Tensor:
+    """A column of vectors, float16 -> (rows, D) float32, unit-norm: rounding had left the norms a little off one."""
+    values = np.concatenate([chunk.flatten().to_numpy() for chunk in vectors.chunks])
+    return normalize(torch.from_numpy(values.reshape(len(vectors), -1).astype(np.float32)), dim=-1)
+
+
+def _schema(width: int) -> pa.Schema:
+    vector, strings = pa.list_(pa.float16(), width), pa.list_(pa.string())
+    kinds = {"image_id": pa.string(), "caption": pa.string(), "questions": strings, "answers": strings}
+    kinds |= {"caption_vector": vector, "dialogue_vector": vector}
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
+
+
+def _usable(dataset: DatasetFolder, source: Source, kept_only: bool) -> Iterator[list[dict[str, Any]]]:
+    for rows in read_rows(dataset, source, ["image_id", "caption", "texts"], kept_only=kept_only):
+        if usable := [row for row in rows if row["texts"] and (row["caption"] or "").strip()]:
+            yield usable
+
+
+def _encode(rows: list[dict[str, Any]], text_vectors: TextVectors, schema: pa.Schema) -> pa.RecordBatch:
+    pairs = [[Pair(pair["user"], pair["assistant"]) for pair in row["texts"]] for row in rows]
+    captions = [row["caption"] for row in rows]
+    vectors = [text_vectors(text_vectors.encoder(captions)[0]), text_vectors.of_dialogues(pairs)]
+    columns = [
+        [row["image_id"] for row in rows],
+        captions,
+        [[pair.question for pair in some] for some in pairs],
+        [[pair.answer for pair in some] for some in pairs],
+        *(pa.FixedSizeListArray.from_arrays(pa.array(v.half().numpy().reshape(-1)), v.shape[1]) for v in vectors),
+    ]
+    return pa.RecordBatch.from_pydict(dict(zip(schema.names, columns, strict=True)), schema=schema)

@@ -1,0 +1,196 @@
+"""CLOSE for `loop.fit`: the system and its data."""
+
+import hashlib
+import random
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from dialog_gen.clip.loader import Clip, sha256_of_weights
+from dialog_gen.dataset.folder import sha256_json
+from dialog_train.data.training_set import EpochOrder, columns_of
+from dialog_train.data.vectors import VectorStore
+from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
+from dialog_train.system import Share, gather_rows, moved
+from dialog_train.systems.close.adapters import Adapter, fit_adapter
+from dialog_train.systems.close.checkpoint import save_close
+from dialog_train.systems.close.config import CloseRecipe, TaskName
+from dialog_train.systems.close.decoder import CloseDecoder
+from dialog_train.systems.close.examples import (
+    Example,
+    captioning_example,
+    entailment_example,
+    vqa_example,
+    wrong_answer,
+)
+from dialog_train.systems.close.texts import TextRow, Texts, matrix
+
+# So many other images are looked at for a wrong answer.
+_LOOKED_AT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseBatch:
+    """N examples."""
+
+    image_ids: list[str]
+    vectors: Tensor
+    """(N, D) float32, unit-norm: text vectors after adapter and noise."""
+    prompts: Tensor
+    """(N, L) int64, padded to the longest of the batch."""
+    targets: Tensor
+    """(N, T) int64, IGNORED for padding."""
+    cut: float
+    """Share of prompts and targets that were too long."""
+
+    def to(self, device: torch.device) -> "CloseBatch":
+        """With its tensors on a device."""
+        return moved(self, device)
+
+    def statistics(self) -> dict[str, float]:
+        """What is logged of each batch."""
+        return {"truncated_texts": self.cut}
+
+
+class CloseTraining:
+    """A `System` that trains a decoder, in place. Its CLIP takes no part: `CloseBatches` has the vectors."""
+
+    logit_scale: nn.Parameter | None = None
+    may_leave_parameters_unused = False
+
+    def __init__(self, clip: Clip, decoder: CloseDecoder, adapter: Adapter, recipe: CloseRecipe) -> None:
+        self.name = f"CLOSE on {clip.name}"
+        self.model: nn.Module = decoder
+        self.module: nn.Module = _Trainee(decoder)
+        self.trainable = dict(decoder.named_parameters())
+        self._decoder, self._clip, self._adapter, self._recipe = decoder, clip, adapter, recipe
+        self.facts: dict[str, Any] = {
+            "weights_sha256": clip.weights_sha256,
+            "decoder_sha256": sha256_of_weights(decoder.state_dict()),
+        }
+
+    def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
+        """What `load_close` reads."""
+        save_close(folder, self._clip, self._decoder, self._adapter, self._recipe, changed)
+
+
+class _Trainee(nn.Module):
+    def __init__(self, decoder: CloseDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, batch: CloseBatch) -> dict[str, Tensor]:
+        sums = next_token_sums(self.decoder(batch.vectors, batch.prompts, batch.targets), batch.targets)
+        return {"text_loss": next_token_loss(gather_rows(sums))}
+
+
+class Rows(Protocol):
+    """What is needed of `Texts`."""
+
+    config: dict[str, Any]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int) -> TextRow: ...
+
+
+class CloseBatches:
+    """`Data`: an epoch has one example of every image, the next epoch another one.
+
+    Over as many epochs as an image has examples each comes once. Noise and wrong answers follow from seed and step.
+    """
+
+    def __init__(self, recipe: CloseRecipe, rows: Rows, decoder: CloseDecoder, adapter: Adapter) -> None:
+        """Raises UsageError for a batch that is larger than the data."""
+        self._recipe, self._rows, self._decoder, self._adapter = recipe, rows, decoder, adapter
+        self._root = adapter.noise_root(recipe.noise)
+        self._order = EpochOrder(len(rows), recipe.optim.batch_size, recipe.seed)
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self.facts: dict[str, Any] = {
+            "rows": len(rows),
+            "config_sha256": sha256_json(rows.config),
+            "adapter_sha256": sha256_of_weights(adapter.tensors()),
+        }
+
+    def batch(self, step: int, share: Share) -> CloseBatch:
+        """See `Data`."""
+        epoch, chosen = self._order.rows(step, share)
+        rows = [self._rows[row] for row in chosen.tolist()]
+        examples = [self.example(row, epoch) for row in rows]
+        vectors = [
+            row.vectors["caption" if example.task == "captioning" else self._recipe.context]
+            for row, example in zip(rows, examples, strict=True)
+        ]
+        # Rounding to half a float left the norms a little off one.
+        texts = normalize(torch.from_numpy(np.stack(vectors).astype(np.float32)), dim=-1)
+        settings, size = self._recipe.decoder, self._recipe.optim.batch_size
+        # Of the whole batch, so that any number of processes shares the same noise.
+        normal = self._normal(step, size, texts.shape[1])[columns_of(share.rank, share.world_size, size)]
+        prompts, cut = self._decoder.token_ids([e.prompt for e in examples], settings.max_prompt_tokens)
+        targets, more = self._decoder.token_ids([e.target for e in examples], settings.max_target_tokens)
+        return CloseBatch(
+            image_ids=[row.image_id for row in rows],
+            vectors=self._adapter(texts, normal, self._root),
+            prompts=prompts,
+            targets=targets.masked_fill(targets == self._decoder.pad_id, IGNORED),
+            cut=(cut + more) / (2 * len(examples)),
+        )
+
+    def example(self, row: TextRow, epoch: int) -> Example:
+        """The example of an image whose turn it is."""
+        choices = _choices(self._recipe, row)
+        turn = epoch + zlib.crc32(row.image_id.encode())
+        task, number = choices[turn % len(choices)]
+        if task == "captioning":
+            return captioning_example(row.caption)
+        pair = row.pairs[number]
+        if task == "vqa":
+            return vqa_example(pair)
+        rng = random.Random(f"entailment/{self._recipe.seed}/{epoch}/{row.image_id}")
+        if rng.random() < 0.5:
+            return entailment_example(pair, None)
+        others = (rng.choice(self._rows[rng.randrange(len(self._rows))].pairs) for _ in range(_LOOKED_AT))
+        # Without one, the statement stays the true one.
+        return entailment_example(pair, wrong_answer(pair, others))
+
+    def _normal(self, step: int, rows: int, width: int) -> Tensor:
+        seed = hashlib.sha256(f"noise/{self._recipe.seed}/{step}".encode()).digest()[:7]
+        return torch.randn(rows, width, generator=torch.Generator().manual_seed(int.from_bytes(seed)))
+
+
+def training_texts(recipe: CloseRecipe, rows: Iterator[TextRow]) -> Iterator[str]:
+    """All that a decoder may come to read or write: what a tokenizer of words is made from."""
+    for row in rows:
+        if "captioning" in recipe.tasks:
+            yield from captioning_example(row.caption)
+        for pair in row.pairs:
+            if "vqa" in recipe.tasks:
+                yield from vqa_example(pair)
+            if "entailment" in recipe.tasks:
+                yield from entailment_example(pair, None)
+                yield from entailment_example(pair, pair.answer)
+
+
+def fitted_adapter(recipe: CloseRecipe, texts: Texts, images: VectorStore | None) -> Adapter:
+    """The recipe's adapter, fitted to the vectors of contexts and images; `images` may be None for "none" alone."""
+    if images is None:
+        return Adapter(kind="none")
+    return fit_adapter(recipe.adapter, _paired(recipe, texts, images))
+
+
+def _paired(recipe: CloseRecipe, texts: Texts, images: VectorStore) -> Iterator[tuple[Tensor, Tensor]]:
+    for shard, image_ids, vectors in texts.vectors(recipe.context):
+        stored = images.read(shard)
+        place = {image_id: row for row, image_id in enumerate(stored["image_id"].to_pylist())}
+        there = [row for row, image_id in enumerate(image_ids) if image_id in place]
+        yield vectors[there], matrix(stored["vector"])[[place[image_ids[row]] for row in there]]
+
+
+def _choices(recipe: CloseRecipe, row: TextRow) -> list[tuple[TaskName, int]]:
+    return [(task, number) for task in recipe.tasks for number in range(1 if task == "captioning" else len(row.pairs))]

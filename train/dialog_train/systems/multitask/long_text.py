@@ -1,0 +1,71 @@
+"""Text towers that read more tokens than they were trained with, by stretched positional embeddings (Long-CLIP)."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dialog_gen.clip.loader import Clip, sha256_of_weights
+from dialog_gen.core.errors import UsageError
+from dialog_train.text import TextTower
+
+KEPT_POSITIONS = 20
+"""Most captions have no more tokens, so that only these positions are well trained (arXiv 2403.15378, section 3.1)."""
+
+
+def stretch_context(clip: Clip, context_length: int) -> Clip:
+    """A copy of a model that reads texts of `context_length` tokens; the model itself where it does so already.
+
+    Texts of up to 20 tokens get the vectors that they had.
+
+    Raises UsageError for fewer tokens than the model reads now, and for a text tower that cannot be stretched: one that
+    sees the padding, one of Hugging Face's, or one with so few positions that all of them are kept.
+    """
+    text: Any = getattr(clip.model, "text", clip.model)
+    now: int = text.context_length
+    if context_length == now:
+        return clip
+    if context_length < now:
+        raise UsageError(f"context_length = {context_length}: {clip.name} reads {now} tokens, and cannot read fewer.")
+    tower = TextTower(clip.model)
+    if not tower.is_native or tower.whole is not None or now <= KEPT_POSITIONS:
+        raise UsageError(
+            f"context_length = {context_length}: the text tower of {clip.name} cannot be stretched. That needs causal "
+            f"attention, pooling at the end-of-text token, and more than {KEPT_POSITIONS} positions."
+        )
+    model = copy.deepcopy(clip.model)
+    text = getattr(model, "text", model)
+    text.positional_embedding = nn.Parameter(stretch_positions(text.positional_embedding.detach(), context_length))
+    text.attn_mask = torch.full((context_length, context_length), -torch.inf).triu(1)
+    model.context_length = text.context_length = context_length
+    return replace(
+        clip,
+        model=model,
+        tokenizer=with_context(clip.tokenizer, context_length),
+        config={**clip.config, "text_cfg": {**clip.config["text_cfg"], "context_length": context_length}},
+        weights_sha256=sha256_of_weights(model.state_dict()),
+    )
+
+
+def stretch_positions(embedding: Tensor, length: int, *, kept: int = KEPT_POSITIONS) -> Tensor:
+    """(L, width) -> (length, width): the first `kept` as they are, the others stretched over what there is beside.
+
+    Position p >= kept becomes the old position kept + (p - kept) (L - kept) / (length - kept), between two by linear
+    interpolation, beyond the last by the slope before it; 77 -> 248 is Long-CLIP's factor of 4.
+    """
+    old = len(embedding)
+    places = torch.arange(length, dtype=torch.float64)
+    places[kept:] = kept + (places[kept:] - kept) * (old - kept) / (length - kept)
+    below = places.long().clamp(max=old - 2)
+    share = (places - below)[:, None].to(embedding)
+    # Exact where a place is an old position.
+    return embedding[below] * (1 - share) + embedding[below + 1] * share
+
+
+def with_context(tokenizer: Any, context_length: int) -> Any:
+    """A copy of an open_clip tokenizer that cuts texts to another length."""
+    longer = copy.copy(tokenizer)
+    longer.context_length = context_length
+    return longer

@@ -1,0 +1,214 @@
+"""Three-stage multi-task alignment: text-text and text-image losses, summed, of two streams (arXiv 2405.20204).
+
+    OUT/stage-N/   a training each, as `loop` leaves it: the next one starts from its model
+    OUT/model/     the last stage's model
+
+The images' side are vectors of the frozen image tower; the paper trains that, too.
+"""
+
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.hashing import hash_64
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_train.data.tokens import TextEncoder
+from dialog_train.data.training_set import Batch, EpochOrder, TrainingSet
+from dialog_train.loop import EMA_FOLDER, MODEL_FOLDER, FitResult, OnStep, Resume, fit
+from dialog_train.losses.contrastive import contrastive_loss
+from dialog_train.losses.info_nce import info_nce
+from dialog_train.script import prepare_training_set
+from dialog_train.system import Share, gather_rows
+from dialog_train.systems.multitask.config import MultitaskRecipe, StageRecipe, TextTask
+from dialog_train.systems.multitask.long_text import stretch_context, with_context
+from dialog_train.systems.multitask.pairs import PairSource, TextBatch, TextPairs, build_text_pairs
+from dialog_train.systems.multitask.sources import DialoguePairs, DialogueRows, DialogueTriplets, ParquetPairs
+from dialog_train.systems.text_tuning import Encode, Objective, PairBatches, Rows, TextTuning
+from dialog_train.text import TextTower
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultitaskBatch:
+    """Images with captions and dialogues, and texts with texts."""
+
+    images: Batch
+    texts: TextBatch
+
+    @property
+    def image_ids(self) -> list[str]:
+        """See `AnyBatch`."""
+        return self.images.image_ids
+
+    def to(self, device: torch.device) -> "MultitaskBatch":
+        """With its tensors on a device."""
+        return MultitaskBatch(images=self.images.to(device), texts=self.texts.to(device))
+
+    def statistics(self) -> dict[str, float]:
+        """What is logged of each batch."""
+        return {**self.images.statistics(), "duplicate_targets": self.texts.duplicate_targets}
+
+
+class TextRows(Protocol):
+    """What is needed of `TextPairs`."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+    def batch(self, rows: Any, *, full_length: bool = False) -> TextBatch:
+        """Some rows."""
+        ...
+
+
+class MultitaskBatches:
+    """`Data` of two streams, each with a batch size and, in every epoch, an order of its own; epochs are of images."""
+
+    def __init__(self, recipe: StageRecipe, images: Rows, texts: TextRows, *, full_length: bool) -> None:
+        """Raises UsageError for a batch that is larger than the data."""
+        if len(texts) < recipe.text_batch_size:
+            raise UsageError(
+                f"a batch of {recipe.text_batch_size} needs as many text {recipe.stage.texts}, there are {len(texts)}: "
+                "lower text_batch_size."
+            )
+        self._images = PairBatches(recipe, images, full_length=full_length)
+        self._texts, self._full_length = texts, full_length
+        self._order = EpochOrder(len(texts), recipe.text_batch_size, hash_64(f"{recipe.seed}/texts"))
+        self.steps_per_epoch = self._images.steps_per_epoch
+        of_texts = {"rows": len(texts), "fingerprint": texts.fingerprint}
+        self.facts: dict[str, Any] = {**self._images.facts, "texts": of_texts}
+
+    def batch(self, step: int, share: Share) -> MultitaskBatch:
+        """See `Data`."""
+        _, chosen = self._order.rows(step, share)
+        texts = self._texts.batch(chosen, full_length=self._full_length)
+        return MultitaskBatch(images=self._images.batch(step, share), texts=texts)
+
+
+def multitask_objective(recipe: StageRecipe) -> Objective:
+    """InfoNCE of the texts and CLIP's loss of captions, or dialogues, with images."""
+
+    def objective(batch: MultitaskBatch, encode: Encode, logit_scale: Tensor) -> dict[str, Tensor]:
+        texts, images = batch.texts, gather_rows(batch.images.image_vectors)
+        queries, targets = (gather_rows(encode(tokens)) for tokens in (texts.query_tokens, texts.target_tokens))
+        negatives = gather_rows(encode(texts.negative_tokens)) if len(texts.negative_tokens) else None
+        left_out = equal_texts(gather_rows(texts.text_ids)) if recipe.texts.leave_out_equal else None
+        short = recipe.stage.captions == "short"
+        captions = gather_rows(encode(batch.images.caption_tokens if short else batch.images.dialogue_tokens))
+        temperature = recipe.texts.temperature
+        return {
+            "text_loss": info_nce(queries, targets, negatives, temperature=temperature, left_out=left_out),
+            "image_text_loss": contrastive_loss(images, captions, logit_scale),
+        }
+
+    return objective
+
+
+def equal_texts(text_ids: Tensor) -> Tensor:
+    """`TextBatch.text_ids` (N, 2 + K) -> (N, N + N * K) bool: what `info_nce` is to leave out of the negatives.
+
+    That is, of other pairs, targets that are equal to the own one or stand with an equal query; and wrong answers that
+    are equal to the own target.
+    """
+    queries, targets, negatives = text_ids[:, 0], text_ids[:, 1], text_ids[:, 2:].flatten()
+    same = (targets[:, None] == targets) | (queries[:, None] == queries)
+    return torch.cat([same.fill_diagonal_(False), targets[:, None] == negatives], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class MultitaskSets:
+    """Folders of what the stages read: prepared once, with the longest texts that any of them takes."""
+
+    images: Path
+    texts: dict[TextTask, Path]
+
+
+def prepare_sets(recipe: MultitaskRecipe, clip: Clip, accelerator: Accelerator) -> MultitaskSets:
+    """Makes what is missing, in one process; on several machines `work` is shared.
+
+    Raises UsageError where `build_training_set` or `build_text_pairs` do.
+    """
+    lengths = [stage.context_length or 0 for stage in recipe.stages]
+    longest = with_context(clip.tokenizer, max(clip.tokenizer.context_length, *lengths))
+    prepare_training_set(recipe, replace(clip, tokenizer=longest), accelerator)
+    texts: dict[TextTask, Path] = {s.texts: recipe.data.work / f"text_{s.texts}" for s in recipe.stages}
+    if accelerator.is_main_process:
+        for task, folder in texts.items():
+            build_text_pairs(_source(recipe, task), TextEncoder(longest), folder)
+    accelerator.wait_for_everyone()
+    return MultitaskSets(recipe.data.work / "training_set", texts)
+
+
+def _source(recipe: MultitaskRecipe, task: TextTask) -> PairSource:
+    count = recipe.texts.negatives if task == "triplets" else 0
+    own = recipe.texts.pairs if task == "pairs" else recipe.texts.triplets
+    if own is not None:
+        return ParquetPairs(own, count)
+    rows = DialogueRows(DatasetFolder.existing(recipe.data.dialogues), recipe.data.kept_only)
+    return DialogueTriplets(rows, count, recipe.seed) if count else DialoguePairs(rows)
+
+
+def train_stages(
+    recipe: MultitaskRecipe,
+    clip: Clip,
+    sets: MultitaskSets,
+    accelerator: Accelerator,
+    *,
+    resume: Resume = "never",
+    on_step: OnStep | None = None,
+) -> FitResult:
+    """Trains one stage after the other; with `resume = "auto"` what is done of them is not done again.
+
+    Gives how the last one went. Raises what `loop.fit` and `stretch_context` raise.
+    """
+    result: FitResult | None = None
+    _check_stages(recipe, clip, sets, accelerator)
+    for number in range(1, len(recipe.stages) + 1):
+        stage = recipe.of_stage(number)
+        if number > 1:
+            clip = load_clip(str(recipe.of_stage(number - 1).out / MODEL_FOLDER))
+        clip = stretch_context(clip, stage.stage.context_length or clip.tokenizer.context_length)
+        system = TextTuning(clip, multitask_objective(stage), stage.optim)
+        data = _batches(stage, clip, sets, full_length=system.sees_padding)
+        with _logging_to(accelerator, stage.out):
+            result = fit(stage, system, data, accelerator=accelerator, resume=resume, on_step=on_step)
+    assert result is not None  # noqa: S101 - a recipe has stages
+    if accelerator.is_main_process:
+        for folder in (MODEL_FOLDER, EMA_FOLDER):
+            if (found := recipe.of_stage(len(recipe.stages)).out / folder).is_dir():
+                shutil.copytree(found, recipe.out / folder, dirs_exist_ok=True)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _batches(stage: StageRecipe, clip: Clip, sets: MultitaskSets, *, full_length: bool) -> MultitaskBatches:
+    context = clip.tokenizer.context_length
+    images, texts = TrainingSet(sets.images, context), TextPairs(sets.texts[stage.stage.texts], context)
+    return MultitaskBatches(stage, images, texts, full_length=full_length)
+
+
+def _check_stages(recipe: MultitaskRecipe, clip: Clip, sets: MultitaskSets, accelerator: Accelerator) -> None:
+    """Raises what a later stage would say after days of training the ones before it."""
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    for number in range(1, len(recipe.stages) + 1):
+        stage = recipe.of_stage(number)
+        clip = stretch_context(clip, stage.stage.context_length or clip.tokenizer.context_length)
+        _batches(stage, clip, sets, full_length=TextTower(clip.model).whole is not None).batch(0, share)
+
+
+@contextmanager
+def _logging_to(accelerator: Accelerator, out: Path) -> Generator[None]:
+    """Loss curves of a stage in its own folder; what Accelerate holds of the stage is let go behind it."""
+    accelerator.project_configuration.logging_dir = str(out / "tensorboard")
+    yield
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers = []
+    accelerator.free_memory()

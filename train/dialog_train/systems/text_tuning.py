@@ -1,0 +1,101 @@
+"""Tuning a CLIP's text tower against the vectors of its frozen image tower: the system and its data."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from dialog_gen.clip.loader import Clip, save_clip
+from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import sha256_json
+from dialog_train.config import OptimSettings, Recipe
+from dialog_train.data.training_set import Batch, EpochOrder
+from dialog_train.optim import select_trainable
+from dialog_train.system import Share
+from dialog_train.text import TextTower
+
+Encode = Callable[[Tensor], Tensor]
+"""Token ids (N, L) -> unit-norm text vectors (N, D) in float32: a `TextTower`, in the recipe's precision."""
+Objective = Callable[[Any, Encode, Tensor], dict[str, Tensor]]
+"""(this process's batch, encode, logit_scale) -> losses of the whole batch, computed alike in every process.
+
+The batch is what the data gives: a `Batch`, or one of the objective's own."""
+
+
+class Rows(Protocol):
+    """What is needed of a `TrainingSet`."""
+
+    config: dict[str, Any]
+
+    def __len__(self) -> int: ...
+    def batch(self, rows: Any, epoch: int, *, concatenate: bool, full_length: bool = False) -> Batch:
+        """Vectors and texts of some rows."""
+        ...
+
+
+class TextTuning:
+    """A `System` that trains the text tower of `clip`, in place, or the last layers of that, and the logit scale."""
+
+    def __init__(self, clip: Clip, objective: Objective, optim: OptimSettings) -> None:
+        """Raises UsageError for a tower of an unknown kind, or one with fewer layers than are to be trained."""
+        try:
+            self.tower = TextTower(clip.model)
+        except TypeError as error:
+            raise UsageError(f"{clip.name} cannot be trained: {error}.") from None
+        self.clip, self.name = clip, clip.name
+        self.facts: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
+        self.model: nn.Module = clip.model
+        self.logit_scale: nn.Parameter | None = clip.model.logit_scale
+        self.trainable = select_trainable(clip.model, self.tower, optim)
+        self.module: nn.Module = _Trainee(self.tower, clip.model.logit_scale, objective)
+        # Hugging Face's towers may have a pooler that goes unused.
+        self.may_leave_parameters_unused = not self.tower.is_native
+
+    @property
+    def sees_padding(self) -> bool:
+        """Whether texts must have the model's full context length."""
+        return self.tower.whole is not None
+
+    def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
+        """A checkpoint folder: see `save_clip`."""
+        save_clip(self.clip, folder, changed)
+
+
+class _Trainee(nn.Module):
+    def __init__(self, tower: TextTower, logit_scale: nn.Parameter, objective: Objective) -> None:
+        super().__init__()
+        self.tower, self.logit_scale = tower, logit_scale
+        self._objective = objective
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        # Accelerate's autocast is meant for the tower; losses need all of float32.
+        device = self.logit_scale.device.type
+        mixed = torch.is_autocast_enabled(device)
+
+        def encode(tokens: Tensor) -> Tensor:
+            with torch.autocast(device, enabled=mixed, dtype=torch.get_autocast_dtype(device)):
+                vectors = self.tower(tokens)
+            return normalize(vectors.float(), dim=-1) if mixed else vectors
+
+        with torch.autocast(device, enabled=False):
+            return self._objective(batch, encode, self.logit_scale.exp())
+
+
+class PairBatches:
+    """`Data` of images with a caption and a dialogue each, in an order of its own every epoch."""
+
+    def __init__(self, recipe: Recipe, rows: Rows, *, full_length: bool) -> None:
+        """Raises UsageError for a batch that is larger than the data."""
+        self._rows, self._full_length = rows, full_length
+        self._concatenate = recipe.dialogues == "concatenate"
+        self._order = EpochOrder(len(rows), recipe.optim.batch_size, recipe.seed)
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self.facts: dict[str, Any] = {"rows": len(rows), "config_sha256": sha256_json(rows.config)}
+
+    def batch(self, step: int, share: Share) -> Batch:
+        """See `Data`."""
+        epoch, chosen = self._order.rows(step, share)
+        return self._rows.batch(chosen, epoch, concatenate=self._concatenate, full_length=self._full_length)
