@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-import dialog_gen
 from dialog_eval.data.image_index import ImageSource
 from dialog_eval.evaluation import EvaluationTask, evaluate
 from dialog_eval.models import Blend, Models
@@ -24,6 +23,7 @@ from dialog_eval.options import Common
 from dialog_eval.results import Metric, Results
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.version import __version__
 from dialog_train.systems.third_tower import ThirdTowerClip, load_model
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def run(
         references=references,
         settings={
             "versions": {
-                "dialog-gen": dialog_gen.__version__,
+                "dialog-gen": __version__,
                 "torch": torch.__version__,
                 "open_clip": open_clip.__version__,
             },

@@ -1,3 +1,5 @@
 """Images go in, a vision-language model talks about them, the dialogues become a checked Parquet dataset."""
 
-__version__ = "0.1.0"
+from dialog_gen.core.version import __version__
+
+__all__ = ["__version__"]

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import Progress
 
-import dialog_gen
 from dialog_gen.core.errors import DialogGenError
+from dialog_gen.core.version import __version__
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
@@ -26,7 +26,7 @@ _INTERRUPTED = 130
 def begin(context: typer.Context, version: bool) -> None:
     """What a command line does first: prints the version, or without a command the help; logs go to stderr."""
     if version:
-        typer.echo(dialog_gen.__version__)
+        typer.echo(__version__)
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -19,14 +19,14 @@ from math import inf
 from typing import Final, TypeVar
 from urllib.parse import urljoin
 
-import dialog_gen
+from dialog_gen.core.version import __version__
 from dialog_gen.download.errors import FetchError as FetchError
 from dialog_gen.download.errors import classed
 from dialog_gen.download.outcomes import Outcome
 from dialog_gen.download.sockets import connect
 from dialog_gen.download.target import Target
 
-USER_AGENT: Final = f"Mozilla/5.0 (compatible; dialog-gen/{dialog_gen.__version__})"
+USER_AGENT: Final = f"Mozilla/5.0 (compatible; dialog-gen/{__version__})"
 
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 _OWN_CLASS: Final[dict[int, Outcome]] = {403: "http_403", 404: "http_404", 410: "http_410", 429: "http_429"}

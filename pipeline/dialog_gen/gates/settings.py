@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-import dialog_gen
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.core.toml_files import read_toml_model
+from dialog_gen.core.version import __version__
 from dialog_gen.dataset.record import GATES
 
 
@@ -206,7 +206,7 @@ class GateSettings(BaseModel):
         """The versions of what makes the scores."""
         libraries = {"set_duplicate": "datasketch", "language": "py3langid"}
         used = {library: version(library) for name, library in libraries.items() if name in self.chosen()}
-        return {"dialog-gen": dialog_gen.__version__, **used}
+        return {"dialog-gen": __version__, **used}
 
 
 def _all_of(names: Iterable[str]) -> GateSettings:

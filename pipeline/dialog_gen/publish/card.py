@@ -7,7 +7,7 @@ through `plain`.
 from collections.abc import Iterator
 from typing import Any
 
-import dialog_gen
+from dialog_gen.core.version import __version__
 from dialog_gen.dataset.record import DIALOGUES, GATES, REJECTS, SCHEMA_VERSION
 from dialog_gen.protocols.protocol import Protocol, load_protocol, shipped_protocols
 from dialog_gen.publish.card_data import CardData
@@ -45,7 +45,7 @@ def make_card(data: CardData, repo: str, *, licence: str | None = None) -> str:
 def _introduction(data: CardData) -> Iterator[str]:
     models = ", ".join(dict.fromkeys(plain(made[0]) for made in data.made_with)) or "no model"
     yield (
-        f"Question-answer dialogues about images, held by {models} and made with dialog-gen {dialog_gen.__version__}: "
+        f"Question-answer dialogues about images, held by {models} and made with dialog-gen {__version__}: "
         f"{data.pairs:,} pairs about {data.totals.accepted:,} images. The texts are a model's: nobody checked them "
         "one by one."
     )

@@ -62,8 +62,8 @@ class CloseRecipe(BaseRecipe):
     noise: float = Field(default=0.04, ge=0)
     """Standard deviation w of the Gaussian noise, in each dimension of a unit-norm text vector."""
     adapter: AdapterKind = "none"
-    """Moves text vectors towards image vectors, before the noise: see `dialog_train.systems.close.adapters`. All but "none" are
-    fitted to paired images and texts; without, no image is read."""
+    """Moves text vectors towards image vectors, before the noise: see `dialog_train.systems.close.adapters`. All but
+    "none" are fitted to paired images and texts; without, no image is read."""
 
     @model_validator(mode="after")
     def _applies(self) -> Self:

@@ -1,0 +1,1 @@
+"""What the embedded world adds to the registries: its generators, its CLIP and its images."""

@@ -1,0 +1,92 @@
+"""Imports inside the packages run one way: a package imports those before it in its list, and never in a circle."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"dialog_gen": "pipeline", "dialog_train": "train", "dialog_eval": "eval"}
+LAYERS = {
+    "dialog_gen": (
+        "core",
+        "dataset",
+        "sources",
+        "clip",
+        "protocols",
+        "parsing",
+        "models",
+        "engines",
+        "executors",
+        "gates",
+        "generation",
+        "download",
+        "publish",
+        "inspect",
+        "shapes",
+        "api",
+        "",
+        "cli",
+    ),
+}
+"""Rooms of a package, each with what it may import before it; "" is the package itself."""
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name -> file."""
+    root = ROOT / FOLDERS[package]
+    found = {}
+    for path in sorted((root / package).rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+ALL = {name: path for package in FOLDERS for name, path in modules(package).items()}
+
+
+def imported(name: str, tree: ast.AST) -> Iterator[str]:
+    """The modules of our packages that a module imports anywhere, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in ALL)
+        elif isinstance(node, ast.ImportFrom) and node.module in ALL:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in ALL else str(node.module)
+
+
+def graph() -> dict[str, set[str]]:
+    return {
+        name: set(imported(name, ast.parse(path.read_text(encoding="utf-8")))) - {name} for name, path in ALL.items()
+    }
+
+
+GRAPH = graph()
+
+
+def test_no_circle() -> None:
+    try:
+        TopologicalSorter(GRAPH).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def room_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else ""
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_no_upward_arrow(package: str) -> None:
+    layers = LAYERS[package]
+    assert {room_of(name) for name in modules(package)} <= set(layers)
+    upward = [
+        f"{name} imports {target}"
+        for name, targets in GRAPH.items()
+        for target in targets
+        if name.split(".")[0] == target.split(".")[0] == package
+        and layers.index(room_of(name)) < layers.index(room_of(target))
+    ]
+    assert upward == []
