@@ -233,7 +233,7 @@ def test_a_plot_of_noise(tmp_path: Path) -> None:
     ]
     sections = pool(save(tmp_path, rows, baseline=None))
     assert [row.noise for row in sections[0].rows] == [0.0] * 3 + [0.1] * 3
-    from dialog_eval.report.table import noise_plot as module
+    from dialog_eval.report import noise_plot as module
 
     lines = module._lines(sections[0], "accuracy")
     assert {kind: {x: e.mean for x, e in points.items()} for kind, points in lines.items()} == {

@@ -52,7 +52,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_files(tmp_path, files)
     monkeypatch.chdir(tmp_path)
     # A mistake that gets past the checks fails here and loads nothing.
-    monkeypatch.setattr("dialog_gen.engines.engine_starter", lambda *_: pytest.fail)
+    monkeypatch.setattr("dialog_gen.engines.base.engine_starter", lambda *_: pytest.fail)
     return tmp_path
 
 
@@ -65,7 +65,7 @@ def engine(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
         scripted.closed = 0
         return scripted.start(log)
 
-    monkeypatch.setattr("dialog_gen.engines.engine_starter", lambda *_: start)
+    monkeypatch.setattr("dialog_gen.engines.base.engine_starter", lambda *_: start)
     return scripted
 
 
@@ -230,7 +230,7 @@ def test_vllm_is_not_installed(
 ) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("dialog_gen.engines.find_spec", lambda name: None)
+    monkeypatch.setattr("dialog_gen.engines.base.find_spec", lambda name: None)
     before = files_of(workplace)
     ended = dialog_gen_cli(*RUN, "--engine", "vllm")
     assert ended.code == 2
@@ -453,7 +453,7 @@ def test_ctrl_c_while_the_engine_starts(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dialog_gen.engines.engine_starter", lambda *_: interrupted)
+        patch.setattr("dialog_gen.engines.base.engine_starter", lambda *_: interrupted)
         ended = dialog_gen_cli(*RUN)
     assert (ended.code, ended.out) == (130, "")
     assert ended.err == "interrupted: what is finished is kept, the same command goes on from there\n"

@@ -343,7 +343,7 @@ def test_a_folder_that_is_no_dataset(workplace: Path, dialog_gen_cli: Cli) -> No
 def test_a_run_with_gates_ends_as_a_run_and_then_gates(
     workplace: Path, dialog_gen_cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dialog_gen.engines.engine_starter", lambda *_: lambda log: ScriptedEngine())
+    monkeypatch.setattr("dialog_gen.engines.base.engine_starter", lambda *_: lambda log: ScriptedEngine())
     run = ("run", "--model", "shapes-llava", "--images", "images", "--shard-size", "2", "--json", "--out")
     report = json.loads(dialog_gen_cli(*run, "one", "--gates", "length,leak").out)
     dialog_gen_cli(*run, "two")

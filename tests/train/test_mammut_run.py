@@ -114,9 +114,9 @@ def test_seeds_decide_what_is_drawn(model: GeneratorModel, tmp_path: Path) -> No
 
 
 def test_what_an_engine_needs(model: GeneratorModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dialog_gen.engines.find_spec", lambda name: name)
+    monkeypatch.setattr("dialog_gen.engines.base.find_spec", lambda name: name)
     with pytest.raises(UsageError, match=r"vLLM does not serve mammut's architecture: use --engine transformers"):
         engine_starter("vllm", model, Sampling(), EngineOptions())
-    monkeypatch.setattr("dialog_gen.engines.find_spec", lambda name: None)
+    monkeypatch.setattr("dialog_gen.engines.base.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"dialog-gen\[train\]"):
         engine_starter("transformers", model, Sampling(), EngineOptions())

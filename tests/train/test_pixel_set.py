@@ -265,7 +265,7 @@ class Endless:
 
 
 def test_reads_no_further_than_it_writes(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dialog_train.data import building
+    from dialog_train.data import pixel_building as building
 
     source, seen = Endless(), list[int]()
     text_columns = building.text_columns
