@@ -1,6 +1,9 @@
 """Imports inside the packages run one way: a package imports those before it in its list, and never in a circle."""
 
 import ast
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -90,3 +93,38 @@ def test_no_upward_arrow(package: str) -> None:
         and layers.index(room_of(name)) < layers.index(room_of(target))
     ]
     assert upward == []
+
+
+KINDS = re.findall(
+    r"^\| ([\w -]+) \| `([\w.]+):(\w+)` \| `([\w/]+)` \| `([\w.]+)` \| (\d+) \|$",
+    (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+# Puts a file into the folder of a kind, without touching the folder on disk, and asks the kind's registry.
+ADD_ONE = """
+import importlib, sys
+module, attribute, package, folder = sys.argv[1:]
+importlib.import_module(package).__path__.append(folder)
+registry = getattr(importlib.import_module(module), attribute)
+print(registry.kind, registry.package, registry.group, registry.get("a_new_one"))
+"""
+
+
+def test_the_table_of_kinds_is_read() -> None:
+    assert {kind for kind, *_ in KINDS} >= {
+        *("engine", "executor", "gate", "image source", "export format", "training system", "loss", "evaluation task")
+    }
+
+
+@pytest.mark.parametrize(("kind", "module", "attribute", "folder", "group", "files"), KINDS)
+def test_a_new_one_of_a_kind_is_one_file(
+    tmp_path: Path, kind: str, module: str, attribute: str, folder: str, group: str, files: str
+) -> None:
+    written = tmp_path / "a_new_module.py"
+    written.write_text(f"from {module} import {attribute}\n{attribute}.register('a_new_one')('made')\n")
+    package = ".".join(Path(folder).parts[1:])
+    command = [sys.executable, "-c", ADD_ONE, module, attribute, package, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.endswith(f" {package} {group} made\n"), done.stderr
+    assert len(list(tmp_path.glob("*.py"))) == int(files)
