@@ -44,7 +44,7 @@ def embed(
     started = perf_counter()
     columns = ("image vectors", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=sum(sidecar.accepted for sidecar in dataset.sidecars()))
+        task = progress.add_task("", total=sum(manifest.accepted for manifest in dataset.manifests()))
         summary = embed_dataset(
             dataset,
             clip,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dialog_gen.dataset.folder import ShardWriter, Sidecar, Store
+from dialog_gen.dataset.folder import DatasetWriter, ShardManifest, ShardWriter
 from dialog_gen.dataset.record import GATES, VOLATILE_COLUMNS
 from dialog_gen.sources.base import InputShard, SourceImage
 from helpers.inputs import listed_shard, png, sha256
@@ -50,8 +50,8 @@ def shard_of(name: str, count: int, *, fingerprint: str = "f") -> InputShard:
 
 
 def write_shard(
-    store: Store, shard: InputShard, rows: Sequence[dict[str, Any]], *, order: Iterable[int] | None = None
-) -> Sidecar:
+    store: DatasetWriter, shard: InputShard, rows: Sequence[dict[str, Any]], *, order: Iterable[int] | None = None
+) -> ShardManifest:
     """Adds the rows in this order of their indices, and commits."""
     writer = ShardWriter(store, shard)
     for index in range(len(rows)) if order is None else order:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.folder import DatasetFolder, open_writer
 from dialog_gen.dataset.record import DIALOGUES, REJECTS
 from dialog_gen.download.manifests import load_manifest
 from dialog_gen.download.provenance import note_manifest
@@ -49,7 +49,7 @@ def make_dataset(out: Path, count: int = 10, *, config: dict[str, Any] | None = 
         make_row(99, "rejected"),
         make_row(98, "unreadable"),
     ]
-    with open_store(str(out), {"schema_version": 2, "temperature": 0.7, "seed": 3, **(config or {})}) as store:
+    with open_writer(str(out), {"schema_version": 2, "temperature": 0.7, "seed": 3, **(config or {})}) as store:
         write_shard(store, shard_of("s0", len(rows)), rows)
     return DatasetFolder(str(out))
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from dialog_gen.cli import app as cli
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.folder import DatasetFolder, open_writer
 from dialog_gen.publish import formats
 from dialog_gen.publish.export import ExportSummary, export
 from dialog_gen.publish.formats import Format, Sample
@@ -64,7 +64,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def make_source(out: Path, rows: list[dict[str, Any]]) -> Path:
-    with open_store(str(out), {"schema_version": 2}) as store:
+    with open_writer(str(out), {"schema_version": 2}) as store:
         write_shard(store, shard_of("s0", 3), rows[:3])
         write_shard(store, shard_of("s1", len(rows) - 3), rows[3:])
     return out

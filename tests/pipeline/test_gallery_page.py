@@ -24,7 +24,7 @@ from PIL import Image
 
 import dialog_gen.inspect.page
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.folder import DatasetFolder, open_writer
 from dialog_gen.inspect.page import Report, write_report
 from dialog_gen.inspect.page.thumbnails import SIZES, fit, thumbnail
 from dialog_gen.inspect.statistics import collect
@@ -48,7 +48,7 @@ HOSTILE = (
 
 
 def write_dataset(out: Path, rows: list[dict[str, Any]], config: dict[str, Any] | None = None) -> Path:
-    with open_store(str(out), config or {"model": "m"}) as store:
+    with open_writer(str(out), config or {"model": "m"}) as store:
         write_shard(store, shard_of("s0", len(rows)), rows)
     return out
 

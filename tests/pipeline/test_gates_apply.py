@@ -16,7 +16,7 @@ from helpers.engine import ScriptedEngine
 from helpers.inputs import write_images
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
-from dialog_gen.dataset.folder import DatasetFolder, Store, open_store
+from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter, open_writer
 from dialog_gen.dataset.record import GATES, kept_pairs
 from dialog_gen.dataset.verify import verify
 from dialog_gen.gates.apply import GatePass
@@ -42,7 +42,7 @@ def shard_rows(shard: int) -> list[dict[str, Any]]:
 
 
 def write_dataset(out: Path, shards: range = range(4)) -> Path:
-    with open_store(str(out), CONFIG) as store:
+    with open_writer(str(out), CONFIG) as store:
         for shard in shards:
             rows = shard_rows(shard)
             write_shard(store, shard_of(f"s{shard}", len(rows)), rows)
@@ -62,7 +62,7 @@ PATH = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
 
 
 def apply_gates(out: Path, spec: str = SPEC) -> dict[str, Any]:
-    with open_store(str(out), CONFIG) as store:
+    with open_writer(str(out), CONFIG) as store:
         return GatePass.of(spec, CONFIG).apply(store)
 
 
@@ -113,7 +113,7 @@ def test_columns_and_marks_are_written_and_nothing_else_changes(dataset: Path, t
 def test_a_second_pass_writes_nothing(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     apply_gates(dataset)
     before = files_of(dataset)
-    monkeypatch.setattr(Store, "rewrite", lambda *_, **__: pytest.fail("a shard was done again"))
+    monkeypatch.setattr(DatasetWriter, "rewrite", lambda *_, **__: pytest.fail("a shard was done again"))
     apply_gates(dataset)
     assert files_of(dataset) == before
 
@@ -164,7 +164,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch, die_at: float, *, before: bool) ->
     done = 0
 
     def wrap(name: str) -> None:
-        real = getattr(Store, name)
+        real = getattr(DatasetWriter, name)
 
         def step(*arguments: Any) -> None:
             nonlocal done
@@ -175,7 +175,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch, die_at: float, *, before: bool) ->
             if done > die_at:
                 raise Killed
 
-        monkeypatch.setattr(Store, name, step)
+        monkeypatch.setattr(DatasetWriter, name, step)
 
     wrap("put")
     wrap("remove")
@@ -203,7 +203,7 @@ def test_a_pass_that_is_killed_anywhere_goes_on_to_the_same_bytes(tmp_path: Path
 def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     folders = [tmp_path / "undisturbed", tmp_path / "killed"]
     for out in folders:
-        with open_store(str(out), CONFIG) as store:
+        with open_writer(str(out), CONFIG) as store:
             for shard in range(20):
                 rows = [gated_row(100 * shard + k) for k in range(40)]
                 write_shard(store, shard_of(f"s{shard:02d}", len(rows)), rows)
@@ -258,7 +258,7 @@ def test_the_command(dataset: Path, dialog_gen_cli: Cli) -> None:
 
 
 def test_a_dataset_without_rows(tmp_path: Path, dialog_gen_cli: Cli) -> None:
-    with open_store(str(tmp_path), CONFIG):
+    with open_writer(str(tmp_path), CONFIG):
         pass
     ended = dialog_gen_cli("gate", str(tmp_path))
     assert ended.code == 0

@@ -20,7 +20,7 @@ from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
 from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
 from dialog_gen.dataset import folder as store_module
-from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.folder import DatasetFolder, open_writer
 from dialog_gen.dataset.verify import verify
 from dialog_gen.publish import compact as compact_module
 from dialog_gen.publish.card import make_card
@@ -72,7 +72,7 @@ def make_dataset(
     **columns: Any,
 ) -> Path:
     """Of images from number `first` on, whose ids do not tell it."""
-    with open_store(str(out), config) as store:
+    with open_writer(str(out), config) as store:
         for shard in range(shards):
             numbers = [10 * shard + i for i in range(4)]
             rows = [
@@ -245,9 +245,9 @@ def test_a_dataset_of_other_images(hub: StandIn, source: Path, tmp_path: Path, w
 
 
 def gated(source: Path, tmp_path: Path) -> Path:
-    with open_store(str(source), CONFIG) as store:
-        for sidecar in list(store.sidecars()):
-            store.rewrite(sidecar, lambda table: table, gates_sha256="g")
+    with open_writer(str(source), CONFIG) as store:
+        for manifest in list(store.manifests()):
+            store.rewrite(manifest, lambda table: table, gates_sha256="g")
     return source
 
 
@@ -413,7 +413,7 @@ def test_shards_without_images_are_of_a_size_that_can_be_fetched_again(
 ) -> None:
     """However little room they take: by rows."""
     noise = random.Random(0)
-    with open_store(str(tmp_path / "source"), CONFIG) as store:
+    with open_writer(str(tmp_path / "source"), CONFIG) as store:
         for number in range(3):
             rows = [make_row(1000 * number + i, caption=noise.randbytes(2000).hex()) for i in range(400)]
             write_shard(store, shard_of(f"s{number}", 400), rows)
@@ -497,9 +497,9 @@ def test_a_damaged_repository(hub: StandIn, source: Path, tmp_path: Path) -> Non
 def test_what_a_rewrite_put_in_place_of_others(hub: StandIn, source: Path, tmp_path: Path) -> None:
     pushed(source)
     pulled(tmp_path)
-    with open_store(str(source), CONFIG) as store:
-        for sidecar in list(store.sidecars()):
-            store.rewrite(sidecar, lambda table: table, gates_sha256="g")
+    with open_writer(str(source), CONFIG) as store:
+        for manifest in list(store.manifests()):
+            store.rewrite(manifest, lambda table: table, gates_sha256="g")
     pushed(source)
     pulled(tmp_path)
     assert set(files_of(tmp_path / "pulled")) == {*files_of(source), "README.md"}

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.folder import DatasetFolder, open_writer
 from dialog_gen.inspect.distributions import Distribution, Spread
 from dialog_gen.inspect.sampling import sample_rows
 from dialog_gen.inspect.sketches import DistinctItems, FrequentItems
@@ -28,7 +28,7 @@ ANSWERS = ("Red.", "red", "Yes, there is.", "no", "2", "Two dogs are playing in 
 
 
 def write_dataset(out: Path, rows: list[dict[str, Any]], shard_size: int = 150) -> Path:
-    with open_store(str(out), {"seed": 1}) as store:
+    with open_writer(str(out), {"seed": 1}) as store:
         for number, start in enumerate(range(0, len(rows), shard_size)):
             some = rows[start : start + shard_size]
             write_shard(store, shard_of(f"s{number}", len(some)), some)

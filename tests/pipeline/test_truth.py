@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from helpers.rows import make_row, shard_of, write_shard
 
-from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.folder import DatasetFolder, open_writer
 from dialog_gen.shapes import truth
 from dialog_gen.shapes.scenes import Scene, SceneObject
 from dialog_gen.shapes.truth import GateTruth, Truth, load_scenes, measure_truth
@@ -28,7 +28,7 @@ def pairs(*texts: tuple[str, str]) -> list[dict[str, str]]:
 
 
 def dataset(out: Path, *shards: list[dict[str, Any]]) -> DatasetFolder:
-    with open_store(str(out), {}) as store:
+    with open_writer(str(out), {}) as store:
         for number, rows in enumerate(shards):
             write_shard(store, shard_of(f"s{number}", len(rows)), rows)
     return DatasetFolder(str(out))

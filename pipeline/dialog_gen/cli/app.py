@@ -20,7 +20,7 @@ from dialog_gen.core.console import DatasetOption, Json, Version, begin, print_r
 from dialog_gen.core.errors import FailedCheckError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from dialog_gen.dataset.folder import DatasetFolder, Store
+    from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter
     from dialog_gen.gates.apply import GatePass
     from dialog_gen.inspect.statistics import Stats
 
@@ -160,7 +160,7 @@ def run(
     json_output: Json = False,
 ) -> None:
     """Hold a dialogue about every image; run again to go on after an interruption."""
-    from dialog_gen.dataset.folder import check_config, open_store
+    from dialog_gen.dataset.folder import check_config, open_writer
     from dialog_gen.engines.base import ENGINES, EngineOptions, engine_starter
     from dialog_gen.gates.apply import GatePass, ungated_images
     from dialog_gen.gates.report import report_text
@@ -208,7 +208,7 @@ def run(
     from dialog_gen.generation.runner import Runner
     from dialog_gen.generation.summary import run_report, summary_text
 
-    with open_store(out, plan.config()) as store:
+    with open_writer(out, plan.config()) as store:
         with RunProgress(plan.shards) as progress:
             runner = Runner(
                 store=store,
@@ -243,7 +243,7 @@ def run(
 
 @app.command()
 def status(directory: DatasetOption, json_output: Json = False) -> None:
-    """Say what a dataset folder holds, by its sidecars; reads no row."""
+    """Say what a dataset folder holds, by what its shards state; reads no row."""
     from dialog_gen.dataset.folder import DatasetFolder
     from dialog_gen.dataset.verify import totals
 
@@ -334,13 +334,13 @@ def gate(
     json_output: Json = False,
 ) -> None:
     """Score every question-answer pair and mark what is doubtful; deletes nothing, replaces what gates said before."""
-    from dialog_gen.dataset.folder import DatasetFolder, open_store
+    from dialog_gen.dataset.folder import DatasetFolder, open_writer
     from dialog_gen.gates.apply import GatePass
     from dialog_gen.gates.report import report_text
 
     config = DatasetFolder.existing(directory).config()
     gate_pass = GatePass.of(gates, config)
-    with open_store(directory, config) as store:
+    with open_writer(directory, config) as store:
         report = _apply_gates(gate_pass, store)
     print_result(report, report_text(directory, report), json_output)
 
@@ -402,7 +402,7 @@ def manifests(json_output: Json = False) -> None:
     _print_table(rows, json_output)
 
 
-def _apply_gates(gate_pass: "GatePass", store: "Store") -> dict[str, Any]:
+def _apply_gates(gate_pass: "GatePass", store: "DatasetWriter") -> dict[str, Any]:
     with progress_bar() as progress:
         task = progress.add_task("quality gates", total=gate_pass.rows_to_go(store))
         return gate_pass.apply(store, lambda rows: progress.advance(task, rows))

@@ -3,14 +3,14 @@
     OUT/config.json            what every row was made with; another configuration is refused
     OUT/data/SHARD.parquet     accepted dialogues
     OUT/rejects/SHARD.parquet  what could not be used, with the reason
-    OUT/shards/SHARD.json      the sidecar: counts and checksums; written last, it is the mark of completion
+    OUT/shards/SHARD.json      the manifest: counts and checksums; written last, it is the mark of completion
     OUT/run.json               how the last run went
     OUT/gates.json             quality gates that went over the rows, and what they found
     OUT/engine.log             what the engine said in it (local disk only)
 
 Parquet is written to a temporary name (on local disk in OUT/.tmp, else in the system's temporary folder), fsynced,
-checksummed and renamed (uploaded). What is not named by a sidecar is not part of the dataset, and is written again.
-Accepted rows that get new columns go to data/SHARD.v2.parquet and back: the sidecar decides which of the two counts.
+checksummed and renamed (uploaded). What is not named by a manifest is not part of the dataset, and is written again.
+Accepted rows that get new columns go to data/SHARD.v2.parquet and back: the manifest decides which of the two counts.
 """
 
 import fcntl
@@ -57,7 +57,7 @@ class FileEntry(BaseModel):
     sha256: str
 
 
-class Sidecar(BaseModel):
+class ShardManifest(BaseModel):
     """What a completed shard holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,22 +116,22 @@ class DatasetFolder:
             raise UsageError(f"{self.location}/config.json is damaged: it holds no object.")
         return found
 
-    def sidecar(self, shard: str) -> Sidecar | None:
-        """The sidecar of a completed shard; None where it is missing or was cut off while being written."""
+    def manifest(self, shard: str) -> ShardManifest | None:
+        """The manifest of a completed shard; None where it is missing or was cut off while being written."""
         try:
-            return Sidecar.model_validate_json(self.read(f"shards/{shard}.json"))
+            return ShardManifest.model_validate_json(self.read(f"shards/{shard}.json"))
         except (FileNotFoundError, ValidationError):
             return None
 
     def shards(self) -> list[str]:
-        """Names of the shards that have a sidecar file, sorted."""
+        """Names of the shards that have a manifest file, sorted."""
         return [name.removesuffix(".json") for name in self.list("shards") if name.endswith(".json")]
 
-    def sidecars(self) -> Iterator[Sidecar]:
-        """All readable sidecars, in order."""
+    def manifests(self) -> Iterator[ShardManifest]:
+        """All readable manifests, in order."""
         for name in self.shards():
-            if sidecar := self.sidecar(name):
-                yield sidecar
+            if manifest := self.manifest(name):
+                yield manifest
 
     def rows(self, columns: "Sequence[str] | None" = None, *, part: str = "data") -> Iterator[dict[str, Any]]:
         """The accepted rows ("rejects": the others) of all finished shards, in order; all columns or those named.
@@ -143,8 +143,8 @@ class DatasetFolder:
 
     def tables(self, columns: "Sequence[str] | None" = None, *, part: str = "data") -> Iterator[pa.Table]:
         """As `rows`, a hundred or so at a time."""
-        for sidecar in self.sidecars():
-            for entry in sidecar.files:
+        for manifest in self.manifests():
+            for entry in manifest.files:
                 if entry.path.startswith(f"{part}/"):
                     yield from self.row_groups(entry, columns)
 
@@ -191,8 +191,8 @@ class DatasetFolder:
         return f"{self.root}/{name}".rstrip("/")
 
 
-class Store(DatasetFolder):
-    """Writes a dataset folder; see `open_store`."""
+class DatasetWriter(DatasetFolder):
+    """Writes a dataset folder; see `open_writer`."""
 
     def __init__(self, location: str, config: Mapping[str, Any], tmp: Path) -> None:
         super().__init__(location)
@@ -204,9 +204,9 @@ class Store(DatasetFolder):
         found = self.completed(shard.name, shard.fingerprint)
         return found is not None and found.images >= shard.count
 
-    def completed(self, shard: str, fingerprint: str) -> Sidecar | None:
-        """The sidecar of a shard that was made from this input, with this configuration, and has its files."""
-        found = self.sidecar(shard)
+    def completed(self, shard: str, fingerprint: str) -> ShardManifest | None:
+        """The manifest of a shard that was made from this input, with this configuration, and has its files."""
+        found = self.manifest(shard)
         if found is None or (found.config_sha256, found.input_fingerprint) != (self.config_sha256, fingerprint):
             return None
         return found if all(self.size(entry.path) == entry.bytes for entry in found.files) else None
@@ -245,14 +245,16 @@ class Store(DatasetFolder):
         with _writing(self.location), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
-    def rewrite(self, sidecar: Sidecar, change: Callable[[pa.Table], pa.Table], *, gates_sha256: str) -> Sidecar:
+    def rewrite(
+        self, manifest: ShardManifest, change: Callable[[pa.Table], pa.Table], *, gates_sha256: str
+    ) -> ShardManifest:
         """Writes the accepted rows of a finished shard anew, a row group at a time: whole or not at all.
 
         `change` gets each row group in order and returns as many rows, of the schema `DIALOGUES`.
         """
         update: dict[str, Any] = {"gates_sha256": gates_sha256}
-        if old := sidecar.data:
-            part = _Part(self.tmp, "data", sidecar.shard, target=_other_name(old.path))
+        if old := manifest.data:
+            part = _Part(self.tmp, "data", manifest.shard, target=_other_name(old.path))
             for table in self.row_groups(old):
                 changed = change(table)
                 with _writing(self.location):
@@ -261,38 +263,40 @@ class Store(DatasetFolder):
                 entry = part.close()
             assert entry is not None  # noqa: S101 - a file without rows has no entry
             if entry.rows != old.rows:
-                raise ValueError(f"{sidecar.shard}: {entry.rows} of {old.rows} rows")
+                raise ValueError(f"{manifest.shard}: {entry.rows} of {old.rows} rows")
             self.put(entry.path, part.path)
-            update["files"] = [entry if known is old else known for known in sidecar.files]
-        sidecar = sidecar.model_copy(update=update)
-        self.put_json(f"shards/{sidecar.shard}.json", sidecar.model_dump())
-        self.remove_replaced(sidecar)
-        return sidecar
+            update["files"] = [entry if known is old else known for known in manifest.files]
+        manifest = manifest.model_copy(update=update)
+        self.put_json(f"shards/{manifest.shard}.json", manifest.model_dump())
+        self.remove_replaced(manifest)
+        return manifest
 
-    def remove_replaced(self, sidecar: Sidecar) -> None:
+    def remove_replaced(self, manifest: ShardManifest) -> None:
         """Removes the accepted rows that a rewrite put others in the place of; a kill may have left them there."""
-        if sidecar.data:
-            self.remove(_other_name(sidecar.data.path))
+        if manifest.data:
+            self.remove(_other_name(manifest.data.path))
 
-    def write_shard(self, sidecar: Sidecar, data: Iterable[pa.Table], rejects: Iterable[pa.Table]) -> Sidecar:
+    def write_shard(
+        self, manifest: ShardManifest, data: Iterable[pa.Table], rejects: Iterable[pa.Table]
+    ) -> ShardManifest:
         """Writes a shard of tables that come one after another, each a row group: whole or not at all.
 
-        `sidecar` says everything but the files. Raises ValueError unless there are as many rows as it counts.
+        `manifest` says everything but the files. Raises ValueError unless there are as many rows as it counts.
         """
-        parts = [_Part(self.tmp, name, sidecar.shard) for name in ("data", "rejects")]
+        parts = [_Part(self.tmp, name, manifest.shard) for name in ("data", "rejects")]
         with _writing(self.location):
             for part, tables in zip(parts, (data, rejects), strict=True):
                 for table in tables:
                     part.write(table)
         rows = [part.rows for part in parts]
-        if rows != [sidecar.accepted, sidecar.rejected + sidecar.unreadable]:
-            raise ValueError(f"{sidecar.shard}: {rows} rows are not those that are counted")
-        return self.commit(sidecar, parts)
+        if rows != [manifest.accepted, manifest.rejected + manifest.unreadable]:
+            raise ValueError(f"{manifest.shard}: {rows} rows are not those that are counted")
+        return self.commit(manifest, parts)
 
-    def commit(self, sidecar: Sidecar, parts: Sequence["_Part"]) -> Sidecar:
-        """Makes written parts part of the dataset; returns the sidecar with their files."""
-        # From here to the sidecar the shard counts as not done.
-        self.remove(f"shards/{sidecar.shard}.json")
+    def commit(self, manifest: ShardManifest, parts: Sequence["_Part"]) -> ShardManifest:
+        """Makes written parts part of the dataset; returns the manifest with their files."""
+        # From here to the manifest the shard counts as not done.
+        self.remove(f"shards/{manifest.shard}.json")
         files: list[FileEntry] = []
         for part in parts:
             with _writing(self.location):
@@ -302,10 +306,10 @@ class Store(DatasetFolder):
             else:
                 self.put(entry.path, part.path)
                 files.append(entry)
-        self.remove(_other_name(f"data/{sidecar.shard}.parquet"))
-        sidecar = sidecar.model_copy(update={"files": files})
-        self.put_json(f"shards/{sidecar.shard}.json", sidecar.model_dump())
-        return sidecar
+        self.remove(_other_name(f"data/{manifest.shard}.parquet"))
+        manifest = manifest.model_copy(update={"files": files})
+        self.put_json(f"shards/{manifest.shard}.json", manifest.model_dump())
+        return manifest
 
     def drop(self, shard: str) -> None:
         """Takes a shard out of the dataset."""
@@ -315,7 +319,7 @@ class Store(DatasetFolder):
 
 
 @contextmanager
-def open_store(location: str, config: Mapping[str, Any]) -> Generator[Store]:
+def open_writer(location: str, config: Mapping[str, Any]) -> Generator[DatasetWriter]:
     """Holds a dataset folder for writing: one process at a time, one configuration for all rows.
 
     Temporary files of a run that was killed are removed. Raises UsageError where another process writes here (on local
@@ -325,7 +329,7 @@ def open_store(location: str, config: Mapping[str, Any]) -> Generator[Store]:
     folder = DatasetFolder(location)
     with ExitStack() as stack:
         with _writing(location):
-            store = Store(location, config, stack.enter_context(_locked(folder)))
+            store = DatasetWriter(location, config, stack.enter_context(_locked(folder)))
             if store.exists("config.json"):
                 _refuse_other_config(store, config)
             elif found := [name for name in store.list("") if name != _TMP]:
@@ -389,7 +393,7 @@ class ShardWriter:
     Rows are held only until those before them are there. Not for use from several threads at a time.
     """
 
-    def __init__(self, store: Store, shard: InputShard) -> None:
+    def __init__(self, store: DatasetWriter, shard: InputShard) -> None:
         self._store, self._shard = store, shard
         self._waiting: dict[int, tuple[str, dict[str, Any]]] = {}
         self._next = 0
@@ -412,11 +416,11 @@ class ShardWriter:
                 self._parts[part].add(ready)
                 self._next += 1
 
-    def commit(self) -> Sidecar:
+    def commit(self) -> ShardManifest:
         """Makes the shard part of the dataset. Raises ValueError unless every row came."""
         if self._next != self._shard.count:
             raise ValueError(f"{self._shard.name}: {self._next} of {self._shard.count} rows")
-        sidecar = Sidecar(
+        manifest = ShardManifest(
             shard=self._shard.name,
             config_sha256=self._store.config_sha256,
             input_fingerprint=self._shard.fingerprint,
@@ -428,7 +432,7 @@ class ShardWriter:
             output_tokens=self._output_tokens,
             files=[],
         )
-        return self._store.commit(sidecar, list(self._parts.values()))
+        return self._store.commit(manifest, list(self._parts.values()))
 
 
 class _Part:
@@ -478,7 +482,7 @@ _REPEATED = ("model", "model_revision", "engine", "engine_version", "protocol", 
 
 
 def _other_name(path: str) -> str:
-    """The name that a shard's accepted rows do not have now: what a sidecar names is never written over."""
+    """The name that a shard's accepted rows do not have now: what a manifest names is never written over."""
     stem = path.removesuffix(".parquet")
     return f"{stem.removesuffix('.v2')}.parquet" if stem.endswith(".v2") else f"{stem}.v2.parquet"
 

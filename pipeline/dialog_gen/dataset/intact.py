@@ -4,37 +4,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry, Sidecar, sha256_json
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json
 from dialog_gen.dataset.record import DIALOGUES, REJECTS
 from dialog_gen.dataset.verify import damage
 
 _REMEDY = "`dialog-gen verify` tells more, the run's own command makes damaged shards anew."
 
 
-def intact_sidecars(folder: DatasetFolder) -> list[Sidecar]:
-    """The sidecars of all finished shards, in order; their files are there and have the size that was promised.
+def intact_manifests(folder: DatasetFolder) -> list[ShardManifest]:
+    """The manifests of all finished shards, in order; their files are there and have the size that was promised.
 
     Raises UsageError for a damaged shard, and where there is none at all.
     """
-    config_sha256, found = sha256_json(folder.config()), list[Sidecar]()
+    config_sha256, found = sha256_json(folder.config()), list[ShardManifest]()
     for name in folder.shards():
-        sidecar = folder.sidecar(name)
-        if sidecar is None or sidecar.shard != name:
+        manifest = folder.manifest(name)
+        if manifest is None or manifest.shard != name:
             raise UsageError(f"{folder.location}/shards/{name}.json is damaged: {_REMEDY}")
-        if sidecar.config_sha256 != config_sha256:
+        if manifest.config_sha256 != config_sha256:
             raise UsageError(f"{folder.location}: shard {name} was made with another configuration: {_REMEDY}")
-        for entry in sidecar.files:
+        for entry in manifest.files:
             if (size := folder.size(entry.path)) != entry.bytes:
                 state = "is missing" if size is None else f"has {size} bytes, {entry.bytes} are promised"
                 raise UsageError(f"{folder.location}/{entry.path} {state}: {_REMEDY}")
-        found.append(sidecar)
+        found.append(manifest)
     if not found:
         raise UsageError(f"{folder.location} has no finished shard yet: let `dialog-gen run` make some first.")
     return found
 
 
 def check_bytes(folder: DatasetFolder, entry: FileEntry) -> None:
-    """Raises UsageError unless a file has the checksum that its sidecar promises; reads all of it."""
+    """Raises UsageError unless a file has the checksum that its manifest promises; reads all of it."""
     if problem := damage(folder, entry):
         raise UsageError(f"{folder.location}: {problem}: {_REMEDY}")
 

@@ -1,4 +1,4 @@
-"""Reads a dataset folder again, every byte, and says whether it is what its sidecars promise."""
+"""Reads a dataset folder again, every byte, and says whether it is what its manifests promise."""
 
 import hashlib
 from collections import Counter
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dialog_gen.core.hashing import hash_64
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry, Sidecar, sha256_json
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json
 from dialog_gen.dataset.record import DIALOGUES, PAIR_COLUMNS, REJECTS
 
 _PROBLEMS_KEPT = 100
@@ -40,11 +40,11 @@ class Verdict:
 
 
 def totals(folder: DatasetFolder) -> Verdict:
-    """The counts that the sidecars state; reads no row."""
+    """The counts that the manifests state; reads no row."""
     verdict = Verdict()
     for name in folder.shards():
-        if sidecar := folder.sidecar(name):
-            _count(verdict, sidecar)
+        if manifest := folder.manifest(name):
+            _count(verdict, manifest)
         else:
             verdict.add(f"shards/{name}.json is damaged: run again to make the shard anew")
     return verdict
@@ -58,17 +58,17 @@ def verify(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None
     config_sha256 = sha256_json(folder.config())
     verdict, ids, named = Verdict(), _Ids(), set[str]()
     for name in folder.shards():
-        sidecar = folder.sidecar(name)
-        if sidecar is None:
+        manifest = folder.manifest(name)
+        if manifest is None:
             verdict.add(f"shards/{name}.json is damaged: run again to make the shard anew")
             continue
-        if sidecar.shard != name:
-            verdict.add(f"shards/{name}.json is the sidecar of another shard, {sidecar.shard}")
-        if sidecar.config_sha256 != config_sha256:
+        if manifest.shard != name:
+            verdict.add(f"shards/{name}.json is the sidecar of another shard, {manifest.shard}")
+        if manifest.config_sha256 != config_sha256:
             verdict.add(f"shard {name} was made with another configuration than config.json tells")
-        _count(verdict, sidecar)
-        named |= {entry.path for entry in sidecar.files}
-        _check_shard(folder, sidecar, verdict, ids)
+        _count(verdict, manifest)
+        named |= {entry.path for entry in manifest.files}
+        _check_shard(folder, manifest, verdict, ids)
         on_shard()
     for duplicate in ids.duplicates(folder):
         verdict.add(f"image_id {duplicate!r} stands in more than one row")
@@ -79,25 +79,25 @@ def verify(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None
     return verdict
 
 
-def _count(verdict: Verdict, sidecar: Sidecar) -> None:
+def _count(verdict: Verdict, manifest: ShardManifest) -> None:
     verdict.shards += 1
-    verdict.images += sidecar.images
-    verdict.accepted += sidecar.accepted
-    verdict.rejected += sidecar.rejected
-    verdict.unreadable += sidecar.unreadable
-    for status, reasons in sidecar.reasons.items():
+    verdict.images += manifest.images
+    verdict.accepted += manifest.accepted
+    verdict.rejected += manifest.rejected
+    verdict.unreadable += manifest.unreadable
+    for status, reasons in manifest.reasons.items():
         verdict.reasons[status] = dict(sorted((Counter(verdict.reasons.get(status, {})) + Counter(reasons)).items()))
 
 
-def _check_shard(folder: DatasetFolder, sidecar: Sidecar, verdict: Verdict, ids: "_Ids") -> None:
-    where = f"shard {sidecar.shard}"
-    if sidecar.accepted + sidecar.rejected + sidecar.unreadable != sidecar.images:
+def _check_shard(folder: DatasetFolder, manifest: ShardManifest, verdict: Verdict, ids: "_Ids") -> None:
+    where = f"shard {manifest.shard}"
+    if manifest.accepted + manifest.rejected + manifest.unreadable != manifest.images:
         verdict.add(
-            f"{where}: {sidecar.accepted} accepted + {sidecar.rejected} rejected + {sidecar.unreadable} unreadable "
-            f"are not {sidecar.images} images"
+            f"{where}: {manifest.accepted} accepted + {manifest.rejected} rejected + {manifest.unreadable} unreadable "
+            f"are not {manifest.images} images"
         )
     counted = Counter[tuple[str, str]]()
-    for entry in sidecar.files:
+    for entry in manifest.files:
         if problem := damage(folder, entry):
             verdict.add(f"{where}: {problem}")
             return
@@ -109,8 +109,8 @@ def _check_shard(folder: DatasetFolder, sidecar: Sidecar, verdict: Verdict, ids:
         except Exception as error:  # noqa: BLE001 - Arrow raises anything on a file that was made to fit its checksum
             verdict.add(f"{where}: {entry.path} cannot be read: {type(error).__name__}: {error}")
             return
-    promised = Counter({("accepted", ""): sidecar.accepted})
-    for status, reasons in sidecar.reasons.items():
+    promised = Counter({("accepted", ""): manifest.accepted})
+    for status, reasons in manifest.reasons.items():
         promised.update({(status, reason): count for reason, count in reasons.items()})
     if counted != +promised:
         verdict.add(f"{where}: its rows count {_readable(counted)}, its sidecar {_readable(+promised)}")
@@ -195,8 +195,8 @@ class _Ids:
         if not suspects:
             return []
         found = Counter[str]()
-        for sidecar in folder.sidecars():
-            for entry in sidecar.files:
+        for manifest in folder.manifests():
+            for entry in manifest.files:
                 try:
                     with folder.open(entry.path) as file:
                         column = pq.read_table(file, columns=["image_id"]).column(0).to_pylist()

@@ -1,6 +1,6 @@
 """The pass that puts gates over a dataset: `gate_*` and `marks` of every shard, exactly once.
 
-Gates that look at the whole dataset survey it first. Then each shard is rewritten as a whole, and its sidecar gets a
+Gates that look at the whole dataset survey it first. Then each shard is rewritten as a whole, and its manifest gets a
 hash of all that the scores depend on: a run that was killed goes on where it stopped, and shards are done again only
 where something would change.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import Store, sha256_json
+from dialog_gen.dataset.folder import DatasetWriter, sha256_json
 from dialog_gen.dataset.record import DIALOGUES, GATES
 from dialog_gen.gates.report import gate_report
 from dialog_gen.gates.scorer import Row, Scorer, Scores, SetScorer
@@ -21,11 +21,11 @@ from dialog_gen.gates.scorers import make_scorers
 from dialog_gen.gates.settings import GateSettings, load_gates
 
 
-def ungated_images(store: Store) -> int:
+def ungated_images(store: DatasetWriter) -> int:
     """Accepted images that the last pass of gates did not see; 0 where there was none."""
     if not store.exists("gates.json"):
         return 0
-    return sum(sidecar.accepted for sidecar in store.sidecars() if sidecar.gates_sha256 is None)
+    return sum(manifest.accepted for manifest in store.manifests() if manifest.gates_sha256 is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class GatePass:
         settings = load_gates(spec)
         return cls(settings, make_scorers(settings, dataset_config))
 
-    def rows_to_go(self, store: Store) -> int:
+    def rows_to_go(self, store: DatasetWriter) -> int:
         """Rows that `apply` will tell of: each one twice if a gate surveys the dataset."""
-        return sum(sidecar.accepted for sidecar in store.sidecars()) * (2 if self._surveyors() else 1)
+        return sum(manifest.accepted for manifest in store.manifests()) * (2 if self._surveyors() else 1)
 
-    def apply(self, store: Store, on_rows: Callable[[int], None] = lambda rows: None) -> dict[str, Any]:
+    def apply(self, store: DatasetWriter, on_rows: Callable[[int], None] = lambda rows: None) -> dict[str, Any]:
         """Replaces the gate columns and marks of all shards, and gates.json, whose content it returns.
 
         Columns of gates that are not chosen become null. `on_rows` is called with numbers of rows that were surveyed,
@@ -65,17 +65,17 @@ class GatePass:
             for scorer in self.scorers.values():
                 stack.callback(scorer.close)
             gates_sha256 = self._survey(store, on_rows)
-            for sidecar in store.sidecars():
-                if sidecar.gates_sha256 == gates_sha256:
-                    store.remove_replaced(sidecar)
-                    on_rows(sidecar.accepted)
+            for manifest in store.manifests():
+                if manifest.gates_sha256 == gates_sha256:
+                    store.remove_replaced(manifest)
+                    on_rows(manifest.accepted)
                 else:
-                    store.rewrite(sidecar, gated, gates_sha256=gates_sha256)
+                    store.rewrite(manifest, gated, gates_sha256=gates_sha256)
         report = gate_report(store, self.settings)
         store.put_json("gates.json", report)
         return report
 
-    def _survey(self, store: Store, on_rows: Callable[[int], None]) -> str:
+    def _survey(self, store: DatasetWriter, on_rows: Callable[[int], None]) -> str:
         """The hash of all that the scores depend on beside the rows themselves."""
         surveyors = self._surveyors()
         if surveyors:

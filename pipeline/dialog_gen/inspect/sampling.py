@@ -21,7 +21,7 @@ def sample_rows(
     Those whose ids have the smallest hashes under the seed: the same rows whatever the shards, and in a dataset that
     has grown most of them again. Raises UsageError for a file that is gone or damaged.
     """
-    files = [sidecar.data for sidecar in folder.sidecars()]
+    files = [manifest.data for manifest in folder.manifests()]
     smallest: list[tuple[int, int, int, int]] = []  # a heap of (-hash, file, row group, row in it)
     for number, entry in enumerate(files):
         for group, table in enumerate(folder.row_groups(entry, ["image_id"]) if entry else ()):

@@ -116,15 +116,15 @@ class Stats:
 def collect(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None) -> Stats:
     """Reads all texts of a dataset, and the headers of a thousand images.
 
-    Raises UsageError where a sidecar or a file of rows is missing or damaged: statistics of a part would mislead.
+    Raises UsageError where a manifest or a file of rows is missing or damaged: statistics of a part would mislead.
     """
     counted = totals(folder)
     if counted.problems:
         raise UsageError(f"{folder.location}: {counted.problems[0]}.")
     sizes = _image_sizes(folder)
     counts = _Counts()
-    for sidecar in folder.sidecars():
-        for table in folder.row_groups(sidecar.data, _COLUMNS) if sidecar.data else ():
+    for manifest in folder.manifests():
+        for table in folder.row_groups(manifest.data, _COLUMNS) if manifest.data else ():
             for row in table.to_pylist():
                 counts.add(row)
         on_shard()
@@ -135,7 +135,7 @@ def collect(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: Non
         rejected=counted.rejected,
         unreadable=counted.unreadable,
         reasons=counted.reasons,
-        bytes=sum(entry.bytes for sidecar in folder.sidecars() for entry in sidecar.files),
+        bytes=sum(entry.bytes for manifest in folder.manifests() for entry in manifest.files),
         repeated_images=counts.images.repeated,
         repeated_images_is_exact=counts.images.exact,
         pairs=counts.answer_types.total(),

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, Store, open_store, sha256_json
+from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter, open_writer, sha256_json
 from dialog_gen.dataset.record import kept_pairs, without_gates
 
 CONFIG_FILE = "config.json"
@@ -35,17 +35,17 @@ class Source:
     """Relative to the dataset folder."""
     rows: int
     sha256: str
-    """Of the file's bytes, as its sidecar states it."""
+    """Of the file's bytes, as its manifest states it."""
 
 
 def sources_of(dataset: DatasetFolder) -> Iterator[Source]:
-    """The finished shards that hold dialogues, in order. Raises UsageError for a damaged sidecar, or if none does."""
+    """The finished shards that hold dialogues, in order. Raises UsageError for a damaged manifest, or if none does."""
     found = False
     for name in dataset.shards():
-        sidecar = dataset.sidecar(name)
-        if sidecar is None:
+        manifest = dataset.manifest(name)
+        if manifest is None:
             raise UsageError(f"{dataset.location}: shards/{name}.json is damaged: run `dialog-gen run` again.")
-        for entry in sidecar.files:
+        for entry in manifest.files:
             if entry.path.startswith("data/") and entry.rows:
                 found = True
                 yield Source(name, entry.path, entry.rows, entry.sha256)
@@ -128,7 +128,7 @@ def refuse_other(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, An
 
 
 @contextmanager
-def open_derived(out: Path, config: Mapping[str, Any], part: str) -> Generator[Store]:
+def open_derived(out: Path, config: Mapping[str, Any], part: str) -> Generator[DatasetWriter]:
     """Holds `out` for writing; `part` is the subfolder of its files.
 
     Raises UsageError where another process writes there, or something else made what is there; DialogGenError where the
@@ -142,21 +142,21 @@ def open_derived(out: Path, config: Mapping[str, Any], part: str) -> Generator[S
             refuse_other(out, found, config)
             config = found
     try:
-        with open_store(str(out), config) as store:
+        with open_writer(str(out), config) as store:
             yield store
     except OSError as error:
         what = error.strerror or error
         raise DialogGenError(f"cannot write {out}: {what}. Run again to go on; finished shards are kept.") from error
 
 
-def put(store: Store, name: str, file: Path) -> None:
+def put(store: DatasetWriter, name: str, file: Path) -> None:
     """Moves a finished file of the store's temporary folder to its place: whole or not at all."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
     store.put(name, file)
 
 
-def remove_others(store: Store, part: str, keep: set[str]) -> None:
+def remove_others(store: DatasetWriter, part: str, keep: set[str]) -> None:
     """Removes files of shards that the dataset does not have any more."""
     for name in store.list(part):
         if name not in keep:

@@ -27,7 +27,7 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import UsageError, did_you_mean
-from dialog_gen.dataset.folder import DatasetFolder, Store, sha256_json
+from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter, sha256_json
 from dialog_gen.dataset.record import kept_pairs, without_gates
 from dialog_train.data.derived import (
     CONFIG_FILE,
@@ -348,7 +348,7 @@ class _Rows:
 class _Builder:
     """Writes the rows of a shard."""
 
-    store: Store
+    store: DatasetWriter
     out: Path
     dialogues: _Rows
     vectors: VectorStore

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetFolder, Store
+from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter
 from dialog_gen.sources.images import UnreadableImage, decode_image
 from dialog_train.data.derived import (
     CONFIG_FILE,
@@ -239,7 +239,12 @@ def _collate(items: list[tuple[_Row, Tensor | str]]) -> _Batch:
 
 
 def _embed_shard(
-    store: Store, source: Source, batches: Iterator[_Batch], model: Any, width: int, on_batch: Callable[[int], None]
+    store: DatasetWriter,
+    source: Source,
+    batches: Iterator[_Batch],
+    model: Any,
+    width: int,
+    on_batch: Callable[[int], None],
 ) -> dict[str, Any]:
     schema = pa.schema(
         [
