@@ -15,17 +15,10 @@ from typing import Any
 import pyarrow as pa
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import (
-    ROWS_A_GROUP,
-    DatasetFolder,
-    DatasetWriter,
-    FileEntry,
-    ShardManifest,
-    open_writer,
-    sha256_json,
-)
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json, upgraded
 from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
-from dialog_gen.dataset.record import DIALOGUES
+from dialog_gen.dataset.record import DIALOGUES, REJECTS
+from dialog_gen.dataset.writer import ROWS_A_GROUP, DatasetWriter, open_writer
 
 COMPACTED = "compacted"
 """The key in config.json that tells a merged dataset from a run's own."""
@@ -78,12 +71,12 @@ def compact(
 def merge(
     source: DatasetFolder, out: str, *, shard_mb: int, images: bool, on_shard: Callable[[int], None]
 ) -> CompactSummary:
-    """`compact`, wherever `out` lies."""
+    """`compact`, wherever `out` lies. What is written is of the current version of the record, whatever `source` is."""
     config = source.config()
     images = images and has_images(config)
     groups = list(_groups(source, shard_mb * 10**6, images))
     done = list[ShardManifest]()
-    with open_writer(out, {**config, COMPACTED: {"shard_mb": shard_mb, "images": images}}) as store:
+    with open_writer(out, {**upgraded(config), COMPACTED: {"shard_mb": shard_mb, "images": images}}) as store:
         skipped = 0
         for number, group in enumerate(groups):
             wanted = _sum(f"part-{number:05d}", group, store.config_sha256)
@@ -185,10 +178,11 @@ def _read(source: DatasetFolder, entry: FileEntry, images: bool) -> Iterator[pa.
         yield from source.row_groups(entry)
         return
     field = DIALOGUES.field("images")
-    columns = [name for name in footer(source, entry).schema.to_arrow_schema().names if name != field.name]
+    schema = DIALOGUES if entry.path.startswith("data/") else REJECTS
+    columns = [name for name in schema.names if name != field.name]
     for table in source.row_groups(entry, columns):
         without = pa.nulls(table.num_rows, field.type)
-        yield table.add_column(DIALOGUES.get_field_index(field.name), field, without)
+        yield table.add_column(schema.get_field_index(field.name), field, without)
 
 
 def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

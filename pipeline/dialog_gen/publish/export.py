@@ -10,10 +10,11 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import whole_folder
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.intact import footer, intact_manifests
-from dialog_gen.dataset.record import kept_pairs, without_gates
+from dialog_gen.dataset.record import kept_pairs
+from dialog_gen.gates.report import without_gates
 from dialog_gen.publish.formats import FORMATS, Format, Sample
 
-_COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "marks")
+_COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "gates")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,7 +80,7 @@ def _samples(folder: DatasetFolder, summary: ExportSummary, *, kept_only: bool) 
         footer(folder, manifest.data)
         for table in folder.row_groups(manifest.data, _COLUMNS):
             for row in table.to_pylist():
-                if kept_only and row["marks"] is None:
+                if kept_only and row["gates"] is None:
                     raise without_gates(folder.location, manifest.shard, "--kept-only")
                 pairs = kept_pairs(row) if kept_only else row["texts"]
                 summary.marked_pairs_left_out += len(row["texts"]) - len(pairs)

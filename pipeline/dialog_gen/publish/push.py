@@ -148,13 +148,14 @@ def _has_images_of(hub: Hub, repository: Repository, folder: DatasetFolder) -> b
 def _staged(
     folder: DatasetFolder, *, without_images: bool, on_shard: Callable[[int], None]
 ) -> Generator[tuple[DatasetFolder, Path]]:
-    """The folder to upload; a copy without images is kept until it is uploaded."""
+    """The folder to upload; a copy, without images or in the current version of the record, is kept until it is there."""
     assert folder.local_root is not None  # noqa: S101 - checked before
-    if not (without_images and has_images(folder.config())):
+    without_images = without_images and has_images(folder.config())
+    if folder.is_current() and not without_images:
         yield folder, folder.local_root
         return
     stage = folder.local_root / _STAGE
-    merge(folder, str(stage), shard_mb=_STAGE_SHARD_MB, images=False, on_shard=on_shard)
+    merge(folder, str(stage), shard_mb=_STAGE_SHARD_MB, images=not without_images, on_shard=on_shard)
     yield DatasetFolder(str(stage)), stage
     shutil.rmtree(stage, ignore_errors=True)
 
