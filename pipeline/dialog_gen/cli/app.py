@@ -16,11 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from dialog_gen.cli.publish import COMMANDS as SHARE_COMMANDS
+from dialog_gen.cli.remedies import explained
 from dialog_gen.core.console import DatasetOption, Json, Version, begin, print_result, progress_bar, run_app
 from dialog_gen.core.errors import FailedCheckError, UsageError, did_you_mean
+from dialog_gen.core.progress import progress_bars
 
 if TYPE_CHECKING:
-    from dialog_gen.dataset.folder import DatasetFolder, Store
+    from dialog_gen.dataset.folder import DatasetFolder
+    from dialog_gen.dataset.upgrade import UpgradeSummary
+    from dialog_gen.dataset.writer import DatasetWriter
     from dialog_gen.gates.apply import GatePass
     from dialog_gen.inspect.statistics import Stats
 
@@ -33,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 def main() -> None:
     """Runs the command line and exits."""
-    run_app(app, interrupted="what is finished is kept, the same command goes on from there")
+    run_app(app, interrupted="what is finished is kept, the same command goes on from there", explain=explained)
 
 
 @app.callback(invoke_without_command=True)
@@ -160,7 +164,7 @@ def run(
     json_output: Json = False,
 ) -> None:
     """Hold a dialogue about every image; run again to go on after an interruption."""
-    from dialog_gen.dataset.folder import check_config, open_store
+    from dialog_gen.dataset.writer import check_config, open_writer
     from dialog_gen.engines.base import ENGINES, EngineOptions, engine_starter
     from dialog_gen.gates.apply import GatePass, ungated_images
     from dialog_gen.gates.report import report_text
@@ -208,7 +212,7 @@ def run(
     from dialog_gen.generation.runner import Runner
     from dialog_gen.generation.summary import run_report, summary_text
 
-    with open_store(out, plan.config()) as store:
+    with open_writer(out, plan.config()) as store:
         with RunProgress(plan.shards) as progress:
             runner = Runner(
                 store=store,
@@ -243,7 +247,7 @@ def run(
 
 @app.command()
 def status(directory: DatasetOption, json_output: Json = False) -> None:
-    """Say what a dataset folder holds, by its sidecars; reads no row."""
+    """Say what a dataset folder holds, by what its shards state; reads no row."""
     from dialog_gen.dataset.folder import DatasetFolder
     from dialog_gen.dataset.verify import totals
 
@@ -334,15 +338,25 @@ def gate(
     json_output: Json = False,
 ) -> None:
     """Score every question-answer pair and mark what is doubtful; deletes nothing, replaces what gates said before."""
-    from dialog_gen.dataset.folder import DatasetFolder, open_store
+    from dialog_gen.dataset.folder import DatasetFolder
+    from dialog_gen.dataset.writer import open_writer
     from dialog_gen.gates.apply import GatePass
     from dialog_gen.gates.report import report_text
 
-    config = DatasetFolder.existing(directory).config()
+    if not DatasetFolder.existing(directory).is_current():
+        _log.warning("%s", _upgrade(directory))
+    config = DatasetFolder(directory).config()
     gate_pass = GatePass.of(gates, config)
-    with open_store(directory, config) as store:
+    with open_writer(directory, config) as store:
         report = _apply_gates(gate_pass, store)
     print_result(report, report_text(directory, report), json_output)
+
+
+@app.command()
+def upgrade(directory: DatasetOption, json_output: Json = False) -> None:
+    """Bring a dataset of an older version of the record to the current one, in place; run again to go on."""
+    summary = _upgrade(directory)
+    print_result(asdict(summary), str(summary), json_output)
 
 
 for command in SHARE_COMMANDS:
@@ -370,8 +384,7 @@ def protocols(json_output: Json = False) -> None:
 @app.command()
 def gates(json_output: Json = False) -> None:
     """List the quality gates: what their scores say, and beyond which limits a pair is marked unless told otherwise."""
-    from dialog_gen.dataset.record import GATES
-    from dialog_gen.gates.settings import load_gates
+    from dialog_gen.gates.settings import GATES, load_gates
 
     rows = [
         {"name": name, "limits": limits.limits_text(), "settings": limits.model_dump(), "description": GATES[name]}
@@ -402,7 +415,14 @@ def manifests(json_output: Json = False) -> None:
     _print_table(rows, json_output)
 
 
-def _apply_gates(gate_pass: "GatePass", store: "Store") -> dict[str, Any]:
+def _upgrade(directory: str) -> "UpgradeSummary":
+    from dialog_gen.dataset.upgrade import upgrade as upgrade_folder
+
+    with progress_bars() as on_progress:
+        return upgrade_folder(directory, on_progress)
+
+
+def _apply_gates(gate_pass: "GatePass", store: "DatasetWriter") -> dict[str, Any]:
     with progress_bar() as progress:
         task = progress.add_task("quality gates", total=gate_pass.rows_to_go(store))
         return gate_pass.apply(store, lambda rows: progress.advance(task, rows))
