@@ -1,52 +1,38 @@
 """The command line: `dialog-eval COMMAND`. Results go to stdout, everything else to stderr.
 
+A command is made of each registered task (`dialog_eval.tasks.base`); `sweep` measures several of them for blends, and
+`table` shows results.
+
 Exit codes: 0 all done; 2 wrong use; 130 Ctrl-C.
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import sys
+from collections.abc import Callable, Sequence
+from copy import copy
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from typer.models import OptionInfo
 
-from dialog_eval.options import (
-    CAPTIONS_HELP,
-    BlendOption,
-    CalibrateOption,
-    CandidatesOption,
-    Common,
-    FormatOption,
-    ImageList,
-    MetricOption,
-    ModeOption,
-    PerImage,
-    SplitOption,
-    TrainAnnotations,
-)
-from dialog_gen.core.console import Version, begin, run_app
-from dialog_gen.core.errors import MissingExtraError, UsageError
+from dialog_eval.options import Common, flag_of, option_info, parameters_of, required_options
+from dialog_eval.results import Blend, Metric, Results, check_writable
+from dialog_eval.tasks.base import TASKS, TaskDefinition, get_task
+from dialog_gen.core.console import Json, Version, begin, run_app
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.progress import progress_bars
 
 # What a command needs beyond this is imported inside it: `dialog-eval --help` should not wait for torch.
-if TYPE_CHECKING:
-    from dialog_eval.data.image_index import ImageSource
-    from dialog_eval.evaluation import EvaluationTask
-    from dialog_eval.models import Blend
-    from dialog_gen.clip.loader import Clip
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What a command asks for."""
-
-    load: "Callable[[ImageSource], list[EvaluationTask]]"
-    blends: "tuple[tuple[Blend, float], ...] | None" = None
-    """Of a sweep."""
-    open_model: "Callable[[str, str | None], Clip] | None" = None
-    """Where models are no CLIPs."""
+_Parameters = dict[str, inspect.Parameter]
 
 
 def main() -> None:
@@ -63,174 +49,132 @@ def common(
     begin(context, version)
 
 
-def _evaluation(plan: Callable[..., _Plan]) -> Callable[..., _Plan]:
-    """Makes a command of a function that plans: it has the function's options and the common ones."""
-    own, shared = (dict(inspect.signature(of).parameters) for of in (plan, Common))
+def _output(
+    out: Annotated[Path, typer.Option(help="The results.json to write.")],
+    json_output: Json = False,
+) -> None:
+    """Where results go: options of all evaluations that the API does not need."""
+
+
+def _add_command(name: str, description: str, own: _Parameters, run: Callable[[dict[str, Any]], None]) -> None:
+    """A command with the options of all evaluations and its own; `run` is called with their values."""
+    shared = [*parameters_of(Common).values(), *inspect.signature(_output).parameters.values()]
+    shared.sort(key=lambda parameter: parameter.default is not parameter.empty)
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*shared, *own.values())]
 
     def command(**given: Any) -> None:
-        common = Common(**{name: given.pop(name) for name in shared})
-        try:
-            from dialog_eval.session import run
+        run(given)
 
-            planned = plan(**given)
-        except ModuleNotFoundError as error:
-            if error.name != "open_clip":
-                raise
-            raise MissingExtraError("open_clip", "train") from None
-        if planned.blends is not None and common.beta is not None:
-            raise UsageError("a sweep measures all of --betas: leave out --beta.")
-        run(common, given, planned.load, planned.blends, planned.open_model)
-
-    parameters = {**shared, **own}
     # What typer reads.
-    command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
-    signature = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters.values()])
-    vars(command)["__signature__"] = signature
-    app.command(plan.__name__, help=plan.__doc__)(command)
-    return plan
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    vars(command)["__signature__"] = inspect.Signature(parameters)
+    app.command(name, help=description)(command)
 
 
-@_evaluation
-def retrieval(
-    captions: Annotated[Path, typer.Option(help=CAPTIONS_HELP)],
-    split: SplitOption = None,
-    captions_per_image: PerImage = "5",
-) -> _Plan:
-    """Recall at 1, 5 and 10: of images by their captions, of captions by their image."""
-    per_image = _per_image(captions_per_image)
+def _add_broken_command(name: str, error: UsageError) -> None:
+    """A command for a task that cannot be imported; it says why."""
 
-    def load(source: "ImageSource") -> "list[EvaluationTask]":
-        from dialog_eval.tasks.retrieval import load_retrieval
+    def command(context: typer.Context) -> None:
+        raise error
 
-        return [load_retrieval(captions, source, captions_per_image=per_image, split=split)]
-
-    return _Plan(load)
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command(name, help="Cannot be used: its package cannot be imported.", context_settings=settings)(command)
 
 
-@_evaluation
-def vqa(
-    questions: Annotated[Path, typer.Option(help="VQAv1 questions JSON.")],
-    annotations: Annotated[Path, typer.Option(help="VQAv1 annotations JSON of the same split.")],
-    candidates: CandidatesOption = "mc18",
-    metric: MetricOption = "official",
-    mode: ModeOption = "official",
-    dialogue_format: FormatOption = "question_answer",
-    calibrate: CalibrateOption = "none",
-    train_annotations: TrainAnnotations = None,
-    image_list: ImageList = None,
-) -> _Plan:
-    """Accuracy on VQAv1, over all questions and for each type of answer, beside what needs no image."""
+def _evaluate(tasks: Sequence[str], given: dict[str, Any], blends: Sequence[tuple[Blend, float]] | None = None) -> None:
+    """Measures, prints the results and writes them."""
+    from dialog_eval.api import evaluate
 
-    def load(source: "ImageSource") -> "list[EvaluationTask]":
-        from dialog_eval.tasks.vqa import VqaOptions, load_vqa_task
-
-        options = VqaOptions(candidates, metric, mode, dialogue_format, calibrate)
-        files = {"train_annotations": train_annotations, "image_list": image_list}
-        return [load_vqa_task(questions, annotations, source, options, **files)]
-
-    return _Plan(load)
+    out, as_json = given.pop("out"), given.pop("json_output")
+    check_writable(out)
+    with progress_bars() as on_progress:
+        results = evaluate(tasks, **given, blends=blends, on_progress=on_progress)
+    # Before the file is written: figures that took hours are not lost with it.
+    if as_json:
+        typer.echo(json.dumps(_without_items(results), indent=2))
+    else:
+        _print_tables(results)
+    results.save(out)
 
 
-@_evaluation
-def classify(
-    labels: Annotated[
-        Path | None, typer.Option(help="JSON of image id -> class. Default: the first folder of each image's id.")
-    ] = None,
-    classes: Annotated[
-        Path | None, typer.Option(help="A class a line: its name, and behind a tab its text, where that is another.")
-    ] = None,
-    templates: Annotated[
-        str, typer.Option(help="openai, simple, or a file with a line each, such as: a {}.")
-    ] = "openai",
-) -> _Plan:
-    """Zero-shot classification: top-1, top-5, and top-1 as the mean over classes."""
-
-    def load(source: "ImageSource") -> "list[EvaluationTask]":
-        from dialog_eval.tasks.classification import load_classification
-
-        return [load_classification(source, labels=labels, classes=classes, templates=templates)]
-
-    return _Plan(load)
+def _add_tasks() -> None:
+    """The commands of the tasks, and `sweep`."""
+    swept: dict[str, type[TaskDefinition[Any]]] = {}
+    for name in TASKS.names():
+        try:
+            task = get_task(name)
+        except UsageError as error:
+            _add_broken_command(name, error)
+            continue
+        _add_command(name, task.description, parameters_of(task.options_type), partial(_evaluate, [name]))
+        if task.in_sweep:
+            swept[name] = task
+    _add_sweep(swept)
 
 
-@_evaluation
-def sweep(
-    captions: Annotated[Path | None, typer.Option(help=f"For retrieval: {CAPTIONS_HELP}")] = None,
-    split: SplitOption = None,
-    questions: Annotated[Path | None, typer.Option(help="VQAv1 questions JSON, for VQA.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="VQAv1 annotations JSON of the same split.")] = None,
+_SWEEP = """Retrieval, VQA or both for blends of the checkpoint with the baseline, in one pass.
+
+A checkpoint with a third tower is blended as that alone; its own text tower is the baseline where none is given."""
+
+
+def _blending(
     betas: Annotated[
         str, typer.Option(help="Shares of the baseline. Baseline (1) and checkpoint (0) are always measured.")
     ] = "1,0.95,0.9,0.8,0.6,0",
-    blend: BlendOption = "both",
-    captions_per_image: PerImage = "5",
-    candidates: CandidatesOption = "mc18",
-    metric: MetricOption = "official",
-    mode: ModeOption = "official",
-    dialogue_format: FormatOption = "question_answer",
-    calibrate: CalibrateOption = "none",
-    train_annotations: TrainAnnotations = None,
-    image_list: ImageList = None,
-) -> _Plan:
-    """Retrieval, VQA or both for blends of the checkpoint with the baseline, in one pass.
-
-    A checkpoint with a third tower is blended as that alone; its own text tower is the baseline where none is given.
-    """
-    per_image, shares = _per_image(captions_per_image), _betas(betas)
-    kinds = ("embedding", "weight") if blend == "both" else (blend,)
-    if (questions is None) != (annotations is None):
-        raise UsageError("VQA needs both --questions and --annotations.")
-    if captions is None and questions is None:
-        raise UsageError("nothing to measure: give --captions, or --questions and --annotations.")
-
-    def load(source: "ImageSource") -> "list[EvaluationTask]":
-        from dialog_eval.tasks.retrieval import load_retrieval
-        from dialog_eval.tasks.vqa import VqaOptions, load_vqa_task
-
-        tasks: list[EvaluationTask] = []
-        if captions:
-            tasks.append(load_retrieval(captions, source, captions_per_image=per_image, split=split))
-        if questions and annotations:
-            options = VqaOptions(candidates, metric, mode, dialogue_format, calibrate)
-            files = {"train_annotations": train_annotations, "image_list": image_list}
-            tasks.append(load_vqa_task(questions, annotations, source, options, **files))
-        return tasks
-
-    return _Plan(load, tuple((kind, beta) for kind in kinds for beta in shares))
+    blend: Annotated[
+        Literal["embedding", "weight", "both"],
+        typer.Option(help="Blend text vectors, weights of the text tower, or both."),
+    ] = "both",
+) -> list[tuple[Blend, float]]:
+    """The blends that a sweep measures between its two ends. Raises UsageError for shares that are none."""
+    shares = _betas(betas)
+    kinds: list[Blend] = ["embedding", "weight"] if blend == "both" else [blend]
+    return [(kind, beta) for kind in kinds for beta in shares]
 
 
-@_evaluation
-def generate(
-    tasks: Annotated[str, typer.Option(help="Of vqa, captioning and entailment, with commas between them.")] = "vqa",
-    questions: Annotated[Path | None, typer.Option(help="VQAv1 questions JSON, for vqa and entailment.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="VQAv1 annotations JSON of the same split.")] = None,
-    captions: Annotated[
-        Path | None,
-        typer.Option(help=f"For captioning; given it, texts are also generated from captions. {CAPTIONS_HELP}"),
-    ] = None,
-    split: SplitOption = None,
-    captions_per_image: PerImage = "5",
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search.")] = 5,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest text.")] = 32,
-    metric: MetricOption = "official",
-    mode: ModeOption = "official",
-    train_annotations: TrainAnnotations = None,
-    image_list: ImageList = None,
-) -> _Plan:
-    """What models of train/close.py and train/mammut.py write: answers, captions, whether statements follow."""
-    from dialog_eval.tasks.generation import GenerationOptions, load_generation
-    from dialog_eval.writers import Writers
+def _add_sweep(tasks: dict[str, type[TaskDefinition[Any]]]) -> None:
+    """The command `sweep`: it has the options of the tasks, and measures those whose required options are given."""
+    blending = inspect.signature(_blending).parameters
+    options = {name: parameters_of(task.options_type) for name, task in tasks.items()}
+    required = {name: required_options(task.options_type) for name, task in tasks.items()}
+    own: _Parameters = {}
+    for name, parameters in options.items():
+        first = f"For {name}: "
+        for option, parameter in parameters.items():
+            own[option] = _optional(parameter, first) if option in required[name] else parameter
+    own |= blending
 
-    writers = Writers()
-    options = GenerationOptions.of(tasks, beams=beams, max_tokens=max_tokens, measure=metric, mode=mode)
-    per_image = _per_image(captions_per_image)
+    def run(given: dict[str, Any]) -> None:
+        blends = _blending(**{name: given.pop(name) for name in blending})
+        chosen: list[str] = []
+        for name, needed in required.items():
+            there = [option for option in needed if given[option] is not None]
+            if there and there != needed:
+                raise UsageError(f"{name} needs both {' and '.join(map(flag_of, needed))}.")
+            if there:
+                chosen.append(name)
+        if not chosen:
+            ways = ", or ".join(" and ".join(map(flag_of, needed)) for needed in required.values())
+            raise UsageError(f"nothing to measure: give {ways}.")
+        others = {option for name in options if name not in chosen for option in options[name]}
+        unused = others - {option for name in chosen for option in options[name]}
+        _evaluate(chosen, {option: value for option, value in given.items() if option not in unused}, blends)
 
-    def load(source: "ImageSource") -> "list[EvaluationTask]":
-        files = {"questions": questions, "annotations": annotations, "captions": captions, "image_list": image_list}
-        files["train_annotations"] = train_annotations
-        return load_generation(source, writers, options, **files, split=split, captions_per_image=per_image)
+    _add_command("sweep", _SWEEP, own, run)
 
-    return _Plan(load, open_model=writers.open)
+
+def _optional(parameter: inspect.Parameter, begin: str) -> inspect.Parameter:
+    """A required option as one that may be left out; `begin` stands before its help."""
+    kind, *told = get_args(parameter.annotation)
+    info = copy(option_info(parameter.annotation))
+    if info is not None:
+        info.help = f"{begin}{info.help}"
+        told = [info if isinstance(one, OptionInfo) else one for one in told]
+    annotation: Any = Annotated[(kind | None, *told)]  # type: ignore[valid-type] - made for typer to read
+    return parameter.replace(annotation=annotation, default=None)
+
+
+_add_tasks()
 
 
 @app.command()
@@ -240,18 +184,9 @@ def table(
     plot: Annotated[Path | None, typer.Option(help="Also plot the sweep, into this PNG.")] = None,
 ) -> None:
     """Put results into one table, with the differences to the baseline."""
-    from dialog_eval.report.table import write_table
+    from dialog_eval.api import write_table
 
     write_table(results, out, plot)
-
-
-def _per_image(text: str) -> int | None:
-    """A number of captions; None for all."""
-    if text == "all":
-        return None
-    if not text.isdecimal() or not int(text):
-        raise UsageError(f"--captions-per-image {text}: give a number from 1 on, or all.")
-    return int(text)
 
 
 def _betas(text: str) -> list[float]:
@@ -263,6 +198,36 @@ def _betas(text: str) -> list[float]:
     if wrong := [beta for beta in betas if not 0 <= beta <= 1]:
         raise UsageError(f"--betas {text}: {wrong[0]:g} is no share of the baseline; give numbers from 0 to 1.")
     return [beta for beta in dict.fromkeys(betas) if 0 < beta < 1]
+
+
+def _without_items(results: Results) -> dict[str, Any]:
+    """As results.json, each metric with its mean and interval only."""
+    return results.model_dump(
+        mode="json", exclude={"entries": {"__all__": {"metrics": {"__all__": {"values", "groups"}}}}}
+    )
+
+
+def _print_tables(results: Results) -> None:
+    """A table for each task and protocol: means in percent, with their 95 % intervals."""
+    # As wide as it needs to be where nobody watches: a table that is piped should not be cut.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    tasks = groupby(results.entries, lambda entry: (entry.task, entry.dataset))
+    for (task, dataset), group in tasks:
+        entries = list(group)
+        names = [metric.name for metric in entries[0].metrics]
+        console.print(f"{task}: {dataset}, {entries[0].protocol} (%, 95 % interval)")
+        table = Table("", *names, box=None, pad_edge=False, header_style="bold")
+        for entry in entries:
+            table.add_row(entry.label, *(_percent(entry.metric(name)) for name in names))
+        references = [r for r in results.references if (r.task, r.dataset) == (task, dataset)]
+        for name in dict.fromkeys(reference.name for reference in references):
+            values = {r.metric: f"{r.value:.1%}".rstrip("%") for r in references if r.name == name}
+            table.add_row(name, *(values.get(metric, "") for metric in names))
+        console.print(table)
+
+
+def _percent(metric: Metric | None) -> str:
+    return "" if metric is None else f"{100 * metric.mean:.1f} [{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
 
 
 if __name__ == "__main__":

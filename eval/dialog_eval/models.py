@@ -15,24 +15,21 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_eval.results import Entry, Metric, Task
+from dialog_eval.results import Blend, Entry, Metric
 from dialog_gen.clip.loader import Clip, sha256_of_weights
 from dialog_gen.core.errors import UsageError
 from dialog_train.data.tokens import Ids, TextEncoder
 from dialog_train.systems.third_tower import ThirdTowerClip
 from dialog_train.text import TextTower, encode_ids
 
-Blend = Literal["embedding", "weight"]
 Shares = tuple[tuple[int, float], ...]
 """Indices of text towers, and the share of each one's vectors."""
-NewBar = Callable[[str, int], Callable[[float], None]]
-"""(what is counted, how many there are) -> to be called with the number done since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +45,7 @@ class Variant:
     blend: Blend | None = None
     beta: float | None = None
 
-    def entry(self, task: Task, dataset: str, protocol: str, metrics: list[Metric], *, label_suffix: str = "") -> Entry:
+    def entry(self, task: str, dataset: str, protocol: str, metrics: list[Metric], *, label_suffix: str = "") -> Entry:
         """What it achieved. With a suffix it is another measurement, and no point of the plot of a sweep."""
         return Entry(
             label=self.label + label_suffix,

@@ -1,46 +1,17 @@
-"""Options of `dialog-eval`; typer reads the annotations. Imports nothing slow, so that --help is there at once."""
+"""Options of evaluations: dataclasses whose fields typer reads. Imports nothing slow, for the sake of --help."""
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+from pydantic import TypeAdapter, ValidationError
+from typer.models import OptionInfo
 
-Calibration = Literal["none", "mean-image", "text"]
-Candidates = Literal["mc18", "top1000", "top3129"]
-DialogueFormat = Literal["question_answer", "labelled", "answer"]
-Judgement = Literal["official", "exact"]
-Normalisation = Literal["official", "clean"]
-BlendKind = Literal["embedding", "weight", "both"]
+from dialog_gen.core.errors import UsageError, did_you_mean
 
-CAPTIONS_HELP = "COCO captions JSON, or Karpathy's dataset_coco.json."
-
-PerImage = Annotated[str, typer.Option(metavar="N|all", help="The first N captions of each image count, or all.")]
-SplitOption = Annotated[
-    str | None, typer.Option(help="Of dataset_coco.json: test (default), val, train (with restval).")
-]
-CandidatesOption = Annotated[
-    Candidates, typer.Option(help="Each question's 18 choices, or training's most frequent answers.")
-]
-MetricOption = Annotated[
-    Judgement, typer.Option("--metric", help="Agreement with ten people, or equality with their most frequent answer.")
-]
-ModeOption = Annotated[
-    Normalisation, typer.Option(help="Answers normalised as the published code does, or as it is documented.")
-]
-FormatOption = Annotated[
-    DialogueFormat, typer.Option("--format", help="How question and answer become a text: that of the training.")
-]
-CalibrateOption = Annotated[
-    Calibration, typer.Option(help="Subtract what a candidate scores with the mean image, or with the question alone.")
-]
-TrainAnnotations = Annotated[
-    Path | None, typer.Option(help="VQAv1 annotations of a training split, for top answers and question-type prior.")
-]
-ImageList = Annotated[
-    Path | None, typer.Option(help="COCO file whose `images` name the files. Default: the digits that ids end with.")
-]
-BlendOption = Annotated[BlendKind, typer.Option(help="Blend text vectors, weights of the text tower, or both.")]
+_Options = TypeVar("_Options")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +20,6 @@ class Common:
 
     checkpoint: Annotated[str, typer.Option(help="Model to measure: a checkpoint folder, or a name.")]
     images: Annotated[str, typer.Option(help="Webdataset tars, image files or Parquet: a folder, glob or fsspec URL.")]
-    out: Annotated[Path, typer.Option(help="The results.json to write.")]
     pretrained: Annotated[
         str | None, typer.Option(help="Tag or safetensors file, where --checkpoint is open_clip's name of a model.")
     ] = None
@@ -72,4 +42,54 @@ class Common:
     ] = False
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1. Default: cuda where there is one.")] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Images, and texts, encoded at once.")] = 256
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+
+
+def parameters_of(options_type: type[Any]) -> dict[str, inspect.Parameter]:
+    """The fields of a dataclass of options as parameters of a command."""
+    hints = get_type_hints(options_type, include_extras=True)
+    signature = inspect.signature(options_type)
+    return {
+        name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+        for name, parameter in signature.parameters.items()
+    }
+
+
+def required_options(options_type: type[Any]) -> list[str]:
+    """The names of the options that have no default."""
+    return [name for name, parameter in parameters_of(options_type).items() if parameter.default is parameter.empty]
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option, such as --captions-per-image."""
+    return "--" + name.replace("_", "-")
+
+
+def option_info(annotation: Any) -> OptionInfo | None:
+    """What an annotation tells typer."""
+    return next((told for told in getattr(annotation, "__metadata__", ()) if isinstance(told, OptionInfo)), None)
+
+
+def make_options(options_type: type[_Options], given: Mapping[str, Any], what: str) -> _Options:
+    """The options of these values, checked and brought to their types; `what` needs them, such as "vqa".
+
+    Raises UsageError for an unknown or missing option, and for a value of another type or out of bounds.
+    """
+    known = parameters_of(options_type)
+    for name in given:
+        if name not in known:
+            raise UsageError(f"{what} has no option {name!r}; {did_you_mean(name, known)}.")
+    if missing := [name for name in required_options(options_type) if given.get(name) is None]:
+        raise UsageError(f"{what} needs the option {missing[0]!r} ({flag_of(missing[0])}).")
+    try:
+        made = TypeAdapter(options_type).validate_python(dict(given))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"{what}: option {first['loc'][0]!r}: {first['msg']}, got {first['input']!r}.") from None
+    for name, parameter in known.items():
+        info, value = option_info(parameter.annotation), getattr(made, name)
+        if info is None or not isinstance(value, int | float):
+            continue
+        for bound, wrong in ((info.min, "at least"), (info.max, "at most")):
+            if bound is not None and (value < bound if wrong == "at least" else value > bound):
+                raise UsageError(f"{what}: option {name!r} must be {wrong} {bound:g}, got {value!r}.")
+    return made

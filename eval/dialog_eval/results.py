@@ -1,13 +1,14 @@
-"""What an evaluation leaves behind: one results.json, read by `dialog-eval table`.
+"""The results of evaluations: one results.json each, which `dialog-eval table` reads; and how JSON files are read here.
 
 An entry is one model (or blend) on one task. Entries of several files with the same label and task are repetitions,
-such as seeds. The values of every item stay in it, so that two models can be compared item by item, whenever and
+such as seeds. An entry keeps the value of every item, so that two models can be compared item by item, whenever and
 wherever each was measured.
 """
 
+import codecs
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,7 +16,10 @@ from dialog_eval.metrics.intervals import bootstrap_interval
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_file
 
-Task = Literal["retrieval", "vqa", "classification", "captioning", "entailment"]
+Blend = Literal["embedding", "weight"]
+"""Of text vectors, or of the weights of text towers: see `dialog_eval.models`."""
+
+_Layout = TypeVar("_Layout", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -55,14 +59,15 @@ class Entry(_Strict):
 
     label: str
     """The row of the table, such as "base", "DRAFT", "DRAFT, embedding blend 0.9" """
-    task: Task
+    task: str = Field(min_length=1)
+    """What was measured, such as "vqa" or "captioning"; `dialog_eval.tasks` says how each is shown"""
     dataset: str
     """Name and first digits of the SHA-256 of the task's files: entries are compared only where it is equal"""
     protocol: str
     """How it was measured, such as "MC-18, official accuracy" """
     model: str
     weights_sha256: str
-    blend: Literal["embedding", "weight"] | None = None
+    blend: Blend | None = None
     beta: float | None = Field(default=None, ge=0, le=1)
     """Share of the baseline in a blend"""
     noise: float | None = Field(default=None, ge=0)
@@ -78,7 +83,7 @@ class Reference(_Strict):
     """A figure that needs no model, such as always answering "yes"; printed beside the entries."""
 
     name: str
-    task: Task
+    task: str = Field(min_length=1)
     dataset: str
     metric: str
     value: float
@@ -101,12 +106,43 @@ class Results(_Strict):
 
 
 def load_results(path: Path) -> Results:
-    """Reads a results.json. Raises UsageError for a file that cannot be read or is none."""
+    """Reads a results.json. Raises UsageError for a file that cannot be read or has another layout."""
+    return read_json_file(path, Results, "is no results.json of dialog-eval")
+
+
+def read_json_file(
+    path: Path, layout: type[_Layout], complaint: str, hint: str = "", error_type: type[UsageError] = UsageError
+) -> _Layout:
+    """The content of a JSON file. A byte-order mark is skipped.
+
+    `complaint` is what to say of a file of another layout, such as "is not a captions file"; `hint`, what to say beside
+    it where a key of the outermost object is missing.
+
+    Raises `error_type` for a file that cannot be read, is not JSON, or has another layout.
+    """
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return layout.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+        raise error_type(f"{path} cannot be read: {error.strerror}.") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            is_zip = path.suffix.lower() == ".zip"
+            hint = "Unpack it, and give the JSON in it." if is_zip else "It is damaged or cut off: fetch it again."
+        elif first["type"] != "missing" or len(first["loc"]) != 1:
+            hint = ""
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise UsageError(f"{path} is no results.json of dialog-eval: {where}: {first['msg']}.") from None
+        raise error_type(f"{path} {complaint}: {where}: {first['msg']}. {hint}".rstrip()) from None
+
+
+def check_writable(out: Path) -> None:
+    """Raises UsageError where results could not be written to `out`: before an hour of work, not after it."""
+    part = out.with_name(out.name + ".part")
+    try:
+        if out.is_dir():
+            raise UsageError(f"--out {out} is a folder: give the name of a file, such as {out / 'results.json'}.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written: {error.strerror or error}.") from None

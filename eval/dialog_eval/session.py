@@ -1,73 +1,58 @@
-"""One evaluation from its options to results.json and what is printed."""
+"""One evaluation, from its options to results. Imports torch: `dialog_eval.api` calls it."""
 
 import json
 import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from dialog_eval.data.image_index import ImageSource
-from dialog_eval.evaluation import EvaluationTask, evaluate
-from dialog_eval.models import Blend, Models
+from dialog_eval.data.image_index import ImageIndex
+from dialog_eval.data.images import embed_images
+from dialog_eval.models import Models
 from dialog_eval.options import Common
-from dialog_eval.results import Metric, Results
+from dialog_eval.results import Blend, Entry, Reference, Results
+from dialog_eval.tasks.base import TaskDefinition
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.progress import OnProgress
 from dialog_gen.core.version import __version__
 from dialog_train.systems.third_tower import ThirdTowerClip, load_model
 
 _log = logging.getLogger(__name__)
 
 
-def run(
+def measure(
+    definitions: Sequence[TaskDefinition[Any]],
     common: Common,
-    options: dict[str, Any],
-    load: Callable[[ImageSource], list[EvaluationTask]],
-    blends: Sequence[tuple[Blend, float]] | None = None,
-    open_model: Callable[[str, str | None], Clip] | None = None,
-) -> None:
-    """Measures the models on the tasks that `load` gives, writes `common.out` and prints its content without items.
+    blends: Sequence[tuple[Blend, float]] | None,
+    on_progress: OnProgress,
+) -> Results:
+    """Measures the models on the tasks, in one pass over the images.
 
-    `options`: those of the command, for the record. `blends`: of a sweep, which measures its two ends beside them: the
-    baseline and the checkpoint, or the text tower and the third tower of a checkpoint that has one. `open_model`: what
-    makes a model of its name and pretrained tag, where that is not `load_model`.
+    `blends`: of a sweep, which also measures its two ends: the baseline and the checkpoint, or the text tower and the
+    third tower of a checkpoint that has one.
 
-    Raises UsageError for wrong use, before anything is encoded but for an image that cannot be decoded; DialogGenError
-    where the results cannot be written after all.
+    Raises UsageError for wrong use, before anything is encoded except for an image that cannot be decoded.
     """
     device = _device(common.device)
-    source = ImageSource(common.images)
-    tasks = load(source)
-    _check_writable(common.out)
-    models = _models(common, blends, device, open_model)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )
-
-    def new_bar(what: str, total: int) -> Callable[[float], None]:
-        task = progress.add_task(what, total=total)
-        return lambda count: progress.advance(task, count)
-
-    with progress:
-        entries, references = evaluate(tasks, models, source, new_bar)
+    index = ImageIndex(common.images)
+    tasks = [task for definition in definitions for task in definition.load(index)]
+    models = _models(common, blends, device, definitions)
+    images = embed_images(models, index, {image_id for task in tasks for image_id in task.image_ids}, on_progress)
+    entries, references = list[Entry](), list[Reference]()
+    for task in tasks:
+        more_entries, more_references = task.evaluate(models, images, on_progress)
+        entries += more_entries
+        references += more_references
     if models.truncated_texts:
         _log.warning("%d of %d texts were cut to the model's context", models.truncated_texts, models.texts)
-    results = Results(
+    options = asdict(common)
+    for definition in definitions:
+        options |= asdict(definition.options)
+    return Results(
         baseline=models.variants[0].label if len(models.alone) > 1 else None,
         entries=entries,
         references=references,
@@ -78,7 +63,7 @@ def run(
                 "open_clip": open_clip.__version__,
             },
             "device": str(device),
-            "options": json.loads(json.dumps({**asdict(common), **options}, default=str)),
+            "options": json.loads(json.dumps({**options, "blends": blends}, default=str)),
             "models": {
                 variant.label: {"name": variant.clip.name, "weights_sha256": variant.clip.weights_sha256}
                 for variant in models.alone
@@ -87,23 +72,18 @@ def run(
             "truncated_texts": models.truncated_texts,
         },
     )
-    # Before the file: figures that took hours are not lost with it.
-    if common.json_output:
-        typer.echo(json.dumps(_without_items(results), indent=2))
-    else:
-        _print_tables(results)
-    results.save(common.out)
 
 
 def _models(
     common: Common,
     blends: Sequence[tuple[Blend, float]] | None,
     device: torch.device,
-    open_model: Callable[[str, str | None], Clip] | None,
+    definitions: Sequence[TaskDefinition[Any]],
 ) -> Models:
     def load(name: str, pretrained: str | None) -> Clip:
-        if open_model is not None:
-            return open_model(name, pretrained)
+        for definition in definitions:
+            if (opened := definition.open_model(name, pretrained)) is not None:
+                return opened
         return load_model(name, pretrained, allow_activation_mismatch=common.allow_activation_mismatch)
 
     checkpoint = load(common.checkpoint, common.pretrained)
@@ -134,50 +114,8 @@ def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()
-    # torch has no error of its own for it: a device that it was not built with is an AssertionError, or NotImplemented.
+    # torch has no error type of its own for this: a device that it was not built with raises AssertionError, others
+    # RuntimeError.
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
-
-
-def _check_writable(out: Path) -> None:
-    """Before an hour of work, not after it."""
-    part = out.with_name(out.name + ".part")
-    try:
-        if out.is_dir():
-            raise UsageError(f"--out {out} is a folder: give the name of a file, such as {out / 'results.json'}.")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        part.unlink()
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be written: {error.strerror or error}.") from None
-
-
-def _without_items(results: Results) -> dict[str, Any]:
-    """As results.json, each metric with its mean and interval only."""
-    return results.model_dump(
-        mode="json", exclude={"entries": {"__all__": {"metrics": {"__all__": {"values", "groups"}}}}}
-    )
-
-
-def _print_tables(results: Results) -> None:
-    """A table a task and protocol: means in percent, with their 95 % intervals."""
-    # As wide as it needs to be where nobody watches: a table that is piped should not be cut.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
-    tasks = groupby(results.entries, lambda entry: (entry.task, entry.dataset))
-    for (task, dataset), group in tasks:
-        entries = list(group)
-        names = [metric.name for metric in entries[0].metrics]
-        console.print(f"{task}: {dataset}, {entries[0].protocol} (%, 95 % interval)")
-        table = Table("", *names, box=None, pad_edge=False, header_style="bold")
-        for entry in entries:
-            table.add_row(entry.label, *(_percent(entry.metric(name)) for name in names))
-        references = [r for r in results.references if (r.task, r.dataset) == (task, dataset)]
-        for name in dict.fromkeys(reference.name for reference in references):
-            values = {r.metric: f"{r.value:.1%}".rstrip("%") for r in references if r.name == name}
-            table.add_row(name, *(values.get(metric, "") for metric in names))
-        console.print(table)
-
-
-def _percent(metric: Metric | None) -> str:
-    return "" if metric is None else f"{100 * metric.mean:.1f} [{100 * metric.low:.1f}, {100 * metric.high:.1f}]"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.image_index import ImageIndex
 from dialog_eval.data.images import ImageVectors, pixel_batches
 from dialog_eval.models import Models, Variant
 from dialog_gen.clip.loader import Clip, is_mammut, load_clip
@@ -37,7 +37,7 @@ class Seen:
     """The images that are written about, as far as anyone needs to know them."""
 
     image_ids: list[str]
-    source: ImageSource
+    source: ImageIndex
     models: Models
     variant: Variant
     vectors: ImageVectors

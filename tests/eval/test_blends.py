@@ -8,7 +8,7 @@ from helpers.loops import make_clip
 from helpers.training import write_tiny_clip
 from torch.nn.functional import normalize
 
-from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.image_index import ImageIndex
 from dialog_eval.data.images import embed_images
 from dialog_eval.models import Models, blend_weights
 from dialog_gen.clip.loader import Clip, load_clip
@@ -52,11 +52,11 @@ def test_the_ends_of_a_weight_blend(custom: bool) -> None:
 def test_image_vectors(split: Path, clips: tuple[Path, Path], tmp_path: Path) -> None:
     other = change_clip(clips[0], tmp_path / "other", seed=5, images=True)
     models = Models(load(clips[1]), "t", load(other), "b", batch_size=5)
-    source = ImageSource(str(split / "images"))
-    done = list[tuple[str, int]]()
+    source = ImageIndex(str(split / "images"))
+    done = list[tuple[str, int, int | None]]()
     wanted = set(source.image_ids[2:])
-    found = embed_images(models, source, wanted, lambda what, total: lambda count: done.append((what, count)))
-    assert done == [("images", 5), ("images", 5)]
+    found = embed_images(models, source, wanted, lambda stage, count, total, *_: done.append((stage, count, total)))
+    assert done == [("images", 0, 10), ("images", 5, 10), ("images", 10, 10)]
     ids = source.image_ids[:1:-1]
     paths = [image_path(split, SUBSET, index) for index in range(SUBSET.limit)][:1:-1]
     for variant, folder in zip(models.variants, (other, clips[1]), strict=True):

@@ -15,17 +15,18 @@ from helpers.evaluation import SUBSET, ReferenceModel, annotations, captions, im
 from helpers.results import entry, pixels, save
 from torch.nn.functional import normalize
 
-from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.image_index import ImageIndex
 from dialog_eval.data.images import embed_images
 from dialog_eval.models import Models
-from dialog_eval.report.noise_plot import noise_plot
-from dialog_eval.report.pooling import pool
-from dialog_eval.report.table import write_table
 from dialog_eval.results import Metric, load_results
+from dialog_eval.tables.plots import noise_plot
+from dialog_eval.tables.pooling import pool
+from dialog_eval.tables.table import write_table
 from dialog_eval.tasks.generation import GenerationOptions, GenerationTask, load_generation
 from dialog_eval.writers import Writers
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.progress import ignore_progress
 from dialog_gen.shapes.language import ANSWERS
 from dialog_train.systems.close.adapters import Adapter
 from dialog_train.systems.close.checkpoint import load_close, save_close
@@ -62,12 +63,18 @@ def decoders(tmp_path_factory: pytest.TempPathFactory, clips: tuple[Path, Path])
 
 
 def load(split: Path, decoders: Writers, tasks: str) -> list[GenerationTask]:
-    questions, answers = vqa_files(split, "OpenEnded")
-    options = GenerationOptions.of(tasks, beams=2, max_tokens=3)
+    questions, answers = map(Path, vqa_files(split, "OpenEnded"))
     described = Path(captions(split))
-    files = {"questions": Path(questions), "annotations": Path(answers), "captions": described, "image_list": described}
-    found: Any = load_generation(ImageSource(str(split / "images")), decoders, options, **files)
-    return found
+    options = GenerationOptions(
+        tasks=tasks,
+        beams=2,
+        max_tokens=3,
+        questions=questions,
+        annotations=answers,
+        captions=described,
+        image_list=described,
+    )
+    return load_generation(options, ImageIndex(str(split / "images")), decoders)
 
 
 def test_writes_what_each_text_alone_would_be(
@@ -82,8 +89,8 @@ def test_writes_what_each_text_alone_would_be(
         return [Metric.of("x", [0.0])]
 
     (task,) = (replace(task, judge=keep) for task in load(split, opened, "vqa"))
-    images = embed_images(models, ImageSource(str(split / "images")), set(task.image_ids), lambda *_: lambda _: None)
-    entries, _ = task.evaluate(models, images, lambda *_: lambda _: None)
+    images = embed_images(models, ImageIndex(str(split / "images")), set(task.image_ids))
+    entries, _ = task.evaluate(models, images, ignore_progress)
     assert [e.label for e in entries] == ["noisy", "noisy, blind", "noisy, from captions"]
     assert {e.noise for e in entries} == {0.1}
 
@@ -233,9 +240,9 @@ def test_a_plot_of_noise(tmp_path: Path) -> None:
     ]
     sections = pool(save(tmp_path, rows, baseline=None))
     assert [row.noise for row in sections[0].rows] == [0.0] * 3 + [0.1] * 3
-    from dialog_eval.report import noise_plot as module
+    from dialog_eval.tables import plots as module
 
-    lines = module._lines(sections[0], "accuracy")
+    lines = module._noise_lines(sections[0], "accuracy")
     assert {kind: {x: e.mean for x, e in points.items()} for kind, points in lines.items()} == {
         kind: {0.0: 0.5, 0.1: 0.75} for kind in ("", "blind", "from captions")
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.image_index import ImageIndex
 from dialog_eval.data.images import embed_images
 from dialog_eval.models import Models
 from dialog_eval.results import Metric, load_results
@@ -59,11 +59,17 @@ def test_writes_what_each_text_alone_would_be(split: Path, mammuts: tuple[Path, 
     opened = Writers()
     models = Models(opened.open(str(mammuts[0])), "one", batch_size=5)
     questions, answers = vqa_files(split, "OpenEnded")
-    options = GenerationOptions.of(name, beams=BEAMS, max_tokens=NEW)
-    files: dict[str, Any] = {"questions": Path(questions), "annotations": Path(answers)}
-    files |= {"captions": Path(captions(split)), "image_list": Path(captions(split))}
-    source = ImageSource(str(split / "images"))
-    (loaded,) = load_generation(source, opened, options, **files)
+    options = GenerationOptions(
+        tasks=name,
+        beams=BEAMS,
+        max_tokens=NEW,
+        questions=Path(questions),
+        annotations=Path(answers),
+        captions=Path(captions(split)),
+        image_list=Path(captions(split)),
+    )
+    index = ImageIndex(str(split / "images"))
+    (loaded,) = load_generation(options, index, opened)
     written: list[list[str]] = []
 
     def keep(texts: list[str]) -> list[Metric]:
@@ -71,19 +77,13 @@ def test_writes_what_each_text_alone_would_be(split: Path, mammuts: tuple[Path, 
         return [Metric.of("x", [0.0])]
 
     task: Any = replace(loaded, judge=keep)  # type: ignore[type-var]
-    images = embed_images(models, source, set(task.image_ids), lambda *_: lambda _: None)
-    done: list[float] = []
-    expected_of: list[int] = []
-
-    def new_bar(_: str, total: int) -> Any:
-        expected_of.append(total)
-        return done.append
-
-    entries, _ = task.evaluate(models, images, new_bar)
+    images = embed_images(models, index, set(task.image_ids))
+    done: list[tuple[int, int | None]] = []
+    entries, _ = task.evaluate(models, images, lambda _, count, total, *more: done.append((count, total)))
     # There are captions, but it reads images alone.
     assert [e.label for e in entries] == ["one", "one, blind"]
     assert {e.noise for e in entries} == {None}
-    assert sum(done) == expected_of[-1] == 2 * len(task.asked)
+    assert done[-1] == (2 * len(task.asked), 2 * len(task.asked))
 
     asked = [(index, "") for index in range(SUBSET.limit)]
     if name == "vqa":

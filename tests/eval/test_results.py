@@ -62,7 +62,7 @@ def test_wrong_values(values: list[float], groups: list[int] | None) -> None:
     [
         (["format"], "dialog-eval results 9", "format"),
         (["seeds"], 3, "seeds"),
-        (["entries", 0, "task"], "singing", r"entries\.0\.task"),
+        (["entries", 0, "task"], "", r"entries\.0\.task"),
         (["entries", 0, "beta"], 1.5, r"entries\.0\.beta"),
         (["entries", 0, "blend"], "ensemble", r"entries\.0\.blend"),
         (["entries", 0, "weights_sha256"], None, r"entries\.0\.weights_sha256"),

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 from helpers.results import entry, only, pixels, save, sweep
 
-from dialog_eval.report.pooling import Section, pool
-from dialog_eval.report.sweep_plot import sweep_plot
+from dialog_eval.tables.plots import sweep_plot
+from dialog_eval.tables.pooling import Section, pool
 from dialog_gen.core.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from dialog_eval import scores
 from dialog_eval.data.images import ImageVectors
 from dialog_eval.models import Models
-from dialog_eval.tasks import vqa_scores
-from dialog_eval.tasks.vqa_scores import Asked, Calibration, best_candidates
+from dialog_eval.scores import Calibration, Question, best_candidates
 from dialog_gen.clip.loader import load_clip
 
 WORDS = ("red", "blue", "two", "yes", "no", "circle", "gray", "left")
@@ -26,11 +26,11 @@ def images() -> ImageVectors:
     return ImageVectors(rows={f"i{row}": row for row in range(9)}, vectors=[normalize(vectors, dim=-1)])
 
 
-def questions(count: int = 60, *, same_candidates: bool = False) -> list[Asked]:
+def questions(count: int = 60, *, same_candidates: bool = False) -> list[Question]:
     """Few question texts, far apart from one another."""
     candidates = [WORDS[n % 8 :] + WORDS[: n % 8] for n in range(count)]
     return [
-        Asked(f"i{n * 5 % 9}", f"what is {n * 7 % 11}?", WORDS if same_candidates else candidates[n][:5])
+        Question(f"i{n * 5 % 9}", f"what is {n * 7 % 11}?", WORDS if same_candidates else candidates[n][:5])
         for n in range(count)
     ]
 
@@ -58,7 +58,7 @@ def test_bounds_change_nothing(
     for limits in ({"_TEXTS": 20}, {"_PLACES": 1}, {"_GATHERED": 12}):
         with monkeypatch.context() as patch:
             for name, value in limits.items():
-                patch.setattr(vqa_scores, name, value)
+                patch.setattr(scores, name, value)
             calls.clear()
             done = list[int]()
             found = best_candidates(
@@ -79,12 +79,12 @@ def test_bounds_change_nothing(
 
 
 def test_of_equal_candidates_the_first(models: Models, images: ImageVectors) -> None:
-    asked = [Asked("i1", "q", ("red", "red", "red"))] * 4
+    asked = [Question("i1", "q", ("red", "red", "red"))] * 4
     assert not best_candidates(models, images, asked, text_format="{assistant}").any()
 
 
 def test_the_mean_image_counts_each_image_once(models: Models, images: ImageVectors) -> None:
-    asked = [Asked(f"i{n}", f"what {q}?", WORDS) for q in range(30) for n in ([0, 1] if q else [0, 0, 0, 0, 1])]
+    asked = [Question(f"i{n}", f"what {q}?", WORDS) for q in range(30) for n in ([0, 1] if q else [0, 0, 0, 0, 1])]
     found = best_candidates(models, images, asked, text_format="{user} {assistant}")
     mean = normalize(images.vectors[0][:2].mean(0), dim=0)
     alone = ImageVectors(rows={"i0": 0, "i1": 0}, vectors=[mean[None]])

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dialog_eval.report.pooling import Section
 from dialog_eval.results import Entry, Metric, Results
+from dialog_eval.tables.pooling import Section
 
 
 def entry(

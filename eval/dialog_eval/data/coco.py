@@ -12,7 +12,7 @@ from typing import NotRequired
 from pydantic import BaseModel
 from typing_extensions import TypedDict  # pydantic takes typing's only from Python 3.12 on
 
-from dialog_eval.data.json_files import read_json_file
+from dialog_eval.results import read_json_file
 from dialog_gen.core.errors import UsageError, did_you_mean
 
 DEFAULT_SPLIT = "test"
@@ -82,11 +82,11 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
     listed twice, a caption of an image that is not listed, a split that the file does not hold, and a split of a file
     that holds but one.
     """
-    if read_json_file(path, _Kind, "captions file").dataset is not None:
+    if read_json_file(path, _Kind, "is not a captions file").dataset is not None:
         return _of_split(path, split or DEFAULT_SPLIT)
     if split is not None:
         raise UsageError(f"--split {split}: {path} is a COCO captions file, of one split; leave it out.")
-    content = read_json_file(path, _Captions, "COCO captions file")
+    content = read_json_file(path, _Captions, "is not a COCO captions file")
     if not content.annotations:
         raise UsageError(f"{path} holds no captions.")
     by_image = defaultdict[int, list[str]](list)
@@ -104,11 +104,11 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
 
 def load_file_names(path: Path) -> dict[int, str]:
     """Image id -> file name, of any COCO file that lists its images. Raises UsageError for another file."""
-    return _file_names(path, read_json_file(path, _Images, "COCO file with a list of images").images)
+    return _file_names(path, read_json_file(path, _Images, "is not a COCO file with a list of images").images)
 
 
 def _of_split(path: Path, split: str) -> Captions:
-    content = read_json_file(path, _Splits, "file of Karpathy's splits")
+    content = read_json_file(path, _Splits, "is not a file of Karpathy's splits")
     held = Counter(image["split"] for image in content.images)
     if split not in held:
         raise UsageError(f"--split {split}: {path} has no such split: {did_you_mean(split, held)}.")

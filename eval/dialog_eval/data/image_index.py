@@ -19,7 +19,7 @@ _NAMED = 3
 _Key = TypeVar("_Key", int, str)
 
 
-class ImageSource:
+class ImageIndex:
     """The ids at once, the images when they are asked for."""
 
     def __init__(self, spec: str) -> None:

@@ -9,10 +9,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from dialog_eval.data.image_index import ImageSource
-from dialog_eval.models import Models, NewBar, Variant
+from dialog_eval.data.image_index import ImageIndex
+from dialog_eval.models import Models, Variant
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.sources.base import SourceImage
 from dialog_gen.sources.images import UnreadableImage, decode_image
 
@@ -24,7 +25,7 @@ class ImageVectors:
     """Unit-norm vectors of images."""
 
     rows: dict[str, int]
-    """The source's id of an image -> its row."""
+    """The id of an image in the index -> its row."""
     vectors: list[Tensor]
     """(images, D) of each image tower, on the models' device."""
 
@@ -34,31 +35,33 @@ class ImageVectors:
         return vectors[torch.tensor([self.rows[image_id] for image_id in image_ids], device=vectors.device)]
 
 
-def embed_images(models: Models, source: ImageSource, image_ids: set[str], new_bar: NewBar) -> ImageVectors:
+def embed_images(
+    models: Models, index: ImageIndex, image_ids: set[str], on_progress: OnProgress = ignore_progress
+) -> ImageVectors:
     """Encodes these images, each once by each image tower; one batch of pixels is held at a time.
 
     Raises UsageError for an image that cannot be decoded: an evaluation that leaves out images is another one.
     """
-    advance = new_bar("images", len(image_ids))
+    on_progress("images", 0, len(image_ids), "images")
     rows: dict[str, int] = {}
     parts: list[list[Tensor]] = [[] for _ in models.image_towers]
-    for names, pixels in pixel_batches(models.image_towers, source, image_ids, models.batch_size):
+    for names, pixels in pixel_batches(models.image_towers, index, image_ids, models.batch_size):
         for name in names:
             rows[name] = len(rows)
         for number, part in enumerate(parts):
             part.append(models.encode_images(pixels[number], number))
-        advance(len(names))
+        on_progress("images", len(rows), len(image_ids), "images")
     return ImageVectors(rows=rows, vectors=[torch.cat(part) for part in parts])
 
 
 def pixel_batches(
-    clips: Sequence[Clip], source: ImageSource, image_ids: set[str], batch_size: int
+    clips: Sequence[Clip], index: ImageIndex, image_ids: set[str], batch_size: int
 ) -> Iterator[tuple[list[str], list[Tensor]]]:
     """The ids of some of these images, and for each model their pixels (N, 3, H, W) in its preprocessing.
 
     Raises UsageError as `embed_images` does.
     """
-    images = source.read(image_ids)
+    images = index.read(image_ids)
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(images, batch_size)):
             # (images of the batch, models) of pixels

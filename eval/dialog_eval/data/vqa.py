@@ -8,8 +8,8 @@ from typing import TypeVar
 from pydantic import BaseModel
 from typing_extensions import TypedDict  # pydantic takes typing's only from Python 3.12 on
 
-from dialog_eval.data.json_files import read_json_file
 from dialog_eval.metrics.vqa import PEOPLE
+from dialog_eval.results import read_json_file
 from dialog_gen.core.errors import UsageError
 
 CHOICES = 18
@@ -137,7 +137,7 @@ def _item(
 def _read(path: Path, layout: type[_Layout]) -> _Layout:
     *_, name = layout.model_fields
     hint = "Are questions and annotations swapped?"
-    return read_json_file(path, layout, f"VQAv1 {name} file", hint, VqaFilesError)
+    return read_json_file(path, layout, f"is not a VQAv1 {name} file", hint, VqaFilesError)
 
 
 def _check_ids(path: Path, ids: Sequence[int]) -> None:

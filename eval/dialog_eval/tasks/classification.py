@@ -4,32 +4,63 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import open_clip
-import torch
-from torch import Tensor
+import typer
 
-from dialog_eval.data.image_index import ImageSource
-from dialog_eval.data.images import ImageVectors
-from dialog_eval.evaluation import sha256_head
-from dialog_eval.metrics.classification import ensemble_class_vectors
-from dialog_eval.metrics.retrieval import hit_ranks
-from dialog_eval.models import Models, NewBar
 from dialog_eval.results import Entry, Metric, Reference
+from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, counter, sha256_head
 from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.core.progress import OnProgress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dialog_eval.data.image_index import ImageIndex
+    from dialog_eval.data.images import ImageVectors
+    from dialog_eval.models import Models
 
 Template = Callable[[str], str]
 
-TEMPLATE_SETS: dict[str, Sequence[Template]] = {
-    "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
-    "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
-}
 _PLACE = "{}"
 # Texts, and images, that are looked at at once.
 _TEXTS = 8192
 _IMAGES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassificationOptions:
+    """Which images are of which classes, and the texts of the classes."""
+
+    labels: Annotated[
+        Path | None, typer.Option(help="JSON of image id -> class. Default: the first folder of each image's id.")
+    ] = None
+    classes: Annotated[
+        Path | None, typer.Option(help="A class a line: its name, and behind a tab its text, where that is another.")
+    ] = None
+    templates: Annotated[str, typer.Option(help="openai, simple, or a file with a line each, such as: a {}.")] = (
+        "openai"
+    )
+
+
+@TASKS.register("classify")
+class Classification(TaskDefinition[ClassificationOptions]):
+    """Images are assigned the nearest class."""
+
+    description = "Zero-shot classification: top-1, top-5, and top-1 as the mean over classes."
+    options_type = ClassificationOptions
+    presentations = (
+        Presentation(
+            task="classification",
+            title="Zero-shot classification",
+            headlines={"top-1": "classification, top-1"},
+        ),
+    )
+
+    def load(self, index: "ImageIndex") -> list[EvaluationTask]:
+        """The one task of the images."""
+        return [load_classification(self.options, index)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +70,24 @@ class ClassificationTask:
     dataset: str
     protocol: str
     prompts: list[list[str]]
-    """Of each class, its text in every template."""
+    """The texts of each class, one for each template."""
     labels: dict[str, int]
-    """The source's image id -> class."""
+    """The id of an image in the index -> the number of its class."""
 
     @property
     def image_ids(self) -> list[str]:
-        """The source's ids of the images."""
+        """The index's ids of the images."""
         return list(self.labels)
 
-    def evaluate(self, models: Models, images: ImageVectors, new_bar: NewBar) -> tuple[list[Entry], list[Reference]]:
+    def evaluate(
+        self, models: "Models", images: "ImageVectors", on_progress: OnProgress
+    ) -> tuple[list[Entry], list[Reference]]:
         """Top-1 and top-5 of the images, and top-1 averaged over the classes that have images."""
-        vectors = self._class_vectors(models, new_bar("class texts", sum(map(len, self.prompts))))
+        import torch
+
+        from dialog_eval.metrics.retrieval import hit_ranks
+
+        vectors = self._class_vectors(models, counter(on_progress, "class texts", sum(map(len, self.prompts))))
         labels = torch.tensor(list(self.labels.values()))
         entries: list[Entry] = []
         for variant, classes in zip(models.variants, vectors, strict=True):
@@ -70,8 +107,12 @@ class ClassificationTask:
             entries.append(variant.entry("classification", self.dataset, self.protocol, metrics))
         return entries, []
 
-    def _class_vectors(self, models: Models, advance: Callable[[float], None]) -> list[Tensor]:
+    def _class_vectors(self, models: "Models", advance: Callable[[float], None]) -> "list[Tensor]":
         """(classes, D) of each variant."""
+        import torch
+
+        from dialog_eval.metrics.classification import ensemble_class_vectors
+
         templates = len(self.prompts[0])
         at_once = max(1, _TEXTS // templates)
         parts: list[list[Tensor]] = [[] for _ in models.variants]
@@ -84,19 +125,18 @@ class ClassificationTask:
         return [torch.cat(part) for part in parts]
 
 
-def load_classification(
-    source: ImageSource, *, labels: Path | None = None, classes: Path | None = None, templates: str = "openai"
-) -> ClassificationTask:
-    """The task of the source's images.
+def load_classification(options: ClassificationOptions, index: "ImageIndex") -> ClassificationTask:
+    """The task of the index's images.
 
-    `labels`: a JSON object of image id (or file name) -> class, of the images that count; without it all count, and the
-    first folder of an image's id is its class. `classes`: a class a line, its name and, behind a tab, its text in the
-    prompts where that is another; without it, the names of the labels. `templates`: "openai", "simple" or a file with a
-    template a line, the class's place in it being {}.
+    `labels` is a JSON object of image id (or file name) -> class, for the images that count; without it all count, and
+    the first folder of an image's id is its class. `classes` has a class a line: its name and, behind a tab, its text
+    in the prompts where that is another; without it, the names of the labels are the classes. `templates` is "openai",
+    "simple" or a file with a template a line, in which {} stands for the class.
 
-    Raises UsageError for files that are not of this form, unknown classes, and images that the source lacks.
+    Raises UsageError for files that are not of this form, unknown classes, and images that the index lacks.
     """
-    names = _labels_of_folders(source) if labels is None else _labels_of_file(labels, source)
+    labels, classes, templates = options.labels, options.classes, options.templates
+    names = _labels_of_folders(index) if labels is None else _labels_of_file(labels, index)
     texts = {name: name for name in sorted(set(names.values()))} if classes is None else _read_classes(classes)
     numbers = {name: number for number, name in enumerate(texts)}
     if unknown := sorted(set(names.values()) - set(numbers)):
@@ -106,33 +146,33 @@ def load_classification(
     shown = Path(templates).name
     text_digits = sha256_head(json.dumps([[fill(text) for fill in found] for text in texts.values()]).encode())
     return ClassificationTask(
-        dataset=f"{labels.stem if labels else Path(source.spec).stem} {digits}",
+        dataset=f"{labels.stem if labels else Path(index.spec).stem} {digits}",
         protocol=f"{len(texts)} classes, {len(found)} templates ({shown}), texts {text_digits}",
         prompts=[[fill(text) for fill in found] for text in texts.values()],
         labels={image_id: numbers[name] for image_id, name in names.items()},
     )
 
 
-def _labels_of_folders(source: ImageSource) -> dict[str, str]:
+def _labels_of_folders(index: "ImageIndex") -> dict[str, str]:
     names: dict[str, str] = {}
-    for image_id in source.image_ids:
+    for image_id in index.image_ids:
         folder, slash, _ = image_id.partition("/")
         if not slash:
             raise UsageError(f"image {image_id} lies in no folder that could name its class: give --labels.")
         if image_id in names:
-            raise UsageError(f"{source.spec} has the image id {image_id!r} twice: ids must be unique.")
+            raise UsageError(f"{index.spec} has the image id {image_id!r} twice: ids must be unique.")
         names[image_id] = folder
     return names
 
 
-def _labels_of_file(path: Path, source: ImageSource) -> dict[str, str]:
+def _labels_of_file(path: Path, index: "ImageIndex") -> dict[str, str]:
     try:
         content: Any = json.loads(_read(path))
     except ValueError as error:
         raise UsageError(f"{path} is no JSON: {error}.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content.values()):
         raise UsageError(f"{path} must hold a JSON object of image id -> class name.")
-    source_ids = source.by_file_name({image_id: image_id for image_id in content})
+    source_ids = index.by_file_name({image_id: image_id for image_id in content})
     return {source_ids[image_id]: name for image_id, name in content.items()}
 
 
@@ -148,11 +188,17 @@ def _read_classes(path: Path) -> dict[str, str]:
 
 
 def _read_templates(name_or_file: str) -> Sequence[Template]:
-    if name_or_file in TEMPLATE_SETS:
-        return TEMPLATE_SETS[name_or_file]
+    import open_clip
+
+    sets: dict[str, Sequence[Template]] = {
+        "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
+        "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
+    }
+    if name_or_file in sets:
+        return sets[name_or_file]
     path = Path(name_or_file)
     if not path.is_file():
-        raise UsageError(f"no template set or file {name_or_file!r}: {did_you_mean(name_or_file, TEMPLATE_SETS)}.")
+        raise UsageError(f"no template set or file {name_or_file!r}: {did_you_mean(name_or_file, sets)}.")
     return [_template(line, path) for line in _lines(path, "template")]
 
 

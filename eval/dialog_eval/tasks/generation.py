@@ -1,13 +1,14 @@
 """Texts that models write about images: answers of VQA, captions, whether a statement follows.
 
-Each writer (see `dialog_eval.writers`) is measured on images and, beside it,
+Each writer (see `dialog_eval.writers`) is measured on images, and also
 
-    blind           on what it reads of an image, in the mean over all of them, in every image's place
-    from captions   decoders of train/close.py: on the mean vector (of unit length) of an image's true captions: what
-                    there is to reach, where nothing is lost between the modalities
+    blind           with the mean over all images of what it reads, in place of every image
+    from captions   decoders of train/close.py: with the mean vector (of unit length) of an image's true captions: the
+                    upper bound, where nothing is lost between the modalities
 
-Entailment: each question of VQA gives two statements, the question with the answer given most often and with a wrong
-one, drawn from those to questions of its type that none of the ten people gave. Right are "yes" and "no".
+Entailment: each question of VQA gives two statements: the question with its most frequent answer, and the question with
+a wrong answer, which is drawn from the answers to questions of the same type that none of the ten people gave. The
+right outputs are "yes" and "no".
 """
 
 import random
@@ -15,79 +16,144 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import torch
-from torch.nn.functional import normalize
+import typer
 
-from dialog_eval.data.image_index import ImageSource
-from dialog_eval.data.images import ImageVectors
-from dialog_eval.evaluation import EvaluationTask
-from dialog_eval.metrics.vqa import Mode, normalize_answer
-from dialog_eval.models import Models, NewBar
-from dialog_eval.results import Entry, Metric, Reference, Task
-from dialog_eval.tasks.retrieval import RetrievalTask, load_retrieval
-from dialog_eval.tasks.vqa import Measure, VqaOptions, VqaTask, load_vqa_task
-from dialog_eval.writers import Asked, Contexts, Seen, Writer, Writers
+from dialog_eval.metrics.vqa import normalize_answer
+from dialog_eval.results import Entry, Metric, Reference
+from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, counter
+from dialog_eval.tasks.retrieval import (
+    CAPTIONS_HELP,
+    CaptionsPerImage,
+    RetrievalTask,
+    Split,
+    load_retrieval,
+    parse_captions_per_image,
+)
+from dialog_eval.tasks.vqa import (
+    ImageList,
+    MetricOption,
+    ModeOption,
+    TrainAnnotations,
+    VqaOptions,
+    VqaTask,
+    load_vqa_task,
+)
 from dialog_gen.core.errors import MissingExtraError, UsageError, did_you_mean
-from dialog_train.systems.close.config import TaskName
-from dialog_train.systems.close.examples import CONTRADICTS, FOLLOWS
+from dialog_gen.core.progress import OnProgress
+
+if TYPE_CHECKING:
+    from dialog_eval.data.image_index import ImageIndex
+    from dialog_eval.data.images import ImageVectors
+    from dialog_eval.models import Models
+    from dialog_eval.writers import Asked, Contexts, Writer, Writers
+    from dialog_gen.clip.loader import Clip
+    from dialog_train.systems.close.config import TaskName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """What is written, and how answers are judged."""
+    """What is written about what, and how answers are judged."""
 
-    tasks: tuple[TaskName, ...] = ("vqa",)
-    beams: int = 5
-    max_tokens: int = 32
-    measure: Measure = "official"
-    mode: Mode = "official"
+    tasks: Annotated[str, typer.Option(help="Of vqa, captioning and entailment, with commas between them.")] = "vqa"
+    questions: Annotated[Path | None, typer.Option(help="VQAv1 questions JSON, for vqa and entailment.")] = None
+    annotations: Annotated[Path | None, typer.Option(help="VQAv1 annotations JSON of the same split.")] = None
+    captions: Annotated[
+        Path | None,
+        typer.Option(help=f"For captioning; given it, texts are also generated from captions. {CAPTIONS_HELP}"),
+    ] = None
+    split: Split = None
+    captions_per_image: CaptionsPerImage = "5"
+    beams: Annotated[int, typer.Option(min=1, help="Beams of the search.")] = 5
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest text.")] = 32
+    metric: MetricOption = "official"
+    mode: ModeOption = "official"
+    train_annotations: TrainAnnotations = None
+    image_list: ImageList = None
 
-    @classmethod
-    def of(cls, tasks: str, **others: Any) -> "GenerationOptions":
-        """With tasks as they are typed. Raises UsageError for an unknown one."""
-        names = [name.strip() for name in tasks.split(",")]
+    def task_names(self) -> "tuple[TaskName, ...]":
+        """The tasks, each once, in a fixed order. Raises UsageError for an unknown one."""
+        from dialog_train.systems.close.config import TaskName
+
+        known: tuple[TaskName, ...] = get_args(TaskName)
+        names = [name.strip() for name in self.tasks.split(",")]
         for name in names:
-            if name not in get_args(TaskName):
-                raise UsageError(f"--tasks {tasks}: unknown task {name!r}: {did_you_mean(name, get_args(TaskName))}")
-        return cls(tasks=tuple(task for task in get_args(TaskName) if task in names), **others)
+            if name not in known:
+                raise UsageError(f"--tasks {self.tasks}: unknown task {name!r}: {did_you_mean(name, known)}")
+        return tuple(task for task in known if task in names)
+
+
+@TASKS.register("generate")
+class Generation(TaskDefinition[GenerationOptions]):
+    """Texts written by models."""
+
+    description = (
+        "What models of train/close.py and train/mammut.py write: answers, captions, whether statements follow."
+    )
+    options_type = GenerationOptions
+    presentations = (
+        Presentation(task="captioning", title="Captioning", headlines={"BLEU": "captioning, BLEU"}),
+        Presentation(task="entailment", title="Entailment", headlines={"accuracy": "entailment"}),
+    )
+
+    def __init__(self, options: GenerationOptions) -> None:
+        from dialog_eval.writers import Writers
+
+        super().__init__(options)
+        options.task_names()
+        parse_captions_per_image(options.captions_per_image)
+        self._writers = Writers()
+
+    def load(self, index: "ImageIndex") -> list[EvaluationTask]:
+        """The tasks of `options.tasks`."""
+        return [*load_generation(self.options, index, self._writers)]
+
+    def open_model(self, name: str, pretrained: str | None) -> "Clip":
+        """The CLIP that the writer reads images with. Raises UsageError for a model that writes no text."""
+        return self._writers.open(name, pretrained)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTask:
-    """Texts to write, and what they are worth."""
+    """Texts to write, and how they are judged."""
 
-    name: TaskName
-    task: Task
+    name: "TaskName"
     dataset: str
     protocol: str
-    source: ImageSource
-    asked: list[Asked]
+    index: "ImageIndex"
+    asked: "list[Asked]"
     captions: dict[str, list[str]] | None
-    """The source's id of an image -> its captions; None where there are none to generate from."""
+    """The id of an image in the index -> its captions; None where there are none to generate from."""
     judge: Callable[[list[str]], list[Metric]]
-    """The texts, one each of `asked`, to measures."""
+    """Turns the texts, one for each of `asked`, into measures."""
     references: list[Reference]
-    writers: Writers
+    writers: "Writers"
     options: GenerationOptions
 
     @property
     def image_ids(self) -> list[str]:
-        """The source's ids of the images, each once."""
+        """The index's ids of the images, each once."""
         return list(dict.fromkeys(asked.image_id for asked in self.asked))
 
-    def evaluate(self, models: Models, images: ImageVectors, new_bar: NewBar) -> tuple[list[Entry], list[Reference]]:
-        """The measures of each writer: on images, blind, and from captions where there are some and it can.
+    def evaluate(
+        self, models: "Models", images: "ImageVectors", on_progress: OnProgress
+    ) -> tuple[list[Entry], list[Reference]]:
+        """The measures of each writer: on images, blind, and from captions where there are captions and it reads them.
 
-        Raises UsageError for a writer that was not made for the task.
+        Raises UsageError for a writer that was not trained for the task.
         """
+        import torch
+        from torch.nn.functional import normalize
+
+        from dialog_eval.writers import Seen
+
         writers = [self.writers.of(variant, models.device) for variant in models.variants]
         for variant, writer in zip(models.variants, writers, strict=True):
             if self.name not in writer.tasks:
                 raise UsageError(f"{variant.label} does no {self.name}: leave it out of --tasks.")
-        guises = sum(len(writer.suffixes(self.captions is not None)) for writer in writers)
-        advance = new_bar(self.task, len(self.asked) * guises)
+        runs = sum(len(writer.suffixes(self.captions is not None)) for writer in writers)
+        advance = counter(on_progress, self.name, len(self.asked) * runs)
         described = None
         if self.captions is not None and any(writer.suffixes(True) != writer.suffixes(False) for writer in writers):
             described = [self.captions[image_id] for image_id in self.image_ids]
@@ -100,7 +166,7 @@ class GenerationTask:
                 means = normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
             seen = Seen(
                 image_ids=self.image_ids,
-                source=self.source,
+                source=self.index,
                 models=models,
                 variant=variant,
                 vectors=images,
@@ -111,14 +177,21 @@ class GenerationTask:
                 self._write(writer, contexts, written[contexts.suffix], models.batch_size, advance)
             for suffix, texts in written.items():
                 metrics = self.judge(texts)
-                entry = variant.entry(self.task, self.dataset, self.protocol, metrics, label_suffix=suffix)
+                entry = variant.entry(self.name, self.dataset, self.protocol, metrics, label_suffix=suffix)
                 entries.append(entry.model_copy(update={"noise": writer.noise}))
         return entries, self.references
 
     def _write(
-        self, writer: Writer, contexts: Contexts, texts: list[str], batch_size: int, advance: Callable[[float], None]
+        self,
+        writer: "Writer",
+        contexts: "Contexts",
+        texts: list[str],
+        batch_size: int,
+        advance: Callable[[float], None],
     ) -> None:
         """Fills in the texts about some of the images."""
+        import torch
+
         rows = {image_id: row for row, image_id in enumerate(contexts.image_ids)}
         # Prompts of one length together: a batch costs what its longest prompt costs.
         order = sorted(
@@ -137,40 +210,36 @@ class GenerationTask:
             advance(len(numbers))
 
 
-def load_generation(
-    source: ImageSource,
-    writers: Writers,
-    options: GenerationOptions,
-    *,
-    questions: Path | None = None,
-    annotations: Path | None = None,
-    captions: Path | None = None,
-    train_annotations: Path | None = None,
-    image_list: Path | None = None,
-    split: str | None = None,
-    captions_per_image: int | None = 5,
-) -> list[EvaluationTask]:
-    """The tasks of `options`, in their order; the files are those of `load_vqa_task` and `load_retrieval`.
+def load_generation(options: GenerationOptions, index: "ImageIndex", writers: "Writers") -> list[GenerationTask]:
+    """The tasks of `options.tasks`; the files are those of `load_vqa_task` and `load_retrieval`.
 
     Raises UsageError for a file that a task needs and that is not given, images of questions that have no captions
     where there are captions, and what these two refuse.
     """
-    described = (
-        load_retrieval(captions, source, captions_per_image=captions_per_image, split=split) if captions else None
-    )
+    described = None
+    if options.captions is not None:
+        per_image = parse_captions_per_image(options.captions_per_image)
+        described = load_retrieval(options.captions, index, captions_per_image=per_image, split=options.split)
     texts = {described.source_ids[i]: some for i, some in described.captions.items()} if described else None
-    common: dict[str, Any] = {"captions": texts, "source": source, "writers": writers, "options": options}
+    common: dict[str, Any] = {"captions": texts, "index": index, "writers": writers, "options": options}
     vqa = None
-    if questions is not None and annotations is not None:
-        wanted = VqaOptions(candidates="any", measure=options.measure, mode=options.mode)
-        files = {"train_annotations": train_annotations, "image_list": image_list}
-        vqa = load_vqa_task(questions, annotations, source, wanted, **files)
+    if options.questions is not None and options.annotations is not None:
+        asked = VqaOptions(
+            questions=options.questions,
+            annotations=options.annotations,
+            metric=options.metric,
+            mode=options.mode,
+            train_annotations=options.train_annotations,
+            image_list=options.image_list,
+        )
+        vqa = load_vqa_task(asked, index, any_answer=True)
         if texts is not None and (missing := [image for image in vqa.image_ids if image not in texts]):
             raise UsageError(
-                f"{captions} has no captions of {len(missing)} images of {questions}, such as {missing[0]}."
+                f"{options.captions} has no captions of {len(missing)} images of {options.questions}, such as "
+                f"{missing[0]}."
             )
-    tasks: list[EvaluationTask] = []
-    for name in options.tasks:
+    tasks: list[GenerationTask] = []
+    for name in options.task_names():
         if name == "captioning":
             if described is None:
                 raise UsageError("captioning needs --captions.")
@@ -183,12 +252,13 @@ def load_generation(
 
 
 def _answering(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
+    from dialog_eval.writers import Asked
+
     def judge(texts: list[str]) -> list[Metric]:
         return vqa.metrics([vqa.judge(text, item) for text, item in zip(texts, vqa.items, strict=True)])
 
     return GenerationTask(
         name="vqa",
-        task="vqa",
         dataset=vqa.dataset,
         protocol=vqa.protocol,
         asked=[Asked(image_id=vqa.source_ids[i.image_id], task="vqa", question=i.question) for i in vqa.items],
@@ -199,6 +269,9 @@ def _answering(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
 
 
 def _entailment(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
+    from dialog_eval.writers import Asked
+    from dialog_train.systems.close.examples import CONTRADICTS, FOLLOWS
+
     by_type = defaultdict[str, list[str]](list)
     for item in vqa.items:
         by_type[item.question_type].append(item.answer)
@@ -226,7 +299,6 @@ def _entailment(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
 
     return GenerationTask(
         name="entailment",
-        task="entailment",
         dataset=vqa.dataset,
         protocol=f"{len(asked)} statements, half of them true",
         asked=asked,
@@ -237,6 +309,8 @@ def _entailment(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
 
 
 def _captioning(described: RetrievalTask, common: dict[str, Any]) -> GenerationTask:
+    from dialog_eval.writers import Asked
+
     try:
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
@@ -257,7 +331,6 @@ def _captioning(described: RetrievalTask, common: dict[str, Any]) -> GenerationT
 
     return GenerationTask(
         name="captioning",
-        task="captioning",
         dataset=described.dataset,
         protocol=f"mean of each caption's score, {described.protocol}",
         asked=[Asked(image_id=described.source_ids[image], task="captioning") for image in images],

@@ -2,18 +2,65 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+import typer
+from pydantic import BeforeValidator
 
 from dialog_eval.data.coco import load_captions
-from dialog_eval.data.image_index import ImageSource
-from dialog_eval.data.images import ImageVectors
-from dialog_eval.evaluation import dataset_name
-from dialog_eval.metrics.retrieval import retrieve
-from dialog_eval.models import Models, NewBar
 from dialog_eval.results import Entry, Metric, Reference
+from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, counter, dataset_name
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.progress import OnProgress
+
+if TYPE_CHECKING:
+    from dialog_eval.data.image_index import ImageIndex
+    from dialog_eval.data.images import ImageVectors
+    from dialog_eval.models import Models
 
 KS = (1, 5, 10)
+
+CAPTIONS_HELP = "COCO captions JSON, or Karpathy's dataset_coco.json."
+CaptionsPerImage = Annotated[
+    str,
+    BeforeValidator(str),
+    typer.Option(metavar="N|all", help="The first N captions of each image count, or all."),
+]
+Split = Annotated[str | None, typer.Option(help="Of dataset_coco.json: test (default), val, train (with restval).")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievalOptions:
+    """Which captions of which images."""
+
+    captions: Annotated[Path, typer.Option(help=CAPTIONS_HELP)]
+    split: Split = None
+    captions_per_image: CaptionsPerImage = "5"
+
+
+@TASKS.register("retrieval")
+class Retrieval(TaskDefinition[RetrievalOptions]):
+    """Recall in both directions."""
+
+    description = "Recall at 1, 5 and 10: of images by their captions, of captions by their image."
+    options_type = RetrievalOptions
+    presentations = (
+        Presentation(
+            task="retrieval",
+            title="Retrieval",
+            headlines={"image R@1": "image R@1", "text R@1": "text R@1"},
+        ),
+    )
+    in_sweep = True
+
+    def __init__(self, options: RetrievalOptions) -> None:
+        super().__init__(options)
+        self._per_image = parse_captions_per_image(options.captions_per_image)
+
+    def load(self, index: "ImageIndex") -> list[EvaluationTask]:
+        """The one task of the captions."""
+        given = self.options
+        return [load_retrieval(given.captions, index, captions_per_image=self._per_image, split=given.split)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,20 +72,26 @@ class RetrievalTask:
     captions: dict[int, list[str]]
     """COCO's image id -> the captions that count."""
     source_ids: dict[int, str]
-    """COCO's image id -> the source's."""
+    """COCO's image id -> the id in the image index."""
 
     @property
     def image_ids(self) -> list[str]:
-        """The source's ids of the images, in the order of the captions."""
+        """The index's ids of the images, in the order of the captions."""
         return [self.source_ids[image] for image in self.captions]
 
-    def evaluate(self, models: Models, images: ImageVectors, new_bar: NewBar) -> tuple[list[Entry], list[Reference]]:
+    def evaluate(
+        self, models: "Models", images: "ImageVectors", on_progress: OnProgress
+    ) -> tuple[list[Entry], list[Reference]]:
         """R@1, R@5 and R@10 in both directions."""
+        import torch
+
+        from dialog_eval.metrics.retrieval import retrieve
+
         texts = [caption for captions in self.captions.values() for caption in captions]
         belongs = [place for place, captions in enumerate(self.captions.values()) for _ in captions]
         image_of = list(self.captions)
         groups = [image_of[place] for place in belongs]
-        encoded = models.encode_texts(texts, new_bar("captions", len(texts)))
+        encoded = models.encode_texts(texts, counter(on_progress, "captions", len(texts)))
         entries: list[Entry] = []
         for variant in models.variants:
             found = retrieve(
@@ -54,19 +107,19 @@ class RetrievalTask:
 
 
 def load_retrieval(
-    captions: Path, source: ImageSource, *, captions_per_image: int | None = 5, split: str | None = None
+    captions: Path, index: "ImageIndex", *, captions_per_image: int | None = 5, split: str | None = None
 ) -> RetrievalTask:
-    """The task of a captions file; `captions_per_image`: the first so many of each image count, None for all.
+    """The task of a captions file.
 
-    `split`: see `load_captions`.
+    `captions_per_image`: only the first of each image count, up to this number; None for all. COCO has a few images
+    with more than five: the 5,000 images of the Karpathy test split have 25,010 captions. `split`: which one of a file
+    with several, as for `load_captions`.
 
-    COCO has a few images with more than five: of the 5,000 of the Karpathy test split there are 25,010 captions.
-
-    Raises UsageError for a file that is no captions file, and for images that the source lacks or has twice.
+    Raises UsageError for a file that is no captions file, and for images that the index lacks or has twice.
     """
     content = load_captions(captions, split)
     chosen = {image: texts[:captions_per_image] for image, texts in content.captions.items()}
-    source_ids = source.by_file_name(content.file_names) if content.file_names else source.by_number(chosen)
+    source_ids = index.by_file_name(content.file_names) if content.file_names else index.by_number(chosen)
     which = "all captions" if captions_per_image is None else f"first {captions_per_image} captions of each image"
     count = sum(map(len, chosen.values()))
     return RetrievalTask(
@@ -75,3 +128,12 @@ def load_retrieval(
         captions=chosen,
         source_ids=source_ids,
     )
+
+
+def parse_captions_per_image(text: str) -> int | None:
+    """A number of captions; None for all. Raises UsageError for other texts."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or not int(text):
+        raise UsageError(f"--captions-per-image {text}: give a number from 1 on, or all.")
+    return int(text)

@@ -1,7 +1,7 @@
-"""VQAv1 (arXiv 1505.00468) for models that compare images with texts: the best candidate answer is the answer.
+"""VQAv1 (arXiv 1505.00468) for models that compare images with texts: the candidate with the best score is the answer.
 
-A candidate's score is the cosine of the image with the text of question and candidate. Calibrated, what the text scores
-without the image is subtracted: its cosine with the mean image (of unit length), or with the question alone.
+A candidate's score is the cosine of the image with the text of question and candidate. Calibration subtracts what the
+text scores without the image: its cosine with the mean image (of unit length), or with the question alone.
 """
 
 from collections import Counter, defaultdict
@@ -9,55 +9,103 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+import typer
 
 from dialog_eval.data.coco import load_file_names
-from dialog_eval.data.image_index import ImageSource
-from dialog_eval.data.images import ImageVectors
 from dialog_eval.data.vqa import CHOICES, VqaItem, load_answers, load_vqa
-from dialog_eval.evaluation import dataset_name
 from dialog_eval.metrics.vqa import Mode, normalize_answer, vqa_accuracy
-from dialog_eval.models import Models, NewBar
 from dialog_eval.results import Entry, Metric, Reference
-from dialog_eval.tasks.vqa_scores import Asked, Calibration, best_candidates
+from dialog_eval.scores import Calibration, Question, best_candidates
+from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, counter, dataset_name
 from dialog_gen.core.errors import UsageError
-from dialog_train.data.training_set import DIALOGUE_FORMATS, DialogueFormat
+from dialog_gen.core.progress import OnProgress
 
-Candidates = Literal["mc18", "top1000", "top3129", "any"]
+if TYPE_CHECKING:
+    from dialog_eval.data.image_index import ImageIndex
+    from dialog_eval.data.images import ImageVectors
+    from dialog_eval.models import Models
+
+Candidates = Literal["mc18", "top1000", "top3129"]
+DialogueFormat = Literal["question_answer", "labelled", "answer"]
+"""The keys of `dialog_train.data.training_set.DIALOGUE_FORMATS`, which takes seconds to import."""
 Measure = Literal["official", "exact"]
+
+MetricOption = Annotated[
+    Measure, typer.Option("--metric", help="Agreement with ten people, or equality with their most frequent answer.")
+]
+ModeOption = Annotated[
+    Mode, typer.Option(help="Answers normalised as the published code does, or as it is documented.")
+]
+TrainAnnotations = Annotated[
+    Path | None, typer.Option(help="VQAv1 annotations of a training split, for top answers and question-type prior.")
+]
+ImageList = Annotated[
+    Path | None, typer.Option(help="COCO file whose `images` name the files. Default: the digits that ids end with.")
+]
 
 _ANSWER_TYPES = ("yes/no", "number", "other")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VqaOptions:
-    """How answers are chosen and judged."""
+    """Which questions are asked, and how answers are chosen and judged."""
 
-    candidates: Candidates = "mc18"
-    """The 18 choices of each question, the most frequent answers of the training annotations, or, for models that write
-    answers, any."""
-    measure: Measure = "official"
-    """Agreement with ten people, or equality with the answer given most often."""
-    mode: Mode = "official"
-    """How answers are normalised: see `dialog_eval.metrics.vqa`."""
-    dialogue_format: DialogueFormat = "question_answer"
-    calibration: Calibration = "none"
+    questions: Annotated[Path, typer.Option(help="VQAv1 questions JSON.")]
+    annotations: Annotated[Path, typer.Option(help="VQAv1 annotations JSON of the same split.")]
+    candidates: Annotated[
+        Candidates, typer.Option(help="Each question's 18 choices, or training's most frequent answers.")
+    ] = "mc18"
+    metric: MetricOption = "official"
+    mode: ModeOption = "official"
+    dialogue_format: Annotated[
+        DialogueFormat, typer.Option("--format", help="How question and answer become a text: that of the training.")
+    ] = "question_answer"
+    calibrate: Annotated[
+        Calibration,
+        typer.Option(help="Subtract what a candidate scores with the mean image, or with the question alone."),
+    ] = "none"
+    train_annotations: TrainAnnotations = None
+    image_list: ImageList = None
+
+
+@TASKS.register("vqa")
+class Vqa(TaskDefinition[VqaOptions]):
+    """Answers chosen from candidates."""
+
+    description = "Accuracy on VQAv1, over all questions and for each type of answer, beside what needs no image."
+    options_type = VqaOptions
+    presentations = (
+        Presentation(
+            task="vqa",
+            title="Visual question answering",
+            short_title="VQA",
+            headlines={"accuracy": "VQA, {protocol}"},
+        ),
+    )
+    in_sweep = True
+
+    def load(self, index: "ImageIndex") -> list[EvaluationTask]:
+        """The one task of the questions."""
+        return [load_vqa_task(self.options, index)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VqaTask:
-    """Questions with candidate answers."""
+    """Questions of a split, with their answers."""
 
     dataset: str
     protocol: str
-    """Without the calibration."""
+    """Without the calibration, which the blind run may not share."""
     items: list[VqaItem]
     top_answers: tuple[str, ...]
     """The candidates of every question; none where each has its own."""
+    any_answer: bool
+    """Answers are written by a model, not chosen from candidates."""
     source_ids: dict[int, str]
-    """VQA's image id -> the source's."""
+    """VQA's image id -> the id in the image index."""
     prior: dict[str, str]
     """Question type -> its most frequent answer."""
     prior_name: str
@@ -65,21 +113,26 @@ class VqaTask:
 
     @property
     def image_ids(self) -> list[str]:
-        """The source's ids of the images, each once, in the questions' order."""
+        """The index's ids of the images, each once, in the questions' order."""
         return list(dict.fromkeys(self.source_ids[item.image_id] for item in self.items))
 
-    def evaluate(self, models: Models, images: ImageVectors, new_bar: NewBar) -> tuple[list[Entry], list[Reference]]:
-        """Accuracy, over all questions and for each type of answer; that of the two models, not of blends, blind too.
+    def evaluate(
+        self, models: "Models", images: "ImageVectors", on_progress: OnProgress
+    ) -> tuple[list[Entry], list[Reference]]:
+        """Accuracy over all questions and for each type of answer; of models that are no blends, also in a blind run.
 
-        The blind run sees the mean image in every image's place. It is not calibrated by it: nothing would be left.
+        The blind run sees the mean image in place of every image. The mean image does not calibrate it: all its scores
+        would be 0.
         """
+        from dialog_train.data.training_set import DIALOGUE_FORMATS
+
         chosen = best_candidates(
             models,
             images,
-            [Asked(self.source_ids[item.image_id], item.question, self.candidates(item)) for item in self.items],
+            [Question(self.source_ids[item.image_id], item.question, self.candidates(item)) for item in self.items],
             text_format=DIALOGUE_FORMATS[self.options.dialogue_format],
-            calibration=self.options.calibration,
-            advance=new_bar("questions", len(self.items)),
+            calibration=self.options.calibrate,
+            advance=counter(on_progress, "questions", len(self.items)),
         )
         values = np.empty(chosen.shape)  # (variants, sighted or blind, questions)
         for number, item in enumerate(self.items):
@@ -87,7 +140,7 @@ class VqaTask:
             of_question = chosen[..., number]
             right = {index: self.judge(candidates[index], item) for index in np.unique(of_question).tolist()}
             values[..., number] = np.vectorize(right.__getitem__, otypes=[float])(of_question)
-        calibration = self.options.calibration
+        calibration = self.options.calibrate
         calibrated = self.protocol if calibration == "none" else f"{self.protocol}, calibrated by {calibration}"
         entries: list[Entry] = []
         for variant, (sighted, blind) in zip(models.variants, values, strict=True):
@@ -104,7 +157,7 @@ class VqaTask:
 
     def judge(self, answer: str, item: VqaItem) -> float:
         """How right an answer is, 0 to 1."""
-        if self.options.measure == "official":
+        if self.options.metric == "official":
             return vqa_accuracy(answer, item.answers, self.options.mode)
         return float(normalize_answer(answer, self.options.mode) == normalize_answer(item.answer, self.options.mode))
 
@@ -117,7 +170,7 @@ class VqaTask:
         return metrics
 
     def _can_be_said(self, answer: str, item: VqaItem) -> bool:
-        return self.options.candidates == "any" or answer in self.candidates(item)
+        return self.any_answer or answer in self.candidates(item)
 
     @cached_property
     def _answer_types(self) -> dict[str, list[int]]:
@@ -128,7 +181,7 @@ class VqaTask:
         return {f"accuracy, {name}": some for name, some in places.items() if some}
 
     def references(self) -> list[Reference]:
-        """What needs no image."""
+        """The accuracy of answers that need no image: always "yes", and the question type's most frequent answer."""
         references: list[Reference] = []
         for name, answers in (
             ('always "yes"', ["yes"] * len(self.items)),
@@ -145,39 +198,35 @@ class VqaTask:
         return references
 
 
-def load_vqa_task(
-    questions: Path,
-    annotations: Path,
-    source: ImageSource,
-    options: VqaOptions,
-    *,
-    train_annotations: Path | None = None,
-    image_list: Path | None = None,
-) -> VqaTask:
-    """The task of a split. `image_list`: a COCO file whose `images` name the files, where their ids do not.
+def load_vqa_task(options: VqaOptions, index: "ImageIndex", *, any_answer: bool = False) -> VqaTask:
+    """The task of a split. `any_answer`: models write their answers; there are no candidates.
 
-    From `train_annotations` come the most frequent answers, of the whole and of each question type; the latter from the
-    split itself where there are none.
+    The most frequent answers, overall and of each question type, come from `options.train_annotations`; without them
+    those of each question type come from the split itself. `options.image_list` is a COCO file whose `images` name the
+    files, where the ids of the images do not.
 
-    Raises UsageError for files that `load_vqa` refuses, candidates that the files do not give, and images that the
-    source lacks or has twice.
+    Raises UsageError for files that `load_vqa` refuses, candidates that the files do not hold, and images that the
+    index lacks or has twice.
     """
-    items = load_vqa(questions, annotations)
-    answers = load_answers(train_annotations) if train_annotations else None
-    candidates, top_answers = _candidates(options.candidates, items, questions, answers)
-    kind = "official accuracy" if options.measure == "official" else "exact match"
-    protocol = [candidates, kind]
+    items = load_vqa(options.questions, options.annotations)
+    answers = load_answers(options.train_annotations) if options.train_annotations else None
+    if any_answer:
+        candidates, top_answers = "generated", ()
+    else:
+        candidates, top_answers = _candidates(options.candidates, items, options.questions, answers)
+    protocol = [candidates, "official accuracy" if options.metric == "official" else "exact match"]
     if options.mode != "official":
         protocol.append(f"{options.mode} normalisation")
     if options.dialogue_format != "question_answer":
         protocol.append(f"format {options.dialogue_format}")
     known = answers or [(item.question_type, item.answer) for item in items]
     return VqaTask(
-        dataset=dataset_name(questions, annotations),
+        dataset=dataset_name(options.questions, options.annotations),
         protocol=", ".join(protocol),
         items=items,
         top_answers=top_answers,
-        source_ids=_source_ids(items, source, image_list),
+        any_answer=any_answer,
+        source_ids=_source_ids(items, index, options.image_list),
         prior=_prior(known),
         prior_name="question-type prior" + ("" if answers else " (of this split)"),
         options=options,
@@ -187,9 +236,7 @@ def load_vqa_task(
 def _candidates(
     name: Candidates, items: list[VqaItem], questions: Path, answers: list[tuple[str, str]] | None
 ) -> tuple[str, tuple[str, ...]]:
-    """How the candidates are called, and what they are where all questions have the same."""
-    if name == "any":
-        return "generated", ()
+    """The name of the candidates, and the candidates themselves where all questions have the same."""
     if name == "mc18":
         if not items[0].choices:
             raise UsageError(
@@ -204,18 +251,18 @@ def _candidates(
     return f"top-{most}" + (f" ({len(top)} exist)" if len(top) < most else ""), top
 
 
-def _source_ids(items: list[VqaItem], source: ImageSource, image_list: Path | None) -> dict[int, str]:
+def _source_ids(items: list[VqaItem], index: "ImageIndex", image_list: Path | None) -> dict[int, str]:
     wanted = dict.fromkeys(item.image_id for item in items)
     if image_list is None:
-        return source.by_number(wanted)
+        return index.by_number(wanted)
     names = load_file_names(image_list)
     if unlisted := [image for image in wanted if image not in names]:
-        raise UsageError(f"{image_list} lists {len(unlisted)} of the images not, such as image {unlisted[0]}.")
-    return source.by_file_name({image: names[image] for image in wanted})
+        raise UsageError(f"{image_list} does not list {len(unlisted)} of the images, such as image {unlisted[0]}.")
+    return index.by_file_name({image: names[image] for image in wanted})
 
 
 def _prior(answers: list[tuple[str, str]]) -> dict[str, str]:
-    """Question type -> its most frequent answer, of equals the first to appear."""
+    """Question type -> its most frequent answer; of equally frequent ones, the first to appear."""
     by_type = defaultdict[str, Counter[str]](Counter)
     for question_type, answer in answers:
         by_type[question_type][answer] += 1

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from dialog_eval.metrics.intervals import Floats, bootstrap_interval, paired_bootstrap
-from dialog_eval.results import Entry, Metric, Results, Task, load_results
+from dialog_eval.results import Entry, Metric, Results, load_results
 from dialog_gen.core.errors import UsageError
 
-_Key = tuple[str | None, Task, str, str]
+_Key = tuple[str | None, str, str, str]
 """Baseline, task, dataset, protocol"""
 _Sourced = tuple[Entry, Path]
 
@@ -81,7 +81,7 @@ class Comparison:
 class Section(Comparison):
     """What can be compared: one task, dataset and protocol."""
 
-    task: Task
+    task: str
     dataset: str
     protocol: str
 

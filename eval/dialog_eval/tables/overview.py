@@ -1,30 +1,23 @@
-"""The beginning of a page of tables: a row a system, with the measure or two that tell most of each task."""
+"""The first table of a page: a row for each system, with the one or two measures of each task that tell most."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dialog_eval.report.pooling import Column, Comparison, Row, Section
-from dialog_eval.results import Task
+from dialog_eval.tables.pooling import Column, Comparison, Row, Section
+from dialog_eval.tasks.base import presentation_of
 
-# Task -> measure -> how its column is called.
-_HEADLINES: dict[Task, dict[str, str]] = {
-    "retrieval": {"image R@1": "image R@1", "text R@1": "text R@1"},
-    "vqa": {"accuracy": "VQA, {protocol}"},
-    "classification": {"top-1": "classification, top-1"},
-    "captioning": {"BLEU": "captioning, BLEU"},
-    "entailment": {"accuracy": "entailment"},
-}
-_Key = tuple[Task, str, str]
-# What vectors other than an image's own gave.
+_Key = tuple[str, str, str]
+"""Task, dataset, protocol"""
+# Rows with vectors other than an image's own.
 _CONTROLS = (", blind", ", from captions")
 
 
 def overview(sections: Sequence[Section]) -> list[Comparison]:
-    """The systems of each baseline, all with the same columns; none where there is but one task to look at.
+    """The systems of each baseline, all with the same columns; empty where there is only one task.
 
-    Baselines, rows and columns stand in order of first appearance; what was measured without a baseline goes into the
-    row of its label, where there is one. Controls and spreads are left to the sections, and the last one has the
+    Baselines, rows and columns stand in order of first appearance. What was measured without a baseline joins the row
+    of its label, where there is one. Controls and spreads are left to the sections. The last comparison has the
     references.
     """
     names = _column_names(sections)
@@ -63,13 +56,13 @@ def _key(section: Section) -> _Key:
 
 
 def _column_names(sections: Sequence[Section]) -> dict[_Key, dict[str, str]]:
-    """Task, dataset and protocol -> measure -> name; where two would be called the same, with dataset and protocol."""
+    """Task, dataset and protocol -> measure -> name; where two names would be equal, with dataset and protocol."""
     names: dict[_Key, dict[str, str]] = {}
     for section in sections:
         measured = {column.name for column in section.columns}
         told = {
             measure: name.format(protocol=section.protocol)
-            for measure, name in _HEADLINES[section.task].items()
+            for measure, name in presentation_of(section.task).headlines.items()
             if measure in measured
         }
         if told:

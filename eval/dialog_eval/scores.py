@@ -1,61 +1,66 @@
 """Which candidate answer scores best for each question, in bounded memory.
 
-The same text comes only from the same question, so questions are taken by their text, some thousand texts at a time:
-each distinct text of such a bundle is encoded once, and then forgotten.
+Only the same question makes the same text. So questions are grouped by their text and taken in bundles of some thousand
+texts: each distinct text of a bundle is encoded once and then forgotten.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.nn.functional import normalize
 
-from dialog_eval.data.images import ImageVectors
-from dialog_eval.models import Models
+# The tasks' modules, which are imported for --help, take `Calibration` from here: torch is imported in the function.
+if TYPE_CHECKING:
+    from dialog_eval.data.images import ImageVectors
+    from dialog_eval.models import Models
 
 Calibration = Literal["none", "mean-image", "text"]
 Indices = npt.NDArray[np.int64]
 
-# A bundle is full with so many texts, or places of candidates among them. Vectors are gathered for so many candidates.
+# A bundle is full with this many texts, or with this many places of candidates among them.
 _TEXTS = 16_384
 _PLACES = 1 << 22
+# Vectors are gathered for this many candidates at once.
 _GATHERED = 16_384
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question about an image."""
+class Question:
+    """A question about an image, with its candidate answers."""
 
     image_id: str
-    """The source's."""
-    question: str
+    """The id in the image index."""
+    text: str
     candidates: tuple[str, ...]
-    """As many for every question."""
+    """The same number for every question."""
 
 
 def best_candidates(
-    models: Models,
-    images: ImageVectors,
-    questions: Sequence[Asked],
+    models: "Models",
+    images: "ImageVectors",
+    questions: Sequence[Question],
     *,
     text_format: str,
     calibration: Calibration = "none",
     advance: Callable[[int], None] = lambda questions: None,
 ) -> Indices:
-    """(variants, 2, questions): the index of the best of a question's candidates; of equal ones the first.
+    """(variants, 2, questions): the index of each question's best candidate; of equal candidates, the first.
 
-    A candidate's score is the cosine of the image with `text_format` with {user} and {assistant} filled in. Subtracted
-    is, with calibration "mean-image", its cosine with the mean image, and with "text", with the question alone.
+    A candidate's score is the cosine of the image with the text, `text_format` with {user} and {assistant} filled in.
+    Calibration "mean-image" subtracts the text's cosine with the mean image; "text" its cosine with the question alone.
 
-    The second of the 2 is the blind run: it sees the mean image (of unit length, of each image once) in every image's
-    place. The mean image does not calibrate it: all its scores would be 0.
+    The second of the 2 is the blind run: it sees the mean image (the mean counts each image once and has unit length)
+    in place of every image. The mean image does not calibrate the blind run: all its scores would be 0. `advance` is
+    called with the number of questions done since its last call.
     """
+    import torch
+    from torch.nn.functional import normalize
+
     chosen = np.empty((len(models.variants), 2, len(questions)), np.int64)
-    rows = torch.tensor([images.rows[asked.image_id] for asked in questions], device=models.device)
+    rows = torch.tensor([images.rows[question.image_id] for question in questions], device=models.device)
     means = [normalize(vectors[rows.unique()].mean(dim=0), dim=0) for vectors in images.vectors]
     for bundle in _bundles(questions, text_format):
         encoded = models.encode_texts(list(bundle.texts))
@@ -87,12 +92,12 @@ class _Bundle:
     """Of each question, the place of its own text."""
     places: int = 0
 
-    def add(self, question: str, asked: dict[int, tuple[str, ...]], text_format: str) -> None:
-        """All questions with this text: their numbers and candidates."""
+    def add(self, question: str, candidates_of: dict[int, tuple[str, ...]], text_format: str) -> None:
+        """Adds all questions with one text. `candidates_of`: the number of each -> its candidates."""
         alone = self._place(question)
         # Questions with the same candidates share the list of their places.
         known: dict[tuple[str, ...], Indices] = {}
-        for number, candidates in asked.items():
+        for number, candidates in candidates_of.items():
             if candidates not in known:
                 texts = (text_format.format(user=question, assistant=answer) for answer in candidates)
                 known[candidates] = np.array([self._place(text) for text in texts])
@@ -110,13 +115,13 @@ class _Bundle:
         return self.texts.setdefault(text, len(self.texts))
 
 
-def _bundles(questions: Sequence[Asked], text_format: str) -> Iterator[_Bundle]:
+def _bundles(questions: Sequence[Question], text_format: str) -> Iterator[_Bundle]:
     by_text = defaultdict[str, dict[int, tuple[str, ...]]](dict)
-    for number, asked in enumerate(questions):
-        by_text[asked.question][number] = asked.candidates
+    for number, question in enumerate(questions):
+        by_text[question.text][number] = question.candidates
     bundle = _Bundle()
-    for question, asked in by_text.items():
-        bundle.add(question, asked, text_format)
+    for text, candidates in by_text.items():
+        bundle.add(text, candidates, text_format)
         if len(bundle.texts) >= _TEXTS or bundle.places >= _PLACES:
             yield bundle
             bundle = _Bundle()

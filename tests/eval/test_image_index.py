@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 from helpers.inputs import png, write_files, write_tar
 
-from dialog_eval.data.image_index import ImageSource
+from dialog_eval.data.image_index import ImageIndex
 from dialog_gen.core.errors import UsageError
 
 
-def source_of(root: Path, names: Sequence[str]) -> ImageSource:
+def source_of(root: Path, names: Sequence[str]) -> ImageIndex:
     write_files(root, {name: png(number) for number, name in enumerate(names)})
-    return ImageSource(str(root))
+    return ImageIndex(str(root))
 
 
 def test_reads_what_is_asked_for(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_by_file_name(tmp_path: Path, there: list[str], file_name: str, found: i
 
 def test_by_file_name_in_tars(tmp_path: Path) -> None:
     write_tar(tmp_path / "00000.tar", {"000000012.jpg": png(0), "000000013.jpg": png(1)})
-    source = ImageSource(str(tmp_path))
+    source = ImageIndex(str(tmp_path))
     assert source.by_file_name({12: "00000/000000012.jpg"}) == {12: "00000/000000012"}
     assert source.by_number([13]) == {13: "00000/000000013"}
 
@@ -72,4 +72,4 @@ def test_one_id_in_two_shards(tmp_path: Path) -> None:
     for name in ("a", "b"):
         pq.write_table(pa.table({"image_id": ["1"], "image": [png(1)]}), tmp_path / f"{name}.parquet")
     with pytest.raises(UsageError, match=r"image 1 \(1 or 1\)"):
-        ImageSource(str(tmp_path)).by_number([1])
+        ImageIndex(str(tmp_path)).by_number([1])

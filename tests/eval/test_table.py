@@ -1,6 +1,7 @@
 import base64
 import re
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from helpers.results import entry, only, pixels, save, sweep
 
-from dialog_eval.report.pooling import pool
-from dialog_eval.report.table import write_table
 from dialog_eval.results import Entry, Reference, Results
+from dialog_eval.tables.pooling import pool
+from dialog_eval.tables.table import write_table
 from dialog_gen.core.errors import DialogGenError, MissingExtraError, UsageError
 
 IMAGES = [0, 0, 1, 1, 2, 2]
@@ -357,7 +358,7 @@ def test_blind_runs_are_explained(tmp_path: Path, suffix: str) -> None:
     for label, told in (("base, blind", True), ("blind", False)):
         out = tmp_path / f"t{suffix}"
         write_table(save(tmp_path, [entry("base", BASE), entry(label, BASE)]), out)
-        assert ("Blind: with the mean image in every image's place." in out.read_text()) == told
+        assert ("Blind: with the mean image in every image's place." in unescape(out.read_text())) == told
 
 
 def test_without_a_baseline(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""What `import dialog_eval` offers. The command line only parses, calls this and prints."""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from dialog_eval.options import Common, make_options, parameters_of
+from dialog_eval.results import Blend, Results, check_writable
+from dialog_eval.tables.table import write_table as write_table_of_paths
+from dialog_eval.tasks.base import get_task
+from dialog_gen.core.errors import MissingExtraError, UsageError, did_you_mean
+from dialog_gen.core.progress import OnProgress, ignore_progress
+
+
+def evaluate(
+    task: str | Sequence[str],
+    *,
+    checkpoint: str | PathLike[str],
+    images: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
+    pretrained: str | None = None,
+    label: str | None = None,
+    beta: float | None = None,
+    baseline: str | PathLike[str] | None = None,
+    baseline_pretrained: str | None = None,
+    baseline_label: str | None = None,
+    allow_activation_mismatch: bool = False,
+    device: str | None = None,
+    batch_size: int = 256,
+    blends: Sequence[tuple[Blend, float]] | None = None,
+    on_progress: OnProgress = ignore_progress,
+    **task_options: Any,
+) -> Results:
+    """Measures a model, and a baseline where one is given.
+
+    Args:
+        task: "retrieval", "vqa", "classify", "generate" or the name of one that another package registers; or several
+            names, which are measured in one pass over the images.
+        checkpoint: The model to measure: a checkpoint folder, or a name.
+        images: Webdataset tars, image files or Parquet: a folder, glob or fsspec URL.
+        out: The results.json to write; None writes nothing.
+        pretrained: Tag or safetensors file, where `checkpoint` is open_clip's name of a model.
+        label: Row label of the checkpoint. None: its name.
+        beta: Where the checkpoint has a third tower: the text tower's share beside it. None: the checkpoint's own.
+        baseline: The model to compare with.
+        baseline_pretrained: As `pretrained`, of the baseline.
+        baseline_label: Row label of the baseline. None: its name.
+        allow_activation_mismatch: Load weights that were trained with another activation.
+        device: Such as "cpu" or "cuda:1". None: cuda where there is one.
+        batch_size: Images, and texts, encoded at once.
+        blends: Also measure these blends of the checkpoint with the baseline: the kind ("embedding" or "weight") and
+            the baseline's share, between 0 and 1.
+        on_progress: Is called while images are encoded and tasks are measured.
+        **task_options: The options of the task's command, with _ for -: `captions="captions.json"` for retrieval. With
+            several tasks, each takes those that it knows.
+
+    Returns:
+        An entry for each model on each task, with the value of every item.
+
+    Raises:
+        UsageError: For an unknown task or option, files that do not fit, models that cannot be measured or blended.
+        MissingExtraError: Where open_clip, or what a task needs, is not installed.
+        DialogGenError: Where the results cannot be written after all.
+    """
+    names = [task] if isinstance(task, str) else list(task)
+    if not names:
+        raise UsageError("nothing to measure: name a task.")
+    tasks = {name: get_task(name) for name in names}
+    given: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "images": str(images),
+        "pretrained": pretrained,
+        "label": label,
+        "beta": beta,
+        "baseline": None if baseline is None else str(baseline),
+        "baseline_pretrained": baseline_pretrained,
+        "baseline_label": baseline_label,
+        "allow_activation_mismatch": allow_activation_mismatch,
+        "device": device,
+        "batch_size": batch_size,
+    }
+    common = make_options(Common, given, "an evaluation")
+    if blends is not None and beta is not None:
+        raise UsageError("a sweep measures all of --betas: leave out --beta.")
+    known = {name: parameters_of(definition.options_type) for name, definition in tasks.items()}
+    for option in task_options:
+        if not any(option in some for some in known.values()):
+            every = [name for some in known.values() for name in some]
+            raise UsageError(f"{', '.join(names)} has no option {option!r}; {did_you_mean(option, every)}.")
+    options = [
+        make_options(definition.options_type, {o: v for o, v in task_options.items() if o in known[name]}, name)
+        for name, definition in tasks.items()
+    ]
+    try:
+        from dialog_eval.session import measure
+
+        definitions = [definition(some) for definition, some in zip(tasks.values(), options, strict=True)]
+        if out is not None:
+            check_writable(Path(out))
+        results = measure(definitions, common, blends, on_progress)
+    except ModuleNotFoundError as error:
+        if error.name != "open_clip":
+            raise
+        raise MissingExtraError("open_clip", "train") from None
+    if out is not None:
+        results.save(Path(out))
+    return results
+
+
+def write_table(
+    files: Sequence[str | PathLike[str]], out: str | PathLike[str], plot: str | PathLike[str] | None = None
+) -> None:
+    """Puts several results.json into one table, with the differences to the baseline.
+
+    `out` is a .md or .html file; `plot`, a .png file for the plot of a sweep.
+
+    Raises UsageError for files that are no results or do not go together, for other suffixes, and where no file is a
+    sweep though `plot` is given; MissingExtraError where matplotlib is needed and not installed; DialogGenError where
+    nothing can be written.
+    """
+    write_table_of_paths([Path(file) for file in files], Path(out), None if plot is None else Path(plot))
