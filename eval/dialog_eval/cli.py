@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dialog_eval.data.image_index import ImageSource
     from dialog_eval.evaluation import EvaluationTask
     from dialog_eval.models import Blend
-    from dialog_gen.clip.loader import Clip
+    from dialog_gen.clip.base import Clip
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -219,18 +219,17 @@ def generate(
 ) -> _Plan:
     """What models of train/close.py and train/mammut.py write: answers, captions, whether statements follow."""
     from dialog_eval.tasks.generation import GenerationOptions, load_generation
-    from dialog_eval.writers import Writers
+    from dialog_eval.writers import open_writer
 
-    writers = Writers()
     options = GenerationOptions.of(tasks, beams=beams, max_tokens=max_tokens, measure=metric, mode=mode)
     per_image = _per_image(captions_per_image)
 
     def load(source: "ImageSource") -> "list[EvaluationTask]":
         files = {"questions": questions, "annotations": annotations, "captions": captions, "image_list": image_list}
         files["train_annotations"] = train_annotations
-        return load_generation(source, writers, options, **files, split=split, captions_per_image=per_image)
+        return load_generation(source, options, **files, split=split, captions_per_image=per_image)
 
-    return _Plan(load, open_model=writers.open)
+    return _Plan(load, open_model=open_writer)
 
 
 @app.command()

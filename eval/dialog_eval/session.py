@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from dialog_eval.evaluation import EvaluationTask, evaluate
 from dialog_eval.models import Blend, Models
 from dialog_eval.options import Common
 from dialog_eval.results import Metric, Results
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import SEARCH, Clip
+from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.version import __version__
-from dialog_train.systems.third_tower import ThirdTowerClip, load_model
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def run(
 
     `options`: those of the command, for the record. `blends`: of a sweep, which measures its two ends beside them: the
     baseline and the checkpoint, or the text tower and the third tower of a checkpoint that has one. `open_model`: what
-    makes a model of its name and pretrained tag, where that is not `load_model`.
+    makes a model of its name and pretrained tag, where that is not `load_clip`.
 
     Raises UsageError for wrong use, before anything is encoded but for an image that cannot be decoded; DialogGenError
     where the results cannot be written after all.
@@ -104,17 +104,16 @@ def _models(
     def load(name: str, pretrained: str | None) -> Clip:
         if open_model is not None:
             return open_model(name, pretrained)
-        return load_model(name, pretrained, allow_activation_mismatch=common.allow_activation_mismatch)
+        return load_clip(name, pretrained, needs=SEARCH, allow_activation_mismatch=common.allow_activation_mismatch)
 
     checkpoint = load(common.checkpoint, common.pretrained)
     baseline = load(common.baseline, common.baseline_pretrained) if common.baseline else None
-    if isinstance(checkpoint, ThirdTowerClip):
-        if blends is not None:
-            baseline = baseline or checkpoint.base
-        beta = common.beta if blends is None else 0.0
-        checkpoint = checkpoint if beta is None else replace(checkpoint, beta=beta)
+    if blends is not None and checkpoint.untuned is not None:
+        baseline, checkpoint = baseline or checkpoint.untuned, checkpoint.with_beta(0.0)
     elif common.beta is not None:
-        raise UsageError(f"--beta is for checkpoints with a third tower: {common.checkpoint} has none.")
+        if checkpoint.beta is None:
+            raise UsageError(f"--beta is for checkpoints with a third tower: {common.checkpoint} has none.")
+        checkpoint = checkpoint.with_beta(common.beta)
     if blends is not None and baseline is None:
         raise UsageError("blends are of the checkpoint with a baseline: give --baseline.")
     return Models(

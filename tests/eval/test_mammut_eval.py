@@ -20,7 +20,7 @@ from dialog_eval.data.images import embed_images
 from dialog_eval.models import Models
 from dialog_eval.results import Metric, load_results
 from dialog_eval.tasks.generation import GenerationOptions, load_generation
-from dialog_eval.writers import Writers
+from dialog_eval.writers import open_writer
 from dialog_gen.clip.mammut.model import register_mammut
 
 BEAMS, NEW = 2, 4
@@ -56,14 +56,13 @@ def written_alone(folder: Path, split: Path, asked: list[tuple[int, str]], task:
 
 @pytest.mark.parametrize("name", ["vqa", "captioning"])
 def test_writes_what_each_text_alone_would_be(split: Path, mammuts: tuple[Path, Path], name: str) -> None:
-    opened = Writers()
-    models = Models(opened.open(str(mammuts[0])), "one", batch_size=5)
+    models = Models(open_writer(str(mammuts[0])), "one", batch_size=5)
     questions, answers = vqa_files(split, "OpenEnded")
     options = GenerationOptions.of(name, beams=BEAMS, max_tokens=NEW)
     files: dict[str, Any] = {"questions": Path(questions), "annotations": Path(answers)}
     files |= {"captions": Path(captions(split)), "image_list": Path(captions(split))}
     source = ImageSource(str(split / "images"))
-    (loaded,) = load_generation(source, opened, options, **files)
+    (loaded,) = load_generation(source, options, **files)
     written: list[list[str]] = []
 
     def keep(texts: list[str]) -> list[Metric]:

@@ -28,17 +28,17 @@ from dialog_eval.models import Models, NewBar
 from dialog_eval.results import Entry, Metric, Reference, Task
 from dialog_eval.tasks.retrieval import RetrievalTask, load_retrieval
 from dialog_eval.tasks.vqa import Measure, VqaOptions, VqaTask, load_vqa_task
-from dialog_eval.writers import Asked, Contexts, Seen, Writer, Writers
+from dialog_eval.writers import Asked, Contexts, Seen, contexts, suffixes
+from dialog_gen.clip.base import TextWriter, WritingTask
+from dialog_gen.clip.close import CONTRADICTS, FOLLOWS
 from dialog_gen.core.errors import MissingExtraError, UsageError, did_you_mean
-from dialog_train.systems.close.config import TaskName
-from dialog_train.systems.close.examples import CONTRADICTS, FOLLOWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
     """What is written, and how answers are judged."""
 
-    tasks: tuple[TaskName, ...] = ("vqa",)
+    tasks: tuple[WritingTask, ...] = ("vqa",)
     beams: int = 5
     max_tokens: int = 32
     measure: Measure = "official"
@@ -49,16 +49,16 @@ class GenerationOptions:
         """With tasks as they are typed. Raises UsageError for an unknown one."""
         names = [name.strip() for name in tasks.split(",")]
         for name in names:
-            if name not in get_args(TaskName):
-                raise UsageError(f"--tasks {tasks}: unknown task {name!r}: {did_you_mean(name, get_args(TaskName))}")
-        return cls(tasks=tuple(task for task in get_args(TaskName) if task in names), **others)
+            if name not in get_args(WritingTask):
+                raise UsageError(f"--tasks {tasks}: unknown task {name!r}: {did_you_mean(name, get_args(WritingTask))}")
+        return cls(tasks=tuple(task for task in get_args(WritingTask) if task in names), **others)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTask:
     """Texts to write, and what they are worth."""
 
-    name: TaskName
+    name: WritingTask
     task: Task
     dataset: str
     protocol: str
@@ -69,7 +69,6 @@ class GenerationTask:
     judge: Callable[[list[str]], list[Metric]]
     """The texts, one each of `asked`, to measures."""
     references: list[Reference]
-    writers: Writers
     options: GenerationOptions
 
     @property
@@ -82,14 +81,14 @@ class GenerationTask:
 
         Raises UsageError for a writer that was not made for the task.
         """
-        writers = [self.writers.of(variant, models.device) for variant in models.variants]
+        writers = [variant.clip.writer(models.device) for variant in models.variants]
         for variant, writer in zip(models.variants, writers, strict=True):
             if self.name not in writer.tasks:
                 raise UsageError(f"{variant.label} does no {self.name}: leave it out of --tasks.")
-        guises = sum(len(writer.suffixes(self.captions is not None)) for writer in writers)
+        guises = sum(len(suffixes(writer, self.captions is not None)) for writer in writers)
         advance = new_bar(self.task, len(self.asked) * guises)
         described = None
-        if self.captions is not None and any(writer.suffixes(True) != writer.suffixes(False) for writer in writers):
+        if self.captions is not None and any(writer.reads_vectors for writer in writers):
             described = [self.captions[image_id] for image_id in self.image_ids]
         encoded = models.encode_texts([text for some in described for text in some]) if described else []
         entries: list[Entry] = []
@@ -106,9 +105,9 @@ class GenerationTask:
                 vectors=images,
                 described=means,
             )
-            written = {suffix: [""] * len(self.asked) for suffix in writer.suffixes(described is not None)}
-            for contexts in writer.contexts(seen):
-                self._write(writer, contexts, written[contexts.suffix], models.batch_size, advance)
+            written = {suffix: [""] * len(self.asked) for suffix in suffixes(writer, described is not None)}
+            for some in contexts(writer, seen):
+                self._write(writer, some, written[some.suffix], models.batch_size, advance)
             for suffix, texts in written.items():
                 metrics = self.judge(texts)
                 entry = variant.entry(self.task, self.dataset, self.protocol, metrics, label_suffix=suffix)
@@ -116,10 +115,15 @@ class GenerationTask:
         return entries, self.references
 
     def _write(
-        self, writer: Writer, contexts: Contexts, texts: list[str], batch_size: int, advance: Callable[[float], None]
+        self,
+        writer: TextWriter,
+        images: Contexts,
+        texts: list[str],
+        batch_size: int,
+        advance: Callable[[float], None],
     ) -> None:
         """Fills in the texts about some of the images."""
-        rows = {image_id: row for row, image_id in enumerate(contexts.image_ids)}
+        rows = {image_id: row for row, image_id in enumerate(images.image_ids)}
         # Prompts of one length together: a batch costs what its longest prompt costs.
         order = sorted(
             (number for number, asked in enumerate(self.asked) if asked.image_id in rows),
@@ -129,7 +133,7 @@ class GenerationTask:
             numbers = order[start : start + batch_size]
             asked = [self.asked[number] for number in numbers]
             own = [rows[one.image_id] for one in asked]
-            values = contexts.values[torch.tensor(own, device=contexts.values.device)]
+            values = images.values[torch.tensor(own, device=images.values.device)]
             with torch.inference_mode():
                 written = writer.write(values, asked, beams=self.options.beams, max_tokens=self.options.max_tokens)
             for number, text in zip(numbers, written, strict=True):
@@ -139,7 +143,6 @@ class GenerationTask:
 
 def load_generation(
     source: ImageSource,
-    writers: Writers,
     options: GenerationOptions,
     *,
     questions: Path | None = None,
@@ -159,7 +162,7 @@ def load_generation(
         load_retrieval(captions, source, captions_per_image=captions_per_image, split=split) if captions else None
     )
     texts = {described.source_ids[i]: some for i, some in described.captions.items()} if described else None
-    common: dict[str, Any] = {"captions": texts, "source": source, "writers": writers, "options": options}
+    common: dict[str, Any] = {"captions": texts, "source": source, "options": options}
     vqa = None
     if questions is not None and annotations is not None:
         wanted = VqaOptions(candidates="any", measure=options.measure, mode=options.mode)
