@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python-api.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+EXAMPLE = re.findall(
+    r"^```python\n(.*?)^```", (ROOT / "docs/python-api.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+)
 
 
 @pytest.fixture(scope="module")

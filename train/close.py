@@ -9,17 +9,17 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.close.adapters import Adapter
+from dialog_gen.clip.loader import load_clip
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.config import load_recipe
 from dialog_train.data.vectors import DECODERS, VectorStore, embed_dataset
 from dialog_train.loop import FitResult, fit, start
 from dialog_train.script import run_script, script_parser
-from dialog_train.systems.close.adapters import Adapter
 from dialog_train.systems.close.config import CloseRecipe
-from dialog_train.systems.close.decoder import new_decoder
 from dialog_train.systems.close.texts import Texts, build_texts
-from dialog_train.systems.close.training import CloseBatches, CloseTraining, fitted_adapter, training_texts
+from dialog_train.systems.close.training import CloseBatches, CloseTraining, fitted_adapter, new_decoder, training_texts
 
 
 def main() -> int:

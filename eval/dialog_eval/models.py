@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from dialog_eval.results import Blend, Entry, Metric
-from dialog_gen.clip.loader import Clip, sha256_of_weights
+from dialog_gen.clip.base import Clip, TextPart
+from dialog_gen.clip.text.tokens import Ids, TextEncoder
+from dialog_gen.clip.text.tower import TextTower, encode_ids, mixed
 from dialog_gen.core.errors import UsageError
-from dialog_train.data.tokens import Ids, TextEncoder
-from dialog_train.systems.third_tower import ThirdTowerClip
-from dialog_train.text import TextTower, encode_ids
+from dialog_gen.core.tensors import sha256_of_weights
 
 Shares = tuple[tuple[int, float], ...]
 """Indices of text towers, and the share of each one's vectors."""
@@ -117,10 +116,7 @@ class Models:
 
         Raises UsageError where they are not finite.
         """
-        clip = self.image_towers[image_tower]
-        model = clip.model.to(self.device)
-        with torch.inference_mode():
-            return _finite(normalize(model.encode_image(pixels.to(self.device)).float(), dim=-1), clip.name)
+        return self.image_towers[image_tower].to(self.device).embed_images(pixels.to(self.device))
 
     def encode_texts(self, texts: Sequence[str], advance: Callable[[float], None] = lambda texts: None) -> list[Tensor]:
         """Unit-norm vectors (N, D) of each text tower, for `text_vectors`.
@@ -150,23 +146,18 @@ class Models:
     @staticmethod
     def text_vectors(variant: Variant, encoded: list[Tensor]) -> Tensor:
         """(N, D) of a variant, from what `encode_texts` gave."""
-        (first, share), *others = variant.shares
-        if not others:
-            return encoded[first]
-        return normalize(share * encoded[first] + sum(share * encoded[tower] for tower, share in others), dim=-1)
+        return mixed([share for _, share in variant.shares], [encoded[tower] for tower, _ in variant.shares])
 
     def _alone(self, clip: Clip, label: str, image_tower: int) -> Variant:
         """A model as it was loaded."""
-        if not isinstance(clip, ThirdTowerClip):
-            return Variant(label=label, clip=clip, image_tower=image_tower, shares=((self._text_side(clip), 1.0),))
-        shares: Shares = ((self._text_side(clip, clip.third), 1 - clip.beta),) if clip.beta < 1 else ()
+        shares = tuple((self._text_side(part), part.share) for part in clip.text_parts())
         if not clip.beta:
             return Variant(label=label, clip=clip, image_tower=image_tower, shares=shares)
         return Variant(
             label=_blend_label(label, "embedding", clip.beta),
             clip=clip,
             image_tower=image_tower,
-            shares=((self._text_side(clip.base), clip.beta), *shares),
+            shares=shares,
             blend="embedding",
             beta=clip.beta,
         )
@@ -180,13 +171,10 @@ class Models:
         self._texts.append(replace(second, name=name, tower=blend_weights(first.tower, second.tower, beta)))
         return ((len(self._texts) - 1, 1.0),)
 
-    def _text_side(self, clip: Clip, third: TextTower | None = None) -> int:
-        """Index of a model's text tower, or of the third one beside it; what is there already is not added again."""
-        try:
-            tower = third or TextTower(clip.model)
-        except TypeError as error:
-            raise UsageError(f"{clip.name} cannot be evaluated: {error}.") from None
-        side = _TextSide(clip, clip.name, tower.to(self.device).eval(), TextEncoder(clip.tokenizer))
+    def _text_side(self, part: TextPart) -> int:
+        """Index of a text tower; one that is there already is not added again."""
+        clip = part.clip
+        side = _TextSide(clip, clip.name, part.tower.to(self.device).eval(), TextEncoder(clip.tokenizer))
         for index, known in enumerate(self._texts):
             if _tokenization(known) != _tokenization(side):
                 continue
@@ -257,9 +245,3 @@ def _image_side(clip: Clip) -> Any:
     weights = sha256_of_weights(clip.model.visual.state_dict())
     config = [clip.config.get("vision_cfg"), bool(clip.config.get("quick_gelu")), clip.preprocess_config]
     return weights, json.loads(json.dumps(config))
-
-
-def _finite(vectors: Tensor, name: str) -> Tensor:
-    if not bool(vectors.isfinite().all()):
-        raise UsageError(f"{name} gives vectors that are not finite: its weights are damaged.")
-    return vectors

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import open_clip
@@ -15,11 +15,11 @@ from dialog_eval.models import Models
 from dialog_eval.options import Common
 from dialog_eval.results import Blend, Entry, Reference, Results
 from dialog_eval.tasks.base import TaskDefinition
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import SEARCH, Clip
+from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import OnProgress
 from dialog_gen.core.version import __version__
-from dialog_train.systems.third_tower import ThirdTowerClip, load_model
 
 _log = logging.getLogger(__name__)
 
@@ -84,17 +84,16 @@ def _models(
         for definition in definitions:
             if (opened := definition.open_model(name, pretrained)) is not None:
                 return opened
-        return load_model(name, pretrained, allow_activation_mismatch=common.allow_activation_mismatch)
+        return load_clip(name, pretrained, needs=SEARCH, allow_activation_mismatch=common.allow_activation_mismatch)
 
     checkpoint = load(common.checkpoint, common.pretrained)
     baseline = load(common.baseline, common.baseline_pretrained) if common.baseline else None
-    if isinstance(checkpoint, ThirdTowerClip):
-        if blends is not None:
-            baseline = baseline or checkpoint.base
-        beta = common.beta if blends is None else 0.0
-        checkpoint = checkpoint if beta is None else replace(checkpoint, beta=beta)
+    if blends is not None and checkpoint.untuned is not None:
+        baseline, checkpoint = baseline or checkpoint.untuned, checkpoint.with_beta(0.0)
     elif common.beta is not None:
-        raise UsageError(f"--beta is for checkpoints with a third tower: {common.checkpoint} has none.")
+        if checkpoint.beta is None:
+            raise UsageError(f"--beta is for checkpoints with a third tower: {common.checkpoint} has none.")
+        checkpoint = checkpoint.with_beta(common.beta)
     if blends is not None and baseline is None:
         raise UsageError("blends are of the checkpoint with a baseline: give --baseline.")
     return Models(

@@ -22,7 +22,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import Clip, load_clip, save_clip, sha256_of_weights
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.clip.text.tower import TextTower
+from dialog_gen.core.tensors import sha256_of_weights
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.config import DraftLossSettings, DraftRecipe
 from dialog_train.data.training_set import Batch, TrainingSet, build_training_set, epoch_batches
@@ -31,7 +34,6 @@ from dialog_train.loop import fit
 from dialog_train.losses import draft_loss, mmd2_rbf
 from dialog_train.systems.draft import draft_objective
 from dialog_train.systems.text_tuning import PairBatches, TextTuning
-from dialog_train.text import TextTower
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow]
 

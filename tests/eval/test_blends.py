@@ -11,9 +11,10 @@ from torch.nn.functional import normalize
 from dialog_eval.data.image_index import ImageIndex
 from dialog_eval.data.images import embed_images
 from dialog_eval.models import Models, blend_weights
-from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
-from dialog_train.text import TextTower
 
 TEXTS = ["a red circle", "", "is there a large blue square " * 5, "no"]
 

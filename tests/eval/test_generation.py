@@ -23,16 +23,16 @@ from dialog_eval.tables.plots import noise_plot
 from dialog_eval.tables.pooling import pool
 from dialog_eval.tables.table import write_table
 from dialog_eval.tasks.generation import GenerationOptions, GenerationTask, load_generation
-from dialog_eval.writers import Writers
+from dialog_eval.writers import open_writer
+from dialog_gen.clip.close import PROMPTS
+from dialog_gen.clip.close.adapters import Adapter
+from dialog_gen.clip.close.checkpoint import load_close
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import ignore_progress
 from dialog_gen.shapes.language import ANSWERS
-from dialog_train.systems.close.adapters import Adapter
-from dialog_train.systems.close.checkpoint import load_close, save_close
 from dialog_train.systems.close.config import CloseRecipe
-from dialog_train.systems.close.decoder import new_decoder
-from dialog_train.systems.close.examples import PROMPTS
+from dialog_train.systems.close.training import CloseTraining, new_decoder
 
 WIDTH = 32
 ALL = "vqa,captioning,entailment"
@@ -52,7 +52,7 @@ def write_decoder(
         for parameter in decoder.parameters():
             parameter.mul_(3)
         decoder.projection.weight.mul_(30)
-    save_close(folder, load_clip(str(clip)), decoder, Adapter(), recipe, {})
+    CloseTraining(load_clip(str(clip)), decoder, Adapter(), recipe).save(folder, {})
     return folder
 
 
@@ -62,7 +62,7 @@ def decoders(tmp_path_factory: pytest.TempPathFactory, clips: tuple[Path, Path])
     return write_decoder(root / "noisy", clips[0], 0, 0.1), write_decoder(root / "plain", clips[0], 1, 0.0)
 
 
-def load(split: Path, decoders: Writers, tasks: str) -> list[GenerationTask]:
+def load(split: Path, tasks: str) -> list[GenerationTask]:
     questions, answers = map(Path, vqa_files(split, "OpenEnded"))
     described = Path(captions(split))
     options = GenerationOptions(
@@ -74,21 +74,20 @@ def load(split: Path, decoders: Writers, tasks: str) -> list[GenerationTask]:
         captions=described,
         image_list=described,
     )
-    return load_generation(options, ImageIndex(str(split / "images")), decoders)
+    return load_generation(options, ImageIndex(str(split / "images")))
 
 
 def test_writes_what_each_text_alone_would_be(
     split: Path, clips: tuple[Path, Path], decoders: tuple[Path, Path]
 ) -> None:
-    opened = Writers()
-    models = Models(opened.open(str(decoders[0])), "noisy", batch_size=5)
+    models = Models(open_writer(str(decoders[0])), "noisy", batch_size=5)
     written: list[list[str]] = []
 
     def keep(texts: list[str]) -> list[Metric]:
         written.append(texts)
         return [Metric.of("x", [0.0])]
 
-    (task,) = (replace(task, judge=keep) for task in load(split, opened, "vqa"))
+    (task,) = (replace(task, judge=keep) for task in load(split, "vqa"))
     images = embed_images(models, ImageIndex(str(split / "images")), set(task.image_ids))
     entries, _ = task.evaluate(models, images, ignore_progress)
     assert [e.label for e in entries] == ["noisy", "noisy, blind", "noisy, from captions"]
@@ -113,7 +112,7 @@ def test_writes_what_each_text_alone_would_be(
 
 
 def test_answers_are_judged_as_vqa_does(split: Path) -> None:
-    (task,) = load(split, Writers(), "vqa")
+    (task,) = load(split, "vqa")
     items = json.loads(Path(annotations(split)).read_text())["annotations"]
     right = {metric.name: metric for metric in task.judge([item["multiple_choice_answer"] for item in items])}
     assert right["accuracy"].mean == 1
@@ -127,7 +126,7 @@ def test_answers_are_judged_as_vqa_does(split: Path) -> None:
 
 
 def test_a_question_gives_a_true_and_a_false_statement(split: Path) -> None:
-    (task,) = load(split, Writers(), "entailment")
+    (task,) = load(split, "entailment")
     items = json.loads(Path(annotations(split)).read_text())["annotations"]
     questions = json.loads(Path(vqa_files(split)[0]).read_text())["questions"]
     asked = {q["question_id"]: q["question"] for q in questions}
@@ -152,7 +151,7 @@ def test_a_question_gives_a_true_and_a_false_statement(split: Path) -> None:
 
 
 def test_captions_are_judged_as_sacrebleu_does(split: Path) -> None:
-    (task,) = load(split, Writers(), "captioning")
+    (task,) = load(split, "captioning")
     described = json.loads(Path(captions(split)).read_text())
     truth = {
         i["id"]: [a["caption"] for a in described["annotations"] if a["image_id"] == i["id"]]

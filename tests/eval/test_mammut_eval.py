@@ -20,7 +20,7 @@ from dialog_eval.data.images import embed_images
 from dialog_eval.models import Models
 from dialog_eval.results import Metric, load_results
 from dialog_eval.tasks.generation import GenerationOptions, load_generation
-from dialog_eval.writers import Writers
+from dialog_eval.writers import open_writer
 from dialog_gen.clip.mammut.model import register_mammut
 
 BEAMS, NEW = 2, 4
@@ -56,8 +56,7 @@ def written_alone(folder: Path, split: Path, asked: list[tuple[int, str]], task:
 
 @pytest.mark.parametrize("name", ["vqa", "captioning"])
 def test_writes_what_each_text_alone_would_be(split: Path, mammuts: tuple[Path, Path], name: str) -> None:
-    opened = Writers()
-    models = Models(opened.open(str(mammuts[0])), "one", batch_size=5)
+    models = Models(open_writer(str(mammuts[0])), "one", batch_size=5)
     questions, answers = vqa_files(split, "OpenEnded")
     options = GenerationOptions(
         tasks=name,
@@ -69,7 +68,7 @@ def test_writes_what_each_text_alone_would_be(split: Path, mammuts: tuple[Path, 
         image_list=Path(captions(split)),
     )
     index = ImageIndex(str(split / "images"))
-    (loaded,) = load_generation(options, index, opened)
+    (loaded,) = load_generation(options, index)
     written: list[list[str]] = []
 
     def keep(texts: list[str]) -> list[Metric]:

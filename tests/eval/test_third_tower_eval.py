@@ -12,10 +12,12 @@ from torch.nn.functional import normalize
 
 from dialog_eval.models import Models
 from dialog_eval.results import Entry, Results, load_results
+from dialog_gen.clip.base import SEARCH
 from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.text.tower import TextTower
+from dialog_gen.clip.third_tower.checkpoint import ThirdTowerClip
 from dialog_gen.core.errors import UsageError
-from dialog_train.systems.third_tower import ThirdTower, ThirdTowerClip, load_model
-from dialog_train.text import TextTower
+from dialog_train.systems.third_tower import ThirdTower
 
 Measure = Callable[..., Results]
 
@@ -34,10 +36,9 @@ def checkpoint(clips: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("beta", [0.75, 0.0, 1.0])
 def test_text_vectors(clips: tuple[Path, Path], checkpoint: Path, beta: float) -> None:
-    third = load_model(str(checkpoint))
+    third = load_clip(str(checkpoint), needs=SEARCH)
     assert isinstance(third, ThirdTowerClip)
-    object.__setattr__(third, "beta", beta)
-    models = Models(third, "c3m", load_clip(str(clips[0])), "base", batch_size=3)
+    models = Models(third.with_beta(beta), "c3m", load_clip(str(clips[0])), "base", batch_size=3)
     first, second = (ReferenceModel(folder).texts(TEXTS) for folder in clips)
     label = f"c3m, embedding blend {beta:g}" if beta else "c3m"
     assert [(v.label, v.beta) for v in models.variants] == [("base", None), (label, beta or None)]
@@ -51,7 +52,7 @@ def test_text_vectors(clips: tuple[Path, Path], checkpoint: Path, beta: float) -
 
 
 def test_blends_with_a_model_of_two_text_towers(clips: tuple[Path, Path], checkpoint: Path) -> None:
-    third, tuned = load_model(str(checkpoint)), load_clip(str(clips[1]))
+    third, tuned = load_clip(str(checkpoint), needs=SEARCH), load_clip(str(clips[1]))
     models = Models(tuned, "t", third, "c3m", [("embedding", 0.5)])
     first, second = (ReferenceModel(folder).texts(TEXTS) for folder in clips)
     found = models.text_vectors(models.variants[2], models.encode_texts(TEXTS))

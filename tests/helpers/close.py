@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.close.adapters import Adapter
+from dialog_gen.clip.close.decoder import CloseDecoder
 from dialog_train.config import OptimSettings
 from dialog_train.loop import FitResult, fit
-from dialog_train.systems.close.adapters import Adapter
 from dialog_train.systems.close.config import CloseRecipe, DecoderSettings
-from dialog_train.systems.close.decoder import CloseDecoder, new_decoder
 from dialog_train.systems.close.examples import Pair
 from dialog_train.systems.close.texts import TextRow
-from dialog_train.systems.close.training import CloseBatches, CloseTraining, training_texts
+from dialog_train.systems.close.training import CloseBatches, CloseTraining, new_decoder, training_texts
 from helpers.loops import WIDTH, make_clip
 
 COLORS = ("red", "blue", "green", "black", "white", "pink", "brown", "gray")

@@ -7,7 +7,8 @@ import open_clip
 import torch
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import Clip, sha256_of_weights
+from dialog_gen.clip.base import Clip
+from dialog_gen.core.tensors import sha256_of_weights
 from dialog_train.config import DraftRecipe, OptimSettings, Recipe, ThirdTowerRecipe
 from dialog_train.data.training_set import Batch
 from dialog_train.loop import FitResult, fit

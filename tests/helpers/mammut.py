@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from dialog_gen.clip.loader import Clip, load_clip
-from dialog_gen.clip.mammut.folder import new_mammut, save_mammut
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.clip.mammut.checkpoint import new_mammut
+from dialog_gen.clip.text.tokens import TextEncoder
 from dialog_train.config import ClipRecipe
 from dialog_train.data.pixel_set import PixelBatches
-from dialog_train.data.tokens import TextEncoder
 from dialog_train.loop import FitResult, fit
 from dialog_train.systems.mammut.config import MammutRecipe
 from dialog_train.systems.mammut.training import MammutBatches, MammutTraining
@@ -42,7 +43,7 @@ def write_mammut(folder: Path, *, questions: Sequence[str] = (), seed: int = 0) 
     encoder = TextEncoder(clip.tokenizer)
     mammut = _spread(new_mammut(clip, (encoder.start, encoder.end), encoder.pad_id, 2, seed), seed)
     mammut.model.config.questions = list(questions)
-    save_mammut(mammut, folder, mammut.model.state_dict())
+    save_clip(mammut, folder, mammut.model.state_dict())
     return folder
 
 

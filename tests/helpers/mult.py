@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
 from dialog_train.data.pixel_set import PixelBatches
 from dialog_train.loop import FitResult, fit
 from dialog_train.systems.mult.config import FusionSettings, MultRecipe

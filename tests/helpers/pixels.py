@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
 from dialog_train.config import ClipRecipe, OptimSettings
 from dialog_train.data.pixel_set import PixelBatch, PixelBatches
 from dialog_train.loop import FitResult, fit

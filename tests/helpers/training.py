@@ -7,7 +7,9 @@ from typing import Any
 import open_clip
 import torch
 
-from dialog_gen.clip.loader import Clip, save_clip, sha256_of_weights
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import save_clip
+from dialog_gen.core.tensors import sha256_of_weights
 from dialog_gen.dataset.writer import open_writer
 from dialog_gen.shapes.language import ask, web_caption
 from dialog_gen.shapes.render import render_png

@@ -9,7 +9,7 @@ import torch
 from helpers.rows import make_row
 from PIL import Image
 
-from dialog_gen.clip.loader import EMBEDDED
+from dialog_gen.clip.base import CLIP_MODELS
 from dialog_gen.core.errors import UsageError
 from dialog_gen.gates.settings import SimilaritySettings
 from dialog_gen.gates.similarity import Similarity
@@ -34,7 +34,7 @@ def test_scores_are_cosines_of_open_clip() -> None:
     scorer = Similarity(SHAPES_CLIP)
     scores = scorer.score(rows)
     scorer.close()
-    place = f"local-dir:{EMBEDDED['shapes-clip']}"
+    place = f"local-dir:{CLIP_MODELS.get('shapes-clip')}"
     made: Any = open_clip.create_model_and_transforms(place)
     model, _, preprocess = made
     tokenizer = open_clip.get_tokenizer(place)

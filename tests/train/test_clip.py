@@ -9,8 +9,10 @@ from helpers.training import TINY_CLIP, write_tiny_clip
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dialog_gen.clip.loader import CONFIG_FILE, WEIGHTS_FILE, load_clip, save_clip, sha256_of_weights
+from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.clip.open_clip import CONFIG_FILE, WEIGHTS_FILE
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.tensors import sha256_of_weights
 from dialog_train.data.derived import identity_of
 
 IMAGE = Image.radial_gradient("L").convert("RGB").resize((50, 40))
@@ -113,7 +115,7 @@ def test_wrong_activation_names_the_right_model(tag: str, loads: list[str]) -> N
 def test_activation_the_other_way_round(loads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no download"):
         load_clip("ViT-B-32", "laion2b_s34b_b79k")
-    monkeypatch.setattr("dialog_gen.clip.loader.get_pretrained_cfg", lambda name, tag: {})
+    monkeypatch.setattr("dialog_gen.clip.open_clip.checkpoint.get_pretrained_cfg", lambda name, tag: {})
     with pytest.raises(UsageError, match="without QuickGELU, ViT-B-32-quickgelu has it: use ViT-B-32, or"):
         load_clip("ViT-B-32-quickgelu", "openai")
     assert loads == ["ViT-B-32"]

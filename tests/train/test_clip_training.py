@@ -17,7 +17,8 @@ from helpers.systems import check_resume, check_two_processes
 from helpers.training import TINY_CLIP, write_recipe
 
 from dialog_eval.cli import app
-from dialog_gen.clip.loader import Clip, load_clip, new_clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip, new_clip
 from dialog_gen.core.errors import UsageError
 from dialog_train.config import ClipRecipe, load_recipe
 from dialog_train.systems.clip import ClipTraining

@@ -15,6 +15,9 @@ from helpers.loops import WIDTH, make_clip
 from helpers.training import scene_row, write_dialogues
 from torch.nn.functional import normalize
 
+from dialog_gen.clip.close.adapters import Adapter, fit_adapter, load_adapter, save_adapter
+from dialog_gen.clip.close.checkpoint import load_close
+from dialog_gen.clip.close.decoder import word_tokenizer
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
@@ -23,13 +26,10 @@ from dialog_train.data.vectors import VectorStore, embed_dataset
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
 from dialog_train.optim import learning_rate
 from dialog_train.system import EVERYTHING, Share
-from dialog_train.systems.close.adapters import Adapter, fit_adapter, load_adapter, save_adapter
-from dialog_train.systems.close.checkpoint import load_close, save_close
 from dialog_train.systems.close.config import CloseRecipe
-from dialog_train.systems.close.decoder import word_tokenizer
 from dialog_train.systems.close.examples import Pair, entailment_example, wrong_answer
 from dialog_train.systems.close.texts import Texts, build_texts
-from dialog_train.systems.close.training import CloseBatches, fitted_adapter
+from dialog_train.systems.close.training import CloseBatches, CloseTraining, fitted_adapter
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("close-*.toml"))
 
@@ -312,7 +312,7 @@ def test_learns_from_texts_to_answer_for_images(tmp_path: Path) -> None:
 @pytest.fixture
 def saved(tmp_path: Path, tiny_clip: Path) -> Path:
     recipe = make_close_recipe(tmp_path, model=str(tiny_clip), noise=0.3)
-    save_close(tmp_path / "model", load_clip(str(tiny_clip)), make_decoder(recipe), Adapter(), recipe, {})
+    CloseTraining(load_clip(str(tiny_clip)), make_decoder(recipe), Adapter(), recipe).save(tmp_path / "model", {})
     return tmp_path / "model"
 
 
@@ -341,8 +341,8 @@ def test_changed_parameters_are_saved_and_the_model_is_left_alone(tmp_path: Path
     decoder, clip = make_decoder(recipe), load_clip(str(tiny_clip))
     before = {name: value.clone() for name, value in decoder.state_dict().items()}
     changed = {name: parameter.detach() + 1 for name, parameter in decoder.named_parameters()}
-    save_close(tmp_path / "other", clip, decoder, Adapter(), recipe, changed)
-    save_close(tmp_path / "own", clip, decoder, Adapter(), recipe, {})
+    CloseTraining(clip, decoder, Adapter(), recipe).save(tmp_path / "other", changed)
+    CloseTraining(clip, decoder, Adapter(), recipe).save(tmp_path / "own", {})
     other, own = load_close(tmp_path / "other"), load_close(tmp_path / "own")
     for name, value in other.decoder.named_parameters():
         torch.testing.assert_close(value, before[name] + 1)

@@ -10,7 +10,7 @@ from helpers.systems import check_resume, check_two_processes
 from helpers.training import write_recipe
 from transformers import BertConfig
 
-from dialog_train.systems.close.checkpoint import load_close
+from dialog_gen.clip.close.checkpoint import load_close
 
 SCRIPT = Path(__file__).parents[2] / "train" / "close.py"
 CLOSE = "helpers.close:train_close"

@@ -7,7 +7,7 @@ from helpers.loops import VOCABULARY, make_clip
 from torch.nn.functional import normalize
 from transformers import CLIPImageProcessor, CLIPModel
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import UsageError
 from dialog_train.hf_export import check_export_hf, export_hf
 

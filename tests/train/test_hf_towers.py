@@ -16,14 +16,16 @@ from torch.nn.functional import normalize
 from transformers import BertConfig, MT5Config, PreTrainedTokenizerFast, T5Config
 
 from dialog_eval.models import Models
-from dialog_gen.clip.loader import Clip, load_clip, save_clip, sha256_of_weights
+from dialog_gen.clip.base import SEARCH, Clip
+from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.clip.text.tokens import TextEncoder, join_ids
+from dialog_gen.clip.text.tower import TextTower
+from dialog_gen.clip.third_tower.checkpoint import ThirdTowerClip
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.tensors import sha256_of_weights
 from dialog_train.config import OptimSettings
-from dialog_train.data.tokens import TextEncoder, join_ids
 from dialog_train.hf_export import export_hf
 from dialog_train.optim import select_trainable
-from dialog_train.systems.third_tower import ThirdTowerClip, load_model
-from dialog_train.text import TextTower
 
 WORDS = [
     "a",
@@ -163,7 +165,7 @@ def test_trains_and_is_evaluated(
 ) -> None:
     write_recipe(tmp_path, "checkpoint", tiny_dialogues)
     assert run_script(script, "--config", "recipe.toml", "--set", "out=out") == 0
-    tuned = load_model(str(tmp_path / "out" / "model"))
+    tuned = load_clip(str(tmp_path / "out" / "model"), needs=SEARCH)
     tokens = clip.tokenizer(TEXTS)
     with torch.no_grad():
         before, after = (normalize(model.encode_text(tokens), dim=-1) for model in (clip.model, tuned.model))

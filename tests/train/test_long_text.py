@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import Clip, load_clip, save_clip, sha256_of_weights
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.tensors import sha256_of_weights
 from dialog_train.systems.multitask.long_text import stretch_context, stretch_positions
-from dialog_train.text import TextTower
 
 SIZES: dict[str, Any] = {
     "embed_dim": 32,

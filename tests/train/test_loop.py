@@ -19,11 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import BertConfig
 
-from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
 from dialog_train.config import OptimSettings
 from dialog_train.optim import learning_rate, parameter_groups, select_trainable
-from dialog_train.text import TextTower
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "open_clip_model.safetensors"

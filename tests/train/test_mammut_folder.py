@@ -19,15 +19,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from dialog_gen.clip.loader import Clip, check_clip, load_clip, new_clip
-from dialog_gen.clip.mammut.folder import CHAT_TEMPLATE, new_mammut, protocol_toml, save_mammut
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import check_clip, load_clip, new_clip, save_clip
+from dialog_gen.clip.mammut.checkpoint import CHAT_TEMPLATE, new_mammut, protocol_toml
 from dialog_gen.clip.mammut.model import register_mammut
+from dialog_gen.clip.text.tokens import TextEncoder
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.models.registry import resolve_model
 from dialog_gen.models.templates import render_chat
 from dialog_gen.protocols.protocol import load_protocol
-from dialog_train.data.tokens import TextEncoder
-from dialog_train.text import TextTower
 
 QUESTIONS = ["What color is the star?", "Is there a circle?"]
 TEXTS = ["a red star", "what color is the circle ? blue", "the"]
@@ -52,7 +53,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Clip]:
     """With a tokenizer of Hugging Face's, and as it was before it was saved. Not to be written to."""
     root = tmp_path_factory.mktemp("hf")
     clip = make_hf_mammut(root / "tokenizer")
-    save_mammut(clip, root / "mammut", clip.model.state_dict())
+    save_clip(clip, root / "mammut", clip.model.state_dict())
     shutil.rmtree(root / "tokenizer")
     return root / "mammut", clip
 
@@ -74,7 +75,7 @@ def test_saved_and_loaded(hf: tuple[Path, Clip], folder: Path, tmp_path: Path) -
     state = {
         name: value + 0.1 * torch.randn(value.shape, generator=rng) for name, value in clip.model.state_dict().items()
     }
-    save_mammut(clip, tmp_path / "again", state)
+    save_clip(clip, tmp_path / "again", state)
     clip.model.load_state_dict(state)
     again = load_clip(str(tmp_path / "again"))
     assert (again.name, again.config) == ("again", clip.config)
@@ -99,7 +100,7 @@ def test_saved_and_loaded(hf: tuple[Path, Clip], folder: Path, tmp_path: Path) -
     torch.testing.assert_close(found, clip.model.encode_text(clip.tokenizer(TEXTS), True))
     assert max(length for _, length in shapes) == 2 + max(len(ids_of(clip, text)) for text in TEXTS)
     # Without a change the bytes are the same.
-    save_mammut(again, tmp_path / "third", again.model.state_dict())
+    save_clip(again, tmp_path / "third", again.model.state_dict())
     assert {p.name for p in (tmp_path / "third").iterdir()} == {p.name for p in (tmp_path / "again").iterdir()}
     # transformers notes where it had a tokenizer from.
     for file in [file for file in (tmp_path / "again").iterdir() if file.name != "tokenizer_config.json"]:

@@ -14,6 +14,7 @@ from helpers.systems import Stopped, check_resume, check_two_processes, files_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_train.loop import start
 from dialog_train.losses.contrastive import contrastive_loss
@@ -27,7 +28,6 @@ from dialog_train.systems.multitask.training import (
     prepare_sets,
     train_stages,
 )
-from dialog_train.text import TextTower
 
 TRAINER = "helpers.multitask:train_stage"
 

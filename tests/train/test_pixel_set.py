@@ -15,7 +15,8 @@ from helpers.training import TINY_CLIP, scene_row, write_dialogues
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.data.pixel_building import build_pixel_set

@@ -13,7 +13,9 @@ from helpers.evaluation import change_clip
 from helpers.inputs import write_tar
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import CONFIG_FILE, Clip, load_clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.open_clip import CONFIG_FILE
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.shapes.language import web_caption

@@ -12,10 +12,10 @@ from helpers.rows import gates_of, rows_of
 from helpers.training import scene_row, write_dialogues
 
 from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.text.tokens import TextEncoder
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.gates.words import words
-from dialog_train.data.tokens import TextEncoder
 from dialog_train.systems.multitask.long_text import with_context
 from dialog_train.systems.multitask.pairs import TextPairs, build_text_pairs
 from dialog_train.systems.multitask.sources import (

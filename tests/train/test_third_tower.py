@@ -14,11 +14,14 @@ from helpers.training import write_recipe, write_tiny_clip
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize, pad
 
-from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.clip.base import SEARCH, Clip
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.third_tower import CONFIG_FILE, WEIGHTS_FILE
+from dialog_gen.clip.third_tower.checkpoint import ThirdTowerClip
 from dialog_gen.core.errors import UsageError
 from dialog_train.config import ThirdTowerLossSettings, ThirdTowerRecipe, load_recipe
 from dialog_train.losses import third_tower_loss
-from dialog_train.systems.third_tower import CONFIG_FILE, WEIGHTS_FILE, ThirdTower, ThirdTowerClip, load_model
+from dialog_train.systems.third_tower import ThirdTower
 
 SCRIPTS = Path(__file__).parents[2] / "train"
 RECIPES = sorted((SCRIPTS / "recipes").glob("third-tower-*.toml"))
@@ -89,7 +92,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
 
 def loaded(folder: Path, clip: Clip) -> ThirdTowerClip:
     """A checkpoint without its tokenizer, which tiny ones lack."""
-    found = load_model(str(folder))
+    found = load_clip(str(folder), needs=SEARCH)
     assert isinstance(found, ThirdTowerClip)
     assert changed(snapshot(clip.model), snapshot(found.model)) == set()
     return found
@@ -213,7 +216,7 @@ def test_the_script(
     call = functools.partial(run_script, "third_tower", "--config", "recipe.toml")
     assert call() == 0
     assert "out/model: 3 steps, image_dialogue_loss" in capsys.readouterr().out
-    assert isinstance(load_model("out/model"), ThirdTowerClip)
+    assert isinstance(load_clip("out/model", needs=SEARCH), ThirdTowerClip)
     assert call("--resume", "auto") == 0
     assert call() == 2
     assert "--resume auto" in capsys.readouterr().err
@@ -247,11 +250,11 @@ def spoil_weights(folder: Path, **changes: torch.Tensor) -> None:
 def test_damaged_checkpoints(tmp_path: Path, tiny_clip: Path, spoil: Any, said: str) -> None:
     system = make_system(recipe_for(tmp_path), load_clip(str(tiny_clip)))
     system.save(tmp_path / "model", {})
-    assert isinstance(load_model(str(tmp_path / "model")), ThirdTowerClip)
+    assert isinstance(load_clip(str(tmp_path / "model"), needs=SEARCH), ThirdTowerClip)
     spoil(tmp_path / "model")
     with pytest.raises(UsageError, match=said):
-        load_model(str(tmp_path / "model"))
+        load_clip(str(tmp_path / "model"), needs=SEARCH)
 
 
 def test_other_checkpoints_are_plain(tiny_clip: Path) -> None:
-    assert type(load_model(str(tiny_clip))) is Clip
+    assert type(load_clip(str(tiny_clip), needs=SEARCH)) is Clip

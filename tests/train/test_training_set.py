@@ -12,11 +12,12 @@ import torch
 from helpers.rows import gates_of, rows_of
 from helpers.training import TINY_CLIP, TINY_SHARDS, scene_row, write_dialogues, write_tiny_clip
 
-from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.text.tokens import TextEncoder, join_ids
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.data import training_set as module
-from dialog_train.data.tokens import TextEncoder, join_ids
 from dialog_train.data.training_set import (
     TrainingSet,
     TrainingSetSummary,

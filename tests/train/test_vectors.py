@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.writer import open_writer

@@ -9,13 +9,14 @@ import torch
 from torch.nn.functional import normalize
 
 from dialog_eval.metrics.retrieval import retrieve
-from dialog_gen.clip.loader import EMBEDDED, Clip, load_clip
+from dialog_gen.clip.base import CLIP_MODELS, Clip
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.shapes.language import ANSWERS, QUESTION_KINDS, ask, describe, retrieval_captions, unique, web_caption
 from dialog_gen.shapes.render import render, through_jpeg
 from dialog_gen.shapes.scenes import draw_scene
 from dialog_train import world_clip
 from dialog_train.system import EVERYTHING, Share
-from dialog_train.text import TextTower
 
 SCENES = [draw_scene("test", 3, number) for number in range(200)]
 
@@ -26,8 +27,8 @@ def clip() -> Clip:
 
 
 def test_loads_in_open_clip_as_it_is(clip: Clip) -> None:
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{EMBEDDED['shapes-clip']}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{EMBEDDED['shapes-clip']}")
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{CLIP_MODELS.get('shapes-clip')}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{CLIP_MODELS.get('shapes-clip')}")
     pixels = torch.stack([preprocess(render(scene)) for scene in SCENES[:4]])
     tokens = tokenizer(["a small red circle", "How many objects are there? 2"])
     with torch.no_grad():
@@ -38,7 +39,7 @@ def test_loads_in_open_clip_as_it_is(clip: Clip) -> None:
 
 
 def test_is_small() -> None:
-    assert sum(file.stat().st_size for file in EMBEDDED["shapes-clip"].iterdir()) < 3e6
+    assert sum(file.stat().st_size for file in CLIP_MODELS.get("shapes-clip").iterdir()) < 3e6
 
 
 def test_knows_every_word_of_the_world(clip: Clip) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json, writing
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_train.config import OptimSettings
-from dialog_train.text import TextTower
 
 LOGIT_SCALE = "logit_scale"
 

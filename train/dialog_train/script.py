@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from dialog_gen.cli.remedies import explained
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import DialogGenError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.config import PixelRecipe, Recipe

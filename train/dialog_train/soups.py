@@ -15,13 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import CONFIG_FILE, WEIGHTS_FILE, Clip, check_clip, load_clip, save_clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import check_clip, load_clip, save_clip
+from dialog_gen.clip.open_clip import CONFIG_FILE, WEIGHTS_FILE
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import whole_folder, write_json
 from dialog_train.data.derived import read_json
 from dialog_train.data.pixel_set import Normalization, PixelRows
 from dialog_train.loop import REPORT_FILE
-from dialog_train.text import TextTower
 
 State = dict[str, Tensor]
 Score = Callable[[Clip], float]

@@ -21,7 +21,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dialog_gen.clip.loader import Clip, save_clip, sha256_of_weights
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import save_clip
+from dialog_gen.core.tensors import sha256_of_weights
 from dialog_gen.shapes.language import ask, describe, retrieval_captions, unique, web_caption
 from dialog_gen.shapes.render import IMAGE_SIZE_PX, render, through_jpeg
 from dialog_gen.shapes.scenes import draw_scene

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dialog_eval.data.image_index import ImageIndex
 from dialog_eval.models import Models, Variant
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.sources.base import SourceImage

@@ -47,9 +47,8 @@ if TYPE_CHECKING:
     from dialog_eval.data.image_index import ImageIndex
     from dialog_eval.data.images import ImageVectors
     from dialog_eval.models import Models
-    from dialog_eval.writers import Asked, Contexts, Writer, Writers
-    from dialog_gen.clip.loader import Clip
-    from dialog_train.systems.close.config import TaskName
+    from dialog_eval.writers import Asked, Contexts
+    from dialog_gen.clip.base import Clip, TextWriter, WritingTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +71,11 @@ class GenerationOptions:
     train_annotations: TrainAnnotations = None
     image_list: ImageList = None
 
-    def task_names(self) -> "tuple[TaskName, ...]":
+    def task_names(self) -> "tuple[WritingTask, ...]":
         """The tasks, each once, in a fixed order. Raises UsageError for an unknown one."""
-        from dialog_train.systems.close.config import TaskName
+        from dialog_gen.clip.base import WritingTask
 
-        known: tuple[TaskName, ...] = get_args(TaskName)
+        known: tuple[WritingTask, ...] = get_args(WritingTask)
         names = [name.strip() for name in self.tasks.split(",")]
         for name in names:
             if name not in known:
@@ -98,27 +97,26 @@ class Generation(TaskDefinition[GenerationOptions]):
     )
 
     def __init__(self, options: GenerationOptions) -> None:
-        from dialog_eval.writers import Writers
-
         super().__init__(options)
         options.task_names()
         parse_captions_per_image(options.captions_per_image)
-        self._writers = Writers()
 
     def load(self, index: "ImageIndex") -> list[EvaluationTask]:
         """The tasks of `options.tasks`."""
-        return [*load_generation(self.options, index, self._writers)]
+        return [*load_generation(self.options, index)]
 
     def open_model(self, name: str, pretrained: str | None) -> "Clip":
-        """The CLIP that the writer reads images with. Raises UsageError for a model that writes no text."""
-        return self._writers.open(name, pretrained)
+        """The model of a folder. Raises UsageError for one that writes no texts."""
+        from dialog_eval.writers import open_writer
+
+        return open_writer(name, pretrained)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTask:
     """Texts to write, and how they are judged."""
 
-    name: "TaskName"
+    name: "WritingTask"
     dataset: str
     protocol: str
     index: "ImageIndex"
@@ -128,7 +126,6 @@ class GenerationTask:
     judge: Callable[[list[str]], list[Metric]]
     """Turns the texts, one for each of `asked`, into measures."""
     references: list[Reference]
-    writers: "Writers"
     options: GenerationOptions
 
     @property
@@ -146,16 +143,16 @@ class GenerationTask:
         import torch
         from torch.nn.functional import normalize
 
-        from dialog_eval.writers import Seen
+        from dialog_eval.writers import Seen, contexts, suffixes
 
-        writers = [self.writers.of(variant, models.device) for variant in models.variants]
+        writers = [variant.clip.writer(models.device) for variant in models.variants]
         for variant, writer in zip(models.variants, writers, strict=True):
             if self.name not in writer.tasks:
                 raise UsageError(f"{variant.label} does no {self.name}: leave it out of --tasks.")
-        runs = sum(len(writer.suffixes(self.captions is not None)) for writer in writers)
+        runs = sum(len(suffixes(writer, self.captions is not None)) for writer in writers)
         advance = counter(on_progress, self.name, len(self.asked) * runs)
         described = None
-        if self.captions is not None and any(writer.suffixes(True) != writer.suffixes(False) for writer in writers):
+        if self.captions is not None and any(writer.reads_vectors for writer in writers):
             described = [self.captions[image_id] for image_id in self.image_ids]
         encoded = models.encode_texts([text for some in described for text in some]) if described else []
         entries: list[Entry] = []
@@ -166,15 +163,15 @@ class GenerationTask:
                 means = normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
             seen = Seen(
                 image_ids=self.image_ids,
-                source=self.index,
+                index=self.index,
                 models=models,
                 variant=variant,
                 vectors=images,
                 described=means,
             )
-            written = {suffix: [""] * len(self.asked) for suffix in writer.suffixes(described is not None)}
-            for contexts in writer.contexts(seen):
-                self._write(writer, contexts, written[contexts.suffix], models.batch_size, advance)
+            written = {suffix: [""] * len(self.asked) for suffix in suffixes(writer, described is not None)}
+            for some in contexts(writer, seen):
+                self._write(writer, some, written[some.suffix], models.batch_size, advance)
             for suffix, texts in written.items():
                 metrics = self.judge(texts)
                 entry = variant.entry(self.name, self.dataset, self.protocol, metrics, label_suffix=suffix)
@@ -183,8 +180,8 @@ class GenerationTask:
 
     def _write(
         self,
-        writer: "Writer",
-        contexts: "Contexts",
+        writer: "TextWriter",
+        images: "Contexts",
         texts: list[str],
         batch_size: int,
         advance: Callable[[float], None],
@@ -192,7 +189,7 @@ class GenerationTask:
         """Fills in the texts about some of the images."""
         import torch
 
-        rows = {image_id: row for row, image_id in enumerate(contexts.image_ids)}
+        rows = {image_id: row for row, image_id in enumerate(images.image_ids)}
         # Prompts of one length together: a batch costs what its longest prompt costs.
         order = sorted(
             (number for number, asked in enumerate(self.asked) if asked.image_id in rows),
@@ -202,7 +199,7 @@ class GenerationTask:
             numbers = order[start : start + batch_size]
             asked = [self.asked[number] for number in numbers]
             own = [rows[one.image_id] for one in asked]
-            values = contexts.values[torch.tensor(own, device=contexts.values.device)]
+            values = images.values[torch.tensor(own, device=images.values.device)]
             with torch.inference_mode():
                 written = writer.write(values, asked, beams=self.options.beams, max_tokens=self.options.max_tokens)
             for number, text in zip(numbers, written, strict=True):
@@ -210,7 +207,7 @@ class GenerationTask:
             advance(len(numbers))
 
 
-def load_generation(options: GenerationOptions, index: "ImageIndex", writers: "Writers") -> list[GenerationTask]:
+def load_generation(options: GenerationOptions, index: "ImageIndex") -> list[GenerationTask]:
     """The tasks of `options.tasks`; the files are those of `load_vqa_task` and `load_retrieval`.
 
     Raises UsageError for a file that a task needs and that is not given, images of questions that have no captions
@@ -221,7 +218,7 @@ def load_generation(options: GenerationOptions, index: "ImageIndex", writers: "W
         per_image = parse_captions_per_image(options.captions_per_image)
         described = load_retrieval(options.captions, index, captions_per_image=per_image, split=options.split)
     texts = {described.source_ids[i]: some for i, some in described.captions.items()} if described else None
-    common: dict[str, Any] = {"captions": texts, "index": index, "writers": writers, "options": options}
+    common: dict[str, Any] = {"captions": texts, "index": index, "options": options}
     vqa = None
     if options.questions is not None and options.annotations is not None:
         asked = VqaOptions(

@@ -1,8 +1,11 @@
-"""Tensors as safetensors files."""
+"""Tensors as safetensors files, and their hash."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,3 +20,14 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
     with replacing(file) as part:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, part, metadata={"format": "pt"} if metadata is None else metadata)
+
+
+def sha256_of_weights(state: Mapping[str, Tensor]) -> str:
+    """Hash of tensors with their names, in order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)
+    return digest.hexdigest()

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import Clip, check_clip, load_clip
+from dialog_gen.clip.base import SEARCH, Clip
+from dialog_gen.clip.loader import check_clip, load_clip
 from dialog_gen.gates.scorer import Row, Scores
 from dialog_gen.gates.settings import SimilaritySettings
 from dialog_gen.gates.words import pair_text
@@ -22,7 +23,7 @@ class Similarity:
     columns = ("texts", "images")
 
     def __init__(self, settings: SimilaritySettings) -> None:
-        check_clip(settings.model, settings.pretrained)
+        check_clip(settings.model, settings.pretrained, needs=SEARCH)
         self._settings = settings
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._clip: Clip | None = None
@@ -31,7 +32,7 @@ class Similarity:
     def score(self, rows: Sequence[Row]) -> list[Scores]:
         """See `Scorer`. The model is loaded at the first call."""
         if self._clip is None:
-            self._clip = load_clip(self._settings.model, self._settings.pretrained)
+            self._clip = load_clip(self._settings.model, self._settings.pretrained, needs=SEARCH)
             self._clip.model.to(self._device)
         pixels = [_pixels(self._clip, row) for row in rows]
         seen = [i for i, tensor in enumerate(pixels) if tensor is not None and rows[i]["texts"]]

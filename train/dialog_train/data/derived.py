@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.core.files import fsync
 from dialog_gen.dataset.folder import DatasetFolder, sha256_json

@@ -26,7 +26,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.text.tokens import TextEncoder
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.writer import DatasetWriter
 from dialog_gen.sources.images import UnreadableImage, decode_image
@@ -34,7 +35,6 @@ from dialog_train.data.derived import open_derived, put, read_json, remove_other
 from dialog_train.data.pixel_set import KIND, PART, SUMMARY_FILE, PixelSet
 from dialog_train.data.pixel_sources import PixelShard, PixelSource, StoredImage
 from dialog_train.data.row_files import count_rows, rows_schema, text_columns
-from dialog_train.data.tokens import TextEncoder
 from dialog_train.data.training_set import TrainingSetSummary
 
 _IMAGES_AT_ONCE = 128

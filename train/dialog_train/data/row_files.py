@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute
 from torch import Tensor
 
+from dialog_gen.clip.text.tokens import Ids, TextEncoder, join_ids, padded
 from dialog_gen.core.errors import UsageError
-from dialog_train.data.tokens import Ids, TextEncoder, join_ids, padded
 
 # Its functions are made when it is imported: the type checker sees none.
 _compute: Any = pyarrow.compute

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.text.tokens import TextEncoder
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.dataset.folder import DatasetFolder, sha256_json
 from dialog_gen.dataset.record import kept_pairs
@@ -45,7 +46,6 @@ from dialog_train.data.derived import (
     sources_of,
 )
 from dialog_train.data.row_files import RowFiles, TokenBatches, count_rows, rows_schema, text_columns
-from dialog_train.data.tokens import TextEncoder
 from dialog_train.data.vectors import VectorStore
 from dialog_train.system import Share, moved, share_of_repeated
 

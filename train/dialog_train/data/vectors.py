@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.writer import DatasetWriter

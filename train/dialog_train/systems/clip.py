@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import Clip, load_clip, new_clip, save_clip
-from dialog_gen.clip.mammut.decoder import MammutText
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip, new_clip, save_clip
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_train.config import ClipRecipe, TowersRecipe
 from dialog_train.data.pixel_set import Normalization, PixelBatch
 from dialog_train.losses import contrastive_loss, siglip_loss
 from dialog_train.optim import select_trainable
 from dialog_train.system import gather_rows
-from dialog_train.text import TextTower
 
 # Where SigLIP starts (arXiv 2303.15343, section 3.2): nothing matches, at a low temperature.
 _SIGLIP_START = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
@@ -45,8 +45,8 @@ class ClipTraining:
             self.tower = TextTower(model)
         except TypeError as error:
             raise UsageError(f"{clip.name} cannot be trained: {error}.") from None
-        if isinstance(getattr(model, "text", None), MammutText):
-            raise UsageError(f"{clip.name} is a MaMMUT: train/mammut.py trains it.")
+        if clip.trained_by is not None:
+            raise UsageError(f"{clip.name} is a {clip.kind}: {clip.trained_by} trains it.")
         if recipe.lock_image:
             select_trainable(model, self.tower, recipe.optim)
         elif recipe.optim.train_last_layers is not None:

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import Clip, save_clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import save_clip
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import sha256_json
 from dialog_train.config import OptimSettings, Recipe
 from dialog_train.data.training_set import Batch, EpochOrder
 from dialog_train.optim import select_trainable
 from dialog_train.system import Share
-from dialog_train.text import TextTower
 
 Encode = Callable[[Tensor], Tensor]
 """Token ids (N, L) -> unit-norm text vectors (N, D) in float32: a `TextTower`, in the recipe's precision."""

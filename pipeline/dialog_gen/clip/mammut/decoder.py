@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from dialog_gen.core.padding import padding_of
+from dialog_gen.clip.text.tokens import padding_of
 
 
 class CrossAttention(nn.Module):

@@ -5,11 +5,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from dialog_gen.clip.base import WritingTask
+from dialog_gen.clip.close import AdapterKind
 from dialog_train.config import BaseRecipe, Settings
 
-TaskName = Literal["vqa", "captioning", "entailment"]
 Context = Literal["caption", "dialogue"]
-AdapterKind = Literal["none", "mean", "linear", "cov"]
 
 
 class TextSettings(Settings):
@@ -54,7 +54,7 @@ class CloseRecipe(BaseRecipe):
 
     data: TextSettings
     decoder: DecoderSettings = DecoderSettings()
-    tasks: tuple[TaskName, ...] = Field(default=("vqa",), min_length=1)
+    tasks: tuple[WritingTask, ...] = Field(default=("vqa",), min_length=1)
     """What is learned, in turn from epoch to epoch: see `dialog_train.systems.close.examples`."""
     context: Context = "caption"
     """The text whose vector stands for the image in VQA and entailment: its caption, or its question-answer pairs in
@@ -62,7 +62,7 @@ class CloseRecipe(BaseRecipe):
     noise: float = Field(default=0.04, ge=0)
     """Standard deviation w of the Gaussian noise, in each dimension of a unit-norm text vector."""
     adapter: AdapterKind = "none"
-    """Moves text vectors towards image vectors, before the noise: see `dialog_train.systems.close.adapters`. All but
+    """Moves text vectors towards image vectors, before the noise: see `dialog_gen.clip.close.adapters`. All but
     "none" are fitted to paired images and texts; without, no image is read."""
 
     @model_validator(mode="after")

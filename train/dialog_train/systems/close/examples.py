@@ -13,15 +13,9 @@ dialogue gives, and contradicts it where it is another image's to a question of 
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from dialog_gen.clip.base import WritingTask
+from dialog_gen.clip.close import CONTRADICTS, FOLLOWS, PROMPTS
 from dialog_gen.inspect.statistics import question_type
-from dialog_train.systems.close.config import TaskName
-
-PROMPTS: dict[TaskName, str] = {
-    "vqa": "question: {question}",
-    "captioning": "caption:",
-    "entailment": "entailment: {question} {answer}",
-}
-FOLLOWS, CONTRADICTS = "yes", "no"
 
 
 class Pair(NamedTuple):
@@ -34,7 +28,7 @@ class Pair(NamedTuple):
 class Example(NamedTuple):
     """What the decoder is given beside a vector, and what it is to write."""
 
-    task: TaskName
+    task: WritingTask
     prompt: str
     target: str
 

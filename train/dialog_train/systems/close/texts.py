@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.text.tokens import Ids, TextEncoder, join_ids
+from dialog_gen.clip.text.tower import TextTower, encode_ids
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder, sha256_json
 from dialog_train.data.derived import (
@@ -35,11 +37,9 @@ from dialog_train.data.derived import (
     sources_of,
 )
 from dialog_train.data.row_files import MappedRows, open_rows
-from dialog_train.data.tokens import Ids, TextEncoder, join_ids
 from dialog_train.data.training_set import DIALOGUE_FORMATS
 from dialog_train.systems.close.config import Context
 from dialog_train.systems.close.examples import Pair
-from dialog_train.text import TextTower, encode_ids
 
 _KIND = "texts with context vectors"
 _PART = "texts"

@@ -3,7 +3,7 @@
 import hashlib
 import random
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import Clip, sha256_of_weights
+from dialog_gen.clip.base import Clip, WritingTask
+from dialog_gen.clip.close.adapters import Adapter, fit_adapter
+from dialog_gen.clip.close.checkpoint import new_close
+from dialog_gen.clip.close.decoder import CloseDecoder, load_t5, new_t5, word_tokenizer
+from dialog_gen.clip.loader import save_clip
+from dialog_gen.core.tensors import sha256_of_weights
 from dialog_gen.dataset.folder import sha256_json
 from dialog_train.data.training_set import EpochOrder, columns_of
 from dialog_train.data.vectors import VectorStore
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
 from dialog_train.system import Share, gather_rows, moved
-from dialog_train.systems.close.adapters import Adapter, fit_adapter
-from dialog_train.systems.close.checkpoint import save_close
-from dialog_train.systems.close.config import CloseRecipe, TaskName
-from dialog_train.systems.close.decoder import CloseDecoder
+from dialog_train.systems.close.config import CloseRecipe, DecoderSettings
 from dialog_train.systems.close.examples import (
     Example,
     captioning_example,
@@ -34,6 +36,24 @@ from dialog_train.systems.close.texts import TextRow, Texts, matrix
 
 # So many other images are looked at for a wrong answer.
 _LOOKED_AT = 64
+
+
+def new_decoder(settings: DecoderSettings, width: int, texts: Iterable[str], seed: int) -> CloseDecoder:
+    """The decoder that a training starts with, for vectors of `width`.
+
+    `texts` are read for the tokenizer of one that is not pretrained. What is random follows from `seed`.
+
+    Raises UsageError for a pretrained one that cannot be loaded or is no T5.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if settings.name is not None:
+            t5, tokenizer = load_t5(settings.name, settings.revision)
+        else:
+            tokenizer = word_tokenizer(texts)
+            shape = settings.model_dump(include={"width", "layers", "heads", "dropout"})
+            t5 = new_t5(tokenizer, **shape)
+        return CloseDecoder(t5, tokenizer, width, settings.prefix_vectors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,15 +90,21 @@ class CloseTraining:
         self.model: nn.Module = decoder
         self.module: nn.Module = _Trainee(decoder)
         self.trainable = dict(decoder.named_parameters())
-        self._decoder, self._clip, self._adapter, self._recipe = decoder, clip, adapter, recipe
+        self._close = new_close(
+            clip,
+            decoder,
+            adapter,
+            reference=recipe.model_dump(include={"model", "pretrained", "allow_activation_mismatch"}),
+            recipe=recipe.model_dump(mode="json", include={"tasks", "context", "noise", "adapter"}),
+        )
         self.facts: dict[str, Any] = {
             "weights_sha256": clip.weights_sha256,
             "decoder_sha256": sha256_of_weights(decoder.state_dict()),
         }
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
-        """What `load_close` reads."""
-        save_close(folder, self._clip, self._decoder, self._adapter, self._recipe, changed)
+        """A folder that loads as a `CloseClip`."""
+        save_clip(self._close, folder, changed)
 
 
 class _Trainee(nn.Module):
@@ -192,5 +218,5 @@ def _paired(recipe: CloseRecipe, texts: Texts, images: VectorStore) -> Iterator[
         yield vectors[there], matrix(stored["vector"])[[place[image_ids[row]] for row in there]]
 
 
-def _choices(recipe: CloseRecipe, row: TextRow) -> list[tuple[TaskName, int]]:
+def _choices(recipe: CloseRecipe, row: TextRow) -> list[tuple[WritingTask, int]]:
     return [(task, number) for task in recipe.tasks for number in range(1 if task == "captioning" else len(row.pairs))]

@@ -12,20 +12,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import grid_sample, normalize
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import save_clip
+from dialog_gen.clip.mammut.checkpoint import as_mammut
 from dialog_gen.clip.mammut.decoder import MammutText
-from dialog_gen.clip.mammut.folder import new_mammut, save_mammut
-from dialog_gen.clip.mammut.model import Mammut
+from dialog_gen.clip.text.tokens import padding_of
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.padding import padding_of
 from dialog_train.data.pixel_set import Normalization, PixelBatch, PixelBatches
-from dialog_train.data.tokens import TextEncoder
 from dialog_train.data.training_set import columns_of
 from dialog_train.losses import contrastive_loss, focal_contrastive_loss
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
 from dialog_train.system import Share, gather_rows
 from dialog_train.systems.mammut.config import MammutRecipe
-from dialog_train.text import TextTower
 
 # Smallest share of the image's area that cropped positions are of.
 _LEAST_AREA = 0.1
@@ -42,13 +41,7 @@ class MammutTraining:
         Raises UsageError for towers of another kind than MaMMUT's, and for other layers that read the image than a
         model that is a MaMMUT already has.
         """
-        if not isinstance(clip.model, Mammut):
-            encoder = TextEncoder(clip.tokenizer)
-            if len(encoder.start) != 1 or not encoder.end or encoder.pad_id in encoder.end:
-                needed = "one start token, and an end that is no padding"
-                raise UsageError(f"{clip.name} cannot become a MaMMUT: its texts need {needed}.")
-            frame = encoder.start, encoder.end
-            clip = new_mammut(clip, frame, encoder.pad_id, recipe.cross_attention_every, recipe.seed)
+        clip = as_mammut(clip, recipe.cross_attention_every, recipe.seed)
         config = clip.model.config
         if recipe.cross_attention_every != config.cross_attention_every:
             raise UsageError(
@@ -70,8 +63,8 @@ class MammutTraining:
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
-        """A model folder: see `dialog_gen.clip.mammut.folder`."""
-        save_mammut(self._clip, folder, changed)
+        """A model folder of Hugging Face's layout."""
+        save_clip(self._clip, folder, changed)
 
 
 class _TwoPasses(nn.Module):

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.loader import Clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.text.tokens import padding_of
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.padding import padding_of
 from dialog_gen.core.tensors import save_tensors
 from dialog_train.data.pixel_set import Normalization, PixelBatch
 from dialog_train.losses.three_way import three_way_loss
 from dialog_train.system import gather_rows
 from dialog_train.systems.clip import ClipTraining
 from dialog_train.systems.mult.config import FusionSettings, MultRecipe, View
-from dialog_train.text import TextTower
 
 FUSION_FILE = "fusion.safetensors"
 _CLIP_PREFIX, _FUSION_PREFIX = "clip.", "fusion."

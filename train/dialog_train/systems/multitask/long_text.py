@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dialog_gen.clip.loader import Clip, sha256_of_weights
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
-from dialog_train.text import TextTower
+from dialog_gen.core.tensors import sha256_of_weights
 
 KEPT_POSITIONS = 20
 """Most captions have no more tokens, so that only these positions are well trained (arXiv 2403.15378, section 3.1)."""

@@ -17,11 +17,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dialog_gen.clip.loader import Clip, load_clip
+from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.text.tokens import TextEncoder
+from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import hash_64
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_train.data.tokens import TextEncoder
 from dialog_train.data.training_set import Batch, EpochOrder, TrainingSet
 from dialog_train.loop import EMA_FOLDER, MODEL_FOLDER, FitResult, OnStep, Resume, fit
 from dialog_train.losses.contrastive import contrastive_loss
@@ -33,7 +35,6 @@ from dialog_train.systems.multitask.long_text import stretch_context, with_conte
 from dialog_train.systems.multitask.pairs import PairSource, TextBatch, TextPairs, build_text_pairs
 from dialog_train.systems.multitask.sources import DialoguePairs, DialogueRows, DialogueTriplets, ParquetPairs
 from dialog_train.systems.text_tuning import Encode, Objective, PairBatches, Rows, TextTuning
-from dialog_train.text import TextTower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

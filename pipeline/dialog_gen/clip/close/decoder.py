@@ -11,8 +11,6 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, T5C
 from transformers.utils import logging as hf_logging
 
 from dialog_gen.core.errors import UsageError
-from dialog_train.losses.next_token import IGNORED
-from dialog_train.systems.close.config import DecoderSettings
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 
@@ -28,10 +26,10 @@ class CloseDecoder(nn.Module):
         self.projection = nn.Linear(width, prefix_vectors * self.t5.config.d_model)
 
     def forward(self, vectors: Tensor, prompts: Tensor, targets: Tensor) -> Tensor:
-        """Unit-norm vectors (N, D), padded prompts (N, L), targets (N, T) with IGNORED for padding -> (N, T, V)."""
+        """Unit-norm vectors (N, D), padded prompts (N, L), targets (N, T), negative for padding -> (N, T, V)."""
         start = self.t5.config.decoder_start_token_id
         shifted = torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], dim=1)
-        shifted = shifted.masked_fill(shifted == IGNORED, self.pad_id)
+        shifted = shifted.masked_fill(shifted < 0, self.pad_id)
         return self.t5(**self._inputs(vectors, prompts), decoder_input_ids=shifted).logits
 
     @torch.inference_mode()
@@ -63,23 +61,6 @@ class CloseDecoder(nn.Module):
         embedded = torch.cat([prefix, self.t5.get_input_embeddings()(prompts)], dim=1)
         mask = torch.cat([prompts.new_ones(prefix.shape[:2]), (prompts != self.pad_id).long()], dim=1)
         return {"inputs_embeds": embedded, "attention_mask": mask}
-
-
-def new_decoder(settings: DecoderSettings, width: int, texts: Iterable[str], seed: int) -> CloseDecoder:
-    """The decoder that a training starts with, for vectors of `width`.
-
-    `texts` are read for the tokenizer of one that is not pretrained. What is random follows from `seed`.
-
-    Raises UsageError for a pretrained one that cannot be loaded or is no T5.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if settings.name is not None:
-            t5, tokenizer = load_t5(settings.name, settings.revision)
-        else:
-            tokenizer = word_tokenizer(texts)
-            t5 = T5ForConditionalGeneration(_config(settings, tokenizer))
-        return CloseDecoder(t5, tokenizer, width, settings.prefix_vectors)
 
 
 @contextmanager
@@ -126,17 +107,18 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=_PAD, eos_token=_END, unk_token=_UNKNOWN)
 
 
-def _config(settings: DecoderSettings, tokenizer: Any) -> T5Config:
+def new_t5(tokenizer: Any, *, width: int, layers: int, heads: int, dropout: float) -> Any:
+    """A T5 with random weights, of `layers` layers in its encoder and in its decoder."""
     config = T5Config(
         vocab_size=len(tokenizer),
-        d_model=settings.width,
-        d_kv=settings.width // settings.heads,
-        d_ff=4 * settings.width,
-        num_layers=settings.layers,
-        num_heads=settings.heads,
-        dropout_rate=settings.dropout,
+        d_model=width,
+        d_kv=width // heads,
+        d_ff=4 * width,
+        num_layers=layers,
+        num_heads=heads,
+        dropout_rate=dropout,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
     config.decoder_start_token_id = tokenizer.pad_token_id
-    return config
+    return T5ForConditionalGeneration(config)

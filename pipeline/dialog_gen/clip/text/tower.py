@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 from torch.nn.utils.rnn import pad_sequence
 
-from dialog_gen.clip.mammut.decoder import MammutText
+from dialog_gen.clip.text.tokens import Ids, TextEncoder, last_tokens
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.padding import last_tokens
-from dialog_train.data.tokens import Ids, TextEncoder
 
 # What one more pass costs, in tokens: hundreds of kernels to launch on a GPU, a few calls on a CPU.
 _TOKENS_A_PASS = {"cpu": 32}
@@ -27,7 +25,8 @@ _TOKENS_A_PASS_GPU = 2048
 class TextTower(nn.Module):
     """The text side of an open_clip `CLIP` or `CustomTextCLIP`, by reference: training it trains the model.
 
-    Holds modules and parameters under open_clip's own names.
+    Holds modules and parameters under open_clip's own names. Beside the towers of open_clip and of Hugging Face, `text`
+    of the model may be any module that maps token ids (N, L) to vectors, masks the padding and names it as `pad_id`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -38,11 +37,11 @@ class TextTower(nn.Module):
         self.is_native = hasattr(source, "token_embedding")
         self.whole: Any = None
         if not self.is_native:
-            is_mammut = isinstance(source, MammutText)
-            if not is_mammut and not (hasattr(source, "transformer") and hasattr(source, "pooler")):
+            is_hf = hasattr(source, "transformer") and hasattr(source, "pooler")
+            if not is_hf and not hasattr(source, "pad_id"):
                 raise TypeError(f"{type(model).__name__} has no text tower of a known kind")
             self.text: Any = source
-            self.pad_id: int = source.pad_id if is_mammut else source.config.pad_token_id
+            self.pad_id: int = source.config.pad_token_id if is_hf else source.pad_id
             return
         self.token_embedding: nn.Embedding = source.token_embedding
         self.positional_embedding: nn.Parameter = source.positional_embedding
@@ -136,6 +135,15 @@ def encode_ids(
         if not bool(vectors.isfinite().all()):
             raise UsageError(f"{name} gives vectors that are not finite: its weights are damaged.")
         return torch.empty_like(vectors).index_copy_(0, torch.tensor(order, device=device), vectors)
+
+
+def mixed(shares: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+    """Unit-norm vectors (N, D) of each text tower -> the unit-norm sum of share times vector; one tower's are as is."""
+    first, *others = vectors
+    if not others:
+        return first
+    rest = zip(shares[1:], others, strict=True)
+    return normalize(shares[0] * first + sum(share * of_tower for share, of_tower in rest), dim=-1)
 
 
 def passes(lengths: Sequence[int], tokens_a_pass: int) -> list[int]:

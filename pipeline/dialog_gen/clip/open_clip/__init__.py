@@ -1,0 +1,54 @@
+"""open_clip's own checkpoints, which are plain CLIPs.
+
+FOLDER/open_clip_config.json, FOLDER/open_clip_model.safetensors and, where the tokenizer is not CLIP's, its files. It
+loads with
+
+    open_clip.create_model_and_transforms("local-dir:FOLDER")
+    open_clip.create_model_and_transforms(NAME, pretrained="FOLDER/open_clip_model.safetensors")
+
+A text tower of Hugging Face's adds its `config.json`, which open_clip would get from the Hub; here none is needed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from dialog_gen.clip.base import FORMATS, Clip, ClipFormat
+
+OPEN_CLIP = "open_clip"
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+class OpenClipFormat(ClipFormat):
+    """Two towers, each of any kind that open_clip has."""
+
+    kind = "plain CLIP"
+    can = frozenset({"embed images", "embed texts", "be tuned"})
+
+    @override
+    def recognises(self, folder: Path) -> bool:
+        return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
+
+    @override
+    def check(self, folder: Path) -> None:
+        from dialog_gen.clip.open_clip.checkpoint import read_config
+
+        read_config(folder)
+
+    @override
+    def load(self, folder: Path) -> Clip:
+        from dialog_gen.clip.open_clip.checkpoint import load_folder
+
+        return load_folder(folder)
+
+    @override
+    def save(self, clip: Clip, folder: Path, changed: Mapping[str, Any]) -> None:
+        from dialog_gen.clip.open_clip.checkpoint import save_folder
+
+        save_folder(clip, folder, changed)
+
+
+FORMATS.register(OPEN_CLIP)(OpenClipFormat())

@@ -1,0 +1,171 @@
+"""open_clip's models, loaded by name or from a folder, and a guard against the wrong activation."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.hf_configs import arch_dict
+from open_clip.hf_model import HFTextEncoder
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from safetensors import SafetensorError
+
+from dialog_gen.clip.base import CLIP_MODELS, Clip
+from dialog_gen.clip.open_clip import CONFIG_FILE, WEIGHTS_FILE
+from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.core.files import write_json
+from dialog_gen.core.tensors import save_tensors, sha256_of_weights
+
+_QUICK_GELU = "-quickgelu"
+_HF_CONFIG_FILE = "config.json"
+# open_clip lists the multilingual T5 only; the architecture is the same.
+arch_dict.setdefault("t5", arch_dict["mt5"])
+
+
+def load_named(name: str, pretrained: str | None, *, allow_activation_mismatch: bool) -> Clip:
+    """A model by open_clip's name and a pretrained tag or a safetensors file. Raises UsageError as `load_clip` does."""
+    config = check_named(name, pretrained, allow_activation_mismatch=allow_activation_mismatch)
+    return _load(name, pretrained, name=name, config=config)
+
+
+def check_named(name: str, pretrained: str | None, *, allow_activation_mismatch: bool = False) -> dict[str, Any]:
+    """The model's configuration. Raises UsageError where `load_named` would for the names alone."""
+    config = _model_config(name)
+    if pretrained is None:
+        raise UsageError(f"{name} without weights is random: give a pretrained tag, {_tags(name)}; or safetensors.")
+    if Path(pretrained).is_file():
+        if Path(pretrained).suffix != ".safetensors":
+            raise UsageError(f"{pretrained} may hold pickled code: convert it to safetensors first.")
+    elif pretrained not in list_pretrained_tags_by_model(name):
+        raise UsageError(f"{name} has no pretrained tag {pretrained!r}: {_tags(name)}; or give a safetensors file.")
+    elif not allow_activation_mismatch:
+        _check_activation(name, config, pretrained)
+    return config
+
+
+def new_named(name: str, seed: int) -> Clip:
+    """A model with random weights, by open_clip's name or a JSON file of its model configuration.
+
+    Raises UsageError for an unknown name or a damaged file.
+    """
+    if name.endswith(".json"):
+        name, config = _register(Path(name))
+    else:
+        config = _model_config(name)
+    return _new(name, name, config, seed)
+
+
+def load_folder(folder: Path) -> Clip:
+    """The model of a checkpoint folder. Raises UsageError for a damaged one."""
+    return _load(_location(folder), None, name=folder.name, config=read_config(folder))
+
+
+def new_of_folder(folder: Path, seed: int) -> Clip:
+    """All of a checkpoint folder but the weights, which are random. Raises UsageError for a damaged one."""
+    return _new(_location(folder), folder.name, read_config(folder), seed)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """open_clip's model configuration. Raises UsageError for a damaged file."""
+    try:
+        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{folder / CONFIG_FILE} is damaged: it holds no model_cfg.") from None
+
+
+def save_folder(clip: Clip, folder: Path, changed: Mapping[str, torch.Tensor]) -> None:
+    """Writes what `load_folder` reads; `changed` takes the place of the model's own tensors."""
+    write_json(folder / CONFIG_FILE, {"model_cfg": clip.config, "preprocess_cfg": clip.preprocess_config})
+    if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
+        clip.tokenizer.save_pretrained(folder)
+    if isinstance(text := getattr(clip.model, "text", None), HFTextEncoder):
+        config: Any = text.config
+        config.save_pretrained(folder)
+    save_tensors({**clip.model.state_dict(), **changed}, folder / WEIGHTS_FILE)
+
+
+def _new(location: str, name: str, config: dict[str, Any], seed: int) -> Clip:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _load(location, None, name=name, config=config, load_weights=False)
+
+
+def _load(
+    location: str, pretrained: str | None, *, name: str, config: dict[str, Any], load_weights: bool = True
+) -> Clip:
+    changes: dict[str, Any] = {}
+    folder = Path(location.removeprefix("local-dir:"))
+    if "hf_model_name" in config["text_cfg"] and (folder / _HF_CONFIG_FILE).is_file():
+        here = {"hf_model_name": str(folder), "hf_model_pretrained": False}
+        changes["text_cfg"] = {**config["text_cfg"], **here}
+    try:
+        model: Any
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            location, pretrained=pretrained, load_weights=load_weights, **changes
+        )
+        tokenizer = open_clip.get_tokenizer(location)
+    except RuntimeError as error:
+        # torch names the mismatching tensors line by line.
+        said = str(error).strip().split("\n")
+        raise UsageError(f"the weights do not fit {name}: {said[min(1, len(said) - 1)].strip()}") from None
+    except SafetensorError as error:
+        raise UsageError(f"the weights of {name} are damaged: {error}. Get the file again.") from None
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise UsageError(f"open_clip makes no model of the configuration of {name}: {error}.") from None
+    model.eval()
+    return Clip(
+        model=model,
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        name=name,
+        config=config,
+        preprocess_config=open_clip.get_model_preprocess_cfg(model),
+        weights_sha256=sha256_of_weights(model.state_dict()),
+    )
+
+
+def _check_activation(name: str, config: dict[str, Any], tag: str) -> None:
+    needed = bool(get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    if bool(config.get("quick_gelu", False)) == needed:
+        return
+    right = name + _QUICK_GELU if needed else name.removesuffix(_QUICK_GELU)
+    raise UsageError(
+        f"the weights {tag!r} were trained {'with' if needed else 'without'} QuickGELU, {name} "
+        f"{'lacks' if needed else 'has'} it: use {right}, or allow_activation_mismatch to reproduce results that "
+        "overlooked it."
+    )
+
+
+def _model_config(name: str) -> dict[str, Any]:
+    config: Any = open_clip.get_model_config(name)
+    if config is None:
+        known = [*CLIP_MODELS.names(), *open_clip.list_models()]
+        raise UsageError(f"unknown model {name!r}: {_nearest(name, known)}; or give a folder.")
+    return config
+
+
+def _register(file: Path) -> tuple[str, dict[str, Any]]:
+    """Makes a configuration known to open_clip under the file's name; gives that name and the configuration."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model configuration {file} cannot be read: {error}.") from None
+    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
+        raise UsageError(f"{file} is no model configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg.")
+    open_clip.add_model_config(file)
+    return file.stem, config
+
+
+def _location(folder: Path) -> str:
+    return f"local-dir:{folder.resolve()}"
+
+
+def _tags(name: str) -> str:
+    return "one of " + (", ".join(list_pretrained_tags_by_model(name)) or "none")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    # All names would fill the screen.
+    return did_you_mean(name, known).split("Known:")[0].strip() or "see open_clip.list_models()"

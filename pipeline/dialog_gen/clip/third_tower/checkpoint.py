@@ -1,0 +1,149 @@
+"""The model with a third tower, in and out."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from typing_extensions import override
+
+from dialog_gen.clip.base import Clip, TextPart
+from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.clip.text.tower import TextTower
+from dialog_gen.clip.third_tower import CONFIG_FILE, THIRD_TOWER, WEIGHTS_FILE
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.files import write_json
+from dialog_gen.core.tensors import save_tensors, sha256_of_weights
+
+PREFIX = "third."
+"""Of the third tower's parameters in the weights that are hashed and in `changed`."""
+
+
+class _Config(BaseModel):
+    """The content of third_tower.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    base_weights_sha256: str
+    beta: float = Field(ge=0, le=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThirdTowerClip(Clip):
+    """A model whose text vectors are normalize(beta * T(y) + (1 - beta) * G(y)), T(y) and G(y) unit-norm (eq. 5.2.1).
+
+    As a `Clip` it is its base model, whose text tower T is, but for the name and the hash, which covers both.
+    """
+
+    format: ClassVar[str] = THIRD_TOWER
+
+    base: Clip
+    third: TextTower
+    """G."""
+    base_share: float
+    """beta, from 0, the third tower alone, to 1, the base model."""
+
+    @property
+    @override
+    def beta(self) -> float:
+        return self.base_share
+
+    @property
+    @override
+    def untuned(self) -> Clip:
+        return self.base
+
+    @override
+    def with_beta(self, beta: float) -> Self:
+        return replace(self, base_share=beta)
+
+    @override
+    def to(self, device: torch.device | str) -> Self:
+        self.model.to(device)
+        self.third.to(device)
+        return self
+
+    @override
+    def text_parts(self) -> list[TextPart]:
+        of_base = replace(self.base.own_text_part(), share=self.base_share)
+        of_third = TextPart(clip=self, tower=self.third, share=1 - self.base_share)
+        return [part for part in (of_base, of_third) if part.share]
+
+
+def new_third_tower(clip: Clip, beta: float) -> ThirdTowerClip:
+    """A third tower that starts as a copy of the text tower of `clip`, which stays as it is.
+
+    Raises UsageError for a text tower of an unknown kind.
+    """
+    return _with_third_tower(clip, clip, copy.deepcopy(text_tower(clip)), beta)
+
+
+def load_third_tower(folder: Path) -> ThirdTowerClip:
+    """The base model of a checkpoint folder with the third tower beside it.
+
+    Raises UsageError for a damaged folder, and for a third tower that belongs to another base model.
+    """
+    clip = load_clip(str(folder))
+    try:
+        config = _Config.model_validate_json((folder / CONFIG_FILE).read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UsageError(f"{folder / CONFIG_FILE} is damaged: {where}: {first['msg']}.") from None
+    if config.base_weights_sha256 != clip.weights_sha256:
+        raise UsageError(f"the third tower in {folder} was trained beside another model than the one that lies there.")
+    third = copy.deepcopy(text_tower(clip))
+    _load_weights(third, folder / WEIGHTS_FILE)
+    return _with_third_tower(clip, replace(clip, name=config.base), third.eval(), config.beta)
+
+
+def save_third_tower(clip: ThirdTowerClip, folder: Path, changed: Mapping[str, Tensor]) -> None:
+    """Writes what `load_third_tower` reads, the base model last.
+
+    Of `changed`, the tensors under `PREFIX` take the place of the third tower's own; the others are left out.
+    """
+    weights = _weights(clip.third)
+    weights |= {name.removeprefix(PREFIX): value for name, value in changed.items() if name.startswith(PREFIX)}
+    config = _Config(base=clip.base.name, base_weights_sha256=clip.base.weights_sha256, beta=clip.beta)
+    save_tensors(weights, folder / WEIGHTS_FILE)
+    write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
+    save_clip(clip.base, folder)
+
+
+def text_tower(clip: Clip) -> TextTower:
+    """The text tower of a model, by reference. Raises UsageError for one of an unknown kind."""
+    try:
+        return TextTower(clip.model)
+    except TypeError as error:
+        raise UsageError(f"{clip.name} cannot have a third tower: {error}.") from None
+
+
+def _with_third_tower(clip: Clip, base: Clip, third: TextTower, beta: float) -> ThirdTowerClip:
+    own: dict[str, Any] = {field.name: getattr(clip, field.name) for field in fields(Clip)}
+    weights = {f"{PREFIX}{name}": value for name, value in _weights(third).items()}
+    own["weights_sha256"] = sha256_of_weights({**clip.model.state_dict(), **weights})
+    return ThirdTowerClip(**own, base=base, third=third, base_share=beta)
+
+
+def _weights(tower: TextTower) -> dict[str, Tensor]:
+    # Not its state_dict, where a tower that sees padding has its tensors twice.
+    return {name: parameter.detach() for name, parameter in tower.named_parameters()}
+
+
+def _load_weights(tower: TextTower, file: Path) -> None:
+    try:
+        found = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{file} cannot be read ({error}): get it again.") from None
+    expected = _weights(tower)
+    for name in expected.keys() | found.keys():
+        if name not in expected or name not in found or expected[name].shape != found[name].shape:
+            raise UsageError(f"{file} does not fit the text tower beside it: they differ in {name}.")
+        expected[name].copy_(found[name])
