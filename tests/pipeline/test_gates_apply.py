@@ -19,9 +19,11 @@ from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 from dialog_gen.dataset.folder import DatasetFolder, Store, open_store
 from dialog_gen.dataset.record import GATES, kept_pairs
 from dialog_gen.dataset.verify import verify
-from dialog_gen.gates.apply import GatePass
-from dialog_gen.gates.pair_scores import echo, length
-from dialog_gen.gates.settings import GateSettings, Limits, load_gates
+from dialog_gen.gates import apply
+from dialog_gen.gates.base import GATES as KNOWN
+from dialog_gen.gates.base import Limits
+from dialog_gen.gates.settings import load_gates
+from dialog_gen.gates.yes_bias import YesBiasSettings
 
 CONFIG = {"model": "m", "engine": "e"}
 SPEC = "empty,length,yes_bias,near_duplicate"
@@ -62,8 +64,12 @@ PATH = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
 
 
 def apply_gates(out: Path, spec: str = SPEC) -> dict[str, Any]:
-    with open_store(str(out), CONFIG) as store:
-        return GatePass.of(spec, CONFIG).apply(store)
+    return apply.apply_gates(str(out), spec)
+
+
+def scores_by(name: str, row: dict[str, Any]) -> list[float | None]:
+    gate = KNOWN.get(name)
+    return gate(gate.settings_class(), {}).score_row(row)
 
 
 @pytest.fixture
@@ -88,13 +94,13 @@ def test_columns_and_marks_are_written_and_nothing_else_changes(dataset: Path, t
     after = rows_of(dataset, volatile=True)
     assert [{**row, **dict.fromkeys(GATE_COLUMNS)} for row in after] == before
     assert rows_of(dataset, "rejects", volatile=True) == rejects
-    limits = load_gates(spec).chosen()
+    limits = load_gates(spec)
     for row in after:
-        assert row["gate_length"] == length(row)
-        assert row["gate_empty"] == pytest.approx(echo(row))
+        assert row["gate_length"] == scores_by("length", row)
+        assert row["gate_empty"] == pytest.approx(scores_by("empty", row))
         assert [row[f"gate_{name}"] for name in GATES if name not in limits] == [None] * (len(GATES) - 3)
         for place, marks in enumerate(row["marks"]):
-            assert marks == [name for name in limits if limits[name].speak_against(row[f"gate_{name}"][place])]
+            assert marks == [name for name in limits if limits[name].is_violated(row[f"gate_{name}"][place])]
     answers = [pair["assistant"].strip() for row in after for pair in kept_pairs(row)]
     assert sorted(set(answers)) == ["A red star.", "no", "yes"]
     assert answers.count("yes") == answers.count("no") == 8
@@ -221,12 +227,13 @@ def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> N
 
 
 def test_every_gate_has_settings_and_a_meaning() -> None:
-    assert list(GateSettings.model_fields) == list(GATES) == list(load_gates("all").chosen())
-    assert set(GATES) - set(load_gates("text").chosen()) == {"similarity", "self_consistency"}
-    assert list(load_gates("leak, length").chosen()) == ["leak", "length"]
+    assert list(GATES) == list(load_gates("all"))
+    assert {name: gate.description for name, gate in KNOWN.all().items()} == GATES
+    assert set(GATES) - set(load_gates("text")) == {"similarity", "self_consistency"}
+    assert list(load_gates("leak, length")) == ["leak", "length"]
     assert load_gates("similarity,text,length") == load_gates(",".join(set(GATES) - {"self_consistency"}))
-    words = GateSettings.model_validate({"yes_bias": {"yes": ["Yes ", "YEAH"]}}).yes_bias
-    assert words is not None
+    words = load_gates({"yes_bias": {"yes": ["Yes ", "YEAH"]}})["yes_bias"]
+    assert isinstance(words, YesBiasSettings)
     assert words.yes == ("yes", "yeah")
 
 
@@ -242,7 +249,7 @@ def test_every_gate_has_settings_and_a_meaning() -> None:
 )
 def test_limits(limits: Limits, marked: list[float]) -> None:
     stored = 0.6000000238418579  # 0.6 as it comes back from a column of float32
-    assert [score for score in (0.1, 0.6, stored, 2.0, None) if limits.speak_against(score)] == marked
+    assert [score for score in (0.1, 0.6, stored, 2.0, None) if limits.is_violated(score)] == marked
 
 
 def test_the_command(dataset: Path, dialog_gen_cli: Cli) -> None:

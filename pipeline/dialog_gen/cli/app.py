@@ -18,10 +18,10 @@ from rich.table import Table
 from dialog_gen.cli.publish import COMMANDS as SHARE_COMMANDS
 from dialog_gen.core.console import DatasetOption, Json, Version, begin, print_result, progress_bar, run_app
 from dialog_gen.core.errors import FailedCheckError, UsageError, did_you_mean
+from dialog_gen.core.progress import progress_bars
 
 if TYPE_CHECKING:
-    from dialog_gen.dataset.folder import DatasetFolder, Store
-    from dialog_gen.gates.apply import GatePass
+    from dialog_gen.dataset.folder import DatasetFolder
     from dialog_gen.inspect.statistics import Stats
 
 # What a command needs beyond this is imported inside it: `dialog-gen --help` should not wait for torch.
@@ -163,8 +163,8 @@ def run(
     from dialog_gen.dataset.folder import check_config, open_store
     from dialog_gen.engines.base import ENGINES, EngineOptions, engine_starter
     from dialog_gen.gates.apply import GatePass, ungated_images
-    from dialog_gen.gates.report import report_text
-    from dialog_gen.gates.settings import load_gates
+    from dialog_gen.gates.settings import columns_read, load_gates
+    from dialog_gen.gates.summary import summary_text as gates_text
     from dialog_gen.generation.plan import make_plan
 
     if engine is not None and engine not in ENGINES:
@@ -188,8 +188,8 @@ def run(
             gpu_memory_utilization=gpu_memory_utilization,
             tensor_parallel_size=tensor_parallel_size,
             deterministic=deterministic,
-            # Only while an answer is sampled can it be told how likely it was.
-            logprobs=gates is not None and load_gates(gates).logprob is not None,
+            # Log-probabilities are known only while an answer is sampled.
+            logprobs=gates is not None and "answer_logprobs" in columns_read(load_gates(gates)),
         ),
         download=not dry_run,
     )
@@ -228,8 +228,9 @@ def run(
             store.put_json("run.json", report)
         text = summary_text(out, report, result)
         if gate_pass is not None:
-            report["gates"] = _apply_gates(gate_pass, store)
-            text += f"\n\n{report_text(out, report['gates'])}"
+            with progress_bars() as show:
+                report["gates"] = gate_pass.apply(store, show)
+            text += f"\n\n{gates_text(out, report['gates'])}"
         elif unseen := ungated_images(store):
             _log.warning("%d images have not been seen by the gates: `dialog-gen gate %s` goes over all", unseen, out)
     print_result(report, text, json_output)
@@ -329,20 +330,21 @@ def _collect_stats(folder: "DatasetFolder") -> "Stats":
 def gate(
     directory: DatasetOption,
     gates: Annotated[
-        str, typer.Option(help="text (all that need no model), all, names with commas between, or a TOML file.")
+        str,
+        typer.Option(
+            help="text (all that need no model), all, names separated by commas, or a TOML file; "
+            "`dialog-gen gates` lists them."
+        ),
     ] = "text",
     json_output: Json = False,
 ) -> None:
     """Score every question-answer pair and mark what is doubtful; deletes nothing, replaces what gates said before."""
-    from dialog_gen.dataset.folder import DatasetFolder, open_store
-    from dialog_gen.gates.apply import GatePass
-    from dialog_gen.gates.report import report_text
+    from dialog_gen.gates.apply import apply_gates
+    from dialog_gen.gates.summary import summary_text
 
-    config = DatasetFolder.existing(directory).config()
-    gate_pass = GatePass.of(gates, config)
-    with open_store(directory, config) as store:
-        report = _apply_gates(gate_pass, store)
-    print_result(report, report_text(directory, report), json_output)
+    with progress_bars() as show:
+        summary = apply_gates(directory, gates, show)
+    print_result(summary, summary_text(directory, summary), json_output)
 
 
 for command in SHARE_COMMANDS:
@@ -370,13 +372,13 @@ def protocols(json_output: Json = False) -> None:
 @app.command()
 def gates(json_output: Json = False) -> None:
     """List the quality gates: what their scores say, and beyond which limits a pair is marked unless told otherwise."""
-    from dialog_gen.dataset.record import GATES
-    from dialog_gen.gates.settings import load_gates
+    from dialog_gen.gates.base import gates_in_order
 
-    rows = [
-        {"name": name, "limits": limits.limits_text(), "settings": limits.model_dump(), "description": GATES[name]}
-        for name, limits in load_gates("all").chosen().items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, gate in gates_in_order().items():
+        settings = gate.settings_class()
+        limits = {"limits": settings.limits_text(), "settings": settings.model_dump()}
+        rows.append({"name": name, **limits, "description": gate.description})
     _print_table(rows, json_output)
 
 
@@ -400,12 +402,6 @@ def manifests(json_output: Json = False) -> None:
         for m in loaded
     ]
     _print_table(rows, json_output)
-
-
-def _apply_gates(gate_pass: "GatePass", store: "Store") -> dict[str, Any]:
-    with progress_bar() as progress:
-        task = progress.add_task("quality gates", total=gate_pass.rows_to_go(store))
-        return gate_pass.apply(store, lambda rows: progress.advance(task, rows))
 
 
 def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
