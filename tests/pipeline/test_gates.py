@@ -1,6 +1,8 @@
 """Scores of single rows, against answers worked out by hand."""
 # ruff: noqa: RUF001 - letters of other scripts are what is tested
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -186,3 +188,10 @@ def test_similarity_of_texts(first: str, second: str) -> None:
     one, other = shingles(first), shingles(second)
     assert jaccard(one, one) == 1
     assert jaccard(one, other) == jaccard(other, one) == pytest.approx(1 - len(one ^ other) / len(one | other))
+
+
+def test_asking_for_a_gate_imports_no_library_that_only_scoring_needs() -> None:
+    slow = {"torch", "transformers", "vllm", "open_clip", "datasketch", "scipy", "py3langid"}
+    script = f"import sys; from dialog_gen.gates.base import GATES; GATES.names(); print({slow} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr

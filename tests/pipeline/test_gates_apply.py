@@ -161,6 +161,20 @@ def test_only_shards_that_would_change_are_done_again(tmp_path: Path) -> None:
     assert all(row["gate_length"] for row in rows_of(out))
 
 
+def test_progress_goes_through_a_callback_and_nothing_is_printed(
+    dataset: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    apply.apply_gates(str(dataset), {"length": {"max": 3}, "yes_bias": {}}, lambda *call: calls.append(call))
+    for stage in ("quality gates: survey", "quality gates"):
+        counts = [done for name, done, total, unit in calls if (name, total, unit) == (stage, 12, "images")]
+        assert counts == sorted(counts)
+        assert counts[-1] == 12
+    assert {call[0] for call in calls} == {"quality gates: survey", "quality gates"}
+    assert capfd.readouterr() == ("", "")
+    assert json.loads((dataset / "gates.json").read_text())["settings"]["length"] == {"min": 1, "max": 3}
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
@@ -277,6 +291,9 @@ def test_the_list_of_gates(dialog_gen_cli: Cli) -> None:
     assert [line.split()[0] for line in lines] == list(GATES)
     listed = json.loads(dialog_gen_cli("gates", "--json").out)
     assert {row["name"]: row["settings"]["min"] for row in listed}["length"] == 1
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = "".join(f"| `{row['name']}` | {row['description']} | {row['limits']} |\n" for row in listed)
+    assert f"| Gate | Score of a pair | Limits |\n|---|---|---|\n{table}\n" in readme
 
 
 MISTAKES = {

@@ -332,8 +332,8 @@ def gate(
     gates: Annotated[
         str,
         typer.Option(
-            help="text (all that need no model), all, names separated by commas, or a TOML file; "
-            "`dialog-gen gates` lists them."
+            help="Names separated by commas (`dialog-gen gates` lists them), among them text (all that need no model) "
+            "and all; or a TOML file."
         ),
     ] = "text",
     json_output: Json = False,

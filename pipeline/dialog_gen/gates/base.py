@@ -22,6 +22,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
+from dialog_gen.core.errors import UsageError
 from dialog_gen.core.registry import Registry
 
 Row = Mapping[str, Any]
@@ -140,3 +141,11 @@ def gates_in_order(names: Iterable[str] | None = None) -> dict[str, type[Gate[An
     """
     found = {name: GATES.get(name) for name in (GATES.names() if names is None else names)}
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
+
+
+def description_of(name: str) -> str:
+    """What a gate's score says; empty for a gate that cannot be used here, since datasets may come from elsewhere."""
+    try:
+        return GATES.get(name).description
+    except UsageError:
+        return ""
