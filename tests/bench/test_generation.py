@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dialog_gen.dataset.folder import open_store
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.engines.base import EngineOptions, engine_starter
 from dialog_gen.generation.dialogue import seed_of
 from dialog_gen.generation.plan import RunPlan, make_plan
@@ -86,7 +86,7 @@ def test_run_against_bare_vllm(tmp_path: Path) -> None:
     # Both sides do their first imports before the clock runs.
     bare.generate(prompts[:64], parameters[:64], use_tqdm=False)
     warm = plan_of(write_tars(tmp_path / "few", 64), tmp_path / "warm")
-    with open_store(str(tmp_path / "warm"), warm.config()) as store:
+    with open_writer(str(tmp_path / "warm"), warm.config()) as store:
         Runner(store=store, interview=plan.interview, model=model, max_in_flight=256).run(warm.shards(), start)
 
     ratios: list[float] = []
@@ -95,7 +95,7 @@ def test_run_against_bare_vllm(tmp_path: Path) -> None:
         outputs = bare.generate(prompts, parameters, use_tqdm=False)
         bare_seconds = time.perf_counter() - began
         bare_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-        with open_store(str(tmp_path / f"out-{number}"), plan.config()) as store:
+        with open_writer(str(tmp_path / f"out-{number}"), plan.config()) as store:
             runner = Runner(
                 store=store, interview=plan.interview, model=model, max_in_flight=plan.options.max_in_flight
             )

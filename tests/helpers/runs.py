@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.dataset.folder import open_store
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.generation.dialogue import Interview
 from dialog_gen.generation.runner import Runner, RunResult
 from dialog_gen.models.registry import GeneratorModel
@@ -55,7 +55,7 @@ def run(
     **runner: Any,
 ) -> RunResult:
     """What `dialog-gen run` does between its checks and its report."""
-    with open_store(str(out), config) as store:
+    with open_writer(str(out), config) as store:
         settings: dict[str, Any] = {"interview": make_interview(), "model": MODEL, "max_in_flight": 8, **runner}
         shards = with_limit(open_source(str(source), shard_size=shard_size), limit)
         return Runner(store=store, **settings).run(shards, start or engine.start)

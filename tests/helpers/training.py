@@ -8,7 +8,7 @@ import open_clip
 import torch
 
 from dialog_gen.clip.loader import Clip, save_clip, sha256_of_weights
-from dialog_gen.dataset.folder import open_store
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.shapes.language import ask, web_caption
 from dialog_gen.shapes.render import render_png
 from dialog_gen.shapes.scenes import draw_scene
@@ -58,7 +58,7 @@ def scene_row(number: int, **columns: Any) -> dict[str, Any]:
 
 def write_dialogues(out: Path, shards: dict[str, list[dict[str, Any]]], *, made_by: str = "test") -> Path:
     """A dataset folder of these rows, as `dialog-gen run` leaves it."""
-    with open_store(str(out), {"made_by": made_by}) as store:
+    with open_writer(str(out), {"made_by": made_by}) as store:
         for name, rows in shards.items():
             write_shard(store, shard_of(name, len(rows)), rows)
     return out

@@ -15,12 +15,13 @@ from helpers.inputs import sha256
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, Sidecar, check_config, open_store
+from dialog_gen.dataset.folder import DatasetFolder, ShardManifest
 from dialog_gen.dataset.verify import totals, verify
+from dialog_gen.dataset.writer import check_config, open_writer
 from dialog_gen.publish import compact as compact_module
 from dialog_gen.publish.compact import CompactSummary, compact
 
-CONFIG: dict[str, Any] = {"schema_version": 2, "model": "m"}
+CONFIG: dict[str, Any] = {"schema_version": 3, "model": "m"}
 STATUSES = ("accepted", "accepted", "rejected", "accepted", "unreadable")
 PATH = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), *sys.path])
 
@@ -33,7 +34,7 @@ def noisy_row(number: int) -> dict[str, Any]:
 
 
 def make_source(out: Path, shards: int = 5, rows: int = 45) -> Path:
-    with open_store(str(out), CONFIG) as store:
+    with open_writer(str(out), CONFIG) as store:
         for number in range(shards):
             made = [noisy_row(1000 * number + i) for i in range(rows)]
             write_shard(store, shard_of(f"s{number}", rows), made)
@@ -53,7 +54,7 @@ def merged(source: Path, out: Path, **options: Any) -> CompactSummary:
 def small_shards(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A "megabyte" is what two of the source's shards take."""
     folder = DatasetFolder(str(source))
-    stored = [compact_module._stored_bytes(folder, entry, True) for s in folder.sidecars() for entry in s.files]
+    stored = [compact_module._stored_bytes(folder, entry, True) for s in folder.manifests() for entry in s.files]
     size = 2 * sum(stored) // len(folder.shards()) + 1000
     groups = compact_module._groups
     monkeypatch.setattr(compact_module, "_groups", lambda folder, _, images: groups(folder, size, images))
@@ -75,7 +76,7 @@ def test_the_same_rows_in_fewer_shards(
     assert verdict.problems == []
     assert (verdict.images, verdict.reasons, verdict.pairs) == (old.images, old.reasons, old.pairs)
     assert verdict.shards == summary.shards == (3 if images else 1)  # what is left of them is much smaller
-    assert [sidecar.output_tokens for sidecar in folder.sidecars()] == ([180, 180, 90] if images else [450])
+    assert [manifest.output_tokens for manifest in folder.manifests()] == ([180, 180, 90] if images else [450])
     assert folder.config() == {**CONFIG, "compacted": {"shard_mb": 500, "images": images}}
     assert (tmp_path / "out" / "run.json").read_bytes() == (source / "run.json").read_bytes()
 
@@ -102,12 +103,12 @@ def test_a_source_that_grows_and_shrinks(source: Path, tmp_path: Path, monkeypat
     merged(source, out)
     first = (out / "data" / "part-00000.parquet").stat().st_ino
     assert merged(source, out).shards_already_done == 3
-    with open_store(str(source), CONFIG) as store:
+    with open_writer(str(source), CONFIG) as store:
         write_shard(store, shard_of("s5", 5), [make_row(9000 + i) for i in range(5)])
     assert merged(source, out).shards_already_done == 2  # the last one has more to hold
     assert (out / "data" / "part-00000.parquet").stat().st_ino == first
     assert rows_of(out) == rows_of(source)
-    with open_store(str(source), CONFIG) as store:
+    with open_writer(str(source), CONFIG) as store:
         for name in ("s2", "s3", "s4", "s5"):
             store.drop(name)
     merged(source, out)
@@ -120,9 +121,9 @@ def test_a_source_that_grows_and_shrinks(source: Path, tmp_path: Path, monkeypat
 
 def gate(out: Path, gates_sha256: str) -> None:
     folder = DatasetFolder(str(out))
-    with open_store(str(out), folder.config()) as store:
-        for sidecar in list(store.sidecars()):
-            store.rewrite(sidecar, lambda table: table, gates_sha256=gates_sha256)
+    with open_writer(str(out), folder.config()) as store:
+        for manifest in list(store.manifests()):
+            store.rewrite(manifest, lambda table: table, gates_sha256=gates_sha256)
         store.put_json("gates.json", {"by": gates_sha256})
 
 
@@ -131,15 +132,15 @@ def test_gates(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     gate(source, "a")
     merged(source, out)
-    assert [s.gates_sha256 for s in DatasetFolder(str(out)).sidecars()] == ["a"]
+    assert [s.gates_sha256 for s in DatasetFolder(str(out)).manifests()] == ["a"]
     gate(out, "b")
     assert verify(DatasetFolder(str(out))).problems == []
     merged(source, out)
-    assert [s.gates_sha256 for s in DatasetFolder(str(out)).sidecars()] == ["b"]
+    assert [s.gates_sha256 for s in DatasetFolder(str(out)).manifests()] == ["b"]
     assert json.loads((out / "gates.json").read_bytes()) == {"by": "b"}
     gate(source, "c")
     merged(source, out)
-    assert [s.gates_sha256 for s in DatasetFolder(str(out)).sidecars()] == ["c"]
+    assert [s.gates_sha256 for s in DatasetFolder(str(out)).manifests()] == ["c"]
     assert json.loads((out / "gates.json").read_bytes()) == {"by": "c"}
     assert verify(DatasetFolder(str(out))).problems == []
 
@@ -233,10 +234,10 @@ def other_columns(out: Path) -> None:
     table = pq.read_table(file)
     pq.write_table(table.append_column("mood", table["caption"]), file)
     folder = DatasetFolder(str(out))
-    sidecar: Any = folder.sidecar("s1")
-    entry = sidecar.data.model_copy(update={"bytes": file.stat().st_size})
-    new = sidecar.model_copy(update={"files": [entry]})
-    (out / "shards" / "s1.json").write_text(Sidecar.model_dump_json(new))
+    manifest: Any = folder.manifest("s1")
+    entry = manifest.data.model_copy(update={"bytes": file.stat().st_size})
+    new = manifest.model_copy(update={"files": [entry]})
+    (out / "shards" / "s1.json").write_text(ShardManifest.model_dump_json(new))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def other_columns(out: Path) -> None:
         (other_columns, r"columns differ from the record in mood\."),
         (lambda out: shutil.rmtree(out / "shards"), "has no finished shard yet"),
     ],
-    ids=["cut", "missing", "sidecar", "configuration", "flipped", "columns", "nothing"],
+    ids=["cut", "missing", "manifest", "configuration", "flipped", "columns", "nothing"],
 )
 def test_a_damaged_source(source: Path, tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(source)
@@ -284,9 +285,9 @@ def test_a_run_does_not_go_on_in_it(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["../x.parquet", "data/../x.parquet", "/etc/x.parquet", "data/x", "other/x.parquet"])
-def test_a_sidecar_that_points_elsewhere(source: Path, path: str) -> None:
+def test_a_manifest_that_points_elsewhere(source: Path, path: str) -> None:
     """It may have come from a stranger."""
-    sidecar = json.loads((source / "shards" / "s0.json").read_bytes())
-    sidecar["files"][0]["path"] = path
-    (source / "shards" / "s0.json").write_text(json.dumps(sidecar))
-    assert DatasetFolder(str(source)).sidecar("s0") is None
+    manifest = json.loads((source / "shards" / "s0.json").read_bytes())
+    manifest["files"][0]["path"] = path
+    (source / "shards" / "s0.json").write_text(json.dumps(manifest))
+    assert DatasetFolder(str(source)).manifest("s0") is None

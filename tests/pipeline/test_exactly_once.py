@@ -172,7 +172,7 @@ def rows_of_shard(out: Path, shard: str) -> list[dict[str, Any]]:
 
 
 def assert_finished_shards_are_whole(out: Path, reference: Path) -> None:
-    shards = [sidecar.stem for sidecar in (out / "shards").glob("*.json")]
+    shards = [manifest.stem for manifest in (out / "shards").glob("*.json")]
     for shard in shards:
         assert rows_of_shard(out, shard) == rows_of_shard(reference, shard) != []
 
@@ -191,8 +191,8 @@ def assert_is_whole(out: Path, reference: Path) -> None:
 
 
 def counts_of(out: Path) -> list[dict[str, Any]]:
-    sidecars = [json.loads(file.read_bytes()) for file in sorted((out / "shards").iterdir())]
-    return [{key: value for key, value in sidecar.items() if key != "files"} for sidecar in sidecars]
+    manifests = [json.loads(file.read_bytes()) for file in sorted((out / "shards").iterdir())]
+    return [{key: value for key, value in manifest.items() if key != "files"} for manifest in manifests]
 
 
 def test_killed_five_times_then_run_to_the_end(

@@ -14,21 +14,22 @@ from helpers.cli import Cli
 from helpers.crashes import CRASHED
 from helpers.engine import ScriptedEngine
 from helpers.inputs import write_images
-from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
+from helpers.rows import files_of, make_row, marks_of, rows_of, scores_of, shard_of, write_shard
 
-from dialog_gen.dataset.folder import DatasetFolder, Store, open_store
-from dialog_gen.dataset.record import GATES, kept_pairs
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.verify import verify
+from dialog_gen.dataset.writer import DatasetWriter, open_writer
 from dialog_gen.gates import apply
-from dialog_gen.gates.base import GATES as KNOWN
-from dialog_gen.gates.base import Limits
+from dialog_gen.gates.base import GATES, Limits
 from dialog_gen.gates.settings import load_gates
 from dialog_gen.gates.yes_bias import YesBiasSettings
 
 CONFIG = {"model": "m", "engine": "e"}
 SPEC = "empty,length,yes_bias,near_duplicate"
 ANSWERS = ("yes", "yes", "no", "A red star.", "...", "word " * 70)
-GATE_COLUMNS = [*(f"gate_{name}" for name in GATES), "marks"]
+NAMES = ["empty", "repetition", "truncation", "leak", "near_duplicate", "set_duplicate", "yes_bias", "language"]
+NAMES += ["length", "similarity", "logprob", "self_consistency"]
 
 
 def gated_row(number: int, **columns: Any) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def shard_rows(shard: int) -> list[dict[str, Any]]:
 
 
 def write_dataset(out: Path, shards: range = range(4)) -> Path:
-    with open_store(str(out), CONFIG) as store:
+    with open_writer(str(out), CONFIG) as store:
         for shard in shards:
             rows = shard_rows(shard)
             write_shard(store, shard_of(f"s{shard}", len(rows)), rows)
@@ -67,8 +68,8 @@ def apply_gates(out: Path, spec: str = SPEC) -> dict[str, Any]:
     return apply.apply_gates(str(out), spec)
 
 
-def scores_by(name: str, row: dict[str, Any]) -> list[float | None]:
-    gate = KNOWN.get(name)
+def expected_of(name: str, row: dict[str, Any]) -> list[float | None]:
+    gate = GATES.get(name)
     return gate(gate.settings_class(), {}).score_row(row)
 
 
@@ -92,15 +93,15 @@ def test_columns_and_marks_are_written_and_nothing_else_changes(dataset: Path, t
     spec = lenient(tmp_path, f"[empty]\n[length]\nmin = 1\nmax = 60\n{BIAS}")
     report = apply_gates(dataset, spec)
     after = rows_of(dataset, volatile=True)
-    assert [{**row, **dict.fromkeys(GATE_COLUMNS)} for row in after] == before
+    assert [{**row, "gates": None} for row in after] == before
     assert rows_of(dataset, "rejects", volatile=True) == rejects
     limits = load_gates(spec)
     for row in after:
-        assert row["gate_length"] == scores_by("length", row)
-        assert row["gate_empty"] == pytest.approx(scores_by("empty", row))
-        assert [row[f"gate_{name}"] for name in GATES if name not in limits] == [None] * (len(GATES) - 3)
-        for place, marks in enumerate(row["marks"]):
-            assert marks == [name for name in limits if limits[name].is_violated(row[f"gate_{name}"][place])]
+        assert scores_of(row, "length") == expected_of("length", row)
+        assert scores_of(row, "empty") == pytest.approx(expected_of("empty", row))
+        for scores, marks in zip(row["gates"], marks_of(row) or (), strict=True):
+            assert [score["gate"] for score in scores] == list(limits)
+            assert marks == [s["gate"] for s in scores if limits[s["gate"]].is_violated(s["score"])]
     answers = [pair["assistant"].strip() for row in after for pair in kept_pairs(row)]
     assert sorted(set(answers)) == ["A red star.", "no", "yes"]
     assert answers.count("yes") == answers.count("no") == 8
@@ -119,23 +120,23 @@ def test_columns_and_marks_are_written_and_nothing_else_changes(dataset: Path, t
 def test_a_second_pass_writes_nothing(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     apply_gates(dataset)
     before = files_of(dataset)
-    monkeypatch.setattr(Store, "rewrite", lambda *_, **__: pytest.fail("a shard was done again"))
+    monkeypatch.setattr(DatasetWriter, "rewrite", lambda *_, **__: pytest.fail("a shard was done again"))
     apply_gates(dataset)
     assert files_of(dataset) == before
 
 
 def test_other_gates_replace_what_was_said_before(dataset: Path, tmp_path: Path) -> None:
     apply_gates(dataset, "length")
-    assert all(row["gate_length"] and not row["gate_leak"] for row in rows_of(dataset))
-    assert any(mark for row in rows_of(dataset) for mark in row["marks"])
+    assert all(scores_of(row, "length") and not scores_of(row, "leak") for row in rows_of(dataset))
+    assert any(mark for row in rows_of(dataset) for mark in marks_of(row) or ())
     report = apply_gates(dataset, lenient(tmp_path, "[leak]\nmax = inf\n"))
     assert list(report["gates"]) == ["leak"]
     assert report["settings"]["leak"]["max"] is None
     assert report["kept_rate"] == 1
     for row in rows_of(dataset):
-        assert row["gate_leak"] is not None
-        assert row["gate_length"] is None
-        assert row["marks"] == [[], [], []]
+        assert scores_of(row, "leak") is not None
+        assert scores_of(row, "length") is None
+        assert marks_of(row) == [[], [], []]
 
 
 def test_shards_that_come_later_end_as_if_they_had_been_there(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_only_shards_that_would_change_are_done_again(tmp_path: Path) -> None:
     assert {name: after[name] for name in before if name.startswith(("data/s", "shards/s"))} == {
         name: data for name, data in before.items() if name.startswith(("data/s", "shards/s"))
     }
-    assert all(row["gate_length"] for row in rows_of(out))
+    assert all(scores_of(row, "length") for row in rows_of(out))
 
 
 def test_progress_goes_through_a_callback_and_nothing_is_printed(
@@ -184,7 +185,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch, die_at: float, *, before: bool) ->
     done = 0
 
     def wrap(name: str) -> None:
-        real = getattr(Store, name)
+        real = getattr(DatasetWriter, name)
 
         def step(*arguments: Any) -> None:
             nonlocal done
@@ -195,7 +196,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch, die_at: float, *, before: bool) ->
             if done > die_at:
                 raise Killed
 
-        monkeypatch.setattr(Store, name, step)
+        monkeypatch.setattr(DatasetWriter, name, step)
 
     wrap("put")
     wrap("remove")
@@ -223,7 +224,7 @@ def test_a_pass_that_is_killed_anywhere_goes_on_to_the_same_bytes(tmp_path: Path
 def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     folders = [tmp_path / "undisturbed", tmp_path / "killed"]
     for out in folders:
-        with open_store(str(out), CONFIG) as store:
+        with open_writer(str(out), CONFIG) as store:
             for shard in range(20):
                 rows = [gated_row(100 * shard + k) for k in range(40)]
                 write_shard(store, shard_of(f"s{shard:02d}", len(rows)), rows)
@@ -241,11 +242,10 @@ def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> N
 
 
 def test_every_gate_has_settings_and_a_meaning() -> None:
-    assert list(GATES) == list(load_gates("all"))
-    assert {name: gate.description for name, gate in KNOWN.all().items()} == GATES
-    assert set(GATES) - set(load_gates("text")) == {"similarity", "self_consistency"}
+    assert list(load_gates("all")) == NAMES
+    assert set(NAMES) - set(load_gates("text")) == {"similarity", "self_consistency"}
     assert list(load_gates("leak, length")) == ["leak", "length"]
-    assert load_gates("similarity,text,length") == load_gates(",".join(set(GATES) - {"self_consistency"}))
+    assert load_gates("similarity,text,length") == load_gates(",".join(set(NAMES) - {"self_consistency"}))
     words = load_gates({"yes_bias": {"yes": ["Yes ", "YEAH"]}})["yes_bias"]
     assert isinstance(words, YesBiasSettings)
     assert words.yes == ("yes", "yeah")
@@ -279,7 +279,7 @@ def test_the_command(dataset: Path, dialog_gen_cli: Cli) -> None:
 
 
 def test_a_dataset_without_rows(tmp_path: Path, dialog_gen_cli: Cli) -> None:
-    with open_store(str(tmp_path), CONFIG):
+    with open_writer(str(tmp_path), CONFIG):
         pass
     ended = dialog_gen_cli("gate", str(tmp_path))
     assert ended.code == 0
@@ -288,7 +288,7 @@ def test_a_dataset_without_rows(tmp_path: Path, dialog_gen_cli: Cli) -> None:
 
 def test_the_list_of_gates(dialog_gen_cli: Cli) -> None:
     lines = dialog_gen_cli("gates").out.splitlines()[1:]
-    assert [line.split()[0] for line in lines] == list(GATES)
+    assert [line.split()[0] for line in lines] == NAMES
     listed = json.loads(dialog_gen_cli("gates", "--json").out)
     assert {row["name"]: row["settings"]["min"] for row in listed}["length"] == 1
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -346,14 +346,15 @@ def test_a_mistake_is_told_in_a_line_before_anything_is_done(
     assert not (workplace / "out" / "gates.json").exists()
 
 
-def test_a_dataset_of_an_older_version(dataset: Path, dialog_gen_cli: Cli) -> None:
+def test_a_file_of_another_version(dataset: Path, dialog_gen_cli: Cli) -> None:
     file = dataset / "data" / "s0.parquet"
-    pq.write_table(pq.read_table(file).drop_columns(["gate_leak", "marks"]), file)
+    pq.write_table(pq.read_table(file).drop_columns(["caption", "attempts"]), file)
     before = files_of(dataset)
     ended = dialog_gen_cli("gate", str(dataset), "--gates", "length")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == (
-        "error: the dataset was made by an older version, without the columns gate_leak, marks: make it anew.\n"
+        f"error: {dataset}/data/s0.parquet was written by another version of dialog-gen: its columns differ from the "
+        "record in caption, attempts.\n"
     )
     assert files_of(dataset) == before
 
@@ -374,7 +375,7 @@ def test_a_run_with_gates_ends_as_a_run_and_then_gates(
     dialog_gen_cli("gate", "two", "--gates", "length,leak")
     one, two = workplace / "one", workplace / "two"
     assert rows_of(one) == rows_of(two)
-    assert {row["gate_length"] is not None for row in rows_of(one)} == {True}
+    assert {scores_of(row, "length") is not None for row in rows_of(one)} == {True}
     assert report["gates"] == json.loads((one / "gates.json").read_text())
     assert (one / "gates.json").read_bytes() == (two / "gates.json").read_bytes()
     said = dialog_gen_cli(*[word for word in run if word != "--json"], "one", "--gates", "length,leak").out

@@ -19,9 +19,10 @@ from helpers.hub import TOKEN, Failure, Repo, StandIn, running_hub
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
 from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
-from dialog_gen.dataset import folder as store_module
-from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset import writer as store_module
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import verify
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.publish import compact as compact_module
 from dialog_gen.publish.card import make_card
 from dialog_gen.publish.card_data import card_data
@@ -31,7 +32,7 @@ from dialog_gen.publish.pull import PullSummary, pull
 from dialog_gen.publish.push import PushSummary, push
 
 REPO = "me/dialogues"
-CONFIG: dict[str, Any] = {"schema_version": 2, "model": "llava-1.5-7b", "seed": 1}
+CONFIG: dict[str, Any] = {"schema_version": 3, "model": "llava-1.5-7b", "seed": 1}
 COMMIT, UPLOAD = "POST /api/datasets/.*/commit/", "PUT /upload/"
 
 
@@ -72,7 +73,7 @@ def make_dataset(
     **columns: Any,
 ) -> Path:
     """Of images from number `first` on, whose ids do not tell it."""
-    with open_store(str(out), config) as store:
+    with open_writer(str(out), config) as store:
         for shard in range(shards):
             numbers = [10 * shard + i for i in range(4)]
             rows = [
@@ -206,7 +207,7 @@ def dataset_of(**config: Any) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (holding(dataset_of(schema_version=1)), "schema_version: 1 there, 2 here"),
+        (holding(dataset_of(schema_version=1)), "schema_version: 1 there, 3 here"),
         (holding(dataset_of(model="blip2-opt-2.7b")), "model: 'blip2-opt-2.7b' there, 'llava-1.5-7b' here"),
         (holding({"README.md": b"", "train.csv": b"a,b"}), "no dialog-gen dataset but 'README.md'"),
         (holding({"config.json": b'{"model_type": "clip"}', "model.safetensors": b""}), "no dialog-gen dataset"),
@@ -245,9 +246,9 @@ def test_a_dataset_of_other_images(hub: StandIn, source: Path, tmp_path: Path, w
 
 
 def gated(source: Path, tmp_path: Path) -> Path:
-    with open_store(str(source), CONFIG) as store:
-        for sidecar in list(store.sidecars()):
-            store.rewrite(sidecar, lambda table: table, gates_sha256="g")
+    with open_writer(str(source), CONFIG) as store:
+        for manifest in list(store.manifests()):
+            store.rewrite(manifest, lambda table: table, gates_sha256="g")
     return source
 
 
@@ -373,11 +374,13 @@ def test_a_dataset_of_an_older_record_is_not_pushed(
     hub: StandIn, source: Path, monkeypatch: pytest.MonkeyPatch, check: bool
 ) -> None:
     schema = store_module.DIALOGUES
-    older = schema.remove(schema.get_field_index("marks"))
+    older = schema.remove(schema.get_field_index("caption"))
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "DIALOGUES", older)
         older_one = make_dataset(source.with_name("older"))
-    with pytest.raises(UsageError, match="another version of dialog-gen: its columns differ from the record in marks"):
+    with pytest.raises(
+        UsageError, match="another version of dialog-gen: its columns differ from the record in caption"
+    ):
         pushed(older_one, check=check)
     assert hub.requests == []
 
@@ -413,7 +416,7 @@ def test_shards_without_images_are_of_a_size_that_can_be_fetched_again(
 ) -> None:
     """However little room they take: by rows."""
     noise = random.Random(0)
-    with open_store(str(tmp_path / "source"), CONFIG) as store:
+    with open_writer(str(tmp_path / "source"), CONFIG) as store:
         for number in range(3):
             rows = [make_row(1000 * number + i, caption=noise.randbytes(2000).hex()) for i in range(400)]
             write_shard(store, shard_of(f"s{number}", 400), rows)
@@ -497,9 +500,9 @@ def test_a_damaged_repository(hub: StandIn, source: Path, tmp_path: Path) -> Non
 def test_what_a_rewrite_put_in_place_of_others(hub: StandIn, source: Path, tmp_path: Path) -> None:
     pushed(source)
     pulled(tmp_path)
-    with open_store(str(source), CONFIG) as store:
-        for sidecar in list(store.sidecars()):
-            store.rewrite(sidecar, lambda table: table, gates_sha256="g")
+    with open_writer(str(source), CONFIG) as store:
+        for manifest in list(store.manifests()):
+            store.rewrite(manifest, lambda table: table, gates_sha256="g")
     pushed(source)
     pulled(tmp_path)
     assert set(files_of(tmp_path / "pulled")) == {*files_of(source), "README.md"}

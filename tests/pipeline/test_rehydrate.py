@@ -15,20 +15,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from helpers.inputs import png, sha256
-from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
+from helpers.rows import files_of, gates_of, make_row, marks_of, rows_of, shard_of, write_shard
 from PIL import Image
 
 from dialog_gen.cli import app as cli
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import verify
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.resize import resizer
 from dialog_gen.publish import rehydrate as rehydrate_module
 from dialog_gen.publish.compact import compact
 from dialog_gen.publish.rehydrate import RehydrateSummary, rehydrate
 
-CONFIG: dict[str, Any] = {"schema_version": 2}
+CONFIG: dict[str, Any] = {"schema_version": 3}
 POLICY = FetchPolicy(allow_loopback=True, retries=0, timeout_s=5)
 
 
@@ -104,7 +105,7 @@ def row_of(web: Web, number: int, source: bytes, image: bytes | None = None, **c
 @pytest.fixture
 def source(web: Web, tmp_path: Path) -> Path:
     """Three shards: 0 to 3, 10 to 13, 20 to 23; stored as they are, resized, rejected, without URL."""
-    with open_store(str(tmp_path / "source"), CONFIG) as store:
+    with open_writer(str(tmp_path / "source"), CONFIG) as store:
         for first in (0, 10, 20):
             rows = [
                 row_of(web, first, png(first)),
@@ -202,7 +203,7 @@ def test_an_interrupted_one_goes_on_with_the_next_shard(
 ) -> None:
     undisturbed = tmp_path / "undisturbed"
     restored(bare, undisturbed)
-    put_json, out = rehydrate_module.Store.put_json, tmp_path / "out"
+    put_json, out = rehydrate_module.DatasetWriter.put_json, tmp_path / "out"
     for last in ("rehydrate.json", "shards/part-00001.json"):
 
         def interrupted(self: Any, name: str, value: Any, last: str = last) -> None:
@@ -211,7 +212,7 @@ def test_an_interrupted_one_goes_on_with_the_next_shard(
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(rehydrate_module.Store, "put_json", interrupted)
+            patch.setattr(rehydrate_module.DatasetWriter, "put_json", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 restored(bare, out)
     web.asked.clear()
@@ -271,15 +272,15 @@ def test_new_shards_come_before_what_failed(
     web: Web, source: Path, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web.pages["/0"] = 503
-    out, write_shard = tmp_path / "out", rehydrate_module.Store.write_shard
+    out, write_shard = tmp_path / "out", rehydrate_module.DatasetWriter.write_shard
     with monkeypatch.context() as patch:
 
-        def once(self: Any, sidecar: Any, *tables: Any) -> Any:
-            if sidecar.shard != "part-00000":
+        def once(self: Any, manifest: Any, *tables: Any) -> Any:
+            if manifest.shard != "part-00000":
                 raise KeyboardInterrupt
-            return write_shard(self, sidecar, *tables)
+            return write_shard(self, manifest, *tables)
 
-        patch.setattr(rehydrate_module.Store, "write_shard", once)
+        patch.setattr(rehydrate_module.DatasetWriter, "write_shard", once)
         with pytest.raises(KeyboardInterrupt):
             restored(bare, out)
     assert DatasetFolder(str(out)).shards() == ["part-00000"]
@@ -294,19 +295,19 @@ def test_gates_of_the_result_stay(web: Web, bare: Path, tmp_path: Path) -> None:
     web.pages["/0"] = 503
     restored(bare, out)
     folder = DatasetFolder(str(out))
-    with open_store(str(out), folder.config()) as store:
-        for sidecar in list(store.sidecars()):
-            marks = [[["empty"]]] * sidecar.accepted
+    with open_writer(str(out), folder.config()) as store:
+        for manifest in list(store.manifests()):
+            gates = [gates_of([["empty"]])] * manifest.accepted
 
-            def marked(table: Any, marks: Any = marks) -> Any:
-                field = table.schema.field("marks")
-                return table.set_column(table.schema.get_field_index("marks"), field, pa.array(marks, field.type))
+            def marked(table: Any, gates: Any = gates) -> Any:
+                field = table.schema.field("gates")
+                return table.set_column(table.schema.get_field_index("gates"), field, pa.array(gates, field.type))
 
-            store.rewrite(sidecar, marked, gates_sha256="g")
+            store.rewrite(manifest, marked, gates_sha256="g")
     web.pages["/0"] = png(0)
     assert restored(bare, out).restored == 9
-    assert {sidecar.gates_sha256 for sidecar in folder.sidecars()} == {"g"}
-    assert all(row["marks"] == [["empty"]] for row in folder.rows())
+    assert {manifest.gates_sha256 for manifest in folder.manifests()} == {"g"}
+    assert all(marks_of(row) == [["empty"]] for row in folder.rows())
     assert verify(folder).problems == []
 
 
@@ -322,14 +323,14 @@ def test_a_second_one_that_is_killed_loses_nothing(
         shutil.copytree(tmp_path / "first", out)
         with monkeypatch.context() as patch:
             for name in ("put", "remove"):
-                real_step = getattr(rehydrate_module.Store, name)
+                real_step = getattr(rehydrate_module.DatasetWriter, name)
 
                 def step(*arguments: Any, real: Any = real_step, last: int = last, steps: Any = steps) -> None:
                     if next(steps) == last:
                         raise KeyboardInterrupt
                     real(*arguments)
 
-                patch.setattr(rehydrate_module.Store, name, step)
+                patch.setattr(rehydrate_module.DatasetWriter, name, step)
             try:
                 restored(bare, out)
                 break
@@ -345,13 +346,13 @@ def test_a_second_one_that_is_killed_loses_nothing(
 def test_a_source_that_was_gated_since_is_not_fetched_again(web: Web, bare: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     restored(bare, out)
-    with open_store(str(bare), DatasetFolder(str(bare)).config()) as store:
-        for sidecar in list(store.sidecars()):
-            store.rewrite(sidecar, lambda table: table, gates_sha256="g")
+    with open_writer(str(bare), DatasetFolder(str(bare)).config()) as store:
+        for manifest in list(store.manifests()):
+            store.rewrite(manifest, lambda table: table, gates_sha256="g")
     web.asked.clear()
     assert restored(bare, out).outcomes == {"restored": 9, "no_url": 3}
     assert web.asked.total() == 0
-    assert {sidecar.gates_sha256 for sidecar in DatasetFolder(str(out)).sidecars()} == {"g"}
+    assert {manifest.gates_sha256 for manifest in DatasetFolder(str(out)).manifests()} == {"g"}
 
 
 HANGING = """
@@ -422,7 +423,7 @@ def test_nothing_to_fetch(
     columns: dict[str, Any],
 ) -> None:
     """No URL, or an image that is there, though it has no bytes."""
-    with open_store(str(tmp_path / "bare"), CONFIG) as store:
+    with open_writer(str(tmp_path / "bare"), CONFIG) as store:
         row = row_of(web, 0, png(0), images=None, status="unreadable", image_sha256=sha256(b""))
         write_shard(store, shard_of("s", 1), [row | columns])
     command = ["dialog-gen", "rehydrate", str(tmp_path / "bare"), "--out", str(tmp_path / "out")]

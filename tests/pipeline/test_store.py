@@ -23,9 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset import folder as store_module
-from dialog_gen.dataset.folder import DatasetFolder, ShardWriter, Store, check_config, open_store
+from dialog_gen.dataset import writer as store_module
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import verify
+from dialog_gen.dataset.writer import DatasetWriter, ShardWriter, check_config, open_writer
 
 CONFIG: dict[str, Any] = {"model": "m", "seed": 1}
 PATH = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), *sys.path])
@@ -34,7 +35,7 @@ STATUSES = ("accepted", "rejected", "unreadable")
 
 def make_dataset(out: Path, *counts: int) -> dict[str, bytes]:
     """Complete shards s0, s1, ... of so many accepted rows; returns the files."""
-    with open_store(str(out), CONFIG) as store:
+    with open_writer(str(out), CONFIG) as store:
         for number, count in enumerate(counts):
             rows = [make_row(1000 * number + i) for i in range(count)]
             write_shard(store, shard_of(f"s{number}", count), rows)
@@ -42,7 +43,7 @@ def make_dataset(out: Path, *counts: int) -> dict[str, bytes]:
 
 
 def is_complete(out: Path, count: int = 3, **shard: Any) -> bool:
-    with open_store(str(out), CONFIG) as store:
+    with open_writer(str(out), CONFIG) as store:
         return store.is_complete(shard_of("s0", count, **shard))
 
 
@@ -56,8 +57,8 @@ def test_rows_stand_in_the_order_of_the_input(statuses: list[str], random: Any) 
     rows = [make_row(number, status) for number, status in enumerate(statuses)]
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(store_module, "ROWS_A_GROUP", 3):
         out = Path(folder)
-        with open_store(folder, CONFIG) as store:
-            sidecar = write_shard(store, shard_of("s", len(rows)), rows, order=order)
+        with open_writer(folder, CONFIG) as store:
+            manifest = write_shard(store, shard_of("s", len(rows)), rows, order=order)
         for part, wanted in (
             ("data", [row for row in rows if "texts" in row]),
             ("rejects", [row for row in rows if "status" in row]),
@@ -68,23 +69,23 @@ def test_rows_stand_in_the_order_of_the_input(statuses: list[str], random: Any) 
             groups = [pq.ParquetFile(file).metadata for file in (out / part).glob("*")]
             sizes = [meta.row_group(g).num_rows for meta in groups for g in range(meta.num_row_groups)]
             assert sizes == [3] * (len(wanted) // 3) + ([len(wanted) % 3] if len(wanted) % 3 else [])
-    assert (sidecar.accepted, sidecar.rejected, sidecar.unreadable) == tuple(map(statuses.count, STATUSES))
-    assert (sidecar.images, sidecar.output_tokens) == (len(rows), 2 * len(rows))
+    assert (manifest.accepted, manifest.rejected, manifest.unreadable) == tuple(map(statuses.count, STATUSES))
+    assert (manifest.images, manifest.output_tokens) == (len(rows), 2 * len(rows))
 
 
-def test_the_sidecar_tells_what_the_files_are(tmp_path: Path) -> None:
+def test_the_manifest_tells_what_the_files_are(tmp_path: Path) -> None:
     rows = [make_row(i) for i in range(150)] + [
         make_row(150, "rejected"),
         make_row(151, "unreadable"),
         make_row(152, "rejected", reason="empty"),
     ]
-    with open_store(str(tmp_path), CONFIG) as store:
-        sidecar = write_shard(store, shard_of("s", 153, fingerprint="abc"), rows)
-    assert sidecar == DatasetFolder(str(tmp_path)).sidecar("s")
-    assert sidecar.input_fingerprint == "abc"
-    assert sidecar.reasons == {"rejected": {"empty": 1, "too_few_pairs": 1}, "unreadable": {"truncated": 1}}
-    assert [(entry.path, entry.rows) for entry in sidecar.files] == [("data/s.parquet", 150), ("rejects/s.parquet", 3)]
-    for entry in sidecar.files:
+    with open_writer(str(tmp_path), CONFIG) as store:
+        manifest = write_shard(store, shard_of("s", 153, fingerprint="abc"), rows)
+    assert manifest == DatasetFolder(str(tmp_path)).manifest("s")
+    assert manifest.input_fingerprint == "abc"
+    assert manifest.reasons == {"rejected": {"empty": 1, "too_few_pairs": 1}, "unreadable": {"truncated": 1}}
+    assert [(entry.path, entry.rows) for entry in manifest.files] == [("data/s.parquet", 150), ("rejects/s.parquet", 3)]
+    for entry in manifest.files:
         data = (tmp_path / entry.path).read_bytes()
         assert (entry.bytes, entry.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     metadata = pq.ParquetFile(tmp_path / "data" / "s.parquet").metadata
@@ -94,14 +95,14 @@ def test_the_sidecar_tells_what_the_files_are(tmp_path: Path) -> None:
 
 def test_a_shard_without_rows_of_a_kind_has_no_file_of_it_any_more(tmp_path: Path) -> None:
     for status, there, gone in (("rejected", "rejects", "data"), ("accepted", "data", "rejects")):
-        with open_store(str(tmp_path), CONFIG) as store:
+        with open_writer(str(tmp_path), CONFIG) as store:
             write_shard(store, shard_of("s", 1), [make_row(0, status)])
         assert ((tmp_path / there / "s.parquet").exists(), (tmp_path / gone / "s.parquet").exists()) == (True, False)
         assert verify(DatasetFolder(str(tmp_path))).problems == []
 
 
 def test_a_shard_that_lacks_a_row_is_not_committed(tmp_path: Path) -> None:
-    with open_store(str(tmp_path), CONFIG) as store:
+    with open_writer(str(tmp_path), CONFIG) as store:
         writer = ShardWriter(store, shard_of("s", 3))
         writer.add(0, make_row(0), 1)
         writer.add(2, make_row(2), 1)
@@ -127,7 +128,7 @@ def test_a_file_is_whole_on_disk_before_it_gets_its_name(tmp_path: Path, monkeyp
         events.append(f"name {target.relative_to(tmp_path).as_posix()}")
         self.rename(target)
 
-    with open_store(str(tmp_path), CONFIG) as store:
+    with open_writer(str(tmp_path), CONFIG) as store:
         monkeypatch.setattr(os, "fsync", fsync)
         monkeypatch.setattr(Path, "replace", replace)
         write_shard(store, shard_of("s", 2), [make_row(0), make_row(1, "rejected")])
@@ -140,7 +141,7 @@ def test_a_file_is_whole_on_disk_before_it_gets_its_name(tmp_path: Path, monkeyp
 
 def redo(out: str) -> None:
     """Makes s0 anew, of other input, and adds s1."""
-    with open_store(out, CONFIG) as store:
+    with open_writer(out, CONFIG) as store:
         store.engine_log()
         for name in ("s0", "s1"):
             if not store.is_complete(shard := shard_of(name, 4, fingerprint="new")):
@@ -187,7 +188,7 @@ def test_a_crash_at_any_moment_is_made_good_by_the_next_run(tmp_path: Path) -> N
 def test_what_a_killed_run_left_is_gone_before_the_next_begins(tmp_path: Path) -> None:
     (tmp_path / ".tmp" / "folder").mkdir(parents=True)
     (tmp_path / ".tmp" / "data-s.parquet").touch()
-    with open_store(str(tmp_path), CONFIG) as store:
+    with open_writer(str(tmp_path), CONFIG) as store:
         assert list(store.tmp.iterdir()) == []
     assert list(files_of(tmp_path)) == ["config.json"]
 
@@ -197,14 +198,14 @@ def test_what_a_killed_run_left_is_gone_before_the_next_begins(tmp_path: Path) -
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     attempt = (
-        f"from dialog_gen.dataset.folder import open_store\nwith open_store({str(tmp_path)!r}, {CONFIG}): print('in')"
+        f"from dialog_gen.dataset.writer import open_writer\nwith open_writer({str(tmp_path)!r}, {CONFIG}): print('in')"
     )
     command = [sys.executable, "-c", attempt]
     environment = {**os.environ, "PYTHONPATH": PATH}
-    with open_store(str(tmp_path), CONFIG) as store:
+    with open_writer(str(tmp_path), CONFIG) as store:
         part = store.tmp / "mine"
         part.touch()
-        with pytest.raises(UsageError, match="another run is writing"), open_store(str(tmp_path), CONFIG):
+        with pytest.raises(UsageError, match="another run is writing"), open_writer(str(tmp_path), CONFIG):
             pass
         other = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert (other.returncode, other.stdout) == (1, "")
@@ -217,7 +218,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:
     files = make_dataset(tmp_path, 1)
-    for open_it in (check_config, lambda *arguments: open_store(*arguments).__enter__()):
+    for open_it in (check_config, lambda *arguments: open_writer(*arguments).__enter__()):
         with pytest.raises(UsageError) as caught:
             open_it(str(tmp_path), {"model": "other", "seed": 1, "dtype": "float32"})
         assert "model: 'm' there, 'other' now; dtype: None there, 'float32' now)" in str(caught.value)
@@ -227,10 +228,10 @@ def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:
 
 def test_as_long_as_no_shard_is_finished_the_configuration_may_change(tmp_path: Path) -> None:
     other = {"model": "other"}
-    with open_store(str(tmp_path), CONFIG) as store:
+    with open_writer(str(tmp_path), CONFIG) as store:
         ShardWriter(store, shard_of("s", 2)).add(0, make_row(0), 1)
     check_config(str(tmp_path), other)
-    with open_store(str(tmp_path), other) as store:
+    with open_writer(str(tmp_path), other) as store:
         write_shard(store, shard_of("s0", 1), [make_row(0)])
     assert DatasetFolder(str(tmp_path)).config() == other
     with pytest.raises(UsageError, match="another configuration"):
@@ -239,7 +240,7 @@ def test_as_long_as_no_shard_is_finished_the_configuration_may_change(tmp_path: 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("all of it")
-    with pytest.raises(UsageError, match=r"it holds 'thesis\.doc'"), open_store(str(tmp_path), CONFIG):
+    with pytest.raises(UsageError, match=r"it holds 'thesis\.doc'"), open_writer(str(tmp_path), CONFIG):
         pass
     assert list(tmp_path.iterdir()) == [tmp_path / "thesis.doc"]
 
@@ -254,7 +255,7 @@ def test_no_dataset_to_read(tmp_path: Path, exists: bool, message: str) -> None:
 def test_a_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
     make_dataset(tmp_path, 1)
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UsageError, match=r"config\.json is damaged"), open_store(str(tmp_path), CONFIG):
+    with pytest.raises(UsageError, match=r"config\.json is damaged"), open_writer(str(tmp_path), CONFIG):
         pass
 
 
@@ -286,7 +287,7 @@ def extend(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"x")
 
 
-def edit_sidecar(path: Path) -> None:
+def edit_manifest(path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config_sha256": "0"}))
 
 
@@ -298,7 +299,7 @@ def edit_sidecar(path: Path) -> None:
         ("data/s0.parquet", extend),
         ("shards/s0.json", Path.unlink),
         ("shards/s0.json", truncate),
-        ("shards/s0.json", edit_sidecar),
+        ("shards/s0.json", edit_manifest),
         ("shards/s0.json", lambda path: path.write_bytes(b"")),
     ],
 )
@@ -310,7 +311,7 @@ def test_a_damaged_shard_is_not_done_and_is_made_anew(
     if damage is truncate and name.startswith("shards"):
         damage(tmp_path / name)  # the first byte was a line feed
     assert not is_complete(tmp_path)
-    with open_store(str(tmp_path), CONFIG) as store:
+    with open_writer(str(tmp_path), CONFIG) as store:
         assert store.is_complete(shard_of("s1", 2))
     assert make_dataset(tmp_path, 3) == files
 
@@ -338,7 +339,7 @@ def test_a_read_only_folder() -> None:
         for path in folders:
             path.chmod(0o555)
         for place in (folder, f"{folder}/new"):
-            with without_privileges(), pytest.raises(DialogGenError) as caught, open_store(place, CONFIG):
+            with without_privileges(), pytest.raises(DialogGenError) as caught, open_writer(place, CONFIG):
                 pass
             assert caught.value.exit_code == 2
             assert f"cannot write {place}: Permission denied. Check the permissions" in str(caught.value)
@@ -352,7 +353,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     for place in ("file", "file/below"):
         with (
             pytest.raises(DialogGenError, match=r"cannot write .*Choose another --out") as caught,
-            open_store(str(tmp_path / place), CONFIG),
+            open_writer(str(tmp_path / place), CONFIG),
         ):
             pass
         assert caught.value.exit_code == 2
@@ -381,7 +382,7 @@ def test_what_a_disk_refuses_is_told_and_finished_shards_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, error: int, hint: str
 ) -> None:
     files = make_dataset(tmp_path, 2)
-    with open_store(str(tmp_path), CONFIG) as store, monkeypatch.context() as patch:
+    with open_writer(str(tmp_path), CONFIG) as store, monkeypatch.context() as patch:
         patch.setattr(target, name, refuse(error))
         with pytest.raises(DialogGenError) as caught:
             write_shard(store, shard_of("s1", 1), [make_row(1)])
@@ -396,7 +397,7 @@ def test_what_a_disk_refuses_is_told_and_finished_shards_are_kept(
 
 def test_a_folder_that_is_removed_meanwhile(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with open_store(str(out), CONFIG) as store:
+    with open_writer(str(out), CONFIG) as store:
         shutil.rmtree(out)
         with pytest.raises(DialogGenError, match=r"cannot write .*out: .*No such file.*Choose"):
             write_shard(store, shard_of("s", 1), [make_row(0)])
@@ -420,7 +421,7 @@ def test_a_full_disk(small_disk: Path) -> None:
 
     def fill() -> None:
         for number in range(10):
-            with open_store(str(out), CONFIG) as store:
+            with open_writer(str(out), CONFIG) as store:
                 row = make_row(number, images=[{"bytes": os.urandom(50_000), "path": "x"}])
                 done.append(write_shard(store, shard_of(f"s{number}", 1), [row]).shard)
 
@@ -431,8 +432,8 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert not (out / ".tmp").exists()
     folder = DatasetFolder.existing(str(out))
     assert folder.shards() == done
-    for sidecar in folder.sidecars():
-        (entry,) = sidecar.files
+    for manifest in folder.manifests():
+        (entry,) = manifest.files
         assert hashlib.sha256(folder.read(entry.path)).hexdigest() == entry.sha256
 
 
@@ -453,7 +454,7 @@ def test_a_store_at_a_url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     put, order = fs.put_file, list[str]()
     monkeypatch.setattr(type(fs), "put_file", lambda self, source, to: (order.append(to), put(source, to)))
     rows = [make_row(i, STATUSES[i % 3]) for i in range(5)]
-    with open_store(bucket, CONFIG) as store:
+    with open_writer(bucket, CONFIG) as store:
         shard = shard_of("s", 5)
         assert not store.is_complete(shard)
         write_shard(store, shard, rows, order=[4, 2, 0, 1, 3])
@@ -466,10 +467,10 @@ def test_a_store_at_a_url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(fs.find(root)) == sorted(order)
     verdict = verify(DatasetFolder.existing(bucket))
     assert (verdict.problems, verdict.images, verdict.accepted) == ([], 5, 2)
-    with open_store(bucket, CONFIG) as store:
+    with open_writer(bucket, CONFIG) as store:
         assert store.is_complete(shard_of("s", 5))
         assert not store.is_complete(shard_of("s", 6))
-    with pytest.raises(UsageError, match="seed: 1 there, 2 now"), open_store(bucket, CONFIG | {"seed": 2}):
+    with pytest.raises(UsageError, match="seed: 1 there, 2 now"), open_writer(bucket, CONFIG | {"seed": 2}):
         pass
 
 
@@ -483,20 +484,20 @@ def test_a_failed_upload_leaves_the_shard_undone(bucket: str, monkeypatch: pytes
         put(source, to)
 
     rows = [make_row(i, status) for i, status in enumerate(STATUSES)]
-    with open_store(bucket, CONFIG) as store, monkeypatch.context() as patch:
+    with open_writer(bucket, CONFIG) as store, monkeypatch.context() as patch:
         patch.setattr(type(fs), "put_file", refuse_rejects)
         with pytest.raises(DialogGenError, match=f"cannot write {bucket}: the bucket is sealed"):
             write_shard(store, shard_of("s", 3), rows)
         assert not store.is_complete(shard_of("s", 3))
-    with open_store(bucket, CONFIG) as store:
+    with open_writer(bucket, CONFIG) as store:
         write_shard(store, shard_of("s", 3), rows)
     assert verify(DatasetFolder(bucket)).problems == []
 
 
 def test_the_engines_log_begins_anew(tmp_path: Path) -> None:
     for _ in range(2):
-        with open_store(str(tmp_path), CONFIG) as store:
-            assert isinstance(store, Store)
+        with open_writer(str(tmp_path), CONFIG) as store:
+            assert isinstance(store, DatasetWriter)
             log = store.engine_log()
             assert (log, log.read_bytes()) == (tmp_path / "engine.log", b"")
             log.write_text("words")

@@ -13,8 +13,9 @@ from helpers.rows import make_row, shard_of, write_shard
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset import verify as verify_module
-from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import Verdict, totals, verify
+from dialog_gen.dataset.writer import open_writer
 
 DATA, REJECTS, SIDECAR = "data/s0.parquet", "rejects/s0.parquet", "shards/s0.json"
 
@@ -24,7 +25,7 @@ def out(tmp_path: Path) -> Path:
     """Shard s0: four accepted, two rejected, one unreadable; s1: three accepted."""
     rows = [make_row(i) for i in range(4)]
     rows += [make_row(4, "rejected"), make_row(5, "unreadable"), make_row(6, "rejected", reason="empty")]
-    with open_store(str(tmp_path), {"seed": 1}) as store:
+    with open_writer(str(tmp_path), {"seed": 1}) as store:
         write_shard(store, shard_of("s0", 7), rows)
         write_shard(store, shard_of("s1", 3), [make_row(i) for i in (7, 8, 9)])
     return tmp_path
@@ -36,21 +37,21 @@ def problems(out: Path) -> list[str]:
     return verdict.problems
 
 
-def edit_sidecar(out: Path, edit: Callable[[dict[str, Any]], object], name: str = SIDECAR) -> None:
-    sidecar = json.loads((out / name).read_text())
-    edit(sidecar)
-    (out / name).write_text(json.dumps(sidecar))
+def edit_manifest(out: Path, edit: Callable[[dict[str, Any]], object], name: str = SIDECAR) -> None:
+    manifest = json.loads((out / name).read_text())
+    edit(manifest)
+    (out / name).write_text(json.dumps(manifest))
 
 
 def sign(out: Path) -> None:
-    """Makes the sidecar of s0 promise what is there, as someone would who wants an edit to pass."""
+    """Makes the manifest of s0 promise what is there, as someone would who wants an edit to pass."""
 
-    def promise(sidecar: dict[str, Any]) -> None:
-        for entry in sidecar["files"]:
+    def promise(manifest: dict[str, Any]) -> None:
+        for entry in manifest["files"]:
             data = (out / entry["path"]).read_bytes()
             entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
-    edit_sidecar(out, promise)
+    edit_manifest(out, promise)
 
 
 def edit_rows(out: Path, edit: Callable[[list[dict[str, Any]]], object], name: str = DATA) -> None:
@@ -84,8 +85,8 @@ def damage_footer(data: bytes) -> bytes:
 def copy_shard(out: Path) -> None:
     """s2 holds what s1 holds."""
     shutil.copy(out / "data" / "s1.parquet", out / "data" / "s2.parquet")
-    sidecar = (out / "shards" / "s1.json").read_text()
-    (out / "shards" / "s2.json").write_text(sidecar.replace('"s1"', '"s2"').replace("data/s1", "data/s2"))
+    manifest = (out / "shards" / "s1.json").read_text()
+    (out / "shards" / "s2.json").write_text(manifest.replace('"s1"', '"s2"').replace("data/s1", "data/s2"))
 
 
 def drop_column(out: Path) -> None:
@@ -122,48 +123,48 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda out: (out / "rejects" / "s1.parquet").write_bytes(b""),
         ["rejects/s1.parquet belongs to no finished shard"],
     ),
-    "no sidecar": (
+    "no manifest": (
         lambda out: (out / SIDECAR).unlink(),
         ["data/s0.parquet belongs to no finished shard", "rejects/s0.parquet belongs to no finished shard"],
     ),
-    "half a sidecar": (
+    "half a manifest": (
         rewrite(SIDECAR, lambda data: data[: len(data) // 2]),
         ["shards/s0.json is damaged: run again", "data/s0.parquet belongs to no", "rejects/s0.parquet belongs to no"],
     ),
-    "an empty sidecar": (
+    "an empty manifest": (
         rewrite(SIDECAR, lambda data: b""),
         ["shards/s0.json is damaged", "data/s0.parquet belongs to no", "rejects/s0.parquet belongs to no"],
     ),
-    "a sidecar of something else": (
+    "a manifest of something else": (
         rewrite(SIDECAR, lambda data: b'{"images": 7}'),
         ["shards/s0.json is damaged", "data/s0.parquet belongs to no", "rejects/s0.parquet belongs to no"],
     ),
-    "a renamed sidecar": (
+    "a renamed manifest": (
         lambda out: (out / SIDECAR).rename(out / "shards" / "s7.json"),
         ["shards/s7.json is the sidecar of another shard, s0"],
     ),
     "another configuration": (
-        lambda out: edit_sidecar(out, lambda sidecar: sidecar.update(config_sha256="0" * 64)),
+        lambda out: edit_manifest(out, lambda manifest: manifest.update(config_sha256="0" * 64)),
         ["shard s0 was made with another configuration than config.json tells"],
     ),
     "counts that do not add up": (
-        lambda out: edit_sidecar(out, lambda sidecar: sidecar.update(images=8)),
+        lambda out: edit_manifest(out, lambda manifest: manifest.update(images=8)),
         [r"shard s0: 4 accepted \+ 2 rejected \+ 1 unreadable are not 8 images"],
     ),
     "counts that add up": (
-        lambda out: edit_sidecar(out, lambda sidecar: sidecar.update(images=8, accepted=5)),
+        lambda out: edit_manifest(out, lambda manifest: manifest.update(images=8, accepted=5)),
         ["shard s0: its rows count 4 accepted, .* its sidecar 5 accepted"],
     ),
     "another reason": (
-        lambda out: edit_sidecar(out, lambda sidecar: sidecar["reasons"].update(rejected={"empty": 2})),
+        lambda out: edit_manifest(out, lambda manifest: manifest["reasons"].update(rejected={"empty": 2})),
         [r"rows count .*1 rejected \(empty\), 1 rejected \(too_few_pairs\).* its sidecar .*2 rejected \(empty\)"],
     ),
     "a promise of more rows": (
-        lambda out: edit_sidecar(out, lambda sidecar: sidecar["files"][0].update(rows=5)),
+        lambda out: edit_manifest(out, lambda manifest: manifest["files"][0].update(rows=5)),
         ["data/s0.parquet has 4 rows, 5 are promised"],
     ),
     "a forgotten file": (
-        lambda out: edit_sidecar(out, lambda sidecar: sidecar["files"].pop()),
+        lambda out: edit_manifest(out, lambda manifest: manifest["files"].pop()),
         ["shard s0: its rows count 4 accepted, its sidecar 4 accepted", "rejects/s0.parquet belongs to no finished"],
     ),
     "a lost row, signed": (
@@ -255,33 +256,33 @@ def test_every_flipped_bit_of_a_file_is_found(out: Path) -> None:
 
 def test_one_damaged_shard_hides_no_other(out: Path) -> None:
     (out / DATA).unlink()
-    edit_sidecar(out, lambda sidecar: sidecar["reasons"].update(rejected={}), "shards/s1.json")
+    edit_manifest(out, lambda manifest: manifest["reasons"].update(rejected={}), "shards/s1.json")
     copy_shard(out)
     rewrite("data/s2.parquet", flip(9))(out)
     found = "\n".join(problems(out))
     assert "data/s0.parquet is missing" in found
     assert "data/s2.parquet has another checksum" in found
-    # s1 is read, and so is the id that two sidecars promise.
+    # s1 is read, and so is the id that two manifests promise.
     assert verify(DatasetFolder(str(out))).pairs == 3
 
 
 def test_what_is_wrong_is_counted_and_the_first_hundred_told(tmp_path: Path) -> None:
     rows = [make_row(i, image_sha256="0") for i in range(130)]
-    with open_store(str(tmp_path), {}) as store:
+    with open_writer(str(tmp_path), {}) as store:
         write_shard(store, shard_of("s", 130), rows)
     verdict = verify(DatasetFolder(str(tmp_path)))
     assert (verdict.problem_count, len(verdict.problems)) == (130, 100)
 
 
 def test_images_may_be_left_out(tmp_path: Path) -> None:
-    with open_store(str(tmp_path), {}) as store:
+    with open_writer(str(tmp_path), {}) as store:
         rows = [make_row(0, images=None), make_row(1, images=[]), make_row(2, images=[{"bytes": None, "path": "a"}])]
         write_shard(store, shard_of("s", 3), rows)
     assert problems(tmp_path) == []
 
 
 def test_a_dataset_without_rows(tmp_path: Path) -> None:
-    with open_store(str(tmp_path), {}) as store:
+    with open_writer(str(tmp_path), {}) as store:
         assert verify(store) == Verdict()
         write_shard(store, shard_of("s", 0), [])
     assert verify(DatasetFolder(str(tmp_path))) == Verdict(shards=1, reasons={"rejected": {}, "unreadable": {}})
@@ -308,7 +309,7 @@ def test_ids_of_the_same_hash_are_no_duplicates(out: Path, monkeypatch: pytest.M
 def test_ids_of_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the number after which hashes are packed."""
     folder = DatasetFolder(str(tmp_path))
-    monkeypatch.setattr(DatasetFolder, "sidecars", lambda self: iter(()))
+    monkeypatch.setattr(DatasetFolder, "manifests", lambda self: iter(()))
     ids = verify_module._Ids()
     for number in range(1 << 17):
         ids.add(str(number))
@@ -320,7 +321,7 @@ def test_ids_of_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 # Totals
 
 
-def test_totals_are_those_of_the_sidecars(out: Path) -> None:
+def test_totals_are_those_of_the_manifests(out: Path) -> None:
     verdict = totals(DatasetFolder(str(out)))
     assert (verdict.shards, verdict.images, verdict.pairs) == (2, 10, 0)
     assert (verdict.accepted, verdict.rejected, verdict.unreadable) == (7, 2, 1)

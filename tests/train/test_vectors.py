@@ -20,7 +20,8 @@ from PIL import Image
 
 from dialog_gen.clip.loader import Clip, load_clip
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_store
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.writer import open_writer
 from dialog_train.data import vectors as vectors_module
 from dialog_train.data.vectors import EmbedSummary, VectorStore, crop_boxes, embed_dataset
 
@@ -115,9 +116,9 @@ def test_config_says_what_made_them(tiny_dialogues: Path, clip: Clip, tmp_path: 
     dataset = DatasetFolder(str(tiny_dialogues))
     for shard in TINY_SHARDS:
         metadata = pq.read_metadata(tmp_path / "v" / "vectors" / f"{shard}.parquet").metadata
-        sidecar = dataset.sidecar(shard)
-        assert sidecar is not None
-        assert metadata[b"source"].decode() == sidecar.files[0].sha256
+        manifest = dataset.manifest(shard)
+        assert manifest is not None
+        assert metadata[b"source"].decode() == manifest.files[0].sha256
         assert metadata[b"rows"].decode() == str(TINY_SHARDS[shard])
 
 
@@ -236,7 +237,7 @@ def test_refuses_another_dataset_and_folders_of_something_else(
         embed(tiny_dialogues, clip, tmp_path / "d")
     assert files(tmp_path / "d") == before
     with (
-        open_store(str(out), json.loads((out / "config.json").read_text())),
+        open_writer(str(out), json.loads((out / "config.json").read_text())),
         pytest.raises(UsageError, match="another run"),
     ):
         embed(tiny_dialogues, clip, out)
@@ -251,15 +252,15 @@ def test_useless_datasets(clip: Clip, tmp_path: Path) -> None:
     write_dialogues(tmp_path / "rejects", {"a": []})
     write_dialogues(tmp_path / "gone", {"a": [scene_row(0)]})
     (tmp_path / "gone" / "data" / "a.parquet").unlink()
-    write_dialogues(tmp_path / "sidecar", {"a": [scene_row(0)]})
-    (tmp_path / "sidecar" / "shards" / "a.json").write_text("{")
+    write_dialogues(tmp_path / "manifest", {"a": [scene_row(0)]})
+    (tmp_path / "manifest" / "shards" / "a.json").write_text("{")
     for name, words in (
         ("null", "holds no images"),
         ("lacks", "has no column images"),
         ("empty", "holds no dialogues"),
         ("rejects", "holds no dialogues"),
         ("gone", "cannot be read"),
-        ("sidecar", "shards/a.json is damaged"),
+        ("manifest", "shards/a.json is damaged"),
     ):
         with pytest.raises(UsageError, match=words):
             embed(tmp_path / name, clip, tmp_path / f"{name}-v")

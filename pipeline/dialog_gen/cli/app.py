@@ -16,12 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dialog_gen.cli.publish import COMMANDS as SHARE_COMMANDS
+from dialog_gen.cli.remedies import explained
 from dialog_gen.core.console import DatasetOption, Json, Version, begin, print_result, progress_bar, run_app
 from dialog_gen.core.errors import FailedCheckError, UsageError, did_you_mean
 from dialog_gen.core.progress import progress_bars
 
 if TYPE_CHECKING:
     from dialog_gen.dataset.folder import DatasetFolder
+    from dialog_gen.dataset.upgrade import UpgradeSummary
     from dialog_gen.inspect.statistics import Stats
 
 # What a command needs beyond this is imported inside it: `dialog-gen --help` should not wait for torch.
@@ -33,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 def main() -> None:
     """Runs the command line and exits."""
-    run_app(app, interrupted="what is finished is kept, the same command goes on from there")
+    run_app(app, interrupted="what is finished is kept, the same command goes on from there", explain=explained)
 
 
 @app.callback(invoke_without_command=True)
@@ -160,7 +162,7 @@ def run(
     json_output: Json = False,
 ) -> None:
     """Hold a dialogue about every image; run again to go on after an interruption."""
-    from dialog_gen.dataset.folder import check_config, open_store
+    from dialog_gen.dataset.writer import check_config, open_writer
     from dialog_gen.engines.base import ENGINES, EngineOptions, engine_starter
     from dialog_gen.gates.apply import GatePass, ungated_images
     from dialog_gen.gates.settings import columns_read, load_gates
@@ -208,7 +210,7 @@ def run(
     from dialog_gen.generation.runner import Runner
     from dialog_gen.generation.summary import run_report, summary_text
 
-    with open_store(out, plan.config()) as store:
+    with open_writer(out, plan.config()) as store:
         with RunProgress(plan.shards) as progress:
             runner = Runner(
                 store=store,
@@ -244,7 +246,7 @@ def run(
 
 @app.command()
 def status(directory: DatasetOption, json_output: Json = False) -> None:
-    """Say what a dataset folder holds, by its sidecars; reads no row."""
+    """Say what a dataset folder holds, by what its shards state; reads no row."""
     from dialog_gen.dataset.folder import DatasetFolder
     from dialog_gen.dataset.verify import totals
 
@@ -347,6 +349,13 @@ def gate(
     print_result(summary, summary_text(directory, summary), json_output)
 
 
+@app.command()
+def upgrade(directory: DatasetOption, json_output: Json = False) -> None:
+    """Bring a dataset of an older version of the record to the current one, in place; run again to go on."""
+    summary = _upgrade(directory)
+    print_result(asdict(summary), str(summary), json_output)
+
+
 for command in SHARE_COMMANDS:
     app.command()(command)
 
@@ -402,6 +411,13 @@ def manifests(json_output: Json = False) -> None:
         for m in loaded
     ]
     _print_table(rows, json_output)
+
+
+def _upgrade(directory: str) -> "UpgradeSummary":
+    from dialog_gen.dataset.upgrade import upgrade as upgrade_folder
+
+    with progress_bars() as on_progress:
+        return upgrade_folder(directory, on_progress)
 
 
 def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -1,8 +1,11 @@
-"""Reads a dataset folder again, every byte, and says whether it is what its sidecars promise."""
+"""Reads a dataset folder again, every byte, and says whether it is what its manifests promise.
+
+Each file is checked against the version of the record that it was written in.
+"""
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dialog_gen.core.hashing import hash_64
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry, Sidecar, sha256_json
-from dialog_gen.dataset.record import DIALOGUES, PAIR_COLUMNS, REJECTS
+from dialog_gen.core.parquet import open_parquet
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, other_name
+from dialog_gen.dataset.record import SCHEMA_VERSION
+from dialog_gen.dataset.versions import pair_columns, schema_of
 
 _PROBLEMS_KEPT = 100
 _CHUNK_BYTES = 1 << 20
@@ -40,11 +45,11 @@ class Verdict:
 
 
 def totals(folder: DatasetFolder) -> Verdict:
-    """The counts that the sidecars state; reads no row."""
+    """The counts that the manifests state; reads no row."""
     verdict = Verdict()
     for name in folder.shards():
-        if sidecar := folder.sidecar(name):
-            _count(verdict, sidecar)
+        if manifest := folder.manifest(name):
+            _count(verdict, manifest)
         else:
             verdict.add(f"shards/{name}.json is damaged: run again to make the shard anew")
     return verdict
@@ -55,20 +60,23 @@ def verify(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None
 
     Memory grows by 8 bytes an image. Raises UsageError only where the folder's configuration cannot be read.
     """
-    config_sha256 = sha256_json(folder.config())
+    versions, upgrading = folder.versions(), folder.upgrade() is not None
     verdict, ids, named = Verdict(), _Ids(), set[str]()
     for name in folder.shards():
-        sidecar = folder.sidecar(name)
-        if sidecar is None:
+        manifest = folder.manifest(name)
+        if manifest is None:
             verdict.add(f"shards/{name}.json is damaged: run again to make the shard anew")
             continue
-        if sidecar.shard != name:
-            verdict.add(f"shards/{name}.json is the sidecar of another shard, {sidecar.shard}")
-        if sidecar.config_sha256 != config_sha256:
+        if manifest.shard != name:
+            verdict.add(f"shards/{name}.json is the sidecar of another shard, {manifest.shard}")
+        if manifest.config_sha256 not in versions:
             verdict.add(f"shard {name} was made with another configuration than config.json tells")
-        _count(verdict, sidecar)
-        named |= {entry.path for entry in sidecar.files}
-        _check_shard(folder, sidecar, verdict, ids)
+        _count(verdict, manifest)
+        named |= {entry.path for entry in manifest.files}
+        if upgrading:
+            # Rows that are about to replace those of the manifest, or were replaced and not removed yet.
+            named |= {other_name(entry.path) for entry in manifest.files}
+        _check_shard(folder, manifest, versions.get(manifest.config_sha256, SCHEMA_VERSION), verdict, ids)
         on_shard()
     for duplicate in ids.duplicates(folder):
         verdict.add(f"image_id {duplicate!r} stands in more than one row")
@@ -79,60 +87,66 @@ def verify(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None
     return verdict
 
 
-def _count(verdict: Verdict, sidecar: Sidecar) -> None:
+def _count(verdict: Verdict, manifest: ShardManifest) -> None:
     verdict.shards += 1
-    verdict.images += sidecar.images
-    verdict.accepted += sidecar.accepted
-    verdict.rejected += sidecar.rejected
-    verdict.unreadable += sidecar.unreadable
-    for status, reasons in sidecar.reasons.items():
+    verdict.images += manifest.images
+    verdict.accepted += manifest.accepted
+    verdict.rejected += manifest.rejected
+    verdict.unreadable += manifest.unreadable
+    for status, reasons in manifest.reasons.items():
         verdict.reasons[status] = dict(sorted((Counter(verdict.reasons.get(status, {})) + Counter(reasons)).items()))
 
 
-def _check_shard(folder: DatasetFolder, sidecar: Sidecar, verdict: Verdict, ids: "_Ids") -> None:
-    where = f"shard {sidecar.shard}"
-    if sidecar.accepted + sidecar.rejected + sidecar.unreadable != sidecar.images:
+def _check_shard(folder: DatasetFolder, manifest: ShardManifest, version: int, verdict: Verdict, ids: "_Ids") -> None:
+    where = f"shard {manifest.shard}"
+    if manifest.accepted + manifest.rejected + manifest.unreadable != manifest.images:
         verdict.add(
-            f"{where}: {sidecar.accepted} accepted + {sidecar.rejected} rejected + {sidecar.unreadable} unreadable "
-            f"are not {sidecar.images} images"
+            f"{where}: {manifest.accepted} accepted + {manifest.rejected} rejected + {manifest.unreadable} unreadable "
+            f"are not {manifest.images} images"
         )
     counted = Counter[tuple[str, str]]()
-    for entry in sidecar.files:
+    for entry in manifest.files:
         if problem := damage(folder, entry):
             verdict.add(f"{where}: {problem}")
             return
         try:
             with folder.open(entry.path) as file:
-                if problem := _check_rows(pq.ParquetFile(file), entry, verdict, ids, counted):
+                if problem := _check_rows(open_parquet(file), entry, version, verdict, ids, counted):
                     verdict.add(f"{where}: {problem}")
                     return
         except Exception as error:  # noqa: BLE001 - Arrow raises anything on a file that was made to fit its checksum
             verdict.add(f"{where}: {entry.path} cannot be read: {type(error).__name__}: {error}")
             return
-    promised = Counter({("accepted", ""): sidecar.accepted})
-    for status, reasons in sidecar.reasons.items():
+    promised = Counter({("accepted", ""): manifest.accepted})
+    for status, reasons in manifest.reasons.items():
         promised.update({(status, reason): count for reason, count in reasons.items()})
     if counted != +promised:
         verdict.add(f"{where}: its rows count {_readable(counted)}, its sidecar {_readable(+promised)}")
 
 
 def _check_rows(
-    parquet: pq.ParquetFile, entry: FileEntry, verdict: Verdict, ids: "_Ids", counted: Counter[tuple[str, str]]
+    parquet: pq.ParquetFile,
+    entry: FileEntry,
+    version: int,
+    verdict: Verdict,
+    ids: "_Ids",
+    counted: Counter[tuple[str, str]],
 ) -> str | None:
     """What keeps the rows from being read; what is wrong with them goes to the verdict."""
-    # Later versions add columns; those of the record must be there and of their type.
-    schema, found = DIALOGUES if entry.path.startswith("data/") else REJECTS, parquet.schema_arrow
+    # More columns do no harm; those of the record must be there and of their type.
+    schema, found = schema_of(entry.path, version), parquet.schema_arrow
     wrong = [f.name for f in schema if f.name not in found.names or found.field(f.name).type != f.type]
     if wrong:
         return f"{entry.path} lacks columns of the record or has them of another type: {wrong}"
     if parquet.metadata.num_rows != entry.rows:
         verdict.add(f"{entry.path} has {parquet.metadata.num_rows} rows, {entry.rows} are promised")
+    of_pairs = pair_columns(version)
     for batch in parquet.iter_batches(batch_size=100):
         for row in batch.to_pylist():
             counted[row.get("status", "accepted"), row.get("reason", "")] += 1
             ids.add(row["image_id"])
             verdict.pairs += len(row.get("texts") or ())
-            for problem in _row_problems(row):
+            for problem in _row_problems(row, of_pairs):
                 verdict.add(f"{entry.path}: {row['image_id']!r}: {problem}")
     return None
 
@@ -154,7 +168,7 @@ def damage(folder: DatasetFolder, entry: FileEntry) -> str | None:
     return None if digest.hexdigest() == entry.sha256 else f"{entry.path} has another checksum than promised"
 
 
-def _row_problems(row: dict[str, Any]) -> list[str]:
+def _row_problems(row: dict[str, Any], of_pairs: Sequence[str]) -> list[str]:
     problems: list[str] = []
     images = row["images"] or ()
     # Without its bytes (a dataset shared by URL and hash) an image cannot be checked here.
@@ -166,7 +180,7 @@ def _row_problems(row: dict[str, Any]) -> list[str]:
     pairs = len(row.get("texts") or ())
     problems += [
         f"{column} has {len(values)} entries for {pairs} pairs"
-        for column in PAIR_COLUMNS
+        for column in of_pairs
         if (values := row.get(column)) is not None and len(values) != pairs
     ]
     return problems
@@ -195,11 +209,11 @@ class _Ids:
         if not suspects:
             return []
         found = Counter[str]()
-        for sidecar in folder.sidecars():
-            for entry in sidecar.files:
+        for manifest in folder.manifests():
+            for entry in manifest.files:
                 try:
                     with folder.open(entry.path) as file:
-                        column = pq.read_table(file, columns=["image_id"]).column(0).to_pylist()
+                        column = open_parquet(file).read(columns=["image_id"]).column(0).to_pylist()
                 except Exception:  # noqa: BLE001, S112 - damage of any kind, found before
                     continue
                 found.update(image_id for image_id in column if hash_64(image_id) in suspects)

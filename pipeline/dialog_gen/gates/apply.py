@@ -1,10 +1,11 @@
-"""The pass that applies gates to a dataset: scores and marks of every shard, exactly once.
+"""The pass that applies gates to a dataset: the column `gates` of every shard, exactly once.
 
 Gates that judge by the whole dataset survey it first. Then each shard is rewritten as a whole, and its manifest gets a
 hash of everything that the scores depend on: a pass that was killed resumes where it stopped, and only shards that
 would change are rewritten.
 """
 
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,13 +13,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.errors import DialogGenError
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder, Store, open_store, sha256_json
-from dialog_gen.dataset.record import DIALOGUES, GATES
+from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_gen.dataset.record import DIALOGUES
+from dialog_gen.dataset.upgrade import upgrade
+from dialog_gen.dataset.writer import DatasetWriter, open_writer
 from dialog_gen.gates.base import Gate, Row, Scores, SetGate, gates_in_order
 from dialog_gen.gates.settings import GateSettings, columns_read, load_gates, versions
 from dialog_gen.gates.summary import gate_summary
+
+_log = logging.getLogger(__name__)
 
 
 def apply_gates(
@@ -27,20 +32,24 @@ def apply_gates(
     """Scores every pair of a dataset and marks what is doubtful; deletes nothing, replaces what gates said before.
 
     `location` is a dataset folder, local or an fsspec URL; `spec` says which gates, as in `load_gates`. Returns the
-    summary that gates.json holds. Raises UsageError for wrong settings, a folder that is no dataset or cannot be read,
-    MissingExtraError where a gate needs an extra, DialogGenError where writing fails or a model cannot be used.
+    summary that gates.json holds. A dataset of an older version of the record is upgraded first.
+
+    Raises UsageError for wrong settings, a folder that is no dataset or cannot be read, MissingExtraError where a gate
+    needs an extra, DialogGenError where writing fails or a model cannot be used, and what `upgrade` raises.
     """
-    config = DatasetFolder.existing(location).config()
-    gate_pass = GatePass.of(spec, config)
-    with open_store(location, config) as store:
-        return gate_pass.apply(store, on_progress)
+    folder = DatasetFolder.existing(location)
+    gate_pass = GatePass.of(spec, folder.config())
+    if not folder.is_current():
+        _log.warning("%s", upgrade(location, on_progress))
+    with open_writer(location, folder.config()) as writer:
+        return gate_pass.apply(writer, on_progress)
 
 
-def ungated_images(store: DatasetFolder) -> int:
+def ungated_images(folder: DatasetFolder) -> int:
     """Accepted images that the last pass of gates did not see; 0 where there was none."""
-    if not store.exists("gates.json"):
+    if not folder.exists("gates.json"):
         return 0
-    return sum(sidecar.accepted for sidecar in store.sidecars() if sidecar.gates_sha256 is None)
+    return sum(manifest.accepted for manifest in folder.manifests() if manifest.gates_sha256 is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +70,13 @@ class GatePass:
         gates = gates_in_order(settings)
         return cls(settings, {name: gates[name](limits, dataset_config) for name, limits in settings.items()})
 
-    def apply(self, store: Store, on_progress: OnProgress = ignore_progress) -> dict[str, Any]:
-        """Replaces the scores and marks of all shards, and gates.json, whose content it returns.
+    def apply(self, writer: DatasetWriter, on_progress: OnProgress = ignore_progress) -> dict[str, Any]:
+        """Replaces the column `gates` of all shards, and gates.json, whose content it returns.
 
-        Scores of gates that are not in this pass are removed. Raises UsageError for files that cannot be read,
+        What gates that are not in this pass said before is removed. Raises UsageError for files that cannot be read,
         DialogGenError where writing fails, and what gates raise; shards that are finished by then stay so.
         """
-        total = sum(sidecar.accepted for sidecar in store.sidecars())
+        total = sum(manifest.accepted for manifest in writer.manifests())
         done = 0
 
         def advance(rows: int) -> None:
@@ -82,23 +91,23 @@ class GatePass:
         with ExitStack() as stack:
             for gate in self.gates.values():
                 stack.callback(gate.close)
-            gates_sha256 = self._survey(store, total, on_progress)
-            for sidecar in store.sidecars():
-                if sidecar.gates_sha256 == gates_sha256:
-                    store.remove_replaced(sidecar)
-                    advance(sidecar.accepted)
+            gates_sha256 = self._survey(writer, total, on_progress)
+            for manifest in writer.manifests():
+                if manifest.gates_sha256 == gates_sha256:
+                    writer.remove_replaced(manifest)
+                    advance(manifest.accepted)
                 else:
-                    store.rewrite(sidecar, gated, gates_sha256=gates_sha256)
-        summary = gate_summary(store, self.settings)
-        store.put_json("gates.json", summary)
+                    writer.rewrite(manifest, gated, gates_sha256=gates_sha256)
+        summary = gate_summary(writer, self.settings)
+        writer.put_json("gates.json", summary)
         return summary
 
-    def _survey(self, store: Store, total: int, on_progress: OnProgress) -> str:
+    def _survey(self, folder: DatasetFolder, total: int, on_progress: OnProgress) -> str:
         """The hash of everything that the scores depend on beside the rows themselves."""
         surveyors = {name: gate for name, gate in self.gates.items() if isinstance(gate, SetGate)}
         if surveyors:
             done = 0
-            for table in store.tables(columns_read(surveyors)):
+            for table in folder.tables(columns_read(surveyors)):
                 rows = table.to_pylist()
                 for gate in surveyors.values():
                     gate.survey(rows)
@@ -114,23 +123,21 @@ class GatePass:
 
     def _gated(self, table: pa.Table) -> pa.Table:
         """The rows with new scores and marks."""
-        if missing := [name for name in DIALOGUES.names if name not in table.schema.names]:
-            raise UsageError(
-                f"the dataset was made by an older version, without the columns {', '.join(missing)}: make it anew."
-            )
         rows: list[Row] = table.select(columns_read(self.gates)).to_pylist()
         scores = {name: gate.score(rows) for name, gate in self.gates.items()}
-        columns: dict[str, list[Any]] = {
-            **{f"gate_{name}": scores.get(name, [None] * len(rows)) for name in GATES},
-            "marks": [self._marks(row, {name: of[i] for name, of in scores.items()}) for i, row in enumerate(rows)],
-        }
-        for column, values in columns.items():
-            field = DIALOGUES.field(column)
-            table = table.set_column(table.schema.get_field_index(column), field, pa.array(values, field.type))
-        return table
+        for name, of_rows in scores.items():
+            if [len(of_row) for of_row in of_rows] != [len(row["texts"]) for row in rows]:
+                raise DialogGenError(f"gate {name!r} did not give one score for each pair: mend its package.")
+        gates = [self._of_row(row, {name: of[i] for name, of in scores.items()}) for i, row in enumerate(rows)]
+        field = DIALOGUES.field("gates")
+        return table.set_column(table.schema.get_field_index("gates"), field, pa.array(gates, field.type))
 
-    def _marks(self, row: Row, scores: Mapping[str, Scores]) -> list[list[str]]:
+    def _of_row(self, row: Row, scores: Mapping[str, Scores]) -> list[list[dict[str, Any]]]:
+        """For each pair the score and mark of each gate, also where the score is None."""
         return [
-            [name for name in scores if self.settings[name].is_violated(scores[name][place])]
+            [
+                {"gate": name, "score": of_row[place], "marked": self.settings[name].is_violated(of_row[place])}
+                for name, of_row in scores.items()
+            ]
             for place in range(len(row["texts"]))
         ]

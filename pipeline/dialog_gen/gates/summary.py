@@ -3,7 +3,9 @@
 from collections import Counter
 from typing import Any
 
+from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.record import kept_pairs, marking_gates
 from dialog_gen.gates.base import Limits
 from dialog_gen.gates.settings import GateSettings, versions
 from dialog_gen.gates.yes_bias import YesBiasSettings, says_yes
@@ -14,10 +16,10 @@ def gate_summary(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any
     counts, scored, marked, alone = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     chosen = settings.get("yes_bias")
     yes_and_no = chosen if isinstance(chosen, YesBiasSettings) else YesBiasSettings()
-    for row in folder.rows(["texts", "marks", *(f"gate_{name}" for name in settings)]):
-        for name in settings:
-            scored[name] += sum(score is not None for score in row[f"gate_{name}"])
-        for pair, marks in zip(row["texts"], row["marks"], strict=True):
+    for row in folder.rows(["texts", "gates"]):
+        for pair, scores in zip(row["texts"], row["gates"], strict=True):
+            marks = marking_gates(scores)
+            scored.update(score["gate"] for score in scores if score["score"] is not None)
             counts["pairs"] += 1
             counts["kept"] += not marks
             marked.update(marks)
@@ -26,7 +28,7 @@ def gate_summary(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any
             counts["yes"] += answer is True
             counts["no"] += answer is False
         counts["images"] += 1
-        counts["images_kept"] += not all(row["marks"])
+        counts["images_kept"] += bool(kept_pairs(row))
     return {
         "images": counts["images"],
         "images_kept": counts["images_kept"],
@@ -73,3 +75,11 @@ def _percent(share: float | None) -> str:
 
 def _line(gate: str, limits: str, *rest: object) -> str:
     return f"{gate:<17} {limits:<14}" + "".join(f"{cell!s:>10}" for cell in rest)
+
+
+def without_gates(location: str, shard: str, option: str) -> UsageError:
+    """The error where `option` wants kept pairs only, and no gate was applied to a shard."""
+    return UsageError(
+        f"{location}: no gates went over shard {shard}, so that none of its pairs is known to be good: "
+        f"run `dialog-gen gate {location}`, or leave out {option}."
+    )

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from dialog_gen.core.errors import DialogGenError
-from dialog_gen.dataset.folder import Sidecar
+from dialog_gen.dataset.folder import ShardManifest
 from dialog_gen.sources.base import InputShard
 
 _log = logging.getLogger(__name__)
@@ -70,16 +70,16 @@ class RunProgress:
         """A shard was complete already."""
         self._progress.update(self._task, advance=images)
 
-    def shard(self, sidecar: Sidecar) -> None:
+    def shard(self, manifest: ShardManifest) -> None:
         """A shard became part of the dataset."""
         level = logging.DEBUG if self._interactive else logging.INFO
         _log.log(
             level,
             "shard %s: %d accepted, %d rejected, %d unreadable",
-            sidecar.shard,
-            sidecar.accepted,
-            sidecar.rejected,
-            sidecar.unreadable,
+            manifest.shard,
+            manifest.accepted,
+            manifest.rejected,
+            manifest.unreadable,
         )
 
     def _count(self) -> None:

@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import ShardWriter, Sidecar, Store
+from dialog_gen.dataset.folder import ShardManifest
+from dialog_gen.dataset.writer import DatasetWriter, ShardWriter
 from dialog_gen.engines.base import Engine, EngineDiedError
 from dialog_gen.generation.dialogue import Interview
 from dialog_gen.models.registry import GeneratorModel
@@ -64,7 +65,7 @@ class RunResult:
 class Runner:
     """One run over a source."""
 
-    store: Store
+    store: DatasetWriter
     interview: Interview
     model: GeneratorModel
     max_in_flight: int
@@ -72,7 +73,7 @@ class Runner:
     """Called for each image with accepted, rejected or unreadable."""
     on_skip: Callable[[int], None] = lambda images: None
     """Called for each shard that is complete already with its number of images."""
-    on_shard: Callable[[Sidecar], None] = lambda sidecar: None
+    on_shard: Callable[[ShardManifest], None] = lambda manifest: None
     """Called for each shard that became part of the dataset."""
 
     def run(self, shards: Iterator[InputShard], start_engine: Callable[[Path], Engine]) -> RunResult:
@@ -105,6 +106,8 @@ class Runner:
                 result.images_skipped += shard.count
                 self.on_skip(shard.count)
                 continue
+            if not self.store.claim(shard):
+                continue  # another process makes it, or made it a moment ago
             if self.store.exists(f"shards/{shard.name}.json"):
                 result.redone.append(shard.name)
             yield shard
@@ -218,9 +221,9 @@ class _Work:
             await self._finish(state)
 
     async def _finish(self, state: "_Shard") -> None:
-        sidecar = await self._in_writer(state.writer.commit)
+        manifest = await self._in_writer(state.writer.commit)
         self._result.shards_done += 1
-        self._runner.on_shard(sidecar)
+        self._runner.on_shard(manifest)
 
     async def _in_writer(self, call: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._writer, call)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from dialog_gen.core.version import __version__
-from dialog_gen.dataset.record import DIALOGUES, GATES, REJECTS, SCHEMA_VERSION
+from dialog_gen.dataset.record import DIALOGUES, REJECTS, SCHEMA_VERSION
+from dialog_gen.gates.base import description_of
 from dialog_gen.protocols.protocol import Protocol, load_protocol, shipped_protocols
 from dialog_gen.publish.card_data import CardData
 from dialog_gen.publish.card_header import header, yaml_features
@@ -61,7 +62,9 @@ def _loading(data: CardData, repo: str) -> Iterator[str]:
     if has_images(data.config):
         yield 'row["images"][0]  # a PIL image'
     if data.gates:
-        yield 'kept = [pair for pair, marks in zip(row["texts"], row["marks"]) if not marks]'
+        yield "# the pairs that no gate marks"
+        yield 'pairs = zip(row["texts"], row["gates"])'
+        yield 'kept = [pair for pair, gates in pairs if not any(gate["marked"] for gate in gates)]'
     yield from ("```", "", "All of it, checked byte by byte:", "", "```bash")
     yield f"dialog-gen pull {repo} --out dialogues"
     if not has_images(data.config):
@@ -145,7 +148,7 @@ def _gates(data: CardData) -> Iterator[str]:
         return
     found = data.gates
     yield (
-        f"A gate scores each pair (columns `gate_*`) and may mark it (column `marks`); nothing was deleted. "
+        "A gate scores each pair and may mark it (column `gates`); nothing was deleted. "
         f"{found.kept:,} of {found.pairs:,} pairs ({rate(found.kept, found.pairs)}) are unmarked, "
         f"on {found.images_kept:,} images."
     )
@@ -156,7 +159,7 @@ def _gates(data: CardData) -> Iterator[str]:
         ["Gate", "Score", "Marked if", "Scored", "Marked", "Rate"],
         [
             [
-                *(plain(name), GATES.get(name, ""), _limits(found.settings.get(name, {}))),
+                *(plain(name), description_of(name), _limits(found.settings.get(name, {}))),
                 *(gate.scored, gate.marked, rate(gate.marked, found.pairs)),
             ]
             for name, gate in found.gates.items()

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.dataset.intact import intact_sidecars
+from dialog_gen.dataset.intact import intact_manifests
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.verify import Verdict, totals
 from dialog_gen.download.provenance import ImageSource, image_source
@@ -58,7 +58,7 @@ class CardData:
 
 def card_data(folder: DatasetFolder, *, link_rot: Path | None = None) -> CardData:
     """Reads everything but the images. Raises UsageError for a damaged dataset."""
-    sidecars = intact_sidecars(folder)
+    manifests = intact_manifests(folder)
     data = CardData(
         totals=totals(folder),
         config=folder.config(),
@@ -66,8 +66,8 @@ def card_data(folder: DatasetFolder, *, link_rot: Path | None = None) -> CardDat
         gates=_gates(folder),
     )
     chosen: list[tuple[str, str, dict[str, Any]]] = []
-    columns = ["image_id", "caption", "texts", "marks", *_MADE_WITH]
-    for table in (table for s in sidecars if s.data for table in folder.row_groups(s.data, columns)):
+    columns = ["image_id", "caption", "texts", "gates", *_MADE_WITH]
+    for table in (table for s in manifests if s.data for table in folder.row_groups(s.data, columns)):
         for row in table.to_pylist():
             data.pairs += len(row["texts"])
             data.made_with[tuple(str(row[name]) for name in _MADE_WITH)] += 1

@@ -1,7 +1,5 @@
 """What each column of the record (`dialog_gen.dataset.record`) holds, for people who read a dataset card."""
 
-from dialog_gen.dataset.record import GATES
-
 COLUMN_NOTES = {
     "image_id": "the source's own key, unique in the dataset",
     "image_sha256": "hash of the image's bytes as stored",
@@ -11,8 +9,8 @@ COLUMN_NOTES = {
     "caption": "what the source says of the image; the model never saw it",
     "texts": "the question-answer pairs, in order",
     "answer_logprobs": "for each pair the mean log-probability of the answer's tokens",
-    **{f"gate_{name}": f"for each pair: {note}" for name, note in GATES.items()},
-    "marks": "for each pair the gates that speak against it; null if no gate looked",
+    "gates": "for each pair what each quality gate says: its score, and whether that marks the pair; null if no gate "
+    "was applied",
     "model": "who spoke",
     "model_revision": "the model's commit",
     "engine": "what ran the model",

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import ROWS_A_GROUP, DatasetFolder, FileEntry, Sidecar, Store, open_store, sha256_json
-from dialog_gen.dataset.intact import check_bytes, footer, intact_sidecars
-from dialog_gen.dataset.record import DIALOGUES
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json, upgraded
+from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
+from dialog_gen.dataset.record import DIALOGUES, REJECTS
+from dialog_gen.dataset.writer import ROWS_A_GROUP, DatasetWriter, open_writer
 
 COMPACTED = "compacted"
 """The key in config.json that tells a merged dataset from a run's own."""
@@ -70,12 +71,12 @@ def compact(
 def merge(
     source: DatasetFolder, out: str, *, shard_mb: int, images: bool, on_shard: Callable[[int], None]
 ) -> CompactSummary:
-    """`compact`, wherever `out` lies."""
+    """`compact`, wherever `out` lies. What is written is of the current version of the record, whatever `source` is."""
     config = source.config()
     images = images and has_images(config)
     groups = list(_groups(source, shard_mb * 10**6, images))
-    done = list[Sidecar]()
-    with open_store(out, {**config, COMPACTED: {"shard_mb": shard_mb, "images": images}}) as store:
+    done = list[ShardManifest]()
+    with open_writer(out, {**upgraded(config), COMPACTED: {"shard_mb": shard_mb, "images": images}}) as store:
         skipped = 0
         for number, group in enumerate(groups):
             wanted = _sum(f"part-{number:05d}", group, store.config_sha256)
@@ -83,17 +84,17 @@ def merge(
             skipped += there is not None
             done.append(there or _write(store, wanted, source, group, images))
             on_shard(len(group))
-        stale = set(store.shards()) - {sidecar.shard for sidecar in done}
+        stale = set(store.shards()) - {manifest.shard for manifest in done}
         for name in stale:
             store.drop(name)
         copy_notes(source, store, anew=skipped < len(done) or bool(stale))
     return CompactSummary(
         out=out,
-        images=sum(sidecar.images for sidecar in done),
+        images=sum(manifest.images for manifest in done),
         shards=len(done),
         source_shards=sum(map(len, groups)),
         shards_already_done=skipped,
-        bytes=sum(entry.bytes for sidecar in done for entry in sidecar.files),
+        bytes=sum(entry.bytes for manifest in done for entry in manifest.files),
     )
 
 
@@ -110,7 +111,7 @@ def check_apart(source: str, out: str) -> None:
         raise UsageError(f"--out {out} and {source} lie in one another: choose another --out.")
 
 
-def copy_notes(source: DatasetFolder, store: Store, *, anew: bool) -> None:
+def copy_notes(source: DatasetFolder, store: DatasetWriter, *, anew: bool) -> None:
     """Copies what is noted of the run and the gates; a copy that was not made `anew` keeps what it has of its own."""
     for name in _NOTES:
         if source.exists(name) and (anew or not store.exists(name)):
@@ -119,18 +120,18 @@ def copy_notes(source: DatasetFolder, store: Store, *, anew: bool) -> None:
             store.put(name, part)
 
 
-def _groups(source: DatasetFolder, wanted_bytes: int, images: bool) -> Iterator[list[Sidecar]]:
+def _groups(source: DatasetFolder, wanted_bytes: int, images: bool) -> Iterator[list[ShardManifest]]:
     """Neighbouring shards of `wanted_bytes` at most and, without images, of few rows; a larger shard stays alone."""
     most_rows = math.inf if images else _ROWS_WITHOUT_IMAGES
-    group, size, rows = list[Sidecar](), 0, 0
-    for sidecar in intact_sidecars(source):
-        stored = sum(_stored_bytes(source, entry, images) for entry in sidecar.files)
-        if group and (size + stored > wanted_bytes or rows + sidecar.images > most_rows):
+    group, size, rows = list[ShardManifest](), 0, 0
+    for manifest in intact_manifests(source):
+        stored = sum(_stored_bytes(source, entry, images) for entry in manifest.files)
+        if group and (size + stored > wanted_bytes or rows + manifest.images > most_rows):
             yield group
             group, size, rows = [], 0, 0
-        group.append(sidecar)
+        group.append(manifest)
         size += stored
-        rows += sidecar.images
+        rows += manifest.images
     yield group
 
 
@@ -141,32 +142,34 @@ def _stored_bytes(source: DatasetFolder, entry: FileEntry, images: bool) -> int:
     return sum(c.total_compressed_size for c in columns if images or not c.path_in_schema.startswith("images."))
 
 
-def _sum(name: str, group: Sequence[Sidecar], config_sha256: str) -> Sidecar:
-    gates = {sidecar.gates_sha256 for sidecar in group}
-    return Sidecar(
+def _sum(name: str, group: Sequence[ShardManifest], config_sha256: str) -> ShardManifest:
+    gates = {manifest.gates_sha256 for manifest in group}
+    return ShardManifest(
         shard=name,
         config_sha256=config_sha256,
-        input_fingerprint=sha256_json({"shards": [sidecar.model_dump() for sidecar in group]}),
-        images=sum(sidecar.images for sidecar in group),
-        accepted=sum(sidecar.accepted for sidecar in group),
-        rejected=sum(sidecar.rejected for sidecar in group),
-        unreadable=sum(sidecar.unreadable for sidecar in group),
+        input_fingerprint=sha256_json({"shards": [manifest.model_dump() for manifest in group]}),
+        images=sum(manifest.images for manifest in group),
+        accepted=sum(manifest.accepted for manifest in group),
+        rejected=sum(manifest.rejected for manifest in group),
+        unreadable=sum(manifest.unreadable for manifest in group),
         reasons={
             status: dict(sorted(sum((Counter(s.reasons.get(status, {})) for s in group), Counter[str]()).items()))
-            for status in sorted(set(chain.from_iterable(sidecar.reasons for sidecar in group)))
+            for status in sorted(set(chain.from_iterable(manifest.reasons for manifest in group)))
         },
-        output_tokens=sum(sidecar.output_tokens for sidecar in group),
+        output_tokens=sum(manifest.output_tokens for manifest in group),
         files=[],
         gates_sha256=gates.pop() if len(gates) == 1 else None,
     )
 
 
-def _write(store: Store, sidecar: Sidecar, source: DatasetFolder, group: Sequence[Sidecar], images: bool) -> Sidecar:
+def _write(
+    store: DatasetWriter, manifest: ShardManifest, source: DatasetFolder, group: Sequence[ShardManifest], images: bool
+) -> ShardManifest:
     def rows(part: str) -> Iterator[pa.Table]:
         entries = [entry for s in group for entry in s.files if entry.path.startswith(f"{part}/")]
         return regrouped(table for entry in entries for table in _read(source, entry, images))
 
-    return store.write_shard(sidecar, rows("data"), rows("rejects"))
+    return store.write_shard(manifest, rows("data"), rows("rejects"))
 
 
 def _read(source: DatasetFolder, entry: FileEntry, images: bool) -> Iterator[pa.Table]:
@@ -175,10 +178,11 @@ def _read(source: DatasetFolder, entry: FileEntry, images: bool) -> Iterator[pa.
         yield from source.row_groups(entry)
         return
     field = DIALOGUES.field("images")
-    columns = [name for name in footer(source, entry).schema.to_arrow_schema().names if name != field.name]
+    schema = DIALOGUES if entry.path.startswith("data/") else REJECTS
+    columns = [name for name in schema.names if name != field.name]
     for table in source.row_groups(entry, columns):
         without = pa.nulls(table.num_rows, field.type)
-        yield table.add_column(DIALOGUES.get_field_index(field.name), field, without)
+        yield table.add_column(schema.get_field_index(field.name), field, without)
 
 
 def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -9,11 +9,12 @@ from typing import Any
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import whole_folder
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.dataset.intact import footer, intact_sidecars
-from dialog_gen.dataset.record import kept_pairs, without_gates
+from dialog_gen.dataset.intact import footer, intact_manifests
+from dialog_gen.dataset.record import kept_pairs
+from dialog_gen.gates.summary import without_gates
 from dialog_gen.publish.formats import FORMATS, Format, Sample
 
-_COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "marks")
+_COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "gates")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,14 +74,14 @@ def export(
 
 
 def _samples(folder: DatasetFolder, summary: ExportSummary, *, kept_only: bool) -> Iterator[Sample]:
-    for sidecar in intact_sidecars(folder):
-        if sidecar.data is None:
+    for manifest in intact_manifests(folder):
+        if manifest.data is None:
             continue
-        footer(folder, sidecar.data)
-        for table in folder.row_groups(sidecar.data, _COLUMNS):
+        footer(folder, manifest.data)
+        for table in folder.row_groups(manifest.data, _COLUMNS):
             for row in table.to_pylist():
-                if kept_only and row["marks"] is None:
-                    raise without_gates(folder.location, sidecar.shard, "--kept-only")
+                if kept_only and row["gates"] is None:
+                    raise without_gates(folder.location, manifest.shard, "--kept-only")
                 pairs = kept_pairs(row) if kept_only else row["texts"]
                 summary.marked_pairs_left_out += len(row["texts"]) - len(pairs)
                 if not pairs:

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import ROWS_A_GROUP
 from dialog_gen.dataset.record import IMAGE_TYPE, PAIR_TYPE, hub_schema
+from dialog_gen.dataset.writer import ROWS_A_GROUP
 from dialog_gen.sources.images import FORMATS as IMAGE_FORMATS
 
 Format = Literal["llava", "messages", "texts", "webdataset"]

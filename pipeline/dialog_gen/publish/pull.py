@@ -43,7 +43,7 @@ def pull(
     """Makes `out` hold what the repository holds at `revision` (a branch, tag or commit); goes on after interruptions.
 
     Raises UsageError for a repository that is not there or is no dialog-gen dataset, and where `out` holds something
-    else; HubError for a failing Hub; FailedCheckError where a file is not what its sidecar promises: the next pull
+    else; HubError for a failing Hub; FailedCheckError where a file is not what its manifest promises: the next pull
     fetches it again.
     """
     check_name(repo)
@@ -96,7 +96,7 @@ def _check(out: Path, repository: Repository) -> None:
 
 
 def _tidy(out: Path, repository: Repository) -> None:
-    """Removes what no sidecar names any more, and the library's notes: files it thinks complete may be damaged."""
+    """Removes what no manifest names any more, and the library's notes: files it thinks complete may be damaged."""
     for part in ("data", "rejects"):
         for file in (out / part).glob("*.parquet"):
             if f"{part}/{file.name}" not in repository.files:

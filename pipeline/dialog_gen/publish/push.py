@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.dataset.intact import footer, intact_sidecars
+from dialog_gen.dataset.intact import footer, intact_manifests
 from dialog_gen.dataset.verify import verify
 from dialog_gen.download.provenance import NAME as IMAGES_JSON
 from dialog_gen.download.provenance import ImageSource
@@ -68,7 +68,7 @@ def push(
     check_name(repo)
     if folder.local_root is None:
         raise UsageError(f"{folder.location} is not on this machine: `dialog-gen compact` it to a local folder first.")
-    for entry in (entry for sidecar in intact_sidecars(folder) for entry in sidecar.files):
+    for entry in (entry for manifest in intact_manifests(folder) for entry in manifest.files):
         footer(folder, entry)
     hub = Hub()
     hub.check_login()
@@ -131,7 +131,7 @@ def _has_images_of(hub: Hub, repository: Repository, folder: DatasetFolder) -> b
     It may have grown, been gated, merged or made anew, and its images may lie elsewhere now. One file in common will
     do, else most images of the first rows there.
     """
-    files = {entry.sha256 for sidecar in folder.sidecars() for entry in sidecar.files}
+    files = {entry.sha256 for manifest in folder.manifests() for entry in manifest.files}
     if any(file.lfs and file.lfs.sha256 in files for file in repository.files.values()):
         return True
     there = hub.first_images(repository)
@@ -148,13 +148,14 @@ def _has_images_of(hub: Hub, repository: Repository, folder: DatasetFolder) -> b
 def _staged(
     folder: DatasetFolder, *, without_images: bool, on_shard: Callable[[int], None]
 ) -> Generator[tuple[DatasetFolder, Path]]:
-    """The folder to upload; a copy without images is kept until it is uploaded."""
+    """The folder to upload; a copy, without images or in the current version of the record, is kept until it is there."""
     assert folder.local_root is not None  # noqa: S101 - checked before
-    if not (without_images and has_images(folder.config())):
+    without_images = without_images and has_images(folder.config())
+    if folder.is_current() and not without_images:
         yield folder, folder.local_root
         return
     stage = folder.local_root / _STAGE
-    merge(folder, str(stage), shard_mb=_STAGE_SHARD_MB, images=False, on_shard=on_shard)
+    merge(folder, str(stage), shard_mb=_STAGE_SHARD_MB, images=not without_images, on_shard=on_shard)
     yield DatasetFolder(str(stage)), stage
     shutil.rmtree(stage, ignore_errors=True)
 
@@ -165,8 +166,8 @@ def _files(folder: DatasetFolder, root: Path, data: CardData, card: str) -> dict
     files["README.md"] = card.encode()
     if data.images != ImageSource():
         files[IMAGES_JSON] = f"{data.images.model_dump_json(indent=2)}\n".encode()
-    for sidecar in intact_sidecars(folder):
-        for name in (f"shards/{sidecar.shard}.json", *(entry.path for entry in sidecar.files)):
+    for manifest in intact_manifests(folder):
+        for name in (f"shards/{manifest.shard}.json", *(entry.path for entry in manifest.files)):
             files[name] = root / name
     return files
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry, Sidecar, Store, open_store, sha256_json
-from dialog_gen.dataset.intact import check_bytes, footer, intact_sidecars
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json, upgraded
+from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
 from dialog_gen.dataset.record import DIALOGUES
+from dialog_gen.dataset.writer import DatasetWriter, open_writer
 from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.outcomes import MEANING as OUTCOME_MEANING
 from dialog_gen.download.supervisor import require_img2dataset
@@ -110,23 +111,23 @@ def rehydrate(
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else img2dataset's import asks for news over the network
     from dialog_gen.publish.refetch import Refetcher
 
-    sidecars = intact_sidecars(source)
-    with closing(Refetcher(policy, threads)) as refetcher, open_store(out, _config(source)) as store:
+    manifests = intact_manifests(source)
+    with closing(Refetcher(policy, threads)) as refetcher, open_writer(out, _config(source)) as store:
         work = _Work(source, store, refetcher, on_rows)
         # What failed earlier comes last: nobody waits for dead links before the first shard that is not there yet.
-        for sidecar in sorted(sidecars, key=lambda sidecar: work.done(sidecar) is not None):
-            work.shard(sidecar)
-        for name in set(store.shards()) - {sidecar.shard for sidecar in sidecars}:
+        for manifest in sorted(manifests, key=lambda manifest: work.done(manifest) is not None):
+            work.shard(manifest)
+        for name in set(store.shards()) - {manifest.shard for manifest in manifests}:
             store.drop(name)
             store.remove(_settled(name))
         copy_notes(source, store, anew=False)
-        work.outcomes = {sidecar.shard: work.outcomes[sidecar.shard] for sidecar in sidecars}
+        work.outcomes = {manifest.shard: work.outcomes[manifest.shard] for manifest in manifests}
         work.note()
     return RehydrateSummary(out, sum(work.outcomes.values(), Outcomes()))
 
 
 def _config(source: DatasetFolder) -> dict[str, Any]:
-    config: dict[str, Any] = {**source.config(), "rehydrated": True}
+    config: dict[str, Any] = {**upgraded(source.config()), "rehydrated": True}
     if COMPACTED in config:
         config[COMPACTED] = {**config[COMPACTED], "images": True}
     return config
@@ -142,7 +143,7 @@ class _Shard:
 
     rows: DatasetFolder
     """Where they come from."""
-    sidecar: Sidecar
+    manifest: ShardManifest
     """Theirs."""
     outcomes: Outcomes
     settled_before: dict[int, str] = field(default_factory=dict[int, str])
@@ -155,42 +156,42 @@ class _Shard:
 
 class _Work:
     def __init__(
-        self, source: DatasetFolder, store: Store, refetcher: "Refetcher", on_rows: Callable[[int], None]
+        self, source: DatasetFolder, store: DatasetWriter, refetcher: "Refetcher", on_rows: Callable[[int], None]
     ) -> None:
         self._source, self._store, self._refetcher, self._on_rows = source, store, refetcher, on_rows
         self.outcomes = _noted(store)
 
-    def done(self, sidecar: Sidecar) -> Sidecar | None:
-        """The sidecar of what was made of a shard, if that is there and it is known what became of its images."""
-        if sidecar.shard not in self.outcomes:
+    def done(self, manifest: ShardManifest) -> ShardManifest | None:
+        """The manifest of what was made of a shard, if that is there and it is known what became of its images."""
+        if manifest.shard not in self.outcomes:
             return None
-        return self._store.completed(sidecar.shard, sha256_json(sidecar.model_dump()))
+        return self._store.completed(manifest.shard, sha256_json(manifest.model_dump()))
 
-    def shard(self, sidecar: Sidecar) -> None:
+    def shard(self, manifest: ShardManifest) -> None:
         """Makes a shard, unless it is there; what may have come back since is asked for again."""
-        noted, done = self.outcomes.get(sidecar.shard, Outcomes()), self.done(sidecar)
+        noted, done = self.outcomes.get(manifest.shard, Outcomes()), self.done(manifest)
         if done is None:
-            made = sidecar.model_copy(
+            made = manifest.model_copy(
                 update={
                     "config_sha256": self._store.config_sha256,
-                    "input_fingerprint": sha256_json(sidecar.model_dump()),
+                    "input_fingerprint": sha256_json(manifest.model_dump()),
                 }
             )
-            work = _Shard(self._source, sidecar, Outcomes())
+            work = _Shard(self._source, manifest, Outcomes())
         elif any(map(self._refetcher.may_change, noted)):
             # Its own rows have what is back, and what gates found meanwhile. Images that are back count as present.
             before = noted["restored"]
             made, work = done, _Shard(self._store, done, Outcomes(restored=before, present=-before))
-            work.settled_before = self._settled_before(sidecar.shard)
+            work.settled_before = self._settled_before(manifest.shard)
         else:
-            self._on_rows(sidecar.images)
+            self._on_rows(manifest.images)
             return
 
         def note_first() -> Iterator[pa.Table]:
             self.outcomes[made.shard] = +work.outcomes
             nothing_new = done is not None and work.outcomes["restored"] == noted["restored"]
             if not nothing_new:
-                # The sidecar comes last, and an old one goes first: what is noted of a finished shard is true.
+                # The manifest comes last, and an old one goes first: what is noted of a finished shard is true.
                 self._store.remove(f"shards/{made.shard}.json")
             self._store.put_json(_settled(made.shard), work.settled)
             self.note()
@@ -210,8 +211,8 @@ class _Work:
 
     def _tables(self, work: _Shard, part: str) -> Iterator[pa.Table]:
         ahead: deque[tuple[pa.Table, list[Fetched | Future[Fetched]]]] = deque()
-        kept = self._kept(work.sidecar.shard, part) if work.rows is self._source else iter(())
-        for entry in (entry for entry in work.sidecar.files if entry.path.startswith(f"{part}/")):
+        kept = self._kept(work.manifest.shard, part) if work.rows is self._source else iter(())
+        for entry in (entry for entry in work.manifest.files if entry.path.startswith(f"{part}/")):
             check_bytes(work.rows, entry)
             footer(work.rows, entry)
             for table in work.rows.row_groups(entry):
@@ -276,7 +277,7 @@ def _meaning() -> dict[str, str]:
     return {**OUTCOME_MEANING, **MEANING}
 
 
-def _noted(store: Store) -> dict[str, Outcomes]:
+def _noted(store: DatasetWriter) -> dict[str, Outcomes]:
     try:
         noted = json.loads(store.read(_RECORD))["shards"]
         return {str(name): Outcomes({str(key): int(n) for key, n in counts.items()}) for name, counts in noted.items()}

@@ -5,7 +5,6 @@ where those changed. One process writes at a time. What another model made is re
 """
 
 import json
-import os
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, Store, open_store, sha256_json
-from dialog_gen.dataset.record import kept_pairs, without_gates
+from dialog_gen.core.files import fsync
+from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_gen.dataset.record import kept_pairs
+from dialog_gen.dataset.versions import RowFile
+from dialog_gen.dataset.writer import DatasetWriter, open_writer
+from dialog_gen.gates.summary import without_gates
 
 CONFIG_FILE = "config.json"
 
@@ -35,17 +36,17 @@ class Source:
     """Relative to the dataset folder."""
     rows: int
     sha256: str
-    """Of the file's bytes, as its sidecar states it."""
+    """Of the file's bytes, as its manifest states it."""
 
 
 def sources_of(dataset: DatasetFolder) -> Iterator[Source]:
-    """The finished shards that hold dialogues, in order. Raises UsageError for a damaged sidecar, or if none does."""
+    """The finished shards that hold dialogues, in order. Raises UsageError for a damaged manifest, or if none does."""
     found = False
     for name in dataset.shards():
-        sidecar = dataset.sidecar(name)
-        if sidecar is None:
+        manifest = dataset.manifest(name)
+        if manifest is None:
             raise UsageError(f"{dataset.location}: shards/{name}.json is damaged: run `dialog-gen run` again.")
-        for entry in sidecar.files:
+        for entry in manifest.files:
             if entry.path.startswith("data/") and entry.rows:
                 found = True
                 yield Source(name, entry.path, entry.rows, entry.sha256)
@@ -54,17 +55,12 @@ def sources_of(dataset: DatasetFolder) -> Iterator[Source]:
 
 
 @contextmanager
-def reading(dataset: DatasetFolder, source: Source, columns: list[str], advice: str) -> Generator[pq.ParquetFile]:
+def reading(dataset: DatasetFolder, source: Source, columns: list[str], advice: str) -> Generator[RowFile]:
     """A shard's file. Raises UsageError where it is gone, damaged, or lacks one of the columns."""
-    where = f"{dataset.location}/{source.path}"
-    try:
-        with dataset.open(source.path) as file:
-            parquet = pq.ParquetFile(file)
-            if missing := [name for name in columns if name not in parquet.schema_arrow.names]:
-                raise UsageError(f"{where} has no column {', '.join(missing)}: {advice}.")
-            yield parquet
-    except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
-        raise UsageError(f"{where} cannot be read ({error}): `dialog-gen verify` tells more.") from error
+    with dataset.row_file(source.path) as file:
+        if missing := [name for name in columns if name not in file.names]:
+            raise UsageError(f"{dataset.location}/{source.path} has no column {', '.join(missing)}: {advice}.")
+        yield file
 
 
 def read_rows(
@@ -74,12 +70,12 @@ def read_rows(
 
     Raises UsageError as `reading` does, and where `kept_only` asks for gates that did not go over the shard.
     """
-    wanted = [*columns, "marks"] if kept_only else [*columns]
-    with reading(dataset, source, wanted, "a dataset that `dialog-gen run` wrote has it") as parquet:
-        for batch in parquet.iter_batches(at_once, columns=wanted):
+    wanted = [*columns, "gates"] if kept_only else [*columns]
+    with reading(dataset, source, wanted, "a dataset that `dialog-gen run` wrote has it") as file:
+        for batch in file.batches(at_once, wanted):
             rows: list[dict[str, Any]] = batch.to_pylist()
             if kept_only:
-                if any(row["marks"] is None for row in rows):
+                if any(row["gates"] is None for row in rows):
                     raise without_gates(dataset.location, source.shard, "data.kept_only")
                 rows = [{**row, "texts": kept_pairs(row)} for row in rows]
             yield rows
@@ -128,7 +124,7 @@ def refuse_other(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, An
 
 
 @contextmanager
-def open_derived(out: Path, config: Mapping[str, Any], part: str) -> Generator[Store]:
+def open_derived(out: Path, config: Mapping[str, Any], part: str) -> Generator[DatasetWriter]:
     """Holds `out` for writing; `part` is the subfolder of its files.
 
     Raises UsageError where another process writes there, or something else made what is there; DialogGenError where the
@@ -142,21 +138,20 @@ def open_derived(out: Path, config: Mapping[str, Any], part: str) -> Generator[S
             refuse_other(out, found, config)
             config = found
     try:
-        with open_store(str(out), config) as store:
+        with open_writer(str(out), config) as store:
             yield store
     except OSError as error:
         what = error.strerror or error
         raise DialogGenError(f"cannot write {out}: {what}. Run again to go on; finished shards are kept.") from error
 
 
-def put(store: Store, name: str, file: Path) -> None:
+def put(store: DatasetWriter, name: str, file: Path) -> None:
     """Moves a finished file of the store's temporary folder to its place: whole or not at all."""
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
+    fsync(file)
     store.put(name, file)
 
 
-def remove_others(store: Store, part: str, keep: set[str]) -> None:
+def remove_others(store: DatasetWriter, part: str, keep: set[str]) -> None:
     """Removes files of shards that the dataset does not have any more."""
     for name in store.list(part):
         if name not in keep:

@@ -10,16 +10,16 @@ from typing import Any
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import hash_64
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.dataset.record import GATES
 from dialog_gen.download.outcomes import MEANING
 from dialog_gen.download.provenance import image_source
+from dialog_gen.gates.base import description_of
 from dialog_gen.inspect.page.thumbnails import thumbnail
 from dialog_gen.inspect.sampling import sample_rows
 from dialog_gen.inspect.statistics import Stats
 
 _EXAMPLES = 3
 _RAW_CHARS = 2000
-_COLUMNS = ("image_id", "images", "url", "caption", "texts", "model", "marks", *(f"gate_{name}" for name in GATES))
+_COLUMNS = ("image_id", "images", "url", "caption", "texts", "model", "gates")
 
 
 def overview(folder: DatasetFolder, stats: Stats, *, seed: int) -> dict[str, Any]:
@@ -27,14 +27,14 @@ def overview(folder: DatasetFolder, stats: Stats, *, seed: int) -> dict[str, Any
     config, run = folder.config(), _json(folder, "run.json")
     return {
         "name": folder.root.rsplit("/", 1)[-1] or "dataset",
-        # Where the images lay is nobody's business who gets the page.
+        # The path of the images on this machine is left out for privacy.
         "config": {key: value for key, value in config.items() if key != "images"},
         "finished_at": run.get("finished_at"),
         "run": run.get("run") or {},
         "engine_version": (run.get("engine") or {}).get("version"),
         "versions": run.get("versions") or {},
         "stats": asdict(stats),
-        "gates": {name: {"meaning": GATES[name]} | _limits(folder, name) for name in stats.gates},
+        "gates": {name: {"meaning": description_of(name)} | _limits(folder, name) for name in stats.gates},
         "rejects": _rejects(folder, stats, seed),
         "link_rot": _link_rot(folder),
     }
@@ -66,11 +66,10 @@ def gallery(
 
 
 def _marks(row: dict[str, Any], place: int) -> dict[str, dict[str, float | None]]:
-    """The gates that speak against a pair, with its scores; nothing where none was applied."""
-    if row.get("marks") is None:
+    """The gates that mark a pair, with their scores; nothing where no gate was applied."""
+    if row["gates"] is None:
         return {}
-    scores = {name: (row.get(f"gate_{name}") or {}) for name in row["marks"][place]}
-    return {"marks": {name: of_row[place] if of_row else None for name, of_row in scores.items()}}
+    return {"marks": {score["gate"]: score["score"] for score in row["gates"][place] if score["marked"]}}
 
 
 def _rejects(folder: DatasetFolder, stats: Stats, seed: int) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import Store, sha256_json
+from dialog_gen.dataset.folder import sha256_json
+from dialog_gen.dataset.writer import DatasetWriter
 from dialog_train.data.derived import CONFIG_FILE, open_derived, put, read_json, remove_others
 from dialog_train.data.row_files import MappedRows, TokenBatches, id_lists, rows_made_from
 from dialog_train.data.tokens import Ids, TextEncoder
@@ -205,7 +206,7 @@ class _Piece:
         return [self._ids[start:end] for start, end in pairwise(ends.tolist())]
 
 
-def _build_part(part: PairPart, encoder: TextEncoder, texts: int, store: Store, out: Path) -> Counter[str]:
+def _build_part(part: PairPart, encoder: TextEncoder, texts: int, store: DatasetWriter, out: Path) -> Counter[str]:
     """The counts of a part, which is read, not written, where it is there already."""
     name = f"{_PART}/{part.name}.arrow"
     if (found := _count(out / name, part.fingerprint)) is not None:
