@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers.engine import ScriptedEngine
 from helpers.inputs import write_images
-from helpers.rows import rows_of
+from helpers.rows import files_of, rows_of
 from helpers.runs import run
 
 from dialog_gen.dataset.folder import DatasetFolder
@@ -133,3 +133,13 @@ def test_what_cannot_be_used_is_named_in_one_line(packages: Path, dataset: Path,
 
 def test_a_gate_that_cannot_be_imported_is_in_nobody_elses_way(packages: Path, dataset: Path) -> None:
     assert command(packages, "gate", dataset, "--gates", "length").returncode == 0
+
+
+def test_a_gate_that_leaves_a_pair_out_is_named(packages: Path, dataset: Path) -> None:
+    module = packages / "gates_of_polite.py"
+    module.write_text(GATE.replace('in row["texts"]]', 'in row["texts"][1:]]'))
+    before = files_of(dataset)
+    ended = command(packages, "gate", dataset, "--gates", "politeness")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: gate 'politeness' did not give one score for each pair: mend its package.\n"
+    assert files_of(dataset) == before
