@@ -9,7 +9,7 @@ from typing import Any
 
 from dialog_gen.core.version import __version__
 from dialog_gen.dataset.record import DIALOGUES, REJECTS, SCHEMA_VERSION
-from dialog_gen.gates.settings import GATES
+from dialog_gen.gates.base import description_of
 from dialog_gen.protocols.protocol import Protocol, load_protocol, shipped_protocols
 from dialog_gen.publish.card_data import CardData
 from dialog_gen.publish.card_header import header, yaml_features
@@ -159,7 +159,7 @@ def _gates(data: CardData) -> Iterator[str]:
         ["Gate", "Score", "Marked if", "Scored", "Marked", "Rate"],
         [
             [
-                *(plain(name), GATES.get(name, ""), _limits(found.settings.get(name, {}))),
+                *(plain(name), description_of(name), _limits(found.settings.get(name, {}))),
                 *(gate.scored, gate.marked, rate(gate.marked, found.pairs)),
             ]
             for name, gate in found.gates.items()
