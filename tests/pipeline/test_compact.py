@@ -47,7 +47,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def merged(source: Path, out: Path, **options: Any) -> CompactSummary:
-    return compact(DatasetFolder.existing(str(source)), str(out), **options)
+    return compact(source, out, **options)
 
 
 def small_shards(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_the_same_rows_in_fewer_shards(
 ) -> None:
     small_shards(source, monkeypatch)
     before = files_of(source)
-    summary = merged(source, tmp_path / "out", images=images)
+    summary = merged(source, tmp_path / "out", without_images=not images)
     assert files_of(source) == before
     for part in ("data", "rejects"):
         wanted = [row | ({} if images else {"images": None}) for row in rows_of(source, part, volatile=True)]
@@ -145,7 +145,7 @@ def test_gates(source: Path, tmp_path: Path) -> None:
 
 
 def test_merging_what_was_merged(source: Path, tmp_path: Path) -> None:
-    merged(source, tmp_path / "small", images=False)
+    merged(source, tmp_path / "small", without_images=True)
     merged(tmp_path / "small", tmp_path / "again")
     assert rows_of(tmp_path / "again") == rows_of(tmp_path / "small")
     assert DatasetFolder(str(tmp_path / "again")).config()["compacted"] == {"shard_mb": 500, "images": False}
@@ -274,7 +274,7 @@ def test_where_it_may_not_go(source: Path, tmp_path: Path) -> None:
         merged(source, other)
     merged(source, tmp_path / "out")
     with pytest.raises(UsageError, match=r"compacted: \{'shard_mb': 500, 'images': True\} there"):
-        merged(source, tmp_path / "out", images=False)
+        merged(source, tmp_path / "out", without_images=True)
 
 
 def test_a_run_does_not_go_on_in_it(source: Path, tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from PIL import Image
 from dialog_gen.cli import app as cli
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder, open_writer
-from dialog_gen.publish import formats
 from dialog_gen.publish.export import ExportSummary, export
-from dialog_gen.publish.formats import Format, Sample
+from dialog_gen.publish.formats import parquet
+from dialog_gen.publish.formats import webdataset as webdataset_format
+from dialog_gen.publish.formats.base import Sample
 from dialog_gen.sources.base import open_source
 
-FORMATS: tuple[Format, ...] = ("llava", "messages", "texts", "webdataset")
+FORMATS = ("llava", "messages", "texts", "webdataset")
 
 
 def jpeg(number: int) -> bytes:
@@ -70,7 +71,7 @@ def make_source(out: Path, rows: list[dict[str, Any]]) -> Path:
     return out
 
 
-def exported(source: Path, to: Format, **options: Any) -> tuple[Path, ExportSummary]:
+def exported(source: Path, to: str, **options: Any) -> tuple[Path, ExportSummary]:
     out = source.with_name(f"as-{to}")
     return out, export(DatasetFolder.existing(str(source)), out, to=to, **options)
 
@@ -93,7 +94,7 @@ def test_llava(source: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["messages", "texts"])
-def test_parquet(source: Path, tmp_path: Path, to: Format) -> None:
+def test_parquet(source: Path, tmp_path: Path, to: str) -> None:
     out, _ = exported(source, to)
     loaded: Any = datasets.load_dataset("parquet", data_files=f"{out}/*.parquet", cache_dir=str(tmp_path / "cache"))
     rows = loaded["train"]
@@ -113,15 +114,15 @@ def test_parquet(source: Path, tmp_path: Path, to: Format) -> None:
 
 
 def test_parquet_in_several_files(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "ROWS_A_GROUP", 1)
-    monkeypatch.setattr(formats, "_PARQUET_BYTES", len(png(0)) + len(jpeg(1)) + 5)
+    monkeypatch.setattr(parquet, "ROWS_A_GROUP", 1)
+    monkeypatch.setattr(parquet, "_FILE_BYTES", len(png(0)) + len(jpeg(1)) + 5)
     out, _ = exported(source, "texts")
     assert sorted(files_of(out)) == ["00000.parquet", "00001.parquet"]
     assert [row["texts"] for row in rows_of(out, ".")] == [row["texts"] for row in ACCEPTED]
 
 
 def test_webdataset(source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(formats, "_SAMPLES_A_TAR", 3)
+    monkeypatch.setattr(webdataset_format, "_SAMPLES_PER_TAR", 3)
     out, _ = exported(source, "webdataset")
     tars = sorted(out.iterdir())
     assert [tar.name for tar in tars] == ["00000.tar", "00001.tar"]
@@ -146,7 +147,7 @@ def test_webdataset(source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytes
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_the_same_dataset_gives_the_same_bytes(source: Path, to: Format) -> None:
+def test_the_same_dataset_gives_the_same_bytes(source: Path, to: str) -> None:
     out, _ = exported(source, to)
     first = files_of(out)
     out.rename(out.with_name("first"))
@@ -154,7 +155,7 @@ def test_the_same_dataset_gives_the_same_bytes(source: Path, to: Format) -> None
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_kept_only(source: Path, to: Format) -> None:
+def test_kept_only(source: Path, to: str) -> None:
     _, summary = exported(source, to, kept_only=True)
     assert (summary.images, summary.pairs) == (3, 4)
     assert (summary.marked_pairs_left_out, summary.images_without_kept_pairs) == (2, 1)
@@ -171,7 +172,7 @@ def test_kept_pairs_are_those_without_a_mark(source: Path) -> None:
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_limit(source: Path, to: Format) -> None:
+def test_limit(source: Path, to: str) -> None:
     assert exported(source, to, limit=2)[1].images == 2
 
 
@@ -211,7 +212,7 @@ def test_pairs_that_no_gate_saw_are_not_known_to_be_kept(source: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["llava", "webdataset"])
-def test_photos_of_phones_are_jpegs(tmp_path: Path, to: Format) -> None:
+def test_photos_of_phones_are_jpegs(tmp_path: Path, to: str) -> None:
     """MPO: a JPEG with another one behind it."""
     buffer = io.BytesIO()
     first, second = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
@@ -234,9 +235,9 @@ def test_it_writes_over_nothing(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], to: Format, share: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], to: str, share: float
 ) -> None:
-    monkeypatch.setattr(formats, "ROWS_A_GROUP", 7)
+    monkeypatch.setattr(parquet, "ROWS_A_GROUP", 7)
     source = make_source(tmp_path / "source", [with_image(i, noise(i)) for i in range(40)])
     out, _ = exported(source, to)
     size = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -263,7 +264,7 @@ def test_a_damaged_source(source: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-LAVA = "error: --to lava: did you mean 'llava'? Known: llava, messages, texts, webdataset."
+LAVA = "error: --to lava: unknown export format; did you mean 'llava'? Known: llava, messages, texts, webdataset."
 ELSEWHERE = "error: --out s3://bucket/out is not on this machine"
 
 

@@ -85,7 +85,7 @@ def make_dataset(
 
 
 def pushed(source: Path, **options: Any) -> PushSummary:
-    return push(DatasetFolder.existing(str(source)), REPO, **options)
+    return push(source, REPO, **options)
 
 
 def pulled(tmp_path: Path, **options: Any) -> PullSummary:
@@ -257,7 +257,7 @@ def compacted(source: Path, tmp_path: Path) -> Path:
 
 
 def without_the_images(source: Path, tmp_path: Path) -> Path:
-    compact(DatasetFolder(str(source)), str(tmp_path / "without"), shard_mb=100, images=False)
+    compact(DatasetFolder(str(source)), str(tmp_path / "without"), shard_mb=100, without_images=True)
     return tmp_path / "without"
 
 
@@ -279,7 +279,7 @@ def test_another_version_of_the_same_dataset(
 ) -> None:
     pushed(source, without_images=without_images)
     first = hub.repos[REPO].head
-    pushed(change(source, tmp_path), check=False)
+    pushed(change(source, tmp_path), verify=False)
     assert hub.repos[REPO].head != first
 
 
@@ -352,7 +352,7 @@ def test_a_hub_that_is_not_there(hub: StandIn, source: Path, monkeypatch: pytest
 @pytest.mark.parametrize("name", ["dialogues", "a/b/c", "me/two words", "", "../me"])
 def test_a_name_that_is_none(hub: StandIn, source: Path, name: str) -> None:
     with pytest.raises(UsageError, match="USER/NAME"):
-        push(DatasetFolder(str(source)), name)
+        push(source, name)
     assert hub.requests == []
 
 
@@ -364,7 +364,7 @@ def test_a_damaged_dataset_is_not_pushed(hub: StandIn, source: Path) -> None:
         pushed(source)
     file.write_bytes(data[:-1])
     with pytest.raises(UsageError, match=r"data/s1\.parquet has \d+ bytes"):
-        pushed(source, check=False)
+        pushed(source, verify=False)
     assert hub.repos == {}
 
 
@@ -378,7 +378,7 @@ def test_a_dataset_of_an_older_record_is_not_pushed(
         patch.setattr(store_module, "DIALOGUES", older)
         older_one = make_dataset(source.with_name("older"))
     with pytest.raises(UsageError, match="another version of dialog-gen: its columns differ from the record in marks"):
-        pushed(older_one, check=check)
+        pushed(older_one, verify=check)
     assert hub.requests == []
 
 
@@ -394,9 +394,9 @@ def test_without_images(hub: StandIn, source: Path, tmp_path: Path) -> None:
     hub.failures.append(Failure(COMMIT, 400, times=1))
     with pytest.raises(HubError):
         pushed(source, without_images=True)
-    staged = files_of(source / ".share")
+    staged = files_of(source / ".publish")
     summary = pushed(source, without_images=True)
-    assert not (source / ".share").exists()
+    assert not (source / ".publish").exists()
     assert {path: data for path, data in hub.repos[REPO].files.items() if path in staged} == staged
     assert summary.bytes < sum(map(len, files_of(source).values()))
     pulled(tmp_path)

@@ -26,7 +26,7 @@ from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.resize import resizer
 from dialog_gen.publish import rehydrate as rehydrate_module
 from dialog_gen.publish.compact import compact
-from dialog_gen.publish.rehydrate import RehydrateSummary, rehydrate
+from dialog_gen.publish.rehydrate import RehydrateSummary, rehydrate, rehydrate_with
 
 CONFIG: dict[str, Any] = {"schema_version": 2}
 POLICY = FetchPolicy(allow_loopback=True, retries=0, timeout_s=5)
@@ -120,14 +120,14 @@ def source(web: Web, tmp_path: Path) -> Path:
 def bare(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same without images, still in three shards."""
     monkeypatch.setattr("dialog_gen.publish.compact._stored_bytes", lambda *_: 600_000)
-    compact(DatasetFolder(str(source)), str(tmp_path / "bare"), shard_mb=1, images=False)
+    compact(DatasetFolder(str(source)), str(tmp_path / "bare"), shard_mb=1, without_images=True)
     monkeypatch.undo()
     assert all(row["images"] is None for part in ("data", "rejects") for row in rows_of(tmp_path / "bare", part))
     return tmp_path / "bare"
 
 
 def restored(bare: Path, out: Path, **options: Any) -> RehydrateSummary:
-    return rehydrate(DatasetFolder.existing(str(bare)), str(out), policy=POLICY, **options)
+    return rehydrate_with(POLICY, DatasetFolder.existing(str(bare)), str(out), **options)
 
 
 def wanted(source: Path, part: str, lost: tuple[int, ...] = (3, 13, 23)) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ def test_another_way_to_store_the_same_image(
 
 
 def test_loopback_is_blocked_unless_allowed(web: Web, bare: Path, tmp_path: Path) -> None:
-    summary = rehydrate(DatasetFolder(str(bare)), str(tmp_path / "out"), policy=FetchPolicy())
+    summary = rehydrate(bare, tmp_path / "out")
     assert summary.outcomes == {"blocked_address": 9, "no_url": 3}
     assert summary.restored == 0
     assert web.asked.total() == 0
@@ -191,7 +191,7 @@ def test_loopback_is_blocked_unless_allowed(web: Web, bare: Path, tmp_path: Path
 def test_many_row_groups(web: Web, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than are fetched at a time; order and pairing hold."""
     monkeypatch.setattr("dialog_gen.publish.compact.ROWS_A_GROUP", 2)
-    compact(DatasetFolder(str(source)), str(tmp_path / "bare"), images=False)
+    compact(DatasetFolder(str(source)), str(tmp_path / "bare"), without_images=True)
     monkeypatch.setattr(rehydrate_module, "_GROUPS_AHEAD", 1)
     restored(tmp_path / "bare", tmp_path / "out", threads=3)
     assert rows_of(tmp_path / "out") == wanted(source, "data")
@@ -261,7 +261,7 @@ def test_what_failed_is_asked_for_again_and_nothing_else(web: Web, source: Path,
 def test_loopback_that_is_allowed_the_second_time(web: Web, source: Path, bare: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for _ in range(2):
-        blocked = rehydrate(DatasetFolder(str(bare)), str(out), policy=FetchPolicy())
+        blocked = rehydrate(bare, out)
         assert blocked.outcomes == {"blocked_address": 9, "no_url": 3}
     assert restored(bare, out).outcomes == {"restored": 9, "no_url": 3}
     assert rows_of(out) == wanted(source, "data")
@@ -357,10 +357,10 @@ def test_a_source_that_was_gated_since_is_not_fetched_again(web: Web, bare: Path
 HANGING = """
 import sys
 from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.publish.rehydrate import rehydrate
+from dialog_gen.publish.rehydrate import rehydrate_with
 from dialog_gen.dataset.folder import DatasetFolder
 policy = FetchPolicy(allow_loopback=True, timeout_s=3600, deadline_s=None)
-rehydrate(DatasetFolder(sys.argv[1]), sys.argv[2], policy=policy)
+rehydrate_with(policy, DatasetFolder(sys.argv[1]), sys.argv[2])
 """
 
 

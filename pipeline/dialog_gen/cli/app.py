@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dialog_gen.cli.publish import COMMANDS as SHARE_COMMANDS
+from dialog_gen.cli.publish import add_publish_commands
 from dialog_gen.core.console import DatasetOption, Json, Version, begin, print_result, progress_bar, run_app
 from dialog_gen.core.errors import FailedCheckError, UsageError, did_you_mean
 
@@ -345,8 +345,7 @@ def gate(
     print_result(report, report_text(directory, report), json_output)
 
 
-for command in SHARE_COMMANDS:
-    app.command()(command)
+add_publish_commands(app)
 
 
 @app.command()
