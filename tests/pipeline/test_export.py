@@ -2,8 +2,10 @@ import gc
 import io
 import json
 import logging
+import os
 import random
 import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -21,6 +23,7 @@ from dialog_gen.cli import app as cli
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder, open_writer
 from dialog_gen.publish.export import ExportSummary, export
+from dialog_gen.publish.formats import base as formats
 from dialog_gen.publish.formats import parquet
 from dialog_gen.publish.formats import webdataset as webdataset_format
 from dialog_gen.publish.formats.base import Sample
@@ -316,3 +319,73 @@ def test_names_are_safe_and_differ() -> None:
     names = [name(image_id) for image_id in ids]
     assert len({found.lower() for found in names}) == len(ids)
     assert all(0 < len(found) < 100 and set(found) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for found in names)
+
+
+# Formats of other packages
+
+PLUGIN = """
+from pathlib import Path
+from dialog_gen.publish.formats.base import FORMATS, Sample, SampleWriter
+
+@FORMATS.register("questions")
+class QuestionsWriter(SampleWriter):
+    description = "OUT/questions.txt, one question per line"
+
+    def __init__(self, out: Path) -> None:
+        self._file = (out / "questions.txt").open("w", encoding="utf-8")
+
+    def add(self, sample: Sample) -> None:
+        for pair in sample.pairs:
+            print(pair["user"].replace("\\n", " "), file=self._file)
+
+    def close(self) -> None:
+        self._file.close()
+"""
+
+
+@pytest.fixture
+def other_package(tmp_path: Path) -> Path:
+    """A folder with another package that is installed: one format in one file, and one that cannot be imported."""
+    site = tmp_path / "site"
+    info = site / "more_formats-1.dist-info"
+    info.mkdir(parents=True)
+    (site / "questions_format.py").write_text(PLUGIN)
+    (site / "broken_format.py").write_text("import no_such_module_anywhere\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: more-formats\nVersion: 1\n")
+    points = "[dialog_gen.formats]\nquestions = questions_format\nbroken = broken_format\n"
+    (info / "entry_points.txt").write_text(points)
+    return site
+
+
+def export_command(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`dialog-gen export` in a process of its own, with `site` beside what is installed."""
+    command = [sys.executable, "-m", "dialog_gen.cli.app", "export", *map(str, arguments)]
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "COLUMNS": "200"}
+    return subprocess.run(command, env=environment, cwd=site, capture_output=True, text=True)
+
+
+def test_a_format_of_another_package(source: Path, tmp_path: Path, other_package: Path) -> None:
+    done = export_command(other_package, source, "--to", "questions", "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("out: 4 images, 6 question-answer pairs as questions\n")
+    wanted = [pair["user"].replace("\n", " ") for row in ACCEPTED for pair in row["texts"]]
+    assert (tmp_path / "out" / "questions.txt").read_text("utf-8").splitlines() == wanted
+    shown = " ".join(export_command(other_package, "--help").stdout.split())
+    assert "llava: OUT/llava.json, a training file of LLaVA" in shown
+    assert "broken; questions: OUT/questions.txt, one question per line." in shown
+
+
+def test_a_format_whose_package_is_broken(source: Path, tmp_path: Path, other_package: Path) -> None:
+    done = export_command(other_package, source, "--to", "broken", "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: export format 'broken' of the package more-formats cannot be imported")
+    assert "no_such_module_anywhere" in done.stderr
+    assert "Known: llava, messages, texts, webdataset, questions." in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_format_says_what_it_writes() -> None:
+    known = formats.FORMATS.all()
+    assert sorted(known) == sorted(FORMATS)
+    assert all(writer.description.startswith("OUT/") for writer in known.values())
