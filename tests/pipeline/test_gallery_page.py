@@ -24,10 +24,10 @@ from PIL import Image
 
 import dialog_gen.inspect.page
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_writer
-from dialog_gen.inspect.page import Report, write_report
+from dialog_gen.dataset.folder import open_writer
+from dialog_gen.inspect.page import ReportSummary
+from dialog_gen.inspect.page import report as write_report
 from dialog_gen.inspect.page.thumbnails import SIZES, fit, thumbnail
-from dialog_gen.inspect.statistics import collect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the PATH")
@@ -53,9 +53,8 @@ def write_dataset(out: Path, rows: list[dict[str, Any]], config: dict[str, Any] 
     return out
 
 
-def report(dataset: Path, out: Path, **settings: Any) -> Report:
-    folder = DatasetFolder.existing(str(dataset))
-    return write_report(folder, collect(folder), out, **settings)
+def report(dataset: Path, out: Path, **settings: Any) -> ReportSummary:
+    return write_report(dataset, out, **settings)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What `dialog-gen stats` prints for people."""
+"""Statistics as text, as `dialog-gen stats` prints them."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +9,7 @@ _SHOWN = 10
 
 
 def stats_text(stats: Stats) -> str:
-    """Lines of text; the first says how much there is."""
+    """The statistics in lines of text; the first one has the totals."""
     first = f"{stats.images:,} images in {stats.shards:,} shards, {_size(stats.bytes)} of Parquet"
     return "\n".join([first, *_lines(stats)])
 
@@ -20,7 +20,9 @@ def _lines(stats: Stats) -> Iterator[str]:
         yield _line(status, getattr(stats, status), stats.images, reasons)
     if stats.repeated_images:
         about = "" if stats.repeated_images_is_exact else "about "
-        yield _line("repeated", stats.repeated_images, stats.accepted, f"{about}so many have an earlier image's bytes")
+        yield _line(
+            "repeated", stats.repeated_images, stats.accepted, f"{about}this many are equal to an earlier image"
+        )
     if sizes := stats.image_sizes:
         formats = ", ".join(f"{name} {count:,}" for name, count in sizes.formats.items())
         yield (
@@ -47,11 +49,11 @@ def _lines(stats: Stats) -> Iterator[str]:
             yield f"  {name:<16}{gate.scored:>12,}{gate.marked:>12,}{share:>9}{gate.scores.median:>14g}"
 
 
-def _utterances(name: str, of: str, told: Utterances, pairs: int) -> Iterator[str]:
-    about = "" if told.distinct_is_exact else "about "
-    yield f"\n{name}: {about}{told.distinct:,} different, {_words(told.words)}"
-    note = f" (counts up to {told.top_undercount:,} too low)" if told.top_undercount else ""
-    yield from _table(f"{of}{note}", dict(list(told.top.items())[:_SHOWN]), pairs, indent="  ")
+def _utterances(name: str, of: str, found: Utterances, pairs: int) -> Iterator[str]:
+    about = "" if found.distinct_is_exact else "about "
+    yield f"\n{name}: {about}{found.distinct:,} different, {_words(found.words)}"
+    note = f" (counts up to {found.top_undercount:,} too low)" if found.top_undercount else ""
+    yield from _table(f"{of}{note}", dict(list(found.top.items())[:_SHOWN]), pairs, indent="  ")
 
 
 def _table(title: str, counts: Mapping[str, int], whole: int, indent: str = "") -> Iterator[str]:
