@@ -19,10 +19,8 @@ def _lines(stats: Stats) -> Iterator[str]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in stats.reasons.get(status, {}).items())
         yield _line(status, getattr(stats, status), stats.images, reasons)
     if stats.repeated_images:
-        about = "" if stats.repeated_images_is_exact else "about "
-        yield _line(
-            "repeated", stats.repeated_images, stats.accepted, f"{about}this many are equal to an earlier image"
-        )
+        note = "equal to an earlier image" + ("" if stats.repeated_images_is_exact else " (estimate)")
+        yield _line("repeated", stats.repeated_images, stats.accepted, note)
     if sizes := stats.image_sizes:
         formats = ", ".join(f"{name} {count:,}" for name, count in sizes.formats.items())
         yield (
@@ -34,9 +32,9 @@ def _lines(stats: Stats) -> Iterator[str]:
     if not stats.pairs:
         return
     spread = ", ".join(f"{pairs}: {images:,} images" for pairs, images in stats.pairs_per_image.items())
-    yield f"  {'pairs':<12} {stats.pairs:>12,}   {stats.pairs / stats.accepted:.2f} an image ({spread})"
+    yield f"  {'pairs':<12} {stats.pairs:>12,}   {stats.pairs / stats.accepted:.2f} per image ({spread})"
     if stats.pairs_gated:
-        yield _line("kept", stats.pairs_kept, stats.pairs_gated, "of the pairs that went through gates")
+        yield _line("kept", stats.pairs_kept, stats.pairs_gated, "of the pairs that gates scored")
     yield from _utterances("questions", "first words", stats.questions, stats.pairs)
     yield from _utterances("answers", "most frequent", stats.answers, stats.pairs)
     yield from _table("kinds of answers", stats.answer_types, stats.pairs)

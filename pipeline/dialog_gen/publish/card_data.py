@@ -89,7 +89,7 @@ def _gates(folder: DatasetFolder) -> GateNotes | None:
         return None
     except ValidationError as error:
         raise UsageError(
-            f"{folder.location}/gates.json is damaged ({error.errors()[0]['msg']}): `dialog-gen gate` writes it anew."
+            f"{folder.location}/gates.json is damaged ({error.errors()[0]['msg']}): `dialog-gen gate` writes it again."
         ) from None
 
 

@@ -128,8 +128,8 @@ class Hub:
             status = error.response.status_code
             if status in (401, 403):
                 raise UsageError(
-                    f"the Hub refused the token, or what it was used for ({status}): {self._message(error)} "
-                    "`hf auth login` stores another one; to push it needs the right to write."
+                    f"the Hub refused the token, or did not allow this action ({status}): {self._message(error)} "
+                    "`hf auth login` stores another one; pushing needs a token with write permission."
                 ) from None
             raise HubError(f"the Hub failed ({status}): {self._message(error)} Try again.") from None
         except (_HTTP_ERROR, OSError, RuntimeError, ValueError) as error:
@@ -153,7 +153,7 @@ class Hub:
         except (pa.ArrowException, KeyError) as error:
             raise UsageError(
                 f"{repository.name}/{path} is no file of a dialog-gen dataset ({error}): choose another --repo, or "
-                "give --replace to put this dataset in the place of all that."
+                "give --replace to replace the repository's content by this dataset."
             ) from None
 
     def _repository(self, name: str, revision: str | None) -> Repository | None:

@@ -127,18 +127,18 @@ def _check_repository(hub: Hub, repository: Repository, folder: DatasetFolder, *
     if not repository.is_dataset:
         raise UsageError(
             f"{repository.name} exists and holds no dialog-gen dataset but {min(repository.files)!r}: choose another "
-            "--repo, or give --replace to put this dataset in the place of all that."
+            "--repo, or give --replace to replace all of it by this dataset."
         )
     if differing := differences(repository.config or {}, folder.config()):
         raise UsageError(
             f"{repository.name} holds another dataset ({'; '.join(differing)}): choose another --repo, or give "
-            "--replace to put this one in its place."
+            "--replace to replace it by this one."
         )
     if not _has_images_of(hub, repository, folder):
         there, here = ((config or {}).get("images") for config in (repository.config, folder.config()))
         raise UsageError(
             f"{repository.name} holds a dataset of other images (made of {there!r}, this one of {here!r}): choose "
-            "another --repo, or give --replace to put this one in its place."
+            "another --repo, or give --replace to replace it by this one."
         )
 
 

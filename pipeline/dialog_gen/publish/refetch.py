@@ -21,8 +21,8 @@ Fetched = tuple[bytes | None, str]
 
 MEANING: Final[dict[Restored, str]] = {
     "present": "was there already",
-    "restored": "fetched, and exactly what it was",
-    "no_url": "nobody knows where it came from",
+    "restored": "fetched, and exactly the same as before",
+    "no_url": "its URL is unknown",
     "changed": "another image is there now",
     "encoded_differently": "the same image is there, but this version of img2dataset stores it in other bytes",
 }

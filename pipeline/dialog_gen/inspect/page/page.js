@@ -1,6 +1,6 @@
 "use strict";
 
-// All content comes out of one JSON block and becomes text nodes: nothing of the data is ever parsed as HTML.
+// All content comes from one JSON block and becomes text nodes: no data is ever parsed as HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
 const { stats, gallery } = data;
 const PAGE_SIZE = 24;
@@ -18,7 +18,7 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Text of the dataset: keeps its direction and its line breaks to itself. */
+/** Text of the dataset, isolated in its writing direction and line breaks. */
 const text = (value, tag = "span") => element(tag, { class: "text", dir: "auto" }, value);
 
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 2 }).format;
@@ -32,7 +32,7 @@ function bytes(count) {
   return unit ? `${(count / unit[0]).toPrecision(3)} ${unit[1]}` : `${count} bytes`;
 }
 
-/** A link where the address is one of the web, else its text. */
+/** A link for a web address, plain text for any other. */
 function link(address) {
   try {
     if (["http:", "https:"].includes(new URL(address).protocol))
@@ -47,7 +47,7 @@ const facts = (entries) =>
 
 // Charts
 
-/** Counts by name, a bar each. Sorted here: objects put names that are numbers first. */
+/** Counts by name, one bar each. Sorted here, because JavaScript objects put numeric names first. */
 function bars(all, { whole = sum(Object.values(all)), least = false } = {}) {
   const counts = Object.entries(all).sort(([, a], [, b]) => b - a).slice(0, TOP_SHOWN);
   const longest = Math.max(1, ...counts.map(([, count]) => count));
@@ -106,7 +106,7 @@ function overview() {
   const tiles = [
     ["Images read", number(images), `${bytes(stats.bytes)} of Parquet`],
     ["With a dialogue", number(accepted), `${percent(accepted, images)} of the images`],
-    ["Question-answer pairs", number(stats.pairs), accepted ? `${number(stats.pairs / accepted)} an image` : ""],
+    ["Question-answer pairs", number(stats.pairs), accepted ? `${number(stats.pairs / accepted)} per image` : ""],
     stats.pairs_gated ? ["Kept by all gates", number(stats.pairs_kept), `${percent(stats.pairs_kept, stats.pairs_gated)} of the pairs`] : null,
     ["Different questions", about(stats.questions.distinct, stats.questions.distinct_is_exact), percent(stats.questions.distinct, stats.pairs) && `${percent(stats.questions.distinct, stats.pairs)} of all`],
     ["Different answers", about(stats.answers.distinct, stats.answers.distinct_is_exact), percent(stats.answers.distinct, stats.pairs) && `${percent(stats.answers.distinct, stats.pairs)} of all`],
@@ -216,7 +216,7 @@ let state = {};
 function readState() {
   const fragment = new URLSearchParams(location.hash.slice(1));
   const image = fragment.get("image");
-  // The link to an image leads there whatever else it says.
+  // A link to an image ignores any filters in it.
   const filter = (name) => (image == null ? fragment.get(name) ?? "" : "");
   state = { q: filter("q"), show: filter("show"), gate: filter("gate"), page: Math.max(1, parseInt(filter("page"), 10) || 1), image };
 }
@@ -237,7 +237,7 @@ function matching() {
 
 const searchTerms = () => state.q.toLowerCase().split(/\s+/).filter(Boolean);
 
-/** The text with what was searched for highlighted. */
+/** The text with the search terms highlighted. */
 function highlighted(value, tag, name) {
   const terms = searchTerms().map((term) => term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   const parts = terms.length ? value.split(new RegExp(`(${terms.join("|")})`, "gi")) : [value];
@@ -316,7 +316,7 @@ function controls() {
     else if (event.key === "ArrowRight" && !byId("next").disabled) goTo(state.page + 1);
   });
   addEventListener("hashchange", () => {
-    // The links of the contents are fragments, too; they leave the gallery as it is.
+    // The table of contents uses fragments too; those leave the gallery as it is.
     if (location.hash && !location.hash.includes("=")) return;
     readState();
     render();
