@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.crashes import crash_at
 from helpers.inputs import sha256
+from helpers.progress import Heard
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
 from dialog_gen.core.errors import DialogGenError, UsageError
@@ -290,3 +291,13 @@ def test_a_manifest_that_points_elsewhere(source: Path, path: str) -> None:
     manifest["files"][0]["path"] = path
     (source / "shards" / "s0.json").write_text(json.dumps(manifest))
     assert DatasetFolder(str(source)).manifest("s0") is None
+
+
+def test_a_location_or_an_open_folder(source: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    compact(str(source), str(tmp_path / "out"), on_progress=heard)
+    assert heard.ends() == {"merging shards": (5, 5)}
+    compact(DatasetFolder(str(source)), tmp_path / "again")
+    assert rows_of(tmp_path / "again") == rows_of(tmp_path / "out")
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        compact(tmp_path / "nowhere", tmp_path / "out")

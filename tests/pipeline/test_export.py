@@ -16,6 +16,7 @@ import pytest
 import webdataset
 from helpers.disk import full_at
 from helpers.inputs import png, sha256
+from helpers.progress import Heard
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 from PIL import Image
 
@@ -389,3 +390,13 @@ def test_every_format_says_what_it_writes() -> None:
     known = formats.FORMATS.all()
     assert sorted(known) == sorted(FORMATS)
     assert all(writer.description.startswith("OUT/") for writer in known.values())
+
+
+def test_a_location_or_an_open_folder(source: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    summary = export(str(source), str(tmp_path / "out"), to="texts", on_progress=heard)
+    assert heard.ends() == {"exporting images": (4, 4)}
+    assert export(DatasetFolder(str(source)), tmp_path / "again", to="texts", limit=9).images == summary.images
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        export(tmp_path / "nowhere", tmp_path / "new", to="texts")

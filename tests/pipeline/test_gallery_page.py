@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from helpers.cli import Cli
 from helpers.inputs import png
+from helpers.progress import Heard
 from helpers.rows import make_row, shard_of, write_shard
 from PIL import Image
 
 import dialog_gen.inspect.page
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import open_writer
+from dialog_gen.dataset.folder import DatasetFolder, open_writer
 from dialog_gen.inspect.page import ReportSummary
 from dialog_gen.inspect.page import report as write_report
 from dialog_gen.inspect.page.thumbnails import SIZES, fit, thumbnail
@@ -537,3 +538,11 @@ def test_a_report_replaces_another_or_leaves_it(tmp_path: Path, monkeypatch: pyt
     report(dataset, out)
     assert html.unescape(read(out).one("title").text) == "d"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["d", "r.html"]
+
+
+def test_progress(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "d", [make_row(i) for i in range(9)])
+    heard = Heard()
+    summary = write_report(str(dataset), str(tmp_path / "r.html"), samples=5, on_progress=heard)
+    assert heard.ends() == {"reading shards": (1, 1), "drawing images": (5, 5)}
+    assert write_report(DatasetFolder(str(dataset)), tmp_path / "again.html", samples=5).bytes == summary.bytes

@@ -16,6 +16,7 @@ import huggingface_hub.utils
 import pyarrow.parquet as pq
 import pytest
 from helpers.hub import TOKEN, Failure, Repo, StandIn, running_hub
+from helpers.progress import Heard
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
 from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
@@ -593,3 +594,15 @@ def test_the_commands_and_datasets(hub: StandIn, source: Path, tmp_path: Path) -
     assert json.loads(done.stdout.splitlines()[-1]) == [
         *(9, [{"user": "What 0?", "assistant": "Answer 0."}], [4, 4], 3, "too_few_pairs")
     ]
+
+
+def test_progress(hub: StandIn, source: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    push(str(source), REPO, on_progress=heard)
+    assert heard.ends() == {"checking shards": (3, 3)}
+    heard = Heard()
+    push(DatasetFolder(str(source)), REPO, without_images=True, on_progress=heard)
+    assert heard.ends() == {"merging shards": (3, 3), "checking shards": (1, 1)}
+    heard = Heard()
+    pull(REPO, str(tmp_path / "pulled"), on_progress=heard)
+    assert heard.ends() == {"checking shards": (1, 1)}

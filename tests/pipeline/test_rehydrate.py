@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from helpers.inputs import png, sha256
+from helpers.progress import Heard
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 from PIL import Image
 
@@ -454,3 +455,10 @@ def test_what_is_refused(bare: Path, source: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UsageError, match=r"part-00001\.parquet has \d+ bytes"):
         restored(bare, tmp_path / "out")
+
+
+def test_progress(web: Web, bare: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        heard = Heard()
+        rehydrate(str(bare), str(tmp_path / "out"), allow_loopback=True, on_progress=heard)
+        assert heard.ends() == {"fetching images": (12, 12)}

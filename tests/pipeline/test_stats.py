@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.inputs import png, sha256
+from helpers.progress import Heard
 from helpers.rows import make_row, shard_of, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -298,3 +299,10 @@ def test_samples_depend_on_ids_and_seed_alone(tmp_path: Path) -> None:
     assert ids(one, 1000) == [row["image_id"] for row in rows if "texts" in row]
     (row,) = sample_rows(DatasetFolder(str(one)), ["caption", "images"], 1)
     assert row.keys() == {"caption", "images"}
+
+
+def test_progress(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, made_up_rows(40), 15)
+    heard = Heard()
+    assert stats(str(dataset), on_progress=heard) == stats(DatasetFolder(str(dataset)))
+    assert heard.ends() == {"reading shards": (3, 3)}
