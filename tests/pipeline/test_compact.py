@@ -299,5 +299,7 @@ def test_a_location_or_an_open_folder(source: Path, tmp_path: Path) -> None:
     assert heard.ends() == {"merging shards": (5, 5)}
     compact(DatasetFolder(str(source)), tmp_path / "again")
     assert rows_of(tmp_path / "again") == rows_of(tmp_path / "out")
+    with pytest.raises(UsageError, match="--shard-mb 0 is too small: give at least 1"):
+        compact(source, tmp_path / "new", shard_mb=0)
     with pytest.raises(UsageError, match="nowhere does not exist"):
         compact(tmp_path / "nowhere", tmp_path / "out")

@@ -398,5 +398,7 @@ def test_a_location_or_an_open_folder(source: Path, tmp_path: Path) -> None:
     assert heard.ends() == {"exporting images": (4, 4)}
     assert export(DatasetFolder(str(source)), tmp_path / "again", to="texts", limit=9).images == summary.images
     assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
+    with pytest.raises(UsageError, match="--limit 0 is too small: give at least 1"):
+        export(source, tmp_path / "new", to="texts", limit=0)
     with pytest.raises(UsageError, match="nowhere does not exist"):
         export(tmp_path / "nowhere", tmp_path / "new", to="texts")

@@ -462,3 +462,5 @@ def test_progress(web: Web, bare: Path, tmp_path: Path) -> None:
         heard = Heard()
         rehydrate(str(bare), str(tmp_path / "out"), allow_loopback=True, on_progress=heard)
         assert heard.ends() == {"fetching images": (12, 12)}
+    with pytest.raises(UsageError, match="--threads 0 is too small: give at least 1"):
+        rehydrate(bare, tmp_path / "new", threads=0)

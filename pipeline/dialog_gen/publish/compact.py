@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import (
     ROWS_A_GROUP,
@@ -74,6 +74,7 @@ def compact(
     Raises UsageError for a source with damaged shards, and for an `out` that holds something else or lies in the
     source (or the source in it).
     """
+    check_at_least("--shard-mb", shard_mb, 1)
     source = DatasetFolder.of(dataset)
     check_apart(source.location, str(out))
     return merge_shards(source, str(out), shard_mb=shard_mb, images=not without_images, on_progress=on_progress)
@@ -91,7 +92,7 @@ def merge_shards(
     with open_writer(out, {**config, COMPACTED: {"shard_mb": shard_mb, "images": images}}) as store:
         skipped = 0
         for number, group in enumerate(groups):
-            wanted = _sum(f"part-{number:05d}", group, store.config_sha256)
+            wanted = _merged_manifest(f"part-{number:05d}", group, store.config_sha256)
             there = store.completed(wanted.shard, wanted.input_fingerprint)
             skipped += there is not None
             done.append(there or _write(store, wanted, source, group, images))
@@ -154,7 +155,7 @@ def _stored_bytes(source: DatasetFolder, entry: FileEntry, images: bool) -> int:
     return sum(c.total_compressed_size for c in columns if images or not c.path_in_schema.startswith("images."))
 
 
-def _sum(name: str, group: Sequence[ShardManifest], config_sha256: str) -> ShardManifest:
+def _merged_manifest(name: str, group: Sequence[ShardManifest], config_sha256: str) -> ShardManifest:
     gates = {manifest.gates_sha256 for manifest in group}
     return ShardManifest(
         shard=name,

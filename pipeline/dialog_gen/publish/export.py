@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.files import whole_folder
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
@@ -74,6 +74,8 @@ def export(
     new_writer = FORMATS.get(to, where="--to")
     if "://" in str(out):
         raise UsageError(f"--out {out} is not on this machine: give a local folder, and copy it from there.")
+    if limit is not None:
+        check_at_least("--limit", limit, 1)
     folder = DatasetFolder.of(dataset)
     accepted = totals(folder).accepted
     total = accepted if limit is None else min(limit, accepted)

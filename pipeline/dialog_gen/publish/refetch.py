@@ -15,11 +15,11 @@ from dialog_gen.download.header import check_header
 from dialog_gen.download.outcomes import FINAL, Outcome
 from dialog_gen.download.resize import resizer
 
-Restored = Literal["present", "restored", "no_url", "changed", "encoded_differently"] | Outcome
+RefetchOutcome = Literal["present", "restored", "no_url", "changed", "encoded_differently"] | Outcome
 Fetched = tuple[bytes | None, str]
-"""An image, or None, and the outcome: a `Restored`."""
+"""An image, or None, and the outcome: a `RefetchOutcome`."""
 
-MEANING: Final[dict[Restored, str]] = {
+MEANING: Final[dict[RefetchOutcome, str]] = {
     "present": "was there already",
     "restored": "fetched, and exactly the same as before",
     "no_url": "its URL is unknown",
@@ -68,7 +68,7 @@ class Refetcher:
         """Whether another try may have another outcome."""
         return outcome not in SETTLED or (outcome == "blocked_address" and self._policy.allow_loopback)
 
-    def restore(self, row: dict[str, Any]) -> tuple[bytes | None, Restored]:
+    def restore(self, row: dict[str, Any]) -> tuple[bytes | None, RefetchOutcome]:
         """The bytes with the row's `image_sha256`, fetched from its `url`, and the outcome; None where that fails."""
         if not row["url"]:
             return None, "no_url"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter, FileEntry, ShardManifest, open_writer, sha256_json
 from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
@@ -110,6 +110,7 @@ def rehydrate(
     the source in it); MissingExtraError without img2dataset, which made the stored images of the fetched ones. Where
     not one image could be fetched, the summary says so (`failure`).
     """
+    check_at_least("--threads", threads, 1)
     policy = FetchPolicy(allow_loopback=allow_loopback)
     source = DatasetFolder.of(dataset)
     return rehydrate_with(policy, source, str(out), threads=threads, on_progress=on_progress)
@@ -131,10 +132,10 @@ def rehydrate_with(
 
     manifests = intact_manifests(source)
     with closing(Refetcher(policy, threads)) as refetcher, open_writer(out, _config(source)) as store:
-        work = _Work(source, store, refetcher, on_progress)
+        work = _Rehydration(source, store, refetcher, on_progress)
         # Earlier failures come last: dead links must not delay the shards that are still missing.
         for manifest in sorted(manifests, key=lambda manifest: work.done(manifest) is not None):
-            work.shard(manifest)
+            work.make_shard(manifest)
         for name in set(store.shards()) - {manifest.shard for manifest in manifests}:
             store.drop(name)
             store.remove(_settled(name))
@@ -172,7 +173,7 @@ class _Shard:
     fetched: int = 0
 
 
-class _Work:
+class _Rehydration:
     def __init__(
         self, source: DatasetFolder, store: DatasetWriter, refetcher: "Refetcher", on_progress: OnProgress
     ) -> None:
@@ -186,7 +187,7 @@ class _Work:
             return None
         return self._store.completed(manifest.shard, sha256_json(manifest.model_dump()))
 
-    def shard(self, manifest: ShardManifest) -> None:
+    def make_shard(self, manifest: ShardManifest) -> None:
         """Makes a shard, unless it is complete; rows of a complete one that may succeed now are tried again."""
         noted, done = self.outcomes.get(manifest.shard, Outcomes()), self.done(manifest)
         if done is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.files import write_file
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
@@ -67,6 +67,7 @@ def report(
     Raises UsageError for an `out` that cannot be written, for a missing or damaged file of the dataset, and where not
     even the smallest thumbnails fit; DialogGenError for what the disk refuses.
     """
+    check_at_least("--samples", samples, 0)
     folder, out = DatasetFolder.of(dataset), Path(out)
     _check_out(out)
     found = stats(folder, on_progress=on_progress)

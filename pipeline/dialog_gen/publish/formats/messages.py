@@ -5,11 +5,11 @@ from typing import ClassVar
 import pyarrow as pa
 
 from dialog_gen.publish.formats.base import FORMATS, Sample
-from dialog_gen.publish.formats.parquet import ParquetWriter
+from dialog_gen.publish.formats.parquet import DialogueParquetWriter
 
 
 @FORMATS.register("messages")
-class MessagesWriter(ParquetWriter):
+class MessagesWriter(DialogueParquetWriter):
     """OUT/*.parquet with `images` and `messages`, a list of {role, content}."""
 
     description = "OUT/*.parquet with images and messages, a list of {role, content}"

@@ -16,7 +16,7 @@ _FILE_BYTES = 500 * 10**6
 _GROUP_BYTES = 200 << 20
 
 
-class ParquetWriter(SampleWriter):
+class DialogueParquetWriter(SampleWriter):
     """OUT/*.parquet of about 500 MB each, with the columns `images` and `column`."""
 
     column: ClassVar[str]

@@ -6,11 +6,11 @@ import pyarrow as pa
 
 from dialog_gen.dataset.record import PAIR_TYPE
 from dialog_gen.publish.formats.base import FORMATS, Sample
-from dialog_gen.publish.formats.parquet import ParquetWriter
+from dialog_gen.publish.formats.parquet import DialogueParquetWriter
 
 
 @FORMATS.register("texts")
-class TextsWriter(ParquetWriter):
+class TextsWriter(DialogueParquetWriter):
     """OUT/*.parquet with `images` and `texts`, a list of {user, assistant}."""
 
     description = "OUT/*.parquet with images and texts, a list of {user, assistant}"
