@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from dialog_gen.cli.remedies import explained
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.console import run_app
 from dialog_gen.dataset.folder import DatasetFolder
@@ -65,4 +66,4 @@ def embed(
 if __name__ == "__main__":
     app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
     app.command()(embed)
-    run_app(app, interrupted="finished shards are kept, the same command goes on from there")
+    run_app(app, interrupted="finished shards are kept, the same command goes on from there", explain=explained)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dialog_gen.dataset.folder import open_writer
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.engines.base import EngineOptions, engine_starter
 from dialog_gen.generation.dialogue import seed_of
 from dialog_gen.generation.plan import RunPlan, make_plan

@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dialog_gen.dataset.folder import DatasetWriter, ShardManifest, ShardWriter
-from dialog_gen.dataset.record import GATES, VOLATILE_COLUMNS
+from dialog_gen.dataset.folder import ShardManifest
+from dialog_gen.dataset.record import PAIR_COLUMNS, VOLATILE_COLUMNS, marking_gates
+from dialog_gen.dataset.writer import DatasetWriter, ShardWriter
 from dialog_gen.sources.base import InputShard, SourceImage
 from helpers.inputs import listed_shard, png, sha256
 
@@ -38,10 +39,33 @@ def make_row(number: int, status: str = "accepted", **columns: Any) -> dict[str,
     }
     if status == "accepted":
         row["texts"] = [{"user": f"What {number}?", "assistant": f"Answer {number}."}]
-        row |= dict.fromkeys(["answer_logprobs", *(f"gate_{name}" for name in GATES), "marks"])
+        row |= dict.fromkeys(PAIR_COLUMNS)
     else:
         row |= {"status": status, "reason": _REASONS[status], "detail": None, "raw": ["..."]}
     return row | columns
+
+
+def gates_of(marks: Sequence[Sequence[str]], **scores: Sequence[float | None]) -> list[list[dict[str, Any]]]:
+    """The column `gates`: for each pair the gates that mark it, and for each gate its scores."""
+    names = dict.fromkeys([*scores, *(name for marking in marks for name in marking)])
+    return [
+        [
+            {"gate": name, "score": scores[name][place] if name in scores else None, "marked": name in marking}
+            for name in names
+        ]
+        for place, marking in enumerate(marks)
+    ]
+
+
+def marks_of(row: dict[str, Any]) -> list[list[str]] | None:
+    """For each pair the gates that mark it; None where no gate was applied."""
+    return None if row["gates"] is None else [marking_gates(scores) for scores in row["gates"]]
+
+
+def scores_of(row: dict[str, Any], gate: str) -> list[float | None] | None:
+    """A gate's score of each pair; None where it was not applied."""
+    found = [score["score"] for scores in row["gates"] or () for score in scores if score["gate"] == gate]
+    return found or None
 
 
 def shard_of(name: str, count: int, *, fingerprint: str = "f") -> InputShard:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.dataset.folder import open_writer
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.generation.dialogue import Interview
 from dialog_gen.generation.runner import Runner, RunResult
 from dialog_gen.models.registry import GeneratorModel

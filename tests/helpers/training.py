@@ -8,7 +8,7 @@ import open_clip
 import torch
 
 from dialog_gen.clip.loader import Clip, save_clip, sha256_of_weights
-from dialog_gen.dataset.folder import open_writer
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.shapes.language import ask, web_caption
 from dialog_gen.shapes.render import render_png
 from dialog_gen.shapes.scenes import draw_scene

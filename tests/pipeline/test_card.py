@@ -7,14 +7,15 @@ from typing import Any
 import datasets
 import pytest
 import yaml
-from helpers.rows import make_row, shard_of, write_shard
+from helpers.rows import gates_of, make_row, shard_of, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_writer
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import DIALOGUES, REJECTS
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.download.manifests import load_manifest
 from dialog_gen.download.provenance import note_manifest
 from dialog_gen.models.registry import MODELS
@@ -47,7 +48,7 @@ def make_dataset(out: Path, count: int = 10, *, config: dict[str, Any] | None = 
         make_row(99, "rejected"),
         make_row(98, "unreadable"),
     ]
-    with open_writer(str(out), {"schema_version": 2, "temperature": 0.7, "seed": 3, **(config or {})}) as store:
+    with open_writer(str(out), {"schema_version": 3, "temperature": 0.7, "seed": 3, **(config or {})}) as store:
         write_shard(store, shard_of("s0", len(rows)), rows)
     return DatasetFolder(str(out))
 
@@ -141,7 +142,7 @@ def test_five_examples_without_marked_pairs(tmp_path: Path) -> None:
         tmp_path / "marked",
         30,
         texts=[{"user": "Good?", "assistant": "Yes."}, {"user": "Bad?", "assistant": "No."}],
-        marks=[[], ["length"]],
+        gates=gates_of([[], ["length"]]),
     )
     data = card_data(marked)
     assert [example["pairs"] for example in data.examples] == [[{"user": "Good?", "assistant": "Yes."}]] * 5

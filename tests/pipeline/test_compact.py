@@ -16,12 +16,13 @@ from helpers.progress import Heard
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, ShardManifest, check_config, open_writer
+from dialog_gen.dataset.folder import DatasetFolder, ShardManifest
 from dialog_gen.dataset.verify import totals, verify
+from dialog_gen.dataset.writer import check_config, open_writer
 from dialog_gen.publish import compact as compact_module
 from dialog_gen.publish.compact import CompactSummary, compact
 
-CONFIG: dict[str, Any] = {"schema_version": 2, "model": "m"}
+CONFIG: dict[str, Any] = {"schema_version": 3, "model": "m"}
 STATUSES = ("accepted", "accepted", "rejected", "accepted", "unreadable")
 PATH = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), *sys.path])
 

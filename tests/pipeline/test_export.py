@@ -17,12 +17,13 @@ import webdataset
 from helpers.disk import full_at
 from helpers.inputs import png, sha256
 from helpers.progress import Heard
-from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
+from helpers.rows import files_of, gates_of, make_row, rows_of, shard_of, write_shard
 from PIL import Image
 
 from dialog_gen.cli import app as cli
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_writer
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.publish.export import ExportSummary, export
 from dialog_gen.publish.formats import base as formats
 from dialog_gen.publish.formats import parquet
@@ -52,12 +53,16 @@ def with_image(number: int, data: bytes, status: str = "accepted", **columns: An
 
 PAIRS = [{"user": f"Q{i}?", "assistant": f"A{i}."} for i in range(3)]
 ROWS = [
-    with_image(0, png(0), image_id="00000/000000000.jpg", texts=PAIRS, marks=[[], ["length"], []]),
-    with_image(1, jpeg(1), image_id="../../etc/passwd", url="http://x/1", source_sha256="5" * 64, marks=[[]]),
+    with_image(0, png(0), image_id="00000/000000000.jpg", texts=PAIRS, gates=gates_of([[], ["length"], []])),
+    with_image(1, jpeg(1), image_id="../../etc/passwd", url="http://x/1", source_sha256="5" * 64, gates=gates_of([[]])),
     with_image(2, png(2), "rejected"),
-    with_image(3, jpeg(3), image_id="a.b.c d", caption=None, marks=[["empty", "length"]]),
+    with_image(3, jpeg(3), image_id="a.b.c d", caption=None, gates=gates_of([["empty", "length"]])),
     with_image(
-        4, png(4), image_id="plain_name-4", texts=[{"user": "<image> Ünder\n?", "assistant": "<b>&</b>"}], marks=[[]]
+        4,
+        png(4),
+        image_id="plain_name-4",
+        texts=[{"user": "<image> Ünder\n?", "assistant": "<b>&</b>"}],
+        gates=gates_of([[]]),
     ),
 ]
 ACCEPTED = [row for row in ROWS if "texts" in row]
@@ -69,7 +74,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def make_source(out: Path, rows: list[dict[str, Any]]) -> Path:
-    with open_writer(str(out), {"schema_version": 2}) as store:
+    with open_writer(str(out), {"schema_version": 3}) as store:
         write_shard(store, shard_of("s0", 3), rows[:3])
         write_shard(store, shard_of("s1", len(rows) - 3), rows[3:])
     return out
@@ -191,7 +196,7 @@ def test_rows_without_their_image(tmp_path: Path) -> None:
 
 
 def test_nothing_to_export(tmp_path: Path) -> None:
-    marked = make_source(tmp_path / "marked", [with_image(i, png(i), marks=[["length"]]) for i in range(4)])
+    marked = make_source(tmp_path / "marked", [with_image(i, png(i), gates=gates_of([["length"]])) for i in range(4)])
     with pytest.raises(UsageError, match="every pair is marked by a gate"):
         exported(marked, "texts", kept_only=True)
     rejected = make_source(tmp_path / "rejected", [with_image(i, png(i), "rejected") for i in range(4)])

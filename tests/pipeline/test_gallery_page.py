@@ -20,12 +20,13 @@ import pytest
 from helpers.cli import Cli
 from helpers.inputs import png
 from helpers.progress import Heard
-from helpers.rows import make_row, shard_of, write_shard
+from helpers.rows import gates_of, make_row, marks_of, shard_of, write_shard
 from PIL import Image
 
 import dialog_gen.inspect.page
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_writer
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.inspect.page import ReportSummary
 from dialog_gen.inspect.page import report as write_report
 from dialog_gen.inspect.page.thumbnails import SIZES, fit, thumbnail
@@ -129,8 +130,8 @@ def gated_row(number: int) -> dict[str, Any]:
     """Marked by `leak` where the number is 0 mod 3, by `length` too where it is 0 mod 6."""
     against = [["leak"], ["leak", "length"]][number % 6 == 0] if number % 3 == 0 else []
     texts = [{"user": f"What is {number}?", "assistant": "A Yellow (square)."}, {"user": "Is it?", "assistant": "Yes"}]
-    scores: dict[str, Any] = {"gate_leak": [0.875, 0.25], "gate_length": [3.0, 1.0], "marks": [against, []]}
-    return make_row(number, texts=texts, **scores)
+    gates = gates_of([against, []], leak=[0.875, 0.25], length=[3.0, 1.0])
+    return make_row(number, texts=texts, gates=gates)
 
 
 # What is in the page
@@ -140,7 +141,7 @@ def test_the_page_holds_the_rows(tmp_path: Path) -> None:
     rows = [gated_row(i) for i in range(12)]
     rows[1] |= {"images": None}
     rows[2] |= {"images": [{"bytes": b"no image", "path": None}], "url": "https://example.org/a?b=c&d", "caption": None}
-    rows[4] |= {"marks": None}
+    rows[4] |= {"gates": None}
     written = report(write_dataset(tmp_path / "d", rows), tmp_path / "r.html")
     assert str(written).startswith("all 12 images, 0.0 MB, thumbnails of 320 pixels and quality 80")
     assert written.bytes == (tmp_path / "r.html").stat().st_size
@@ -153,7 +154,7 @@ def test_the_page_holds_the_rows(tmp_path: Path) -> None:
         ]
         assert [{"user": pair["user"], "assistant": pair["assistant"]} for pair in told["pairs"]] == row["texts"]
         score = {"leak": 0.875, "length": 3}
-        marks = row["marks"] and [{name: score[name] for name in against} for against in row["marks"]]
+        marks = [{name: score[name] for name in against} for against in marks_of(row) or ()]
         assert [pair.get("marks") for pair in told["pairs"]] == (marks or [None, None])
     assert [told["image"] for told in shown["rows"][1:3]] == [None, None]
     for number in (0, 11):
@@ -272,8 +273,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model=text,
             protocol=text,
             texts=[{"user": text, "assistant": text}],
-            gate_leak=[0.5],
-            marks=[["leak", text]],
+            gates=gates_of([["leak", text]], leak=[0.5]),
         )
         for i, text in enumerate(HOSTILE)
     ]

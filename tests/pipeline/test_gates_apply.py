@@ -14,19 +14,19 @@ from helpers.cli import Cli
 from helpers.crashes import CRASHED
 from helpers.engine import ScriptedEngine
 from helpers.inputs import write_images
-from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
+from helpers.rows import files_of, make_row, marks_of, rows_of, scores_of, shard_of, write_shard
 
-from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter, open_writer
-from dialog_gen.dataset.record import GATES, kept_pairs
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.verify import verify
+from dialog_gen.dataset.writer import DatasetWriter, open_writer
 from dialog_gen.gates.apply import GatePass
 from dialog_gen.gates.pair_scores import echo, length
-from dialog_gen.gates.settings import GateSettings, Limits, load_gates
+from dialog_gen.gates.settings import GATES, GateSettings, Limits, load_gates
 
 CONFIG = {"model": "m", "engine": "e"}
 SPEC = "empty,length,yes_bias,near_duplicate"
 ANSWERS = ("yes", "yes", "no", "A red star.", "...", "word " * 70)
-GATE_COLUMNS = [*(f"gate_{name}" for name in GATES), "marks"]
 
 
 def gated_row(number: int, **columns: Any) -> dict[str, Any]:
@@ -86,15 +86,15 @@ def test_columns_and_marks_are_written_and_nothing_else_changes(dataset: Path, t
     spec = lenient(tmp_path, f"[empty]\n[length]\nmin = 1\nmax = 60\n{BIAS}")
     report = apply_gates(dataset, spec)
     after = rows_of(dataset, volatile=True)
-    assert [{**row, **dict.fromkeys(GATE_COLUMNS)} for row in after] == before
+    assert [{**row, "gates": None} for row in after] == before
     assert rows_of(dataset, "rejects", volatile=True) == rejects
     limits = load_gates(spec).chosen()
     for row in after:
-        assert row["gate_length"] == length(row)
-        assert row["gate_empty"] == pytest.approx(echo(row))
-        assert [row[f"gate_{name}"] for name in GATES if name not in limits] == [None] * (len(GATES) - 3)
-        for place, marks in enumerate(row["marks"]):
-            assert marks == [name for name in limits if limits[name].speak_against(row[f"gate_{name}"][place])]
+        assert scores_of(row, "length") == length(row)
+        assert scores_of(row, "empty") == pytest.approx(echo(row))
+        for scores, marks in zip(row["gates"], marks_of(row) or (), strict=True):
+            assert [score["gate"] for score in scores] == list(limits)
+            assert marks == [s["gate"] for s in scores if limits[s["gate"]].speak_against(s["score"])]
     answers = [pair["assistant"].strip() for row in after for pair in kept_pairs(row)]
     assert sorted(set(answers)) == ["A red star.", "no", "yes"]
     assert answers.count("yes") == answers.count("no") == 8
@@ -120,16 +120,16 @@ def test_a_second_pass_writes_nothing(dataset: Path, monkeypatch: pytest.MonkeyP
 
 def test_other_gates_replace_what_was_said_before(dataset: Path, tmp_path: Path) -> None:
     apply_gates(dataset, "length")
-    assert all(row["gate_length"] and not row["gate_leak"] for row in rows_of(dataset))
-    assert any(mark for row in rows_of(dataset) for mark in row["marks"])
+    assert all(scores_of(row, "length") and not scores_of(row, "leak") for row in rows_of(dataset))
+    assert any(mark for row in rows_of(dataset) for mark in marks_of(row) or ())
     report = apply_gates(dataset, lenient(tmp_path, "[leak]\nmax = inf\n"))
     assert list(report["gates"]) == ["leak"]
     assert report["settings"]["leak"]["max"] is None
     assert report["kept_rate"] == 1
     for row in rows_of(dataset):
-        assert row["gate_leak"] is not None
-        assert row["gate_length"] is None
-        assert row["marks"] == [[], [], []]
+        assert scores_of(row, "leak") is not None
+        assert scores_of(row, "length") is None
+        assert marks_of(row) == [[], [], []]
 
 
 def test_shards_that_come_later_end_as_if_they_had_been_there(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_only_shards_that_would_change_are_done_again(tmp_path: Path) -> None:
     assert {name: after[name] for name in before if name.startswith(("data/s", "shards/s"))} == {
         name: data for name, data in before.items() if name.startswith(("data/s", "shards/s"))
     }
-    assert all(row["gate_length"] for row in rows_of(out))
+    assert all(scores_of(row, "length") for row in rows_of(out))
 
 
 class Killed(BaseException):
@@ -322,14 +322,15 @@ def test_a_mistake_is_told_in_a_line_before_anything_is_done(
     assert not (workplace / "out" / "gates.json").exists()
 
 
-def test_a_dataset_of_an_older_version(dataset: Path, dialog_gen_cli: Cli) -> None:
+def test_a_file_of_another_version(dataset: Path, dialog_gen_cli: Cli) -> None:
     file = dataset / "data" / "s0.parquet"
-    pq.write_table(pq.read_table(file).drop_columns(["gate_leak", "marks"]), file)
+    pq.write_table(pq.read_table(file).drop_columns(["caption", "attempts"]), file)
     before = files_of(dataset)
     ended = dialog_gen_cli("gate", str(dataset), "--gates", "length")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == (
-        "error: the dataset was made by an older version, without the columns gate_leak, marks: make it anew.\n"
+        f"error: {dataset}/data/s0.parquet was written by another version of dialog-gen: its columns differ from the "
+        "record in caption, attempts.\n"
     )
     assert files_of(dataset) == before
 
@@ -350,7 +351,7 @@ def test_a_run_with_gates_ends_as_a_run_and_then_gates(
     dialog_gen_cli("gate", "two", "--gates", "length,leak")
     one, two = workplace / "one", workplace / "two"
     assert rows_of(one) == rows_of(two)
-    assert {row["gate_length"] is not None for row in rows_of(one)} == {True}
+    assert {scores_of(row, "length") is not None for row in rows_of(one)} == {True}
     assert report["gates"] == json.loads((one / "gates.json").read_text())
     assert (one / "gates.json").read_bytes() == (two / "gates.json").read_bytes()
     said = dialog_gen_cli(*[word for word in run if word != "--json"], "one", "--gates", "length,leak").out

@@ -20,9 +20,10 @@ from helpers.progress import Heard
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
 from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
-from dialog_gen.dataset import folder as store_module
-from dialog_gen.dataset.folder import DatasetFolder, open_writer
+from dialog_gen.dataset import writer as store_module
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import verify
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.publish import compact as compact_module
 from dialog_gen.publish.card import make_card
 from dialog_gen.publish.card_data import card_data
@@ -32,7 +33,7 @@ from dialog_gen.publish.pull import PullSummary, pull
 from dialog_gen.publish.push import PushSummary, push
 
 REPO = "me/dialogues"
-CONFIG: dict[str, Any] = {"schema_version": 2, "model": "llava-1.5-7b", "seed": 1}
+CONFIG: dict[str, Any] = {"schema_version": 3, "model": "llava-1.5-7b", "seed": 1}
 COMMIT, UPLOAD = "POST /api/datasets/.*/commit/", "PUT /upload/"
 
 
@@ -207,7 +208,7 @@ def dataset_of(**config: Any) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (holding(dataset_of(schema_version=1)), "schema_version: 1 there, 2 here"),
+        (holding(dataset_of(schema_version=1)), "schema_version: 1 there, 3 here"),
         (holding(dataset_of(model="blip2-opt-2.7b")), "model: 'blip2-opt-2.7b' there, 'llava-1.5-7b' here"),
         (holding({"README.md": b"", "train.csv": b"a,b"}), "no dialog-gen dataset but 'README.md'"),
         (holding({"config.json": b'{"model_type": "clip"}', "model.safetensors": b""}), "no dialog-gen dataset"),
@@ -374,11 +375,13 @@ def test_a_dataset_of_an_older_record_is_not_pushed(
     hub: StandIn, source: Path, monkeypatch: pytest.MonkeyPatch, check: bool
 ) -> None:
     schema = store_module.DIALOGUES
-    older = schema.remove(schema.get_field_index("marks"))
+    older = schema.remove(schema.get_field_index("caption"))
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "DIALOGUES", older)
         older_one = make_dataset(source.with_name("older"))
-    with pytest.raises(UsageError, match="another version of dialog-gen: its columns differ from the record in marks"):
+    with pytest.raises(
+        UsageError, match="another version of dialog-gen: its columns differ from the record in caption"
+    ):
         pushed(older_one, verify=check)
     assert hub.requests == []
 

@@ -16,20 +16,21 @@ import pyarrow as pa
 import pytest
 from helpers.inputs import png, sha256
 from helpers.progress import Heard
-from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
+from helpers.rows import files_of, gates_of, make_row, marks_of, rows_of, shard_of, write_shard
 from PIL import Image
 
 from dialog_gen.cli import app as cli
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_writer
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import verify
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.resize import resizer
 from dialog_gen.publish import rehydrate as rehydrate_module
 from dialog_gen.publish.compact import compact
 from dialog_gen.publish.rehydrate import RehydrateSummary, rehydrate, rehydrate_with
 
-CONFIG: dict[str, Any] = {"schema_version": 2}
+CONFIG: dict[str, Any] = {"schema_version": 3}
 POLICY = FetchPolicy(allow_loopback=True, retries=0, timeout_s=5)
 
 
@@ -297,17 +298,17 @@ def test_gates_of_the_result_stay(web: Web, bare: Path, tmp_path: Path) -> None:
     folder = DatasetFolder(str(out))
     with open_writer(str(out), folder.config()) as store:
         for manifest in list(store.manifests()):
-            marks = [[["empty"]]] * manifest.accepted
+            gates = [gates_of([["empty"]])] * manifest.accepted
 
-            def marked(table: Any, marks: Any = marks) -> Any:
-                field = table.schema.field("marks")
-                return table.set_column(table.schema.get_field_index("marks"), field, pa.array(marks, field.type))
+            def marked(table: Any, gates: Any = gates) -> Any:
+                field = table.schema.field("gates")
+                return table.set_column(table.schema.get_field_index("gates"), field, pa.array(gates, field.type))
 
             store.rewrite(manifest, marked, gates_sha256="g")
     web.pages["/0"] = png(0)
     assert restored(bare, out).restored == 9
     assert {manifest.gates_sha256 for manifest in folder.manifests()} == {"g"}
-    assert all(row["marks"] == [["empty"]] for row in folder.rows())
+    assert all(marks_of(row) == [["empty"]] for row in folder.rows())
     assert verify(folder).problems == []
 
 

@@ -24,9 +24,10 @@ from helpers.runs import CONFIG, MODEL, make_interview, run
 from PIL import Image
 
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset import folder as store_module
-from dialog_gen.dataset.folder import DatasetFolder, open_writer
+from dialog_gen.dataset import writer as store_module
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import totals, verify
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.engines.base import EngineDiedError
 from dialog_gen.generation import runner as runner_module
 from dialog_gen.generation.runner import Runner, RunResult

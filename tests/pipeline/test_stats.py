@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from helpers.inputs import png, sha256
 from helpers.progress import Heard
-from helpers.rows import make_row, shard_of, write_shard
+from helpers.rows import gates_of, make_row, marks_of, scores_of, shard_of, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_writer
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.inspect.distributions import Distribution, Spread
 from dialog_gen.inspect.sampling import sample_rows
 from dialog_gen.inspect.sketches import DistinctItems, FrequentItems
@@ -52,7 +53,7 @@ def made_up_rows(count: int) -> list[dict[str, Any]]:
             marks = [
                 ["leak"] * (score is not None and score > 0.8) + ["length"] * (rng.random() < 0.1) for score in scores
             ]
-            gates = {"gate_leak": scores, "gate_length": [float(rng.randint(1, 9)) for _ in range(n)], "marks": marks}
+            gates["gates"] = gates_of(marks, leak=scores, length=[float(rng.randint(1, 9)) for _ in range(n)])
         seen = i - (i % 3 == 2)
         data = png(seen, (4 + seen % 5, 8))
         caption = rng.choice([None, "", "one", "a few words, four"])
@@ -116,12 +117,14 @@ def test_against_brute_force(tmp_path: Path) -> None:
     captions = Counter(len(row["caption"].split()) for row in rows if row["caption"])
     assert {bar.low: bar.count for bar in found.captions.bins if bar.count} == captions
 
-    marks = [against for row in rows for against in row["marks"] or ()]
+    marks = [against for row in rows for against in marks_of(row) or ()]
     assert (found.pairs_gated, found.pairs_kept) == (len(marks), sum(not against for against in marks))
-    assert found.images_without_kept_pair == sum(all(row["marks"]) for row in rows if row["marks"] is not None) > 0
+    assert (
+        found.images_without_kept_pair == sum(all(marks_of(row) or ()) for row in rows if row["gates"] is not None) > 0
+    )
     assert list(found.gates) == ["leak", "length"]
     for name, gate in found.gates.items():
-        scores = [score for row in rows for score in row[f"gate_{name}"] or () if score is not None]
+        scores = [score for row in rows for score in scores_of(row, name) or () if score is not None]
         assert (gate.scored, gate.marked) == (len(scores), sum(name in against for against in marks))
         assert gate.scores.median == np.quantile(scores, 0.5, method="inverted_cdf")
         assert sum(bar.count for bar in gate.scores.bins) == len(scores)
@@ -156,7 +159,7 @@ def test_an_empty_dataset_and_one_without_images(tmp_path: Path) -> None:
 
 def test_what_is_not_a_number_is_not_a_score(tmp_path: Path) -> None:
     texts = [{"user": "a?", "assistant": "b"}] * 2
-    row = make_row(0, texts=texts, gate_leak=[float("nan"), 0.5], marks=[[], []])
+    row = make_row(0, texts=texts, gates=gates_of([[], []], leak=[float("nan"), 0.5]))
     assert stats(write_dataset(tmp_path, [row])).gates["leak"].scored == 1
 
 

@@ -23,9 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset import folder as store_module
-from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter, ShardWriter, check_config, open_writer
+from dialog_gen.dataset import writer as store_module
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import verify
+from dialog_gen.dataset.writer import DatasetWriter, ShardWriter, check_config, open_writer
 
 CONFIG: dict[str, Any] = {"model": "m", "seed": 1}
 PATH = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), *sys.path])
@@ -197,7 +198,7 @@ def test_what_a_killed_run_left_is_gone_before_the_next_begins(tmp_path: Path) -
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     attempt = (
-        f"from dialog_gen.dataset.folder import open_writer\nwith open_writer({str(tmp_path)!r}, {CONFIG}): print('in')"
+        f"from dialog_gen.dataset.writer import open_writer\nwith open_writer({str(tmp_path)!r}, {CONFIG}): print('in')"
     )
     command = [sys.executable, "-c", attempt]
     environment = {**os.environ, "PYTHONPATH": PATH}

@@ -3,9 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.rows import make_row, shard_of, write_shard
+from helpers.rows import gates_of, make_row, shard_of, write_shard
 
-from dialog_gen.dataset.folder import DatasetFolder, open_writer
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.shapes import truth
 from dialog_gen.shapes.scenes import Scene, SceneObject
 from dialog_gen.shapes.truth import GateTruth, Truth, load_scenes, measure_truth
@@ -90,16 +91,12 @@ GATED = [
     make_row(
         0,
         texts=pairs((COLOR, "red"), (COLOR, "blue"), (COUNT, "1")),
-        gate_length=[1.0, 1.0, 1.0],
-        gate_leak=[0.0, None, 0.0],
-        marks=[["leak"], ["length", "leak"], []],
+        gates=gates_of([["leak"], ["length", "leak"], []], length=[1.0, 1.0, 1.0], leak=[0.0, None, 0.0]),
     ),
     make_row(
         1,
         texts=pairs((COUNT, "2"), (COUNT, "3"), (COUNT, "2")),
-        gate_length=[1.0, 1.0, 1.0],
-        gate_leak=[0.0, None, 0.0],
-        marks=[[], ["leak"], []],
+        gates=gates_of([[], ["leak"], []], length=[1.0, 1.0, 1.0], leak=[0.0, None, 0.0]),
     ),
 ]
 

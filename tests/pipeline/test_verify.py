@@ -13,8 +13,9 @@ from helpers.rows import make_row, shard_of, write_shard
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset import verify as verify_module
-from dialog_gen.dataset.folder import DatasetFolder, open_writer
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import Verdict, totals, verify
+from dialog_gen.dataset.writer import open_writer
 
 DATA, REJECTS, SIDECAR = "data/s0.parquet", "rejects/s0.parquet", "shards/s0.json"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.inputs import png, write_tar
 from helpers.pixels import TinyPixels, make_clip_recipe
-from helpers.rows import rows_of
+from helpers.rows import gates_of, rows_of
 from helpers.training import TINY_CLIP, scene_row, write_dialogues
 from PIL import Image
 from torch.nn.functional import interpolate
@@ -233,12 +233,12 @@ def test_refuses_a_folder_of_something_else(
 def test_marked_pairs_are_left_out_where_asked_for(clip: Clip, tmp_path: Path) -> None:
     rows = [scene_row(number) for number in range(3)]
     for row, marks in zip(rows, ([[], ["leak"], []], [["echo"]] * 3, [[], [], []]), strict=True):
-        row["marks"] = marks
+        row["gates"] = gates_of(marks)
     write_dialogues(tmp_path / "d", {"s": rows})
     dataset = DatasetFolder(str(tmp_path / "d"))
     kept = build_pixel_set(DialogueImages(dataset, kept_only=True), clip, tmp_path / "p")
     assert (kept.summary.rows, kept.summary.pairs, kept.summary.dropped) == (2, 5, {"without_dialogue": 1})
-    rows[2]["marks"] = None
+    rows[2]["gates"] = None
     write_dialogues(tmp_path / "e", {"s": rows})
     with pytest.raises(UsageError, match="no gates went over shard s"):
         build_pixel_set(DialogueImages(DatasetFolder(str(tmp_path / "e")), kept_only=True), clip, tmp_path / "q")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.rows import rows_of
+from helpers.rows import gates_of, rows_of
 from helpers.training import scene_row, write_dialogues
 
 from dialog_gen.clip.loader import load_clip
@@ -157,7 +157,7 @@ def test_too_few_answers_for_triplets(tmp_path: Path, tiny_dialogues: Path, enco
 
 
 def test_marked_pairs_are_left_out(tmp_path: Path, encoder: TextEncoder) -> None:
-    rows = [scene_row(number, marks=[["short"], [], []]) for number in range(4)]
+    rows = [scene_row(number, gates=gates_of([["short"], [], []])) for number in range(4)]
     dialogues = write_dialogues(tmp_path / "set", {"a": rows})
     source = DialoguePairs(DialogueRows(DatasetFolder.existing(str(dialogues)), kept_only=True))
     assert build_text_pairs(source, encoder, tmp_path / "out").rows == 4 * 3

@@ -9,7 +9,7 @@ import open_clip
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.rows import rows_of
+from helpers.rows import gates_of, rows_of
 from helpers.training import TINY_CLIP, TINY_SHARDS, scene_row, write_dialogues, write_tiny_clip
 
 from dialog_gen.clip.loader import Clip, load_clip
@@ -180,7 +180,7 @@ def test_marked_pairs_are_left_out_where_asked_for(clip: Clip, tmp_path: Path) -
     rows = [scene_row(number) for number in range(4)]
     marks = [[[], ["leak"], []], [["echo"], ["length"], ["leak", "length"]], [[], [], []], [[], [], ["leak"]]]
     for row, of_row in zip(rows, marks, strict=True):
-        row["marks"] = of_row
+        row["gates"] = gates_of(of_row)
     assert make(tmp_path / "all", clip, {"s": rows}).pairs == 12
     summary = make(tmp_path / "kept", clip, {"s": rows}, kept_only=True)
     assert (summary.rows, summary.pairs, summary.dropped) == (3, 7, {"without_dialogue": 1})
@@ -192,7 +192,7 @@ def test_marked_pairs_are_left_out_where_asked_for(clip: Clip, tmp_path: Path) -
     # One and the same folder cannot hold both.
     with pytest.raises(UsageError, match="kept_only"):
         make(tmp_path / "kept", clip, {"s": rows})
-    rows[2]["marks"] = None
+    rows[2]["gates"] = None
     with pytest.raises(UsageError, match="no gates went over shard s"):
         make(tmp_path / "ungated", clip, {"s": rows}, kept_only=True)
 

@@ -20,7 +20,8 @@ from PIL import Image
 
 from dialog_gen.clip.loader import Clip, load_clip
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, open_writer
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.writer import open_writer
 from dialog_train.data import vectors as vectors_module
 from dialog_train.data.vectors import EmbedSummary, VectorStore, crop_boxes, embed_dataset
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from dialog_gen.cli.remedies import explained
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import DialogGenError
 from dialog_gen.dataset.folder import DatasetFolder
@@ -53,7 +54,7 @@ def run_telling(work: Callable[[], str]) -> int:
         told = work()
     except DialogGenError as error:
         if is_main:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {explained(error)}\n")
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -16,12 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dialog_gen.cli.publish import add_publish_commands
+from dialog_gen.cli.remedies import explained
 from dialog_gen.core.console import DatasetOption, Json, Version, begin, print_result, progress_bar, run_app
 from dialog_gen.core.errors import FailedCheckError, UsageError, did_you_mean
 from dialog_gen.core.progress import progress_bars
 
 if TYPE_CHECKING:
-    from dialog_gen.dataset.folder import DatasetWriter
+    from dialog_gen.dataset.upgrade import UpgradeSummary
+    from dialog_gen.dataset.writer import DatasetWriter
     from dialog_gen.gates.apply import GatePass
 
 # What a command needs beyond this is imported inside it: `dialog-gen --help` should not wait for torch.
@@ -33,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 def main() -> None:
     """Runs the command line and exits."""
-    run_app(app, interrupted="what is finished is kept, the same command goes on from there")
+    run_app(app, interrupted="what is finished is kept, the same command goes on from there", explain=explained)
 
 
 @app.callback(invoke_without_command=True)
@@ -160,7 +162,7 @@ def run(
     json_output: Json = False,
 ) -> None:
     """Hold a dialogue about every image; run again to go on after an interruption."""
-    from dialog_gen.dataset.folder import check_config, open_writer
+    from dialog_gen.dataset.writer import check_config, open_writer
     from dialog_gen.engines.base import ENGINES, EngineOptions, engine_starter
     from dialog_gen.gates.apply import GatePass, ungated_images
     from dialog_gen.gates.report import report_text
@@ -319,15 +321,25 @@ def gate(
     json_output: Json = False,
 ) -> None:
     """Score every question-answer pair and mark what is doubtful; deletes nothing, replaces what gates said before."""
-    from dialog_gen.dataset.folder import DatasetFolder, open_writer
+    from dialog_gen.dataset.folder import DatasetFolder
+    from dialog_gen.dataset.writer import open_writer
     from dialog_gen.gates.apply import GatePass
     from dialog_gen.gates.report import report_text
 
-    config = DatasetFolder.existing(directory).config()
+    if not DatasetFolder.existing(directory).is_current():
+        _log.warning("%s", _upgrade(directory))
+    config = DatasetFolder(directory).config()
     gate_pass = GatePass.of(gates, config)
     with open_writer(directory, config) as store:
         report = _apply_gates(gate_pass, store)
     print_result(report, report_text(directory, report), json_output)
+
+
+@app.command()
+def upgrade(directory: DatasetOption, json_output: Json = False) -> None:
+    """Bring a dataset of an older version of the record to the current one, in place; run again to go on."""
+    summary = _upgrade(directory)
+    print_result(asdict(summary), str(summary), json_output)
 
 
 add_publish_commands(app)
@@ -354,8 +366,7 @@ def protocols(json_output: Json = False) -> None:
 @app.command()
 def gates(json_output: Json = False) -> None:
     """List the quality gates: what their scores say, and beyond which limits a pair is marked unless told otherwise."""
-    from dialog_gen.dataset.record import GATES
-    from dialog_gen.gates.settings import load_gates
+    from dialog_gen.gates.settings import GATES, load_gates
 
     rows = [
         {"name": name, "limits": limits.limits_text(), "settings": limits.model_dump(), "description": GATES[name]}
@@ -384,6 +395,13 @@ def manifests(json_output: Json = False) -> None:
         for m in loaded
     ]
     _print_table(rows, json_output)
+
+
+def _upgrade(directory: str) -> "UpgradeSummary":
+    from dialog_gen.dataset.upgrade import upgrade as upgrade_folder
+
+    with progress_bars() as on_progress:
+        return upgrade_folder(directory, on_progress)
 
 
 def _apply_gates(gate_pass: "GatePass", store: "DatasetWriter") -> dict[str, Any]:

@@ -64,12 +64,15 @@ def progress_bar() -> Generator[Progress]:
         yield progress
 
 
-def run_app(app: Callable[[], Any], *, interrupted: str) -> None:
-    """Runs a typer app and exits: with an error's own code, or with 130 after a Ctrl-C, where it says `interrupted`."""
+def run_app(app: Callable[[], Any], *, interrupted: str, explain: Callable[[DialogGenError], str] = str) -> None:
+    """Runs a typer app and exits: with an error's own code, or with 130 after a Ctrl-C, where it says `interrupted`.
+
+    `explain` gives the message of an error.
+    """
     try:
         app()
     except DialogGenError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {explain(error)}", err=True)
         sys.exit(error.exit_code)
     except SystemExit as ending:
         if ending.code == _INTERRUPTED:

@@ -5,20 +5,22 @@ silence. Both load with `datasets.load_dataset("parquet", ...)`, and the images 
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from dialog_gen.core.errors import UsageError
-
-SCHEMA_VERSION = 2
-"""Raised whenever a column changes its meaning; part of every run's configuration."""
+SCHEMA_VERSION = 3
+"""Raised whenever a column changes its meaning; part of every run's configuration. `versions` reads the older ones."""
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 PAIR_TYPE = pa.struct([("user", pa.string()), ("assistant", pa.string())])
 SAMPLING_TYPE = pa.struct(
     [("temperature", pa.float32()), ("top_p", pa.float32()), ("max_tokens", pa.int32()), ("seed", pa.int64())]
 )
+GATE_TYPE = pa.struct([("gate", pa.string()), ("score", pa.float32()), ("marked", pa.bool_())])
+"""What a quality gate says of a pair; `score` is null where the gate has nothing to go by, `marked` if it lies beyond
+the gate's limits."""
 
 
 def _scalar(dtype: str) -> dict[str, str]:
@@ -49,7 +51,7 @@ _IDENTITY = [
     pa.field("image_sha256", pa.string(), nullable=False),  # of the image's bytes as stored: duplicates show
     pa.field("images", pa.list_(IMAGE_TYPE)),  # the image as read, undecoded; may be left out on sharing
     pa.field("url", pa.string()),
-    pa.field("source_sha256", pa.string()),  # of what `url` served, where a downloader made another image of it
+    pa.field("source_sha256", pa.string()),  # of what `url` served, where a downloader stored another image of it
     pa.field("caption", pa.string()),  # the source's caption; never part of a prompt
 ]
 _PROVENANCE = [
@@ -65,28 +67,11 @@ _PROVENANCE = [
     pa.field("created_at", pa.timestamp("ms", tz="UTC"), nullable=False),
 ]
 
-GATES = {
-    "empty": "how much of question and answer is one and the same; 1 if the answer says nothing",
-    "repetition": "fraction of the answer's words that go on repeating what stands before them",
-    "truncation": "1 if the answer was cut off at the token limit",
-    "leak": "fraction of the answer's content words that the question gives away",
-    "near_duplicate": "highest similarity to an earlier pair of the same image",
-    "set_duplicate": "place among the pairs of the dataset that are nearly identical to it; 1 for the first",
-    "yes_bias": "for a yes: the dataset's share of yes if it were the last that is kept",
-    "language": "probability that the pair is in the expected language",
-    "length": "words of the answer",
-    "similarity": "cosine of image and pair under a CLIP model",
-    "logprob": "mean log-probability of the answer's tokens when they were sampled",
-    "self_consistency": "agreement with the answers to the same question asked again on its own",
-}
-"""Quality gate -> what its score says; the columns are `gate_*`."""
-
 _QUALITY = [
     pa.field("answer_logprobs", pa.list_(pa.float32())),  # one a pair: mean log-probability of the answer's tokens
-    *(pa.field(f"gate_{name}", pa.list_(pa.float32())) for name in GATES),  # one score a pair; null until gated
-    pa.field("marks", pa.list_(pa.list_(pa.string()))),  # for each pair the gates that speak against it
+    pa.field("gates", pa.list_(pa.list_(GATE_TYPE))),  # one a pair: what each gate says; null until gates were applied
 ]
-PAIR_COLUMNS = tuple(field.name for field in _QUALITY)
+PAIR_COLUMNS = ("answer_logprobs", "gates")
 """Columns that have one entry a question-answer pair where they are not null."""
 
 DIALOGUES: pa.Schema = hub_schema(
@@ -110,15 +95,12 @@ REJECTS: pa.Schema = hub_schema(
 VOLATILE_COLUMNS = ("created_at", "engine_version")
 
 
-def kept_pairs(row: dict[str, Any]) -> list[dict[str, str]]:
-    """The pairs of a row, given its `texts` and `marks`, that no gate speaks against."""
-    marks = row["marks"] or [()] * len(row["texts"])
-    return [pair for pair, against in zip(row["texts"], marks, strict=True) if not against]
+def marking_gates(scores: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of the gates that mark a pair, given its entry of the column `gates`."""
+    return [score["gate"] for score in scores if score["marked"]]
 
 
-def without_gates(location: str, shard: str, option: str) -> UsageError:
-    """What there is to say where `option` wants kept pairs only, of a shard that no gates went over."""
-    return UsageError(
-        f"{location}: no gates went over shard {shard}, so that none of its pairs is known to be good: "
-        f"run `dialog-gen gate {location}`, or leave out {option}."
-    )
+def kept_pairs(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The pairs of a row, given its `texts` and `gates`, that no gate marks; all where no gate was applied."""
+    gates = row["gates"] or [()] * len(row["texts"])
+    return [pair for pair, scores in zip(row["texts"], gates, strict=True) if not marking_gates(scores)]

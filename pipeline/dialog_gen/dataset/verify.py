@@ -1,8 +1,11 @@
-"""Reads a dataset folder again, every byte, and says whether it is what its manifests promise."""
+"""Reads a dataset folder again, every byte, and says whether it is what its manifests promise.
+
+Each file is checked against the version of the record that it was written in.
+"""
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dialog_gen.core.hashing import hash_64
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json
-from dialog_gen.dataset.record import DIALOGUES, PAIR_COLUMNS, REJECTS
+from dialog_gen.core.parquet import open_parquet
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, other_name
+from dialog_gen.dataset.record import SCHEMA_VERSION
+from dialog_gen.dataset.versions import pair_columns, schema_of
 
 _PROBLEMS_KEPT = 100
 _CHUNK_BYTES = 1 << 20
@@ -55,7 +60,7 @@ def verify(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None
 
     Memory grows by 8 bytes an image. Raises UsageError only where the folder's configuration cannot be read.
     """
-    config_sha256 = sha256_json(folder.config())
+    versions, upgrading = folder.versions(), folder.upgrade() is not None
     verdict, ids, named = Verdict(), _Ids(), set[str]()
     for name in folder.shards():
         manifest = folder.manifest(name)
@@ -64,11 +69,14 @@ def verify(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None
             continue
         if manifest.shard != name:
             verdict.add(f"shards/{name}.json is the sidecar of another shard, {manifest.shard}")
-        if manifest.config_sha256 != config_sha256:
+        if manifest.config_sha256 not in versions:
             verdict.add(f"shard {name} was made with another configuration than config.json tells")
         _count(verdict, manifest)
         named |= {entry.path for entry in manifest.files}
-        _check_shard(folder, manifest, verdict, ids)
+        if upgrading:
+            # Rows that are about to replace those of the manifest, or were replaced and not removed yet.
+            named |= {other_name(entry.path) for entry in manifest.files}
+        _check_shard(folder, manifest, versions.get(manifest.config_sha256, SCHEMA_VERSION), verdict, ids)
         on_shard()
     for duplicate in ids.duplicates(folder):
         verdict.add(f"image_id {duplicate!r} stands in more than one row")
@@ -89,7 +97,7 @@ def _count(verdict: Verdict, manifest: ShardManifest) -> None:
         verdict.reasons[status] = dict(sorted((Counter(verdict.reasons.get(status, {})) + Counter(reasons)).items()))
 
 
-def _check_shard(folder: DatasetFolder, manifest: ShardManifest, verdict: Verdict, ids: "_Ids") -> None:
+def _check_shard(folder: DatasetFolder, manifest: ShardManifest, version: int, verdict: Verdict, ids: "_Ids") -> None:
     where = f"shard {manifest.shard}"
     if manifest.accepted + manifest.rejected + manifest.unreadable != manifest.images:
         verdict.add(
@@ -103,7 +111,7 @@ def _check_shard(folder: DatasetFolder, manifest: ShardManifest, verdict: Verdic
             return
         try:
             with folder.open(entry.path) as file:
-                if problem := _check_rows(pq.ParquetFile(file), entry, verdict, ids, counted):
+                if problem := _check_rows(open_parquet(file), entry, version, verdict, ids, counted):
                     verdict.add(f"{where}: {problem}")
                     return
         except Exception as error:  # noqa: BLE001 - Arrow raises anything on a file that was made to fit its checksum
@@ -117,22 +125,28 @@ def _check_shard(folder: DatasetFolder, manifest: ShardManifest, verdict: Verdic
 
 
 def _check_rows(
-    parquet: pq.ParquetFile, entry: FileEntry, verdict: Verdict, ids: "_Ids", counted: Counter[tuple[str, str]]
+    parquet: pq.ParquetFile,
+    entry: FileEntry,
+    version: int,
+    verdict: Verdict,
+    ids: "_Ids",
+    counted: Counter[tuple[str, str]],
 ) -> str | None:
     """What keeps the rows from being read; what is wrong with them goes to the verdict."""
-    # Later versions add columns; those of the record must be there and of their type.
-    schema, found = DIALOGUES if entry.path.startswith("data/") else REJECTS, parquet.schema_arrow
+    # More columns do no harm; those of the record must be there and of their type.
+    schema, found = schema_of(entry.path, version), parquet.schema_arrow
     wrong = [f.name for f in schema if f.name not in found.names or found.field(f.name).type != f.type]
     if wrong:
         return f"{entry.path} lacks columns of the record or has them of another type: {wrong}"
     if parquet.metadata.num_rows != entry.rows:
         verdict.add(f"{entry.path} has {parquet.metadata.num_rows} rows, {entry.rows} are promised")
+    of_pairs = pair_columns(version)
     for batch in parquet.iter_batches(batch_size=100):
         for row in batch.to_pylist():
             counted[row.get("status", "accepted"), row.get("reason", "")] += 1
             ids.add(row["image_id"])
             verdict.pairs += len(row.get("texts") or ())
-            for problem in _row_problems(row):
+            for problem in _row_problems(row, of_pairs):
                 verdict.add(f"{entry.path}: {row['image_id']!r}: {problem}")
     return None
 
@@ -154,7 +168,7 @@ def damage(folder: DatasetFolder, entry: FileEntry) -> str | None:
     return None if digest.hexdigest() == entry.sha256 else f"{entry.path} has another checksum than promised"
 
 
-def _row_problems(row: dict[str, Any]) -> list[str]:
+def _row_problems(row: dict[str, Any], of_pairs: Sequence[str]) -> list[str]:
     problems: list[str] = []
     images = row["images"] or ()
     # Without its bytes (a dataset shared by URL and hash) an image cannot be checked here.
@@ -166,7 +180,7 @@ def _row_problems(row: dict[str, Any]) -> list[str]:
     pairs = len(row.get("texts") or ())
     problems += [
         f"{column} has {len(values)} entries for {pairs} pairs"
-        for column in PAIR_COLUMNS
+        for column in of_pairs
         if (values := row.get(column)) is not None and len(values) != pairs
     ]
     return problems
@@ -199,7 +213,7 @@ class _Ids:
             for entry in manifest.files:
                 try:
                     with folder.open(entry.path) as file:
-                        column = pq.read_table(file, columns=["image_id"]).column(0).to_pylist()
+                        column = open_parquet(file).read(columns=["image_id"]).column(0).to_pylist()
                 except Exception:  # noqa: BLE001, S112 - damage of any kind, found before
                     continue
                 found.update(image_id for image_id in column if hash_64(image_id) in suspects)

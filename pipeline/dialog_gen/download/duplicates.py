@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
+
+from dialog_gen.core.parquet import open_parquet
 
 
 def write_duplicates(urls: Path, path: Path) -> None:
@@ -35,7 +36,7 @@ def duplicates_between(path: Path, start: int, stop: int) -> npt.NDArray[np.int6
 def _hashes(urls: Path) -> Iterator[int]:
     """A hash a row; 0 where there is no URL."""
     for path in sorted(urls.glob("*.parquet")):
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             for batch in file.iter_batches(columns=["url"]):
                 for url in batch["url"].to_pylist():
                     yield int.from_bytes(hashlib.blake2b(url.encode(), digest_size=8).digest()) if url else 0

@@ -1,16 +1,14 @@
 """The output folder of a download: who may write to it, and what was asked for when it was begun."""
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.files import write_json
+from dialog_gen.core.files import locked_folder, write_json
 
 _BEGUN: Final = "request.json"
 _FINISHED: Final = "download.json"
@@ -25,19 +23,12 @@ def locked(out: Path) -> Generator[None, None, None]:
 
     Raises UsageError where it cannot be made, or another download holds it.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        folder = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise UsageError(f"cannot use {out} as output folder: {error.strerror}") from None
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another download is writing to {out}: wait for it or choose another folder") from None
+            stack.enter_context(locked_folder(out, "download"))
+        except OSError as error:
+            raise UsageError(f"cannot use {out} as output folder: {error.strerror}") from None
         yield
-    finally:
-        os.close(folder)
 
 
 def work_folder(out: Path) -> Path:

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.core.files import whole_folder
+from dialog_gen.core.parquet import open_parquet
 from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.manifests import UrlSource, of_split
 from dialog_gen.download.resumable import fetch_file
@@ -194,7 +195,7 @@ def _whole(text: str | None) -> str | None:
 
 def _parquet_rows(path: Path, source: UrlSource) -> Iterator[_Row]:
     try:
-        file = pq.ParquetFile(path)
+        file = open_parquet(path)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path} is no Parquet file: {error}.") from None
     with file:

@@ -1,4 +1,4 @@
-"""The pass that puts gates over a dataset: `gate_*` and `marks` of every shard, exactly once.
+"""The pass that applies gates to a dataset: the column `gates` of every shard, exactly once.
 
 Gates that look at the whole dataset survey it first. Then each shard is rewritten as a whole, and its manifest gets a
 hash of all that the scores depend on: a run that was killed goes on where it stopped, and shards are done again only
@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetWriter, sha256_json
-from dialog_gen.dataset.record import DIALOGUES, GATES
+from dialog_gen.dataset.folder import sha256_json
+from dialog_gen.dataset.record import DIALOGUES
+from dialog_gen.dataset.writer import DatasetWriter
 from dialog_gen.gates.report import gate_report
 from dialog_gen.gates.scorer import Row, Scorer, Scores, SetScorer
 from dialog_gen.gates.scorers import make_scorers
@@ -50,9 +50,9 @@ class GatePass:
         return sum(manifest.accepted for manifest in store.manifests()) * (2 if self._surveyors() else 1)
 
     def apply(self, store: DatasetWriter, on_rows: Callable[[int], None] = lambda rows: None) -> dict[str, Any]:
-        """Replaces the gate columns and marks of all shards, and gates.json, whose content it returns.
+        """Replaces the column `gates` of all shards, and gates.json, whose content it returns.
 
-        Columns of gates that are not chosen become null. `on_rows` is called with numbers of rows that were surveyed,
+        Gates that are not chosen have no entry in it. `on_rows` is called with numbers of rows that were surveyed,
         scored, or found done. Raises UsageError for files that cannot be read, DialogGenError where writing fails, and
         what scorers raise; shards that are done by then are not done again.
         """
@@ -94,25 +94,20 @@ class GatePass:
 
     def _gated(self, table: pa.Table) -> pa.Table:
         """The rows with new scores and marks."""
-        if missing := [name for name in DIALOGUES.names if name not in table.schema.names]:
-            raise UsageError(
-                f"the dataset was made by an older version, without the columns {', '.join(missing)}: make it anew."
-            )
         rows: list[Row] = table.select(_columns(self.scorers)).to_pylist()
         scores = {name: scorer.score(rows) for name, scorer in self.scorers.items()}
-        columns: dict[str, list[Any]] = {
-            **{f"gate_{name}": scores.get(name, [None] * len(rows)) for name in GATES},
-            "marks": [self._marks(row, {name: of[i] for name, of in scores.items()}) for i, row in enumerate(rows)],
-        }
-        for column, values in columns.items():
-            field = DIALOGUES.field(column)
-            table = table.set_column(table.schema.get_field_index(column), field, pa.array(values, field.type))
-        return table
+        gates = [self._of_row(row, {name: of[i] for name, of in scores.items()}) for i, row in enumerate(rows)]
+        field = DIALOGUES.field("gates")
+        return table.set_column(table.schema.get_field_index("gates"), field, pa.array(gates, field.type))
 
-    def _marks(self, row: Row, scores: Mapping[str, Scores]) -> list[list[str]]:
+    def _of_row(self, row: Row, scores: Mapping[str, Scores]) -> list[list[dict[str, Any]]]:
+        """For each pair what each gate says; a gate that gives no score is there too."""
         limits = self.settings.chosen()
         return [
-            [name for name in scores if limits[name].speak_against(scores[name][place])]
+            [
+                {"gate": name, "score": of_row[place], "marked": limits[name].speak_against(of_row[place])}
+                for name, of_row in scores.items()
+            ]
             for place in range(len(row["texts"]))
         ]
 

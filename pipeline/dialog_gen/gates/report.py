@@ -3,7 +3,9 @@
 from collections import Counter
 from typing import Any
 
+from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.record import kept_pairs, marking_gates
 from dialog_gen.gates.settings import GateSettings, YesBiasSettings
 from dialog_gen.gates.yes_bias import says_yes
 
@@ -13,10 +15,10 @@ def gate_report(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any]
     chosen = settings.chosen()
     counts, scored, marked, alone = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     yes_and_no = settings.yes_bias or YesBiasSettings()
-    for row in folder.rows(["texts", "marks", *(f"gate_{name}" for name in chosen)]):
-        for name in chosen:
-            scored[name] += sum(score is not None for score in row[f"gate_{name}"])
-        for pair, marks in zip(row["texts"], row["marks"], strict=True):
+    for row in folder.rows(["texts", "gates"]):
+        for pair, scores in zip(row["texts"], row["gates"], strict=True):
+            marks = marking_gates(scores)
+            scored.update(score["gate"] for score in scores if score["score"] is not None)
             counts["pairs"] += 1
             counts["kept"] += not marks
             marked.update(marks)
@@ -25,7 +27,7 @@ def gate_report(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any]
             counts["yes"] += said is True
             counts["no"] += said is False
         counts["images"] += 1
-        counts["images_kept"] += not all(row["marks"])
+        counts["images_kept"] += bool(kept_pairs(row))
     return {
         "images": counts["images"],
         "images_kept": counts["images_kept"],
@@ -72,3 +74,11 @@ def _percent(share: float | None) -> str:
 
 def _line(gate: str, limits: str, *rest: object) -> str:
     return f"{gate:<17} {limits:<14}" + "".join(f"{cell!s:>10}" for cell in rest)
+
+
+def without_gates(location: str, shard: str, option: str) -> UsageError:
+    """What there is to say where `option` wants kept pairs only, of a shard that no gate was applied to."""
+    return UsageError(
+        f"{location}: no gates went over shard {shard}, so that none of its pairs is known to be good: "
+        f"run `dialog-gen gate {location}`, or leave out {option}."
+    )

@@ -12,7 +12,22 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.core.toml_files import read_toml_model
 from dialog_gen.core.version import __version__
-from dialog_gen.dataset.record import GATES
+
+GATES = {
+    "empty": "how much of question and answer is one and the same; 1 if the answer says nothing",
+    "repetition": "fraction of the answer's words that go on repeating what stands before them",
+    "truncation": "1 if the answer was cut off at the token limit",
+    "leak": "fraction of the answer's content words that the question gives away",
+    "near_duplicate": "highest similarity to an earlier pair of the same image",
+    "set_duplicate": "place among the pairs of the dataset that are nearly identical to it; 1 for the first",
+    "yes_bias": "for a yes: the dataset's share of yes if it were the last that is kept",
+    "language": "probability that the pair is in the expected language",
+    "length": "words of the answer",
+    "similarity": "cosine of image and pair under a CLIP model",
+    "logprob": "mean log-probability of the answer's tokens when they were sampled",
+    "self_consistency": "agreement with the answers to the same question asked again on its own",
+}
+"""Quality gate -> what its score says."""
 
 
 def _limit(value: float | None) -> float | None:

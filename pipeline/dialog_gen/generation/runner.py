@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetWriter, ShardManifest, ShardWriter
+from dialog_gen.dataset.folder import ShardManifest
+from dialog_gen.dataset.writer import DatasetWriter, ShardWriter
 from dialog_gen.engines.base import Engine, EngineDiedError
 from dialog_gen.generation.dialogue import Interview
 from dialog_gen.models.registry import GeneratorModel
@@ -105,6 +106,8 @@ class Runner:
                 result.images_skipped += shard.count
                 self.on_skip(shard.count)
                 continue
+            if not self.store.claim(shard):
+                continue  # another process makes it, or made it a moment ago
             if self.store.exists(f"shards/{shard.name}.json"):
                 result.redone.append(shard.name)
             yield shard

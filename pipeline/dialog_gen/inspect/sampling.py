@@ -5,12 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import hash_64
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry
+from dialog_gen.dataset.folder import DatasetFolder
 
 
 def sample_rows(
@@ -37,15 +33,6 @@ def sample_rows(
     for (number, group), rows in places.items():
         entry = files[number]
         assert entry is not None  # noqa: S101 - the rows came from it
-        yield from _row_group(folder, entry, group, columns).take(rows).to_pylist()
-
-
-def _row_group(folder: DatasetFolder, entry: FileEntry, group: int, columns: Sequence[str]) -> pa.Table:
-    try:
-        with folder.open(entry.path) as file:
-            parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-            return parquet.read_row_group(group, columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(
-            f"{folder.location}/{entry.path} cannot be read ({error}): `dialog-gen verify` tells more."
-        ) from error
+        with folder.row_file(entry.path) as file:
+            found = file.row_group(group, columns).take(rows)
+        yield from found.to_pylist()

@@ -1,8 +1,9 @@
 """Statistics of a dataset, in one pass over its texts and in memory that does not grow with it."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.dataset.record import GATES
+from dialog_gen.dataset.record import marking_gates
 from dialog_gen.dataset.verify import totals
 from dialog_gen.gates.words import words
 from dialog_gen.inspect.distributions import Distribution, Spread
@@ -31,8 +32,7 @@ _COLUMNS = (
     "image_sha256",
     "caption",
     "texts",
-    "marks",
-    *(f"gate_{name}" for name in GATES),
+    "gates",
     "model",
     "protocol",
     "engine",
@@ -209,7 +209,7 @@ class _RowCounts:
     pairs_per_image: Counter[int] = field(default_factory=Counter[int])
     answer_types: Counter[str] = field(default_factory=Counter[str])
     marked: Counter[str] = field(default_factory=Counter[str])
-    scores: dict[str, Distribution] = field(default_factory=lambda: {name: Distribution() for name in GATES})
+    scores: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(Distribution))
     pairs_gated: int = 0
     pairs_kept: int = 0
     images_without_kept_pair: int = 0
@@ -230,17 +230,17 @@ class _RowCounts:
             self.questions.add(question, question_type(question))
             self.answers.add(answer, _plain(answer))
             self.answer_types[answer_type(question, answer)] += 1
-        # Datasets of earlier versions lack these columns.
-        for name, scores in self.scores.items():
-            for score in row.get(f"gate_{name}") or ():
-                if score is not None and score == score:
-                    scores.add(score)
-        if (marks := row.get("marks")) is not None:
+        if (gates := row["gates"]) is not None:
+            for score in chain.from_iterable(gates):
+                scores, value = self.scores[score["gate"]], score["score"]
+                if value is not None and value == value:
+                    scores.add(value)
+            marks = [marking_gates(scores) for scores in gates]
             kept = sum(not against for against in marks)
             self.pairs_gated += len(marks)
             self.pairs_kept += kept
             self.images_without_kept_pair += not kept
-            self.marked.update(name for against in marks for name in against or ())
+            self.marked.update(chain.from_iterable(marks))
 
 
 def _image_sizes(folder: DatasetFolder) -> ImageSizes | None:

@@ -13,7 +13,8 @@ import pyarrow as pa
 from huggingface_hub import DatasetCardData
 
 from dialog_gen.core.version import __version__
-from dialog_gen.dataset.record import DIALOGUES, GATES, REJECTS, SCHEMA_VERSION
+from dialog_gen.dataset.record import DIALOGUES, REJECTS, SCHEMA_VERSION
+from dialog_gen.gates.settings import GATES
 from dialog_gen.protocols.protocol import load_protocol, shipped_protocols
 from dialog_gen.publish.card_data import CardData, GateNotes, KnownModel, known_model
 from dialog_gen.publish.compact import has_images
@@ -28,8 +29,7 @@ COLUMN_NOTES = {
     "caption": "the source's caption of the image; the model never saw it",
     "texts": "the question-answer pairs, in order",
     "answer_logprobs": "for each pair the mean log-probability of the answer's tokens",
-    **{f"gate_{name}": f"for each pair: {note}" for name, note in GATES.items()},
-    "marks": "for each pair the gates that marked it; null if no gate was applied",
+    "gates": "for each pair the quality gates with their scores, and whether they marked it; null if none was applied",
     "model": "the model that generated the texts",
     "model_revision": "the model's commit",
     "engine": "the engine that ran the model",

@@ -69,7 +69,7 @@ def card_data(folder: DatasetFolder, *, link_rot: Path | None = None) -> CardDat
         gates=_gates(folder),
     )
     chosen: list[tuple[str, str, dict[str, Any]]] = []
-    columns = ["image_id", "caption", "texts", "marks", *_MADE_WITH]
+    columns = ["image_id", "caption", "texts", "gates", *_MADE_WITH]
     for table in (table for s in manifests if s.data for table in folder.row_groups(s.data, columns)):
         for row in table.to_pylist():
             data.pairs += len(row["texts"])

@@ -17,17 +17,10 @@ import pyarrow as pa
 
 from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import (
-    ROWS_A_GROUP,
-    DatasetFolder,
-    DatasetWriter,
-    FileEntry,
-    ShardManifest,
-    open_writer,
-    sha256_json,
-)
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json, upgraded
 from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
-from dialog_gen.dataset.record import DIALOGUES
+from dialog_gen.dataset.record import DIALOGUES, REJECTS
+from dialog_gen.dataset.writer import ROWS_A_GROUP, DatasetWriter, open_writer
 
 COMPACTED = "compacted"
 """The key in config.json that tells a merged dataset from a run's own."""
@@ -71,7 +64,8 @@ def compact(
 
     The order of rows stays, and shards of the source are never divided. `without_images` leaves out the images' bytes
     and keeps their URLs and checksums; shards then have at most 10,000 rows. One row group is in memory at a time.
-    Raises UsageError for a source with damaged shards, and for an `out` that holds something else or lies in the
+    Rows are written in the current version of the record, whatever the source's is. Raises UsageError for a source with
+    damaged shards, and for an `out` that holds something else or lies in the
     source (or the source in it).
     """
     check_at_least("--shard-mb", shard_mb, 1)
@@ -89,7 +83,7 @@ def merge_shards(
     groups = list(_groups(source, shard_mb * 10**6, images))
     source_shards = sum(map(len, groups))
     done = list[ShardManifest]()
-    with open_writer(out, {**config, COMPACTED: {"shard_mb": shard_mb, "images": images}}) as store:
+    with open_writer(out, {**upgraded(config), COMPACTED: {"shard_mb": shard_mb, "images": images}}) as store:
         skipped = 0
         for number, group in enumerate(groups):
             wanted = _merged_manifest(f"part-{number:05d}", group, store.config_sha256)
@@ -191,10 +185,11 @@ def _read(source: DatasetFolder, entry: FileEntry, images: bool) -> Iterator[pa.
         yield from source.row_groups(entry)
         return
     field = DIALOGUES.field("images")
-    columns = [name for name in footer(source, entry).schema.to_arrow_schema().names if name != field.name]
+    schema = DIALOGUES if entry.path.startswith("data/") else REJECTS
+    columns = [name for name in schema.names if name != field.name]
     for table in source.row_groups(entry, columns):
         without = pa.nulls(table.num_rows, field.type)
-        yield table.add_column(DIALOGUES.get_field_index(field.name), field, without)
+        yield table.add_column(schema.get_field_index(field.name), field, without)
 
 
 def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

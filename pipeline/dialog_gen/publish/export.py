@@ -11,11 +11,12 @@ from dialog_gen.core.files import whole_folder
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.intact import footer, intact_manifests
-from dialog_gen.dataset.record import kept_pairs, without_gates
+from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.verify import totals
+from dialog_gen.gates.report import without_gates
 from dialog_gen.publish.formats.base import FORMATS, Sample
 
-_COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "marks")
+_COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "gates")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,7 @@ def _samples(folder: DatasetFolder, counts: _Counts, *, kept_only: bool) -> Iter
         footer(folder, manifest.data)
         for table in folder.row_groups(manifest.data, _COLUMNS):
             for row in table.to_pylist():
-                if kept_only and row["marks"] is None:
+                if kept_only and row["gates"] is None:
                     raise without_gates(folder.location, manifest.shard, "--kept-only")
                 pairs = kept_pairs(row) if kept_only else row["texts"]
                 counts.marked_pairs_left_out += len(row["texts"]) - len(pairs)

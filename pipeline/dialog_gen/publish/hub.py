@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from huggingface_hub import HfApi, HfFileSystem, RepoFile, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -23,6 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.core.parquet import open_parquet
 from dialog_gen.publish.compact import COMPACTED
 
 NOTES = ("README.md", "config.json", "run.json", "gates.json", "rehydrate.json", "images.json")
@@ -148,7 +148,7 @@ class Hub:
         fs: Any = HfFileSystem(endpoint=self.api.endpoint, token=self.api.token, skip_instance_cache=True)
         try:
             with fs.open(f"datasets/{repository.name}@{repository.commit}/{path}") as file:
-                parquet = pq.ParquetFile(file, pre_buffer=False)
+                parquet = open_parquet(file)
                 return set(parquet.read_row_group(0, columns=["image_sha256"]).column("image_sha256").to_pylist())
         except (pa.ArrowException, KeyError) as error:
             raise UsageError(

@@ -165,13 +165,17 @@ def _has_images_of(hub: Hub, repository: Repository, folder: DatasetFolder) -> b
 def _staged(
     folder: DatasetFolder, *, without_images: bool, on_progress: OnProgress
 ) -> Generator[tuple[DatasetFolder, Path]]:
-    """The folder to upload. A copy without images stays after an error, so that the next push can use it."""
+    """The folder to upload. A copy, without images or in the current version of the record, stays after an error.
+
+    The next push can use it.
+    """
     assert folder.local_root is not None  # noqa: S101 - checked before
-    if not (without_images and has_images(folder.config())):
+    without_images = without_images and has_images(folder.config())
+    if folder.is_current() and not without_images:
         yield folder, folder.local_root
         return
     stage = folder.local_root / _STAGE
-    merge_shards(folder, str(stage), shard_mb=_STAGE_SHARD_MB, images=False, on_progress=on_progress)
+    merge_shards(folder, str(stage), shard_mb=_STAGE_SHARD_MB, images=not without_images, on_progress=on_progress)
     yield DatasetFolder(str(stage)), stage
     shutil.rmtree(stage, ignore_errors=True)
 

@@ -22,10 +22,11 @@ import pyarrow as pa
 
 from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter, FileEntry, ShardManifest, open_writer, sha256_json
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json, upgraded
 from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
 from dialog_gen.dataset.record import DIALOGUES
 from dialog_gen.dataset.verify import totals
+from dialog_gen.dataset.writer import DatasetWriter, open_writer
 from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.outcomes import MEANING as OUTCOME_MEANING
 from dialog_gen.download.supervisor import require_img2dataset
@@ -146,7 +147,7 @@ def rehydrate_with(
 
 
 def _config(source: DatasetFolder) -> dict[str, Any]:
-    config: dict[str, Any] = {**source.config(), "rehydrated": True}
+    config: dict[str, Any] = {**upgraded(source.config()), "rehydrated": True}
     if COMPACTED in config:
         config[COMPACTED] = {**config[COMPACTED], "images": True}
     return config

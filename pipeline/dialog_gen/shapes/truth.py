@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.dataset.record import GATES
+from dialog_gen.dataset.record import marking_gates
 from dialog_gen.shapes.language import judge, question_kind
 from dialog_gen.shapes.scenes import Scene
 
@@ -86,18 +86,18 @@ def load_scenes(shapes: Path) -> dict[str, Scene]:
 def measure_truth(dataset: DatasetFolder, scenes: dict[str, Scene]) -> Truth:
     """Judges every accepted pair of a dataset. Raises KeyError for an image that has no scene graph."""
     truth = Truth()
-    for row in dataset.rows(["image_id", "texts", "marks", *(f"gate_{name}" for name in GATES)]):
+    for row in dataset.rows(["image_id", "texts", "gates"]):
         truth.images += 1
-        gates = [name for name in GATES if row[f"gate_{name}"] is not None]
         for place, pair in enumerate(row["texts"]):
             kind = question_kind(pair["user"])
             true = judge(scenes[row["image_id"]], pair["user"], pair["assistant"])
             truth.asked[kind] += 1
             truth.true[kind] += true
-            for name in gates:
-                truth.gates.setdefault(name, GateTruth()).add(true=true, marked=name in row["marks"][place])
-            if gates:
-                truth.gates.setdefault(_ALL, GateTruth()).add(true=true, marked=bool(row["marks"][place]))
+            if row["gates"] is not None:
+                scores = row["gates"][place]
+                for score in scores:
+                    truth.gates.setdefault(score["gate"], GateTruth()).add(true=true, marked=score["marked"])
+                truth.gates.setdefault(_ALL, GateTruth()).add(true=true, marked=bool(marking_gates(scores)))
     return truth
 
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.parquet import open_parquet
 from dialog_gen.sources.images import IMAGE_EXTENSIONS
 
 IMAGE_COLUMNS: Final = ("image", "images", "jpg", "jpeg", "png", "webp", "bytes")
@@ -439,8 +440,7 @@ class _Parquet:
 def _open_parquet(source: _Source, path: str) -> Generator[pq.ParquetFile]:
     with source.open(path) as file:
         try:
-            # Both settings keep a column of images from being read whole.
-            yield pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+            yield open_parquet(file)
         except (pa.ArrowException, OSError) as error:
             # Arrow's own complaints about content have no errno.
             if isinstance(error, OSError) and error.errno is not None:

@@ -5,7 +5,6 @@ where those changed. One process writes at a time. What another model made is re
 """
 
 import json
-import os
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter, open_writer, sha256_json
-from dialog_gen.dataset.record import kept_pairs, without_gates
+from dialog_gen.core.files import fsync
+from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_gen.dataset.record import kept_pairs
+from dialog_gen.dataset.versions import RowFile
+from dialog_gen.dataset.writer import DatasetWriter, open_writer
+from dialog_gen.gates.report import without_gates
 
 CONFIG_FILE = "config.json"
 
@@ -54,17 +55,12 @@ def sources_of(dataset: DatasetFolder) -> Iterator[Source]:
 
 
 @contextmanager
-def reading(dataset: DatasetFolder, source: Source, columns: list[str], advice: str) -> Generator[pq.ParquetFile]:
+def reading(dataset: DatasetFolder, source: Source, columns: list[str], advice: str) -> Generator[RowFile]:
     """A shard's file. Raises UsageError where it is gone, damaged, or lacks one of the columns."""
-    where = f"{dataset.location}/{source.path}"
-    try:
-        with dataset.open(source.path) as file:
-            parquet = pq.ParquetFile(file)
-            if missing := [name for name in columns if name not in parquet.schema_arrow.names]:
-                raise UsageError(f"{where} has no column {', '.join(missing)}: {advice}.")
-            yield parquet
-    except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
-        raise UsageError(f"{where} cannot be read ({error}): `dialog-gen verify` tells more.") from error
+    with dataset.row_file(source.path) as file:
+        if missing := [name for name in columns if name not in file.names]:
+            raise UsageError(f"{dataset.location}/{source.path} has no column {', '.join(missing)}: {advice}.")
+        yield file
 
 
 def read_rows(
@@ -74,12 +70,12 @@ def read_rows(
 
     Raises UsageError as `reading` does, and where `kept_only` asks for gates that did not go over the shard.
     """
-    wanted = [*columns, "marks"] if kept_only else [*columns]
-    with reading(dataset, source, wanted, "a dataset that `dialog-gen run` wrote has it") as parquet:
-        for batch in parquet.iter_batches(at_once, columns=wanted):
+    wanted = [*columns, "gates"] if kept_only else [*columns]
+    with reading(dataset, source, wanted, "a dataset that `dialog-gen run` wrote has it") as file:
+        for batch in file.batches(at_once, wanted):
             rows: list[dict[str, Any]] = batch.to_pylist()
             if kept_only:
-                if any(row["marks"] is None for row in rows):
+                if any(row["gates"] is None for row in rows):
                     raise without_gates(dataset.location, source.shard, "data.kept_only")
                 rows = [{**row, "texts": kept_pairs(row)} for row in rows]
             yield rows
@@ -151,8 +147,7 @@ def open_derived(out: Path, config: Mapping[str, Any], part: str) -> Generator[D
 
 def put(store: DatasetWriter, name: str, file: Path) -> None:
     """Moves a finished file of the store's temporary folder to its place: whole or not at all."""
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
+    fsync(file)
     store.put(name, file)
 
 

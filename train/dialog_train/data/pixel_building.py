@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetWriter
+from dialog_gen.dataset.writer import DatasetWriter
 from dialog_gen.sources.images import UnreadableImage, decode_image
 from dialog_train.data.derived import open_derived, put, read_json, remove_others
 from dialog_train.data.pixel_set import KIND, PART, SUMMARY_FILE, PixelSet

@@ -27,8 +27,10 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import UsageError, did_you_mean
-from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter, sha256_json
-from dialog_gen.dataset.record import kept_pairs, without_gates
+from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_gen.dataset.record import kept_pairs
+from dialog_gen.dataset.writer import DatasetWriter
+from dialog_gen.gates.report import without_gates
 from dialog_train.data.derived import (
     CONFIG_FILE,
     Source,
@@ -332,16 +334,16 @@ class _Rows:
     kept_only: bool
 
     def read(self, source: Source) -> pa.Table:
-        columns = [*_COLUMNS, "marks"] if self.kept_only else _COLUMNS
-        with reading(self.dataset, source, columns, "a dataset that `dialog-gen run` wrote has it") as parquet:
-            table = parquet.read(columns=columns)
+        columns = [*_COLUMNS, "gates"] if self.kept_only else _COLUMNS
+        with reading(self.dataset, source, columns, "a dataset that `dialog-gen run` wrote has it") as file:
+            table = file.read(columns)
         if not self.kept_only:
             return table
-        if table["marks"].null_count:
+        if table["gates"].null_count:
             raise without_gates(self.dataset.location, source.shard, "data.kept_only")
-        kept = [kept_pairs(row) for row in table.select(["texts", "marks"]).to_pylist()]
+        kept = [kept_pairs(row) for row in table.select(["texts", "gates"]).to_pylist()]
         field = table.schema.field("texts")
-        return table.drop_columns("marks").set_column(table.schema.names.index("texts"), field, [kept])
+        return table.drop_columns("gates").set_column(table.schema.names.index("texts"), field, [kept])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetFolder, DatasetWriter
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.writer import DatasetWriter
 from dialog_gen.sources.images import UnreadableImage, decode_image
 from dialog_train.data.derived import (
     CONFIG_FILE,
@@ -194,8 +195,8 @@ class _Batches:
         advice = "vectors need the images: make the dataset again, or get one that was shared with its images"
         for source in self._sources:
             has_image = False
-            with reading(self._dataset, source, _COLUMNS, advice) as parquet:
-                for batch in parquet.iter_batches(self._batch_size, columns=_COLUMNS):
+            with reading(self._dataset, source, _COLUMNS, advice) as file:
+                for batch in file.batches(self._batch_size, _COLUMNS):
                     rows = [_row(source.shard, row) for row in batch.to_pylist()]
                     has_image = has_image or any(row.data is not None for row in rows)
                     yield rows

@@ -10,16 +10,16 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import hash_64
 from dialog_gen.core.progress import OnProgress
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.dataset.record import GATES
 from dialog_gen.download.outcomes import MEANING
 from dialog_gen.download.provenance import image_source
+from dialog_gen.gates.settings import GATES
 from dialog_gen.inspect.page.thumbnails import thumbnail
 from dialog_gen.inspect.sampling import sample_rows
 from dialog_gen.inspect.statistics import Stats
 
 _EXAMPLES = 3
 _RAW_CHARS = 2000
-_COLUMNS = ("image_id", "images", "url", "caption", "texts", "model", "marks", *(f"gate_{name}" for name in GATES))
+_COLUMNS = ("image_id", "images", "url", "caption", "texts", "model", "gates")
 
 
 def overview(folder: DatasetFolder, stats: Stats, *, seed: int) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def overview(folder: DatasetFolder, stats: Stats, *, seed: int) -> dict[str, Any
         "engine_version": (run.get("engine") or {}).get("version"),
         "versions": run.get("versions") or {},
         "stats": asdict(stats),
-        "gates": {name: {"meaning": GATES[name]} | _limits(folder, name) for name in stats.gates},
+        "gates": {name: {"meaning": GATES.get(name, "")} | _limits(folder, name) for name in stats.gates},
         "rejects": _rejects(folder, stats, seed),
         "link_rot": _link_rot(folder),
     }
@@ -67,10 +67,9 @@ def gallery(
 
 def _marks(row: dict[str, Any], place: int) -> dict[str, dict[str, float | None]]:
     """The gates that marked a pair, with their scores; empty where no gate was applied."""
-    if row.get("marks") is None:
+    if row["gates"] is None:
         return {}
-    scores = {name: (row.get(f"gate_{name}") or {}) for name in row["marks"][place]}
-    return {"marks": {name: of_row[place] if of_row else None for name, of_row in scores.items()}}
+    return {"marks": {score["gate"]: score["score"] for score in row["gates"][place] if score["marked"]}}
 
 
 def _rejects(folder: DatasetFolder, stats: Stats, seed: int) -> list[dict[str, Any]]:

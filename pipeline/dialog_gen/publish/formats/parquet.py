@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dialog_gen.dataset.folder import ROWS_A_GROUP
 from dialog_gen.dataset.record import IMAGE_TYPE, hub_schema
+from dialog_gen.dataset.writer import ROWS_A_GROUP
 from dialog_gen.publish.formats.base import Sample, SampleWriter
 
 _FILE_BYTES = 500 * 10**6

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetWriter, sha256_json
+from dialog_gen.dataset.folder import sha256_json
+from dialog_gen.dataset.writer import DatasetWriter
 from dialog_train.data.derived import CONFIG_FILE, open_derived, put, read_json, remove_others
 from dialog_train.data.row_files import MappedRows, TokenBatches, id_lists, rows_made_from
 from dialog_train.data.tokens import Ids, TextEncoder

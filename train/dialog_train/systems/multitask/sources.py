@@ -10,10 +10,9 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import hash_64
+from dialog_gen.core.parquet import open_parquet
 from dialog_gen.dataset.folder import DatasetFolder, sha256_json
 from dialog_gen.gates.words import words
 from dialog_gen.inspect.statistics import question_type
@@ -217,7 +216,7 @@ class ParquetPairs:
     def _read(self, file: Path) -> Iterator[list[TextPair]]:
         columns = ["query", "positive", *(["negatives"] if self.negatives else [])]
         try:
-            with pq.ParquetFile(file) as parquet:
+            with open_parquet(file) as parquet:
                 if missing := [name for name in columns if name not in parquet.schema_arrow.names]:
                     raise UsageError(
                         f"{file} has no column {', '.join(missing)}: text pairs need {', '.join(columns)}."

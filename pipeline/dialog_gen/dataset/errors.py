@@ -1,0 +1,58 @@
+"""What can be wrong with a dataset folder: these errors tell facts, `dialog_gen.cli.remedies` adds what to do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dialog_gen.core.errors import UsageError
+
+
+class NoDatasetError(UsageError):
+    """A location holds no dataset."""
+
+    def __init__(self, location: str, *, exists: bool) -> None:
+        what = "is no dataset folder (it has no config.json)" if exists else "does not exist"
+        super().__init__(f"{location} {what}.")
+
+
+class EmptyDatasetError(UsageError):
+    """A dataset has no finished shard."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(f"{location} has no finished shard yet.")
+
+
+class UnreadableRowsError(UsageError):
+    """A file of rows is gone or damaged."""
+
+    def __init__(self, location: str, path: str, error: object) -> None:
+        super().__init__(f"{location}/{path} cannot be read ({error}).")
+
+
+class DamagedDatasetError(UsageError):
+    """A shard is not what its manifest promises."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}.")
+
+
+class OtherConfigError(UsageError):
+    """A dataset was made with another configuration than the one that is to write to it."""
+
+    def __init__(self, location: str, *, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        self.location, self.found, self.wanted = location, found, wanted
+        keys = differing_keys(found, wanted)
+        differing = "; ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now" for key in keys)
+        super().__init__(f"{location} was made with another configuration ({differing}).")
+
+
+class OlderVersionError(UsageError):
+    """A dataset of an older version of the record is to be written to."""
+
+    def __init__(self, location: str, version: int) -> None:
+        self.location = location
+        super().__init__(f"{location} is of version {version} of the record, which is read and no longer written.")
+
+
+def differing_keys(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The keys in which two configurations differ."""
+    return [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]

@@ -1,0 +1,92 @@
+"""Brings a dataset of an older version of the record to the current one, in place: shard by shard, exactly once.
+
+`OUT/upgrade.json` is there while an upgrade is under way, and says what the shards that are still to be upgraded were
+made with; all readers accept both until it is removed. The manifest of a shard is replaced after its rows: an upgrade
+that was killed goes on where it stopped.
+"""
+
+from dataclasses import dataclass
+
+from dialog_gen.core.errors import FailedCheckError
+from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.dataset.folder import UPGRADE, DatasetFolder, ShardManifest, Upgrade, sha256_json, upgraded, version_of
+from dialog_gen.dataset.locks import held_alone
+from dialog_gen.dataset.record import SCHEMA_VERSION
+from dialog_gen.dataset.verify import damage
+from dialog_gen.dataset.versions import schema_of
+from dialog_gen.dataset.writer import DatasetWriter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpgradeSummary:
+    """What an upgrade did."""
+
+    location: str
+    from_version: int
+    to_version: int
+    shards: int
+    """Shards that were upgraded by this call; 0 for a dataset of the current version."""
+
+    def __str__(self) -> str:
+        if self.from_version == self.to_version:
+            return f"{self.location}: version {self.to_version} of the record, nothing to do"
+        return f"{self.location}: {self.shards} shards upgraded from version {self.from_version} to {self.to_version}"
+
+
+def upgrade(location: str, on_progress: OnProgress = ignore_progress) -> UpgradeSummary:
+    """Upgrades the dataset at `location`; does nothing to one of the current version.
+
+    A shard whose bytes are not those that its manifest promises stays as it was, and its rows must be made anew. Raises
+    FailedCheckError for such shards after all others are upgraded; NoDatasetError and UsageError where there is no
+    dataset to upgrade or another process writes to it, DialogGenError where the folder cannot be written.
+    """
+    folder = DatasetFolder.existing(location)
+    if folder.is_current():
+        return _summary(folder, SCHEMA_VERSION, 0)
+    with held_alone(folder) as tmp:
+        # Another process may have upgraded it meanwhile.
+        config, noted = folder.config(), folder.upgrade()
+        before = noted or Upgrade(schema_version=version_of(config), config_sha256=sha256_json(config))
+        writer = DatasetWriter(location, upgraded(config), tmp)
+        if before.schema_version != SCHEMA_VERSION:
+            writer.put_json(UPGRADE, before.model_dump())
+            writer.put_json("config.json", upgraded(config))
+        names, damaged, done = folder.shards(), list[str](), 0
+        for number, name in enumerate(names):
+            on_progress("upgrading shards", number, len(names))
+            manifest = folder.manifest(name)
+            if manifest is not None and manifest.config_sha256 == writer.config_sha256:
+                writer.remove_replaced(manifest)
+            elif (
+                manifest is None
+                or manifest.config_sha256 != before.config_sha256
+                or not _upgraded(writer, manifest, before)
+            ):
+                damaged.append(name)
+            else:
+                done += 1
+        on_progress("upgrading shards", len(names), len(names))
+        writer.remove(UPGRADE)
+    if damaged:
+        raise FailedCheckError(
+            f"{len(damaged)} shards of {location} are damaged and were not upgraded, first {damaged[0]}: all others are; "
+            "make these anew."
+        )
+    return _summary(folder, before.schema_version, done)
+
+
+def _upgraded(writer: DatasetWriter, manifest: ShardManifest, before: Upgrade) -> bool:
+    """Upgrades a shard, unless it is damaged."""
+    if any(damage(writer, entry) for entry in manifest.files):
+        return False
+    parts = [
+        part
+        for part in ("data", "rejects")
+        if schema_of(f"{part}/", before.schema_version) != schema_of(f"{part}/", SCHEMA_VERSION)
+    ]
+    writer.rewrite(manifest, lambda table: table, parts=parts, config_sha256=writer.config_sha256)
+    return True
+
+
+def _summary(folder: DatasetFolder, version: int, shards: int) -> UpgradeSummary:
+    return UpgradeSummary(location=folder.location, from_version=version, to_version=SCHEMA_VERSION, shards=shards)
