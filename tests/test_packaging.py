@@ -1,12 +1,19 @@
+import ast
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OWN = ("dialog_gen", "dialog_train", "dialog_eval")
 CHECKPOINTS = ROOT / "pipeline/dialog_gen/shapes/checkpoints"
 
 
@@ -39,6 +46,55 @@ def test_every_module_is_packed_and_typed(wheel: zipfile.ZipFile, package: str) 
     names = packed(wheel, f"{Path(package).name}/")
     assert {name for name in names if name.endswith(".py")} == on_disk(ROOT / package, "*.py")
     assert "py.typed" in names
+
+
+@pytest.mark.parametrize(
+    "name", ["publish/card.md.jinja", "inspect/page/page.html", "inspect/page/page.css", "inspect/page/page.js"]
+)
+def test_templates_are_packed(wheel: zipfile.ZipFile, name: str) -> None:
+    assert wheel.read(f"dialog_gen/{name}") == (ROOT / "pipeline/dialog_gen" / name).read_bytes()
+
+
+def requirements(*groups: str) -> list[Requirement]:
+    """What pyproject.toml declares: the dependencies, and those of the extras named."""
+    extras = [line for group in groups for line in PROJECT["optional-dependencies"][group]]
+    return [Requirement(line) for line in (*PROJECT["dependencies"], *extras)]
+
+
+def imported_packages() -> dict[str, str]:
+    """Top-level name -> a product module that imports it, inside functions too; without the standard library."""
+    found: dict[str, str] = {}
+    for path in sorted(path for folder in ("pipeline", "train", "eval") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.append(node.module)
+            for name in names:
+                found.setdefault(name.split(".")[0], path.relative_to(ROOT).as_posix())
+    return {name: path for name, path in found.items() if name not in {*OWN, *sys.stdlib_module_names}}
+
+
+def test_every_imported_package_is_declared() -> None:
+    extras = [name for name in PROJECT["optional-dependencies"] if name != "dev"]
+    declared = {canonicalize_name(requirement.name) for requirement in requirements(*extras)}
+    distributions = packages_distributions()
+    imported = imported_packages()
+    assert {"torch", "PIL", "jinja2", "img2dataset"} <= imported.keys()
+    undeclared = {
+        name: path
+        for name, path in imported.items()
+        if not {canonicalize_name(owner) for owner in distributions.get(name, [name])} & declared
+    }
+    assert undeclared == {}
+
+
+def test_the_constraints_satisfy_what_is_declared() -> None:
+    lines = (ROOT / "constraints/constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    versions = {canonicalize_name(name): version for name, version in pinned.items()}
+    declared = requirements("download", "train", "eval", "dev")
+    wrong = [str(r) for r in declared if not r.specifier.contains(versions[canonicalize_name(r.name)])]
+    assert wrong == []
 
 
 @pytest.mark.parametrize(

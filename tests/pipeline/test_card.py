@@ -19,10 +19,8 @@ from dialog_gen.dataset.writer import open_writer
 from dialog_gen.download.manifests import load_manifest
 from dialog_gen.download.provenance import note_manifest
 from dialog_gen.models.registry import MODELS
-from dialog_gen.publish.card import make_card
-from dialog_gen.publish.card_data import card_data
-from dialog_gen.publish.columns import COLUMN_NOTES
-from dialog_gen.publish.known_models import known_model
+from dialog_gen.publish.card import COLUMN_NOTES, make_card
+from dialog_gen.publish.card_data import card_data, known_model
 from dialog_gen.publish.markdown import plain
 
 REPO = "me/dialogues"

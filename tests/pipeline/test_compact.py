@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.crashes import crash_at
 from helpers.inputs import sha256
+from helpers.progress import Heard
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
 from dialog_gen.cli.remedies import explained
@@ -50,7 +51,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def merged(source: Path, out: Path, **options: Any) -> CompactSummary:
-    return compact(DatasetFolder.existing(str(source)), str(out), **options)
+    return compact(source, out, **options)
 
 
 def small_shards(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +69,7 @@ def test_the_same_rows_in_fewer_shards(
 ) -> None:
     small_shards(source, monkeypatch)
     before = files_of(source)
-    summary = merged(source, tmp_path / "out", images=images)
+    summary = merged(source, tmp_path / "out", without_images=not images)
     assert files_of(source) == before
     for part in ("data", "rejects"):
         wanted = [row | ({} if images else {"images": None}) for row in rows_of(source, part, volatile=True)]
@@ -148,7 +149,7 @@ def test_gates(source: Path, tmp_path: Path) -> None:
 
 
 def test_merging_what_was_merged(source: Path, tmp_path: Path) -> None:
-    merged(source, tmp_path / "small", images=False)
+    merged(source, tmp_path / "small", without_images=True)
     merged(tmp_path / "small", tmp_path / "again")
     assert rows_of(tmp_path / "again") == rows_of(tmp_path / "small")
     assert DatasetFolder(str(tmp_path / "again")).config()["compacted"] == {"shard_mb": 500, "images": False}
@@ -277,7 +278,7 @@ def test_where_it_may_not_go(source: Path, tmp_path: Path) -> None:
         merged(source, other)
     merged(source, tmp_path / "out")
     with pytest.raises(UsageError, match=r"compacted: \{'shard_mb': 500, 'images': True\} there"):
-        merged(source, tmp_path / "out", images=False)
+        merged(source, tmp_path / "out", without_images=True)
 
 
 def test_a_run_does_not_go_on_in_it(source: Path, tmp_path: Path) -> None:
@@ -294,3 +295,15 @@ def test_a_manifest_that_points_elsewhere(source: Path, path: str) -> None:
     manifest["files"][0]["path"] = path
     (source / "shards" / "s0.json").write_text(json.dumps(manifest))
     assert DatasetFolder(str(source)).manifest("s0") is None
+
+
+def test_a_location_or_an_open_folder(source: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    compact(str(source), str(tmp_path / "out"), on_progress=heard)
+    assert heard.ends() == {"merging shards": (5, 5)}
+    compact(DatasetFolder(str(source)), tmp_path / "again")
+    assert rows_of(tmp_path / "again") == rows_of(tmp_path / "out")
+    with pytest.raises(UsageError, match="--shard-mb 0 is too small: give at least 1"):
+        compact(source, tmp_path / "new", shard_mb=0)
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        compact(tmp_path / "nowhere", tmp_path / "out")

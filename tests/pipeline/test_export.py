@@ -2,8 +2,10 @@ import gc
 import io
 import json
 import logging
+import os
 import random
 import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import webdataset
 from helpers.disk import full_at
 from helpers.inputs import png, sha256
+from helpers.progress import Heard
 from helpers.rows import files_of, gates_of, make_row, rows_of, shard_of, write_shard
 from PIL import Image
 
@@ -21,12 +24,14 @@ from dialog_gen.cli import app as cli
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.writer import open_writer
-from dialog_gen.publish import formats
 from dialog_gen.publish.export import ExportSummary, export
-from dialog_gen.publish.formats import Format, Sample
+from dialog_gen.publish.formats import base as formats
+from dialog_gen.publish.formats import parquet
+from dialog_gen.publish.formats import webdataset as webdataset_format
+from dialog_gen.publish.formats.base import Sample
 from dialog_gen.sources.base import open_source
 
-FORMATS: tuple[Format, ...] = ("llava", "messages", "texts", "webdataset")
+FORMATS = ("llava", "messages", "texts", "webdataset")
 
 
 def jpeg(number: int) -> bytes:
@@ -75,7 +80,7 @@ def make_source(out: Path, rows: list[dict[str, Any]]) -> Path:
     return out
 
 
-def exported(source: Path, to: Format, **options: Any) -> tuple[Path, ExportSummary]:
+def exported(source: Path, to: str, **options: Any) -> tuple[Path, ExportSummary]:
     out = source.with_name(f"as-{to}")
     return out, export(DatasetFolder.existing(str(source)), out, to=to, **options)
 
@@ -98,7 +103,7 @@ def test_llava(source: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["messages", "texts"])
-def test_parquet(source: Path, tmp_path: Path, to: Format) -> None:
+def test_parquet(source: Path, tmp_path: Path, to: str) -> None:
     out, _ = exported(source, to)
     loaded: Any = datasets.load_dataset("parquet", data_files=f"{out}/*.parquet", cache_dir=str(tmp_path / "cache"))
     rows = loaded["train"]
@@ -118,15 +123,15 @@ def test_parquet(source: Path, tmp_path: Path, to: Format) -> None:
 
 
 def test_parquet_in_several_files(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "ROWS_A_GROUP", 1)
-    monkeypatch.setattr(formats, "_PARQUET_BYTES", len(png(0)) + len(jpeg(1)) + 5)
+    monkeypatch.setattr(parquet, "ROWS_A_GROUP", 1)
+    monkeypatch.setattr(parquet, "_FILE_BYTES", len(png(0)) + len(jpeg(1)) + 5)
     out, _ = exported(source, "texts")
     assert sorted(files_of(out)) == ["00000.parquet", "00001.parquet"]
     assert [row["texts"] for row in rows_of(out, ".")] == [row["texts"] for row in ACCEPTED]
 
 
 def test_webdataset(source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(formats, "_SAMPLES_A_TAR", 3)
+    monkeypatch.setattr(webdataset_format, "_SAMPLES_PER_TAR", 3)
     out, _ = exported(source, "webdataset")
     tars = sorted(out.iterdir())
     assert [tar.name for tar in tars] == ["00000.tar", "00001.tar"]
@@ -151,7 +156,7 @@ def test_webdataset(source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytes
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_the_same_dataset_gives_the_same_bytes(source: Path, to: Format) -> None:
+def test_the_same_dataset_gives_the_same_bytes(source: Path, to: str) -> None:
     out, _ = exported(source, to)
     first = files_of(out)
     out.rename(out.with_name("first"))
@@ -159,7 +164,7 @@ def test_the_same_dataset_gives_the_same_bytes(source: Path, to: Format) -> None
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_kept_only(source: Path, to: Format) -> None:
+def test_kept_only(source: Path, to: str) -> None:
     _, summary = exported(source, to, kept_only=True)
     assert (summary.images, summary.pairs) == (3, 4)
     assert (summary.marked_pairs_left_out, summary.images_without_kept_pairs) == (2, 1)
@@ -176,7 +181,7 @@ def test_kept_pairs_are_those_without_a_mark(source: Path) -> None:
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_limit(source: Path, to: Format) -> None:
+def test_limit(source: Path, to: str) -> None:
     assert exported(source, to, limit=2)[1].images == 2
 
 
@@ -216,7 +221,7 @@ def test_pairs_that_no_gate_saw_are_not_known_to_be_kept(source: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["llava", "webdataset"])
-def test_photos_of_phones_are_jpegs(tmp_path: Path, to: Format) -> None:
+def test_photos_of_phones_are_jpegs(tmp_path: Path, to: str) -> None:
     """MPO: a JPEG with another one behind it."""
     buffer = io.BytesIO()
     first, second = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
@@ -239,9 +244,9 @@ def test_it_writes_over_nothing(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], to: Format, share: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], to: str, share: float
 ) -> None:
-    monkeypatch.setattr(formats, "ROWS_A_GROUP", 7)
+    monkeypatch.setattr(parquet, "ROWS_A_GROUP", 7)
     source = make_source(tmp_path / "source", [with_image(i, noise(i)) for i in range(40)])
     out, _ = exported(source, to)
     size = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -268,7 +273,7 @@ def test_a_damaged_source(source: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-LAVA = "error: --to lava: did you mean 'llava'? Known: llava, messages, texts, webdataset."
+LAVA = "error: --to lava: unknown export format; did you mean 'llava'? Known: llava, messages, texts, webdataset."
 ELSEWHERE = "error: --out s3://bucket/out is not on this machine"
 
 
@@ -320,3 +325,85 @@ def test_names_are_safe_and_differ() -> None:
     names = [name(image_id) for image_id in ids]
     assert len({found.lower() for found in names}) == len(ids)
     assert all(0 < len(found) < 100 and set(found) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for found in names)
+
+
+# Formats of other packages
+
+PLUGIN = """
+from pathlib import Path
+from dialog_gen.publish.formats.base import FORMATS, Sample, SampleWriter
+
+@FORMATS.register("questions")
+class QuestionsWriter(SampleWriter):
+    description = "OUT/questions.txt, one question per line"
+
+    def __init__(self, out: Path) -> None:
+        self._file = (out / "questions.txt").open("w", encoding="utf-8")
+
+    def add(self, sample: Sample) -> None:
+        for pair in sample.pairs:
+            print(pair["user"].replace("\\n", " "), file=self._file)
+
+    def close(self) -> None:
+        self._file.close()
+"""
+
+
+@pytest.fixture
+def other_package(tmp_path: Path) -> Path:
+    """A folder with another package that is installed: one format in one file, and one that cannot be imported."""
+    site = tmp_path / "site"
+    info = site / "more_formats-1.dist-info"
+    info.mkdir(parents=True)
+    (site / "questions_format.py").write_text(PLUGIN)
+    (site / "broken_format.py").write_text("import no_such_module_anywhere\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: more-formats\nVersion: 1\n")
+    points = "[dialog_gen.formats]\nquestions = questions_format\nbroken = broken_format\n"
+    (info / "entry_points.txt").write_text(points)
+    return site
+
+
+def export_command(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`dialog-gen export` in a process of its own, with `site` beside what is installed."""
+    command = [sys.executable, "-m", "dialog_gen.cli.app", "export", *map(str, arguments)]
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "COLUMNS": "200"}
+    return subprocess.run(command, env=environment, cwd=site, capture_output=True, text=True)
+
+
+def test_a_format_of_another_package(source: Path, tmp_path: Path, other_package: Path) -> None:
+    done = export_command(other_package, source, "--to", "questions", "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("out: 4 images, 6 question-answer pairs as questions\n")
+    wanted = [pair["user"].replace("\n", " ") for row in ACCEPTED for pair in row["texts"]]
+    assert (tmp_path / "out" / "questions.txt").read_text("utf-8").splitlines() == wanted
+    shown = " ".join(export_command(other_package, "--help").stdout.split())
+    assert "llava: OUT/llava.json, a training file of LLaVA" in shown
+    assert "broken; questions: OUT/questions.txt, one question per line." in shown
+
+
+def test_a_format_whose_package_is_broken(source: Path, tmp_path: Path, other_package: Path) -> None:
+    done = export_command(other_package, source, "--to", "broken", "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: export format 'broken' of the package more-formats cannot be imported")
+    assert "no_such_module_anywhere" in done.stderr
+    assert "Known: llava, messages, texts, webdataset, questions." in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_format_says_what_it_writes() -> None:
+    known = formats.FORMATS.all()
+    assert sorted(known) == sorted(FORMATS)
+    assert all(writer.description.startswith("OUT/") for writer in known.values())
+
+
+def test_a_location_or_an_open_folder(source: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    summary = export(str(source), str(tmp_path / "out"), to="texts", on_progress=heard)
+    assert heard.ends() == {"exporting images": (4, 4)}
+    assert export(DatasetFolder(str(source)), tmp_path / "again", to="texts", limit=9).images == summary.images
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
+    with pytest.raises(UsageError, match="--limit 0 is too small: give at least 1"):
+        export(source, tmp_path / "new", to="texts", limit=0)
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        export(tmp_path / "nowhere", tmp_path / "new", to="texts")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from helpers.cli import Cli
 from helpers.inputs import png
+from helpers.progress import Heard
 from helpers.rows import gates_of, make_row, marks_of, shard_of, write_shard
 from PIL import Image
 
@@ -26,9 +27,9 @@ import dialog_gen.inspect.page
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.writer import open_writer
-from dialog_gen.inspect.page import Report, write_report
+from dialog_gen.inspect.page import ReportSummary
+from dialog_gen.inspect.page import report as write_report
 from dialog_gen.inspect.page.thumbnails import SIZES, fit, thumbnail
-from dialog_gen.inspect.statistics import collect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the PATH")
@@ -54,9 +55,8 @@ def write_dataset(out: Path, rows: list[dict[str, Any]], config: dict[str, Any] 
     return out
 
 
-def report(dataset: Path, out: Path, **settings: Any) -> Report:
-    folder = DatasetFolder.existing(str(dataset))
-    return write_report(folder, collect(folder), out, **settings)
+def report(dataset: Path, out: Path, **settings: Any) -> ReportSummary:
+    return write_report(dataset, out, **settings)
 
 
 @dataclass
@@ -538,3 +538,11 @@ def test_a_report_replaces_another_or_leaves_it(tmp_path: Path, monkeypatch: pyt
     report(dataset, out)
     assert html.unescape(read(out).one("title").text) == "d"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["d", "r.html"]
+
+
+def test_progress(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "d", [make_row(i) for i in range(9)])
+    heard = Heard()
+    summary = write_report(str(dataset), str(tmp_path / "r.html"), samples=5, on_progress=heard)
+    assert heard.ends() == {"reading shards": (1, 1), "drawing images": (5, 5)}
+    assert write_report(DatasetFolder(str(dataset)), tmp_path / "again.html", samples=5).bytes == summary.bytes

@@ -17,6 +17,7 @@ import huggingface_hub.utils
 import pyarrow.parquet as pq
 import pytest
 from helpers.hub import TOKEN, Failure, Repo, StandIn, running_hub
+from helpers.progress import Heard
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
 from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
@@ -87,7 +88,7 @@ def make_dataset(
 
 
 def pushed(source: Path, **options: Any) -> PushSummary:
-    return push(DatasetFolder.existing(str(source)), REPO, **options)
+    return push(source, REPO, **options)
 
 
 def pulled(tmp_path: Path, **options: Any) -> PullSummary:
@@ -259,7 +260,7 @@ def compacted(source: Path, tmp_path: Path) -> Path:
 
 
 def without_the_images(source: Path, tmp_path: Path) -> Path:
-    compact(DatasetFolder(str(source)), str(tmp_path / "without"), shard_mb=100, images=False)
+    compact(DatasetFolder(str(source)), str(tmp_path / "without"), shard_mb=100, without_images=True)
     return tmp_path / "without"
 
 
@@ -281,7 +282,7 @@ def test_another_version_of_the_same_dataset(
 ) -> None:
     pushed(source, without_images=without_images)
     first = hub.repos[REPO].head
-    pushed(change(source, tmp_path), check=False)
+    pushed(change(source, tmp_path), verify=False)
     assert hub.repos[REPO].head != first
 
 
@@ -354,7 +355,7 @@ def test_a_hub_that_is_not_there(hub: StandIn, source: Path, monkeypatch: pytest
 @pytest.mark.parametrize("name", ["dialogues", "a/b/c", "me/two words", "", "../me"])
 def test_a_name_that_is_none(hub: StandIn, source: Path, name: str) -> None:
     with pytest.raises(UsageError, match="USER/NAME"):
-        push(DatasetFolder(str(source)), name)
+        push(source, name)
     assert hub.requests == []
 
 
@@ -366,7 +367,7 @@ def test_a_damaged_dataset_is_not_pushed(hub: StandIn, source: Path) -> None:
         pushed(source)
     file.write_bytes(data[:-1])
     with pytest.raises(UsageError, match=r"data/s1\.parquet has \d+ bytes"):
-        pushed(source, check=False)
+        pushed(source, verify=False)
     assert hub.repos == {}
 
 
@@ -408,7 +409,7 @@ def test_a_dataset_of_another_record_is_not_pushed(
     with pytest.raises(
         UsageError, match="another version of dialog-gen: its columns differ from the record in caption"
     ):
-        pushed(older_one, check=check)
+        pushed(older_one, verify=check)
     assert hub.requests == []
 
 
@@ -424,9 +425,9 @@ def test_without_images(hub: StandIn, source: Path, tmp_path: Path) -> None:
     hub.failures.append(Failure(COMMIT, 400, times=1))
     with pytest.raises(HubError):
         pushed(source, without_images=True)
-    staged = files_of(source / ".share")
+    staged = files_of(source / ".publish")
     summary = pushed(source, without_images=True)
-    assert not (source / ".share").exists()
+    assert not (source / ".publish").exists()
     assert {path: data for path, data in hub.repos[REPO].files.items() if path in staged} == staged
     assert summary.bytes < sum(map(len, files_of(source).values()))
     pulled(tmp_path)
@@ -623,3 +624,15 @@ def test_the_commands_and_datasets(hub: StandIn, source: Path, tmp_path: Path) -
     assert json.loads(done.stdout.splitlines()[-1]) == [
         *(9, [{"user": "What 0?", "assistant": "Answer 0."}], [4, 4], 3, "too_few_pairs")
     ]
+
+
+def test_progress(hub: StandIn, source: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    push(str(source), REPO, on_progress=heard)
+    assert heard.ends() == {"checking shards": (3, 3)}
+    heard = Heard()
+    push(DatasetFolder(str(source)), REPO, without_images=True, on_progress=heard)
+    assert heard.ends() == {"merging shards": (3, 3), "checking shards": (1, 1)}
+    heard = Heard()
+    pull(REPO, str(tmp_path / "pulled"), on_progress=heard)
+    assert heard.ends() == {"checking shards": (1, 1)}

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from helpers.inputs import png, sha256
+from helpers.progress import Heard
 from helpers.rows import files_of, gates_of, make_row, marks_of, rows_of, shard_of, write_shard
 from PIL import Image
 
@@ -27,7 +28,7 @@ from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.resize import resizer
 from dialog_gen.publish import rehydrate as rehydrate_module
 from dialog_gen.publish.compact import compact
-from dialog_gen.publish.rehydrate import RehydrateSummary, rehydrate
+from dialog_gen.publish.rehydrate import RehydrateSummary, rehydrate, rehydrate_with
 
 CONFIG: dict[str, Any] = {"schema_version": 3}
 POLICY = FetchPolicy(allow_loopback=True, retries=0, timeout_s=5)
@@ -121,14 +122,14 @@ def source(web: Web, tmp_path: Path) -> Path:
 def bare(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same without images, still in three shards."""
     monkeypatch.setattr("dialog_gen.publish.compact._stored_bytes", lambda *_: 600_000)
-    compact(DatasetFolder(str(source)), str(tmp_path / "bare"), shard_mb=1, images=False)
+    compact(DatasetFolder(str(source)), str(tmp_path / "bare"), shard_mb=1, without_images=True)
     monkeypatch.undo()
     assert all(row["images"] is None for part in ("data", "rejects") for row in rows_of(tmp_path / "bare", part))
     return tmp_path / "bare"
 
 
 def restored(bare: Path, out: Path, **options: Any) -> RehydrateSummary:
-    return rehydrate(DatasetFolder.existing(str(bare)), str(out), policy=POLICY, **options)
+    return rehydrate_with(POLICY, DatasetFolder.existing(str(bare)), str(out), **options)
 
 
 def wanted(source: Path, part: str, lost: tuple[int, ...] = (3, 13, 23)) -> list[dict[str, Any]]:
@@ -183,7 +184,7 @@ def test_another_way_to_store_the_same_image(
 
 
 def test_loopback_is_blocked_unless_allowed(web: Web, bare: Path, tmp_path: Path) -> None:
-    summary = rehydrate(DatasetFolder(str(bare)), str(tmp_path / "out"), policy=FetchPolicy())
+    summary = rehydrate(bare, tmp_path / "out")
     assert summary.outcomes == {"blocked_address": 9, "no_url": 3}
     assert summary.restored == 0
     assert web.asked.total() == 0
@@ -192,7 +193,7 @@ def test_loopback_is_blocked_unless_allowed(web: Web, bare: Path, tmp_path: Path
 def test_many_row_groups(web: Web, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than are fetched at a time; order and pairing hold."""
     monkeypatch.setattr("dialog_gen.publish.compact.ROWS_A_GROUP", 2)
-    compact(DatasetFolder(str(source)), str(tmp_path / "bare"), images=False)
+    compact(DatasetFolder(str(source)), str(tmp_path / "bare"), without_images=True)
     monkeypatch.setattr(rehydrate_module, "_GROUPS_AHEAD", 1)
     restored(tmp_path / "bare", tmp_path / "out", threads=3)
     assert rows_of(tmp_path / "out") == wanted(source, "data")
@@ -262,7 +263,7 @@ def test_what_failed_is_asked_for_again_and_nothing_else(web: Web, source: Path,
 def test_loopback_that_is_allowed_the_second_time(web: Web, source: Path, bare: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for _ in range(2):
-        blocked = rehydrate(DatasetFolder(str(bare)), str(out), policy=FetchPolicy())
+        blocked = rehydrate(bare, out)
         assert blocked.outcomes == {"blocked_address": 9, "no_url": 3}
     assert restored(bare, out).outcomes == {"restored": 9, "no_url": 3}
     assert rows_of(out) == wanted(source, "data")
@@ -358,10 +359,10 @@ def test_a_source_that_was_gated_since_is_not_fetched_again(web: Web, bare: Path
 HANGING = """
 import sys
 from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.publish.rehydrate import rehydrate
+from dialog_gen.publish.rehydrate import rehydrate_with
 from dialog_gen.dataset.folder import DatasetFolder
 policy = FetchPolicy(allow_loopback=True, timeout_s=3600, deadline_s=None)
-rehydrate(DatasetFolder(sys.argv[1]), sys.argv[2], policy=policy)
+rehydrate_with(policy, DatasetFolder(sys.argv[1]), sys.argv[2])
 """
 
 
@@ -455,3 +456,12 @@ def test_what_is_refused(bare: Path, source: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UsageError, match=r"part-00001\.parquet has \d+ bytes"):
         restored(bare, tmp_path / "out")
+
+
+def test_progress(web: Web, bare: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        heard = Heard()
+        rehydrate(str(bare), str(tmp_path / "out"), allow_loopback=True, on_progress=heard)
+        assert heard.ends() == {"fetching images": (12, 12)}
+    with pytest.raises(UsageError, match="--threads 0 is too small: give at least 1"):
+        rehydrate(bare, tmp_path / "new", threads=0)

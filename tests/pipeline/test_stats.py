@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.inputs import png, sha256
+from helpers.progress import Heard
 from helpers.rows import gates_of, make_row, marks_of, scores_of, shard_of, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,8 +22,8 @@ from dialog_gen.dataset.writer import open_writer
 from dialog_gen.inspect.distributions import Distribution, Spread
 from dialog_gen.inspect.sampling import sample_rows
 from dialog_gen.inspect.sketches import DistinctItems, FrequentItems
-from dialog_gen.inspect.statistics import answer_type, collect, question_type
-from dialog_gen.inspect.table import stats_text
+from dialog_gen.inspect.statistics import answer_type, question_type, stats
+from dialog_gen.inspect.stats_text import stats_text
 
 QUESTIONS = ("What color is the car?", "How many dogs are there?", "Is there a dog?", "Why?", "what Color is it")
 ANSWERS = ("Red.", "red", "Yes, there is.", "no", "2", "Two dogs are playing in the park.", "1,000")
@@ -69,7 +70,7 @@ def made_up_rows(count: int) -> list[dict[str, Any]]:
 
 def test_against_brute_force(tmp_path: Path) -> None:
     everything = made_up_rows(400)
-    found = collect(DatasetFolder(str(write_dataset(tmp_path, everything))))
+    found = stats(write_dataset(tmp_path, everything))
     rows = [row for row in everything if "texts" in row]
     pairs = [pair for row in rows for pair in row["texts"]]
     lost = Counter(row["status"] for row in everything if "status" in row)
@@ -139,19 +140,19 @@ def test_against_brute_force(tmp_path: Path) -> None:
 
 def test_shards_make_no_difference(tmp_path: Path) -> None:
     rows = made_up_rows(120)
-    one, many = (collect(DatasetFolder(str(write_dataset(tmp_path / str(size), rows, size)))) for size in (120, 7))
+    one, many = (stats(write_dataset(tmp_path / str(size), rows, size)) for size in (120, 7))
     differing = {key for key, value in asdict(one).items() if asdict(many)[key] != value}
     assert differing == {"shards", "bytes"}
 
 
 def test_an_empty_dataset_and_one_without_images(tmp_path: Path) -> None:
-    empty = collect(DatasetFolder(str(write_dataset(tmp_path / "empty", [make_row(0, "rejected")]))))
+    empty = stats(write_dataset(tmp_path / "empty", [make_row(0, "rejected")]))
     assert (empty.images, empty.accepted, empty.pairs, empty.image_sizes) == (1, 0, 0, None)
     assert "1 images" in stats_text(empty)
     rows = [make_row(0, images=None), make_row(1, images=[]), make_row(2, images=[{"bytes": None, "path": "a"}])]
-    assert collect(DatasetFolder(str(write_dataset(tmp_path / "bare", rows)))).image_sizes is None
+    assert stats(write_dataset(tmp_path / "bare", rows)).image_sizes is None
     rows[0]["images"] = [{"bytes": b"no image", "path": None}]
-    sizes = collect(DatasetFolder(str(write_dataset(tmp_path / "bad", rows)))).image_sizes
+    sizes = stats(write_dataset(tmp_path / "bad", rows)).image_sizes
     assert sizes is not None
     assert (sizes.sampled, sizes.readable, sizes.formats) == (1, 0, {"not an image": 1})
 
@@ -159,7 +160,7 @@ def test_an_empty_dataset_and_one_without_images(tmp_path: Path) -> None:
 def test_what_is_not_a_number_is_not_a_score(tmp_path: Path) -> None:
     texts = [{"user": "a?", "assistant": "b"}] * 2
     row = make_row(0, texts=texts, gates=gates_of([[], []], leak=[float("nan"), 0.5]))
-    assert collect(DatasetFolder(str(write_dataset(tmp_path, [row])))).gates["leak"].scored == 1
+    assert stats(write_dataset(tmp_path, [row])).gates["leak"].scored == 1
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_damage_is_told(tmp_path: Path, name: str, message: str) -> None:
     else:
         (tmp_path / "config.json").unlink()
     with pytest.raises(UsageError, match=message):
-        collect(DatasetFolder.existing(str(tmp_path)))
+        stats(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -301,3 +302,10 @@ def test_samples_depend_on_ids_and_seed_alone(tmp_path: Path) -> None:
     assert ids(one, 1000) == [row["image_id"] for row in rows if "texts" in row]
     (row,) = sample_rows(DatasetFolder(str(one)), ["caption", "images"], 1)
     assert row.keys() == {"caption", "images"}
+
+
+def test_progress(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, made_up_rows(40), 15)
+    heard = Heard()
+    assert stats(str(dataset), on_progress=heard) == stats(DatasetFolder(str(dataset)))
+    assert heard.ends() == {"reading shards": (3, 3)}

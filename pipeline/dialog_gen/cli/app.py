@@ -15,16 +15,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dialog_gen.cli.publish import COMMANDS as SHARE_COMMANDS
+from dialog_gen.cli.publish import add_publish_commands
 from dialog_gen.cli.remedies import explained
 from dialog_gen.core.console import DatasetOption, Json, Version, begin, print_result, progress_bar, run_app
 from dialog_gen.core.errors import FailedCheckError, UsageError, did_you_mean
 from dialog_gen.core.progress import progress_bars
 
 if TYPE_CHECKING:
-    from dialog_gen.dataset.folder import DatasetFolder
     from dialog_gen.dataset.upgrade import UpgradeSummary
-    from dialog_gen.inspect.statistics import Stats
 
 # What a command needs beyond this is imported inside it: `dialog-gen --help` should not wait for torch.
 
@@ -288,12 +286,12 @@ def verify(directory: DatasetOption, json_output: Json = False) -> None:
 
 @app.command()
 def stats(directory: DatasetOption, json_output: Json = False) -> None:
-    """Read a dataset's texts and tell what is asked and answered, how long texts are, and what gates and losses say."""
-    from dialog_gen.dataset.folder import DatasetFolder
-    from dialog_gen.inspect.table import stats_text
+    """Read a dataset's texts and show what is asked and answered, how long texts are, and what gates marked."""
+    from dialog_gen.inspect.statistics import stats as dataset_stats
+    from dialog_gen.inspect.stats_text import stats_text
 
-    folder = DatasetFolder.existing(directory)
-    found = _collect_stats(folder)
+    with progress_bars() as on_progress:
+        found = dataset_stats(directory, on_progress=on_progress)
     print_result(asdict(found), f"{directory}: {stats_text(found)}", json_output)
 
 
@@ -305,27 +303,12 @@ def report(
     seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
     max_mb: Annotated[float, typer.Option(min=0.1, help="Size of the page; thumbnails adapt to it.")] = 20,
 ) -> None:
-    """Show a dataset as one HTML page that needs nothing else: figures, distributions and a gallery to search."""
-    from dialog_gen.dataset.folder import DatasetFolder
-    from dialog_gen.inspect.page import check_out, write_report
+    """Show a dataset as one self-contained HTML page: figures, distributions and a gallery with search."""
+    from dialog_gen.inspect.page import report as write_report
 
-    folder = DatasetFolder.existing(directory)
-    check_out(out)
-    found = _collect_stats(folder)
-    with progress_bar() as progress:
-        task = progress.add_task("images", total=min(samples, found.accepted))
-        written = write_report(
-            folder, found, out, samples=samples, seed=seed, max_mb=max_mb, on_row=lambda: progress.advance(task)
-        )
-    typer.echo(f"{written}\n{out}")
-
-
-def _collect_stats(folder: "DatasetFolder") -> "Stats":
-    from dialog_gen.inspect.statistics import collect
-
-    with progress_bar() as progress:
-        task = progress.add_task("reading shards", total=len(folder.shards()))
-        return collect(folder, on_shard=lambda: progress.advance(task))
+    with progress_bars() as on_progress:
+        summary = write_report(directory, out, samples=samples, seed=seed, max_mb=max_mb, on_progress=on_progress)
+    typer.echo(f"{summary}\n{out}")
 
 
 @app.command()
@@ -356,8 +339,7 @@ def upgrade(directory: DatasetOption, json_output: Json = False) -> None:
     print_result(asdict(summary), str(summary), json_output)
 
 
-for command in SHARE_COMMANDS:
-    app.command()(command)
+add_publish_commands(app)
 
 
 @app.command()

@@ -1,13 +1,16 @@
-"""The commands that share a dataset: compact, export, push, pull, rehydrate. `dialog_gen.cli.app` registers them."""
+"""The commands that publish a dataset: compact, export, push, pull, rehydrate."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated
 
 import typer
 
-from dialog_gen.core.console import DatasetOption, Json, print_result, progress_bar
-from dialog_gen.core.errors import FailedCheckError, UsageError, did_you_mean
+from dialog_gen.core.console import DatasetOption, Json, command_with_help, print_result
+from dialog_gen.core.errors import FailedCheckError, UsageError
+from dialog_gen.core.progress import progress_bars
+
+# What a command needs beyond this is imported inside it: `dialog-gen --help` should be fast.
 
 Repo = Annotated[str, typer.Option(metavar="USER/NAME", help="Dataset repository on the Hub.")]
 WithoutImages = Annotated[
@@ -15,61 +18,59 @@ WithoutImages = Annotated[
 ]
 
 
+def add_publish_commands(app: typer.Typer) -> None:
+    """Adds the commands of this module to the command line."""
+    app.command()(compact)
+    app.command(cls=command_with_help(to=_formats_help))(export)
+    app.command()(push)
+    app.command()(pull)
+    app.command()(rehydrate)
+
+
 def compact(
     directory: DatasetOption,
-    out: Annotated[str, typer.Option(help="Dataset folder to write or go on with.")],
+    out: Annotated[str, typer.Option(help="Dataset folder to write or to continue.")],
     shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard, about.")] = 500,
     without_images: WithoutImages = False,
     json_output: Json = False,
 ) -> None:
-    """Merge a dataset's shards into larger ones, for sharing; run again to go on or to follow a dataset that grew."""
-    from dialog_gen.dataset.folder import DatasetFolder
+    """Merge a dataset's shards into larger ones for publishing; run again to resume or after the dataset grew."""
     from dialog_gen.publish.compact import compact as compact_dataset
 
-    folder = DatasetFolder.existing(directory)
-    with progress_bar() as progress:
-        task = progress.add_task("merging shards", total=len(folder.shards()))
+    with progress_bars() as on_progress:
         summary = compact_dataset(
-            folder,
-            out,
-            shard_mb=shard_mb,
-            images=not without_images,
-            on_shard=lambda shards: progress.advance(task, shards),
+            directory, out, shard_mb=shard_mb, without_images=without_images, on_progress=on_progress
         )
     print_result(asdict(summary), str(summary), json_output)
 
 
 def export(
     directory: DatasetOption,
-    to: Annotated[str, typer.Option(help="llava, messages, texts or webdataset.")],
+    to: Annotated[str, typer.Option(help="Format.")],
     out: Annotated[str, typer.Option(help="Folder to write; must not exist.")],
     kept_only: Annotated[bool, typer.Option("--kept-only", help="Leave out pairs that a gate marked.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     json_output: Json = False,
 ) -> None:
     """Write the accepted dialogues in a format that other programs read."""
-    from dialog_gen.dataset.folder import DatasetFolder
-    from dialog_gen.dataset.verify import totals
     from dialog_gen.publish.export import export as export_dataset
-    from dialog_gen.publish.formats import Format
 
-    if to not in get_args(Format):
-        raise UsageError(f"--to {to}: {did_you_mean(to, get_args(Format))}.")
-    if "://" in out:
-        raise UsageError(f"--out {out} is not on this machine: give a local folder, and copy it from there.")
-    folder = DatasetFolder.existing(directory)
-    with progress_bar() as progress:
-        accepted = totals(folder).accepted
-        task = progress.add_task("exporting images", total=min(limit or accepted, accepted))
-        summary = export_dataset(
-            folder,
-            Path(out),
-            to=cast("Any", to),
-            kept_only=kept_only,
-            limit=limit,
-            on_image=lambda: progress.advance(task),
-        )
+    with progress_bars() as on_progress:
+        summary = export_dataset(directory, out, to=to, kept_only=kept_only, limit=limit, on_progress=on_progress)
     print_result(asdict(summary), str(summary), json_output)
+
+
+def _formats_help() -> str:
+    """The export formats with their descriptions; of a package that cannot be imported, the name alone."""
+    from dialog_gen.publish.formats.base import FORMATS
+
+    def text(name: str) -> str:
+        try:
+            return f"{name}: {FORMATS.get(name).description}"
+        except UsageError:
+            return name
+
+    return f"{'; '.join(map(text, FORMATS.names()))}."
 
 
 def push(
@@ -83,22 +84,17 @@ def push(
     ] = None,
     message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Put this dataset in the place of whatever the repository holds.")
+        bool, typer.Option("--replace", help="Replace whatever the repository holds by this dataset.")
     ] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Check sizes only, not every byte, before.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Publish a dataset on the Hugging Face Hub, with a card, in one commit; run again to go on."""
-    from dialog_gen.dataset.folder import DatasetFolder
+    """Publish a dataset on the Hugging Face Hub, with a card, in one commit; run again to resume."""
     from dialog_gen.publish.push import push as push_dataset
 
-    if licence is not None and not licence.strip():
-        raise UsageError("--licence is empty: give an SPDX identifier such as cc-by-4.0, or the terms in words.")
-    folder = DatasetFolder.existing(directory)
-    with progress_bar() as progress:
-        task = progress.add_task("checking shards", total=None)
+    with progress_bars() as on_progress:
         summary = push_dataset(
-            folder,
+            directory,
             repo,
             without_images=without_images,
             private=private,
@@ -106,55 +102,42 @@ def push(
             link_rot=link_rot,
             message=message,
             replace=replace,
-            check=not no_verify,
-            on_shard=lambda shards: progress.advance(task, shards),
+            verify=not no_verify,
+            on_progress=on_progress,
         )
     print_result(asdict(summary), str(summary), json_output)
 
 
 def pull(
     repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Dataset repository on the Hub.")],
-    out: Annotated[Path, typer.Option(help="Dataset folder to write or go on with.")],
+    out: Annotated[Path, typer.Option(help="Dataset folder to write or to continue.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     json_output: Json = False,
 ) -> None:
-    """Fetch a dataset from the Hugging Face Hub and check every byte of it; run again to go on."""
+    """Fetch a dataset from the Hugging Face Hub and check every byte of it; run again to resume."""
     from dialog_gen.publish.pull import pull as pull_dataset
 
-    with progress_bar() as progress:
-        task = progress.add_task("checking shards", total=None)
-        summary = pull_dataset(repo, out, revision=revision, on_shard=lambda shards: progress.advance(task, shards))
+    with progress_bars() as on_progress:
+        summary = pull_dataset(repo, out, revision=revision, on_progress=on_progress)
     print_result(asdict(summary), str(summary), json_output)
 
 
 def rehydrate(
     directory: DatasetOption,
-    out: Annotated[str, typer.Option(help="Dataset folder to write or go on with.")],
-    threads: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 64,
+    out: Annotated[str, typer.Option(help="Dataset folder to write or to continue.")],
+    threads: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 64,
     allow_loopback: Annotated[
         bool, typer.Option("--allow-loopback", help="Also fetch from servers on this machine.")
     ] = False,
     json_output: Json = False,
 ) -> None:
-    """Fetch the images of a dataset that was shared without them, and check each; exit 1 if not one could be had."""
-    from dialog_gen.dataset.folder import DatasetFolder
-    from dialog_gen.dataset.verify import totals
-    from dialog_gen.download.fetch import FetchPolicy
+    """Fetch the images of a dataset that was published without them, and check each; exit 1 if none can be fetched."""
     from dialog_gen.publish.rehydrate import rehydrate as rehydrate_dataset
 
-    folder = DatasetFolder.existing(directory)
-    with progress_bar() as progress:
-        task = progress.add_task("fetching images", total=totals(folder).images)
+    with progress_bars() as on_progress:
         summary = rehydrate_dataset(
-            folder,
-            out,
-            policy=FetchPolicy(allow_loopback=allow_loopback),
-            threads=threads,
-            on_rows=lambda rows: progress.advance(task, rows),
+            directory, out, threads=threads, allow_loopback=allow_loopback, on_progress=on_progress
         )
     print_result(summary.to_json(), str(summary), json_output)
     if summary.failure:
         raise FailedCheckError(summary.failure)
-
-
-COMMANDS = (compact, export, push, pull, rehydrate)

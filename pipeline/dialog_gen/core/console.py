@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import Progress
+from typer.core import TyperCommand, TyperOption
 
 from dialog_gen.core.errors import DialogGenError
 from dialog_gen.core.version import __version__
@@ -33,6 +34,22 @@ def begin(context: typer.Context, version: bool) -> None:
         raise typer.Exit(2)
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+
+
+def command_with_help(**texts: Callable[[], str]) -> type[TyperCommand]:
+    """A class for `app.command(cls=...)`; parameter -> function that makes its help text, called when help is shown.
+
+    For texts that list what is in a registry: its modules need not be imported before somebody asks for help.
+    """
+
+    class Command(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            for parameter in self.params:
+                if parameter.name in texts and isinstance(parameter, TyperOption):
+                    parameter.help = texts[parameter.name]()
+            super().format_help(ctx, formatter)
+
+    return Command
 
 
 def print_result(content: dict[str, Any], text: str, as_json: bool) -> None:

@@ -34,6 +34,12 @@ class FailedCheckError(DialogGenError):
     exit_code = 1
 
 
+def check_at_least(flag: str, value: float, least: float) -> None:
+    """Raises UsageError for a value below `least`; `flag` names it in the message, such as "--threads"."""
+    if value < least:
+        raise UsageError(f"{flag} {value:g} is too small: give at least {least:g}.")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence that names the nearest known word and all known words."""
     names = sorted(known)

@@ -103,6 +103,11 @@ class DatasetFolder:
         folder.config()
         return folder
 
+    @classmethod
+    def of(cls, dataset: "str | Path | DatasetFolder") -> "DatasetFolder":
+        """The dataset at a location, or the folder itself if it is open. Raises UsageError where there is none."""
+        return dataset if isinstance(dataset, DatasetFolder) else cls.existing(str(dataset))
+
     def config(self) -> dict[str, Any]:
         """What the dataset was made with. Raises UsageError if it is damaged, or of a later version of the record."""
         try:

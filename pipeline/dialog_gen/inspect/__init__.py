@@ -1,6 +1,8 @@
-"""A dataset's figures, in one pass and in memory that does not grow with it; uniform samples of its rows.
+"""A dataset's figures, computed in one pass and in bounded memory, and its HTML report.
 
-collect.py         the pass; table.py tells its result
-sketches.py        counts over streams of any length; distributions.py: histograms and quantiles
-sampling.py        rows drawn uniformly
+statistics.py      the pass over a dataset; stats_text.py shows its result as text
+sketches.py        counts over streams of any length
+distributions.py   histograms and quantiles
+sampling.py        uniform samples of rows
+page/              the HTML report
 """

@@ -1,4 +1,4 @@
-"""How numbers are distributed, counted while they go by: mean, quantiles and a histogram."""
+"""Distributions of numbers in a stream: mean, quantiles and a histogram."""
 
 import itertools
 import math
@@ -11,13 +11,13 @@ _TINY = 1e-6
 
 
 class Distribution:
-    """Numbers counted by value, to three digits."""
+    """Counts of numbers by value, rounded to three digits."""
 
     def __init__(self) -> None:
         self._counts = Counter[float]()
 
     def add(self, value: float) -> None:
-        """Counts one more. Rounded so that there are at most some thousand different values, whatever comes."""
+        """Counts a number. Rounding bounds the memory: there are at most some thousand distinct values."""
         self._counts[float(f"{round(value, 2):.3g}")] += 1
 
     def __len__(self) -> int:
@@ -25,11 +25,11 @@ class Distribution:
 
     @property
     def mean(self) -> float:
-        """Of the rounded values; 0 without any."""
+        """Mean of the rounded values; 0 without any."""
         return sum(value * count for value, count in self._counts.items()) / (len(self) or 1)
 
     def quantile(self, fraction: float) -> float:
-        """The smallest value that at least this fraction of the values does not exceed; 0 without any."""
+        """The smallest value v such that at least this fraction of the values is <= v; 0 without any."""
         reached = 0
         for value, count in sorted(self._counts.items()):
             reached += count
@@ -38,15 +38,15 @@ class Distribution:
         return 0.0
 
     def items(self) -> Iterator[tuple[float, int]]:
-        """Each value and how often it came, in order."""
+        """Each value with its count, in ascending order."""
         yield from sorted(self._counts.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bin:
-    """A bar of a histogram: values from `low` up to `high`, or all above where that is None.
+    """A bar of a histogram: values from `low` to `high`, or all above `low` where `high` is None.
 
-    A value on the limit of two bars is in the upper one if all values are whole numbers, else in the lower one.
+    A value on the boundary of two bars is in the upper one if all values are whole numbers, else in the lower one.
     """
 
     low: float
@@ -56,7 +56,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """How numbers are distributed. All 0 and no bins where there are none."""
+    """Summary of a distribution. All 0 and no bins where there are no values."""
 
     count: int
     mean: float
@@ -66,7 +66,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Distribution) -> "Spread":
-        """Of the values that were counted."""
+        """The summary of the values that were counted."""
         return cls(
             count=len(values),
             mean=round(values.mean, 4),
@@ -77,7 +77,7 @@ class Spread:
 
 
 def _bins(values: Distribution) -> list[Bin]:
-    """At most `_BINS` bars of a width of 1, 2 or 5 times a power of ten; the last takes the highest percent, too."""
+    """At most `_BINS` bars, 1, 2 or 5 times a power of ten wide; the last one includes the highest percent."""
     counts = list(values.items())
     if not counts:
         return []
@@ -88,7 +88,7 @@ def _bins(values: Distribution) -> list[Bin]:
     first = math.floor(low / width + _TINY)
 
     def bar_of(value: float) -> int:
-        # The limit of two bars is in the lower one, or a score of 1 would need a bar of its own.
+        # A boundary belongs to the lower bar: else a score of 1 would need a bar of its own.
         return math.floor(value / width) if whole else max(first, math.ceil(value / width - _TINY) - 1)
 
     last = bar_of(high)

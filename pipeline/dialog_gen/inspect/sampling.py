@@ -14,8 +14,8 @@ def sample_rows(
 ) -> Iterator[dict[str, Any]]:
     """`count` rows in the dataset's order, or all where there are fewer.
 
-    Those whose ids have the smallest hashes under the seed: the same rows whatever the shards, and in a dataset that
-    has grown most of them again. Raises UsageError for a file that is gone or damaged.
+    These are the rows whose ids have the smallest hashes under the seed: the same rows however they are divided into
+    shards, and mostly the same after the dataset has grown. Raises UsageError for a missing or damaged file.
     """
     files = [manifest.data for manifest in folder.manifests()]
     smallest: list[tuple[int, int, int, int]] = []  # a heap of (-hash, file, row group, row in it)
@@ -32,7 +32,7 @@ def sample_rows(
         places[number, group].append(row)
     for (number, group), rows in places.items():
         entry = files[number]
-        assert entry is not None  # noqa: S101 - rows came from it
+        assert entry is not None  # noqa: S101 - the rows came from it
         with folder.row_file(entry.path) as file:
             found = file.row_group(group, columns).take(rows)
         yield from found.to_pylist()

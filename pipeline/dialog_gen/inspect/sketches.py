@@ -1,4 +1,4 @@
-"""Counts over streams of any length in bounded memory: exact while few things differ, honest about the error after."""
+"""Counts over streams of any length in bounded memory: exact for few distinct items, with a known error beyond."""
 
 import heapq
 from collections import Counter
@@ -9,10 +9,10 @@ _HASHES = 1 << 64
 
 
 class FrequentItems:
-    """The most frequent of many things: Misra-Gries counters, in the form of arXiv 1204.1078 that can take a batch.
+    """The most frequent items: Misra-Gries counters, in the batch form of arXiv 1204.1078.
 
-    Exact up to `capacity` different things. After that each count is too low by `undercount` at most, and whatever was
-    seen more often than that is there.
+    Exact up to `capacity` distinct items. Beyond that each count is too low by at most `undercount`, and every item
+    that was seen more often than that is present.
     """
 
     def __init__(self, capacity: int = 1 << 14) -> None:
@@ -21,7 +21,7 @@ class FrequentItems:
         self.undercount = 0
 
     def add(self, item: str) -> None:
-        """Counts one more."""
+        """Counts an item."""
         self._counts[item] += 1
         if len(self._counts) > 2 * self._capacity:
             cut = heapq.nlargest(self._capacity + 1, self._counts.values())[-1]
@@ -29,16 +29,16 @@ class FrequentItems:
             self._counts = Counter({known: count - cut for known, count in self._counts.items() if count > cut})
 
     def top(self, count: int) -> dict[str, int]:
-        """The most frequent and how often each was seen; those seen equally often in alphabetical order."""
+        """The `count` most frequent items with their counts; ties are in alphabetical order."""
         return dict(heapq.nsmallest(count, self._counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 class DistinctItems:
-    """How many different things there are, and how many repeat an earlier one: the k smallest hashes, with counts.
+    """The number of distinct items, and of those that repeat an earlier one: the k smallest hashes, with counts.
 
-    Exact up to k different things (two in 2^64 that share a hash aside). After that an estimate with a standard error
-    of 1 / sqrt(k - 2), 0.6 % for the default (Bar-Yossef et al. 2002): k hashes that reach from 0 up to x among
-    uniform ones say that there are (k - 1) / x in all.
+    Exact up to k distinct items (apart from hash collisions, of probability 2^-64 each). Beyond that an estimate with
+    a standard error of 1 / sqrt(k - 2), 0.6 % for the default (Bar-Yossef et al. 2002): if the k smallest of n uniform
+    hashes in [0, 1] reach up to x, then n is about (k - 1) / x.
     """
 
     def __init__(self, k: int = 1 << 15) -> None:
@@ -48,23 +48,23 @@ class DistinctItems:
         self.seen = 0
 
     def add(self, item: str) -> None:
-        """Counts one more."""
+        """Counts an item."""
         self.seen += 1
         key = hash_64(item)
         if key < self._limit:
-            # A hash below the limit was never dropped, as the limit only sinks: its count is complete.
+            # The limit only decreases, so a hash below it was never dropped: its count is complete.
             self._counts[key] = self._counts.get(key, 0) + 1
             if len(self._counts) > 2 * self._k:
                 self._keep_smallest()
 
     @property
     def exact(self) -> bool:
-        """Whether the figures are counts, not estimates."""
+        """Whether the figures are counts rather than estimates."""
         return self._limit == _HASHES and len(self._counts) <= self._k
 
     @property
     def distinct(self) -> int:
-        """How many different things were seen."""
+        """How many distinct items were seen."""
         if self.exact:
             return len(self._counts)
         self._keep_smallest()
@@ -72,7 +72,7 @@ class DistinctItems:
 
     @property
     def repeated(self) -> int:
-        """How many of those seen had been seen before."""
+        """How many items repeat an earlier one."""
         self._keep_smallest()
         return round(self.seen * (1 - len(self._counts) / self._counted)) if self.seen else 0
 

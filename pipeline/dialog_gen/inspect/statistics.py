@@ -1,16 +1,17 @@
-"""What a dataset folder holds, in one pass over its texts and in memory that does not grow with it."""
+"""Statistics of a dataset, in one pass over its texts and in memory that does not grow with it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from PIL import Image
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import marking_gates
 from dialog_gen.dataset.verify import totals
@@ -21,7 +22,7 @@ from dialog_gen.inspect.sketches import DistinctItems, FrequentItems
 from dialog_gen.sources.images import FORMATS
 
 TOP = 20
-"""How many of the most frequent question types and answers are told."""
+"""How many of the most frequent question types and answers are listed."""
 
 _SIZED_IMAGES = 1000
 _NUMBERS = frozenset(
@@ -40,21 +41,21 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Utterances:
-    """All questions, or all answers. They are compared without case and without the mark at their end."""
+    """All questions, or all answers. They are compared without case and final punctuation."""
 
     distinct: int
     distinct_is_exact: bool
-    """False for an estimate, of which the standard error is 0.6 %."""
+    """False for an estimate, whose standard error is 0.6 %."""
     words: Spread
     top: dict[str, int]
-    """Question types (the first two words), or whole answers: the most frequent ones."""
+    """The most frequent question types (the first two words), or whole answers, with their counts."""
     top_undercount: int
-    """By how much the counts of `top` may be too low; 0 where they are exact."""
+    """How much the counts of `top` may be too low; 0 where they are exact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateStats:
-    """One quality gate, over pairs."""
+    """One quality gate; the counts are of pairs."""
 
     scored: int
     marked: int
@@ -63,7 +64,7 @@ class GateStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSizes:
-    """From the headers of a uniform sample of the images. Medians; sizes in pixels."""
+    """Medians over a uniform sample of the images, read from their headers. Sizes are in pixels."""
 
     sampled: int
     readable: int
@@ -77,7 +78,7 @@ class ImageSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """What `dialog-gen stats` tells; with --json its fields are the keys."""
+    """Statistics of a dataset. Its fields are the keys that `dialog-gen stats --json` prints."""
 
     shards: int
     images: int
@@ -87,47 +88,48 @@ class Stats:
     unreadable: int
     reasons: dict[str, dict[str, int]]
     bytes: int
-    """Of all Parquet files."""
+    """Size of all Parquet files."""
     repeated_images: int
-    """Accepted images with the bytes of an earlier one."""
+    """Accepted images that are byte for byte equal to an earlier one."""
     repeated_images_is_exact: bool
     pairs: int
     pairs_per_image: dict[int, int]
     """pairs -> images"""
     pairs_gated: int
     pairs_kept: int
-    """Of those gated: pairs that no gate marked."""
+    """Gated pairs that no gate marked."""
     images_without_kept_pair: int
     questions: Utterances
     answers: Utterances
     answer_types: dict[str, int]
-    """yes/no, number, other: pairs"""
+    """yes/no, number, other -> pairs"""
     captions: Spread
-    """Words; images without a caption are not counted."""
+    """Words per caption, over the images that have one."""
     gates: dict[str, GateStats]
-    """Those that scored something."""
+    """Gates that scored or marked a pair."""
     image_sizes: ImageSizes | None
-    """None where the dataset was shared without images."""
+    """None where the dataset holds no images."""
     models: dict[str, int]
     protocols: dict[str, int]
     engines: dict[str, int]
 
 
-def collect(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None) -> Stats:
-    """Reads all texts of a dataset, and the headers of a thousand images.
+def stats(dataset: str | Path | DatasetFolder, *, on_progress: OnProgress = ignore_progress) -> Stats:
+    """Statistics of a dataset: reads all its texts, and the headers of a thousand images.
 
-    Raises UsageError where a manifest or a file of rows is missing or damaged: statistics of a part would mislead.
+    Raises UsageError for a missing or damaged file: statistics of a part would mislead.
     """
+    folder = DatasetFolder.of(dataset)
     counted = totals(folder)
     if counted.problems:
         raise UsageError(f"{folder.location}: {counted.problems[0]}.")
     sizes = _image_sizes(folder)
-    counts = _Counts()
-    for manifest in folder.manifests():
+    counts = _RowCounts()
+    for done, manifest in enumerate(folder.manifests(), 1):
         for table in folder.row_groups(manifest.data, _COLUMNS) if manifest.data else ():
             for row in table.to_pylist():
                 counts.add(row)
-        on_shard()
+        on_progress("reading shards", done, counted.shards)
     return Stats(
         shards=counted.shards,
         images=counted.images,
@@ -165,7 +167,7 @@ def question_type(question: str) -> str:
 
 
 def answer_type(question: str, answer: str) -> str:
-    """One of "yes/no", by the first word; "number", if it is nothing else or answers "how many"; "other"."""
+    """One of "yes/no" (by the first word), "number" (a number alone, or an answer to "how many") and "other"."""
     found = words(answer)
     if found[:1] in (["yes"], ["no"]):
         return "yes/no"
@@ -177,14 +179,14 @@ def _plain(text: str) -> str:
     return text.casefold().strip().rstrip(".!?").rstrip()
 
 
-class _Utterances:
+class _UtteranceCounts:
     def __init__(self) -> None:
         self._distinct, self._words, self._top = DistinctItems(), Distribution(), FrequentItems()
 
-    def add(self, text: str, told_as: str) -> None:
+    def add(self, text: str, kind: str) -> None:
         self._distinct.add(_plain(text))
         self._words.add(len(words(text)))
-        self._top.add(told_as)
+        self._top.add(kind)
 
     def summary(self) -> Utterances:
         return Utterances(
@@ -197,12 +199,12 @@ class _Utterances:
 
 
 @dataclass(slots=True)
-class _Counts:
-    """What is kept while rows go by."""
+class _RowCounts:
+    """What is counted in the pass over the rows."""
 
     images: DistinctItems = field(default_factory=DistinctItems)
-    questions: _Utterances = field(default_factory=_Utterances)
-    answers: _Utterances = field(default_factory=_Utterances)
+    questions: _UtteranceCounts = field(default_factory=_UtteranceCounts)
+    answers: _UtteranceCounts = field(default_factory=_UtteranceCounts)
     captions: Distribution = field(default_factory=Distribution)
     pairs_per_image: Counter[int] = field(default_factory=Counter[int])
     answer_types: Counter[str] = field(default_factory=Counter[str])

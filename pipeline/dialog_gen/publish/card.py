@@ -1,87 +1,122 @@
 """The dataset card: README.md of a repository on the Hub, made from the data and the notes beside them.
 
-It is a function of these: the same dataset gives the same card. Whatever a model, a web page or a user wrote goes
-through `plain`.
+The same dataset gives the same card. `card.md.jinja` is its text; whatever a model, a web page or a user wrote is
+escaped there, so that it shows as it is and does nothing.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
+
+import pyarrow as pa
+from huggingface_hub import DatasetCardData
 
 from dialog_gen.core.version import __version__
 from dialog_gen.dataset.record import DIALOGUES, REJECTS, SCHEMA_VERSION
 from dialog_gen.gates.base import description_of
-from dialog_gen.protocols.protocol import Protocol, load_protocol, shipped_protocols
-from dialog_gen.publish.card_data import CardData
-from dialog_gen.publish.card_header import header, yaml_features
-from dialog_gen.publish.columns import COLUMN_NOTES
+from dialog_gen.protocols.protocol import load_protocol, shipped_protocols
+from dialog_gen.publish.card_data import CardData, GateNotes, KnownModel, known_model
 from dialog_gen.publish.compact import has_images
-from dialog_gen.publish.known_models import known_model
-from dialog_gen.publish.markdown import plain, rate, table
+from dialog_gen.publish.markdown import Markdown, markdown_template, plain, rate
 
-_TEXT_LIMIT = 400
-_LICENCE_LIMIT = 1000
+COLUMN_NOTES = {
+    "image_id": "the source's own key, unique in the dataset",
+    "image_sha256": "hash of the image's bytes as stored",
+    "images": "the image as it was read, a list of one; null where it was left out",
+    "url": "where the image came from",
+    "source_sha256": "hash of what the URL served, if that was stored as another image",
+    "caption": "the source's caption of the image; the model never saw it",
+    "texts": "the question-answer pairs, in order",
+    "answer_logprobs": "for each pair the mean log-probability of the answer's tokens",
+    "gates": "for each pair the quality gates with their scores, and whether they marked it; null if none was applied",
+    "model": "the model that generated the texts",
+    "model_revision": "the model's commit",
+    "engine": "the engine that ran the model",
+    "engine_version": "the engine's version",
+    "protocol": "the list of prompts",
+    "prompt_sha256": "hash of the chat template and the prompts",
+    "sampling": "how answers were decoded; the seed is this row's own",
+    "finish_reasons": "how each turn's answer ended",
+    "attempts": "tries until the answer had the requested form",
+    "created_at": "time of the answer",
+    "status": "rejected: because of the model's answer; unreadable: because of the image",
+    "reason": "code of the reason",
+    "detail": "details of the reason",
+    "raw": "the answers as the model wrote them",
+}
+"""Column of DIALOGUES or REJECTS -> its content, for readers of the card."""
+
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+)
+# The Hub's identifiers of licences that are used for datasets.
+_LICENCES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "unlicense", "gfdl", "llama2", "c-uda", "other", "unknown"),
+    *("cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0"),
+    *("cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
+    *("cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0"),
+    *("cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "odc-by", "odbl", "pddl"),
+)
+_DECODING = ("temperature", "top_p", "max_tokens", "seed", "attempts", "dtype", "deterministic")
 
 
 def make_card(data: CardData, repo: str, *, licence: str | None = None) -> str:
-    """The card of a dataset in the repository `repo` (USER/NAME); `licence` is the publisher's word for all of it."""
-    lines = [
-        *header(data, repo, licence),
-        "",
-        f"# {plain(repo.rpartition('/')[2])}",
-        "",
-        *_introduction(data),
-        *_loading(data, repo),
-        *_columns(),
-        *_counts(data),
-        *_making(data),
-        *_gates(data),
-        *_images(data),
-        *_licences(data, licence),
-        *_contamination(data),
-        *_examples(data),
+    """The card of a dataset in the repository `repo` (USER/NAME).
+
+    `licence` is the publisher's, an SPDX identifier or the terms in words.
+    """
+    families = {name: known_model(name) for name in dict.fromkeys(made[0] for made in data.made_with)}
+    template = markdown_template(files("dialog_gen.publish").joinpath("card.md.jinja").read_text(encoding="utf-8"))
+    text = template.render(
+        header=Markdown("\n".join(_header(data, repo, licence))),
+        data=data,
+        totals=data.totals,
+        gates=data.gates,
+        images=data.images,
+        licence=licence,
+        name=repo.rpartition("/")[2],
+        repo=Markdown(repo),
+        version=Markdown(__version__),
+        schema_version=SCHEMA_VERSION,
+        with_images=has_images(data.config),
+        models=list(families),
+        columns=_columns(DIALOGUES),
+        rejects_columns=_columns(REJECTS, without=DIALOGUES.names),
+        counts=_counts(data),
+        reasons=[(status, *item) for status, counts in data.totals.reasons.items() for item in counts.items()],
+        made_with=[(*made, count) for made, count in sorted(data.made_with.items())],
+        decoding=[f"{key} {data.config[key]}" for key in _DECODING if data.config.get(key) is not None],
+        protocols=[_protocol(name) for name in sorted({made[4] for made in data.made_with})],
+        gate_rows=_gates(data.gates) if data.gates else [],
+        terms=dict.fromkeys(_terms(name, family) for name, family in families.items()),
+        contamination=[_contamination(name, family) for name, family in families.items()],
+    )
+    return text.rstrip("\n") + "\n"
+
+
+def _terms(name: str, family: KnownModel | None) -> Markdown:
+    unknown = f"the terms of {plain(name)} apply; nothing is recorded about them here."
+    return Markdown(family.terms if family else unknown)
+
+
+def _contamination(name: str, family: KnownModel | None) -> Markdown:
+    unknown = f"Nothing is recorded about what {plain(name)} was trained on: assume that it saw public benchmarks."
+    return Markdown(family.trained_on if family else unknown)
+
+
+def _columns(schema: pa.Schema, *, without: Sequence[str] = ()) -> list[tuple[object, ...]]:
+    """Name, type and content of each column."""
+    return [
+        (Markdown(f"`{name}`"), Markdown(f"`{_type(feature)}`"), Markdown(COLUMN_NOTES[name]))
+        for name, feature in ((feature["name"], feature) for feature in yaml_features(schema))
+        if name not in without
     ]
-    return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _introduction(data: CardData) -> Iterator[str]:
-    models = ", ".join(dict.fromkeys(plain(made[0]) for made in data.made_with)) or "no model"
-    yield (
-        f"Question-answer dialogues about images, held by {models} and made with dialog-gen {__version__}: "
-        f"{data.pairs:,} pairs about {data.totals.accepted:,} images. The texts are a model's: nobody checked them "
-        "one by one."
-    )
-    if not has_images(data.config):
-        yield ""
-        yield "**The images are not part of it**: each row has the URL and the checksums; see below how to fetch them."
-
-
-def _loading(data: CardData, repo: str) -> Iterator[str]:
-    yield from ("", "## Load it", "", "```python", "from datasets import load_dataset", "")
-    yield f'rows = load_dataset("{repo}", split="train", streaming=True)'
-    yield from ("row = next(iter(rows))", 'row["texts"]  # [{"user": ..., "assistant": ...}, ...]')
-    if has_images(data.config):
-        yield 'row["images"][0]  # a PIL image'
-    if data.gates:
-        yield "# the pairs that no gate marks"
-        yield 'pairs = zip(row["texts"], row["gates"])'
-        yield 'kept = [pair for pair, gates in pairs if not any(gate["marked"] for gate in gates)]'
-    yield from ("```", "", "All of it, checked byte by byte:", "", "```bash")
-    yield f"dialog-gen pull {repo} --out dialogues"
-    if not has_images(data.config):
-        yield "dialog-gen rehydrate dialogues --out with-images  # fetches the images and checks each"
-    yield "```"
-
-
-def _columns() -> Iterator[str]:
-    yield from ("", "## Columns", "", f"One row an image (version {SCHEMA_VERSION} of the record).", "")
-    features = {"default": yaml_features(DIALOGUES), "rejects": yaml_features(REJECTS)}
-    rows = {f["name"]: [f"`{f['name']}`", f"`{_type(f)}`", COLUMN_NOTES[f["name"]]] for f in features["default"]}
-    yield from table(["Column", "Type", "Holds"], rows.values())
-    extra = [f for f in features["rejects"] if f["name"] not in rows]
-    yield from ("", "The configuration `rejects` has, in place of the texts and what was found out about them:", "")
-    yield from table(
-        ["Column", "Type", "Holds"], [[f"`{f['name']}`", f"`{_type(f)}`", COLUMN_NOTES[f["name"]]] for f in extra]
-    )
 
 
 def _type(feature: Any) -> str:
@@ -94,138 +129,83 @@ def _type(feature: Any) -> str:
     return _type(feature.get("struct") or feature["dtype"])
 
 
-def _counts(data: CardData) -> Iterator[str]:
+def _counts(data: CardData) -> list[tuple[object, ...]]:
     found = data.totals
-    yield from ("", "## Counts", "")
-    rows = [["images given to the model", found.images, ""]]
-    rows += [
-        [name, count, rate(count, found.images)]
-        for name, count in (
-            ("accepted", found.accepted),
-            ("rejected: no answer of the form asked for", found.rejected),
-            ("unreadable images", found.unreadable),
+    shares = {
+        "accepted": found.accepted,
+        "rejected: no answer of the requested form": found.rejected,
+        "unreadable images": found.unreadable,
+    }
+    return [
+        (Markdown("images given to the model"), found.images, ""),
+        *((Markdown(name), count, rate(count, found.images)) for name, count in shares.items()),
+        (Markdown("question-answer pairs"), data.pairs, ""),
+    ]
+
+
+def _protocol(name: str) -> dict[str, Any]:
+    turns = [turn.user for turn in load_protocol(name).turns] if name in shipped_protocols() else []
+    return {"name": name, "turns": turns}
+
+
+def _gates(notes: GateNotes) -> list[tuple[object, ...]]:
+    """Name, meaning of the score, limits and counts of each gate."""
+    return [
+        (
+            *(name, Markdown(description_of(name)), _limits(notes.settings.get(name, {}))),
+            *(gate.scored, gate.marked, rate(gate.marked, notes.pairs)),
         )
+        for name, gate in notes.gates.items()
     ]
-    yield from table(["", "Images", "Share"], [*rows, ["question-answer pairs", data.pairs, ""]])
-    reasons = [
-        [plain(status), plain(reason), count]
-        for status, counts in found.reasons.items()
-        for reason, count in counts.items()
-    ]
-    if reasons:
-        yield from ("", "Nothing was dropped in silence; each loss is in the configuration `rejects`:", "")
-        yield from table(["Status", "Reason", "Images"], reasons)
 
 
-def _making(data: CardData) -> Iterator[str]:
-    yield from ("", "## How it was made", "")
-    rows = [[*map(plain, made), count] for made, count in sorted(data.made_with.items())]
-    yield from table(["Model", "Revision", "Engine", "Version", "Protocol", "Dialogues"], rows)
-    keys = ("temperature", "top_p", "max_tokens", "seed", "attempts", "dtype", "deterministic")
-    said = [f"{key} {plain(data.config[key])}" for key in keys if data.config.get(key) is not None]
-    if said:
-        yield from ("", f"Decoding: {', '.join(said)}. Each image has a seed of its own, in the column `sampling`.")
-    for name in sorted({made[4] for made in data.made_with}):
-        yield from _protocol(name)
-
-
-def _protocol(name: str) -> Iterator[str]:
-    yield ""
-    if name not in shipped_protocols():
-        yield f"The prompts of the protocol {plain(name)} are its author's; `prompt_sha256` is their hash."
-        return
-    protocol: Protocol = load_protocol(name)
-    yield f"The protocol {plain(name)} as this version has it; `prompt_sha256` is the hash of what was asked:"
-    yield ""
-    for number, turn in enumerate(protocol.turns, 1):
-        yield f"{number}. {plain(turn.user)}"
-
-
-def _gates(data: CardData) -> Iterator[str]:
-    yield from ("", "## Quality gates", "")
-    if data.gates is None:
-        yield "None went over this dataset."
-        return
-    found = data.gates
-    yield (
-        "A gate scores each pair and may mark it (column `gates`); nothing was deleted. "
-        f"{found.kept:,} of {found.pairs:,} pairs ({rate(found.kept, found.pairs)}) are unmarked, "
-        f"on {found.images_kept:,} images."
-    )
-    if unseen := data.pairs - found.pairs:
-        yield f"The gates did not go over the other {unseen:,} pairs, which have no marks."
-    yield ""
-    yield from table(
-        ["Gate", "Score", "Marked if", "Scored", "Marked", "Rate"],
-        [
-            [
-                *(plain(name), description_of(name), _limits(found.settings.get(name, {}))),
-                *(gate.scored, gate.marked, rate(gate.marked, found.pairs)),
-            ]
-            for name, gate in found.gates.items()
-        ],
-    )
-
-
-def _limits(settings: dict[str, Any]) -> str:
+def _limits(settings: Mapping[str, Any]) -> Markdown:
     sides = [(key, sign) for key, sign in (("min", "below"), ("max", "above")) if settings.get(key) is not None]
-    return " or ".join(f"{sign} {plain(settings[key])}" for key, sign in sides) or "never"
+    return Markdown(" or ".join(f"{sign} {plain(settings[key])}" for key, sign in sides) or "never")
 
 
-def _images(data: CardData) -> Iterator[str]:
-    source = data.images
-    yield from ("", "## Images", "")
-    if source.manifest:
-        yield (
-            f"{plain(source.manifest)}: {plain(source.description or '')}. {plain(source.homepage or '')}".rstrip(". ")
-            + "."
-        )
-    else:
-        yield "Where they come from was not recorded; `url` says it of each image, where it is known."
-    if rot := source.link_rot:
-        yield ""
-        yield (
-            f"Link rot: of {rot.urls:,} different URLs {rate(rot.success_rate)} gave an image that was kept, "
-            f"{rate(rot.alive)} still led to one. {rot.opted_out:,} opted out of such use (X-Robots-Tag) and were left "
-            "alone."
-        )
-        yield ""
-        yield from table(["Outcome", "URLs"], [[plain(name), count] for name, count in rot.outcomes.items()])
+# The header, which the Hub's programs read
 
 
-def _licences(data: CardData, licence: str | None) -> Iterator[str]:
-    yield from ("", "## Licence", "")
-    yield f"- Of this dataset, says who published it: {plain(licence or 'nothing said', limit=_LICENCE_LIMIT)}."
-    images = data.images.licence or "not recorded; images of the web belong to their owners"
-    yield f"- Of the images and captions: {plain(images, limit=_LICENCE_LIMIT)}."
-    names = dict.fromkeys(made[0] for made in data.made_with)
-    for terms in dict.fromkeys(_terms(name) for name in names):
-        yield f"- Of the texts: {terms}"
+def _header(data: CardData, repo: str, licence: str | None) -> list[str]:
+    """The lines of the YAML block: licence, size, files and features."""
+    return ["---", *DatasetCardData(**_metadata(data, repo, licence)).to_yaml(line_break="\n").splitlines(), "---"]
 
 
-def _terms(model: str) -> str:
-    family = known_model(model)
-    return family.terms if family else f"the terms of {plain(model)} apply; nothing is recorded about them here."
+def _metadata(data: CardData, repo: str, licence: str | None) -> dict[str, Any]:
+    parts = [("default", "data", DIALOGUES, data.totals.accepted)]
+    parts += [("rejects", "rejects", REJECTS, data.totals.rejected + data.totals.unreadable)]
+    present = [part for part in parts if part[3]]
+    wanted = (licence or "unknown").lower()
+    return {
+        "license": wanted if wanted in _LICENCES else "other",
+        **({} if wanted in _LICENCES else {"license_name": "see-the-card"}),
+        "pretty_name": repo.rpartition("/")[2],
+        "task_categories": ["visual-question-answering", "image-text-to-text"],
+        "size_categories": [next((name for size, name in _SIZES if data.totals.accepted < size), "n>100M")],
+        "tags": ["dialog-gen", "synthetic", "image"],
+        "configs": [
+            {"config_name": name, "data_files": [{"split": "train", "path": f"{folder}/*.parquet"}]}
+            for name, folder, _, _ in present
+        ],
+        "dataset_info": [{"config_name": name, "features": yaml_features(schema)} for name, _, schema, _ in present],
+    }
 
 
-def _contamination(data: CardData) -> Iterator[str]:
-    yield from ("", "## Known contamination", "")
-    for name in dict.fromkeys(made[0] for made in data.made_with):
-        family = known_model(name)
-        yield "- " + (
-            family.trained_on
-            if family
-            else f"Nothing is recorded about what {plain(name)} was trained on: assume that it saw public benchmarks."
-        )
+def yaml_features(schema: pa.Schema) -> list[dict[str, Any]]:
+    """A schema's columns as `dataset_info` spells them."""
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    return [{"name": name, **_yaml_feature(feature)} for name, feature in features.items()]
 
 
-def _examples(data: CardData) -> Iterator[str]:
-    yield from ("", "## Examples", "")
-    if not data.examples:
-        yield "There is no dialogue to show."
-    for number, example in enumerate(data.examples, 1):
-        yield f"**{number}.** Caption of the source: {plain(example['caption'] or 'none', limit=_TEXT_LIMIT)}"
-        yield ""
-        for pair in example["pairs"]:
-            yield f"- {plain(pair['user'], limit=_TEXT_LIMIT)} — *{plain(pair['assistant'], limit=_TEXT_LIMIT)}*"
-        yield ""
+def _yaml_feature(feature: dict[str, Any]) -> dict[str, Any]:
+    match feature.get("_type"):
+        case "Value":
+            return {"dtype": feature["dtype"]}
+        case "Image":
+            return {"dtype": "image"}
+        case "List":
+            inner = _yaml_feature(feature["feature"])
+            return {"list": inner.get("dtype") or inner.get("struct") or inner}
+        case _:
+            return {"struct": [{"name": name, **_yaml_feature(inner)} for name, inner in feature.items()]}

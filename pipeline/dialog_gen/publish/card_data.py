@@ -1,4 +1,4 @@
-"""What a dataset card is made from: one pass over the texts, and the notes that lie in the dataset folder."""
+"""What a dataset card is made from: one pass over the texts, the notes in the dataset folder, known generators."""
 
 import hashlib
 import heapq
@@ -20,8 +20,8 @@ EXAMPLES = 5
 _MADE_WITH = ("model", "model_revision", "engine", "engine_version", "protocol")
 
 
-class GateFound(BaseModel):
-    """What gates.json says of one gate."""
+class GateCounts(BaseModel):
+    """The counts of one gate in gates.json."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -30,20 +30,20 @@ class GateFound(BaseModel):
 
 
 class GateNotes(BaseModel):
-    """What gates.json says."""
+    """The content of gates.json."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     pairs: int
     kept: int
     images_kept: int
-    gates: dict[str, GateFound]
+    gates: dict[str, GateCounts]
     settings: dict[str, dict[str, Any]] = {}
 
 
 @dataclass(slots=True, kw_only=True)
 class CardData:
-    """A dataset as its card tells of it."""
+    """The facts about a dataset that its card states."""
 
     totals: Verdict
     config: dict[str, Any]
@@ -51,13 +51,16 @@ class CardData:
     gates: GateNotes | None
     pairs: int = 0
     made_with: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
-    """Model, revision, engine, its version, protocol -> dialogues."""
+    """(model, revision, engine, engine version, protocol) -> dialogues."""
     examples: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """`caption` and kept `pairs` of a few dialogues, always the same ones of the same dataset."""
+    """`caption` and kept `pairs` of a few dialogues; the same dataset gives the same ones."""
 
 
 def card_data(folder: DatasetFolder, *, link_rot: Path | None = None) -> CardData:
-    """Reads everything but the images. Raises UsageError for a damaged dataset."""
+    """Reads everything but the images; `link_rot` replaces the link_rot.json beside them.
+
+    Raises UsageError for a damaged dataset, and for notes that are damaged or missing.
+    """
     manifests = intact_manifests(folder)
     data = CardData(
         totals=totals(folder),
@@ -86,5 +89,47 @@ def _gates(folder: DatasetFolder) -> GateNotes | None:
         return None
     except ValidationError as error:
         raise UsageError(
-            f"{folder.location}/gates.json is damaged ({error.errors()[0]['msg']}): `dialog-gen gate` writes it anew."
+            f"{folder.location}/gates.json is damaged ({error.errors()[0]['msg']}): `dialog-gen gate` writes it again."
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A family of generators: what it was trained on, and whose terms its texts come under."""
+
+    names: tuple[str, ...]
+    """Parts of its models' names, in lower case."""
+    trained_on: str
+    terms: str
+
+
+KNOWN_MODELS = (
+    KnownModel(
+        ("llava-1.5", "llava-v1.5"),
+        "LLaVA-1.5 was tuned on 665 K conversations that include VQAv2, GQA, OK-VQA, A-OKVQA, OCR-VQA, TextCaps, "
+        "RefCOCO and Visual Genome, most of them about COCO and Visual Genome images, after 558 K image-text pairs of "
+        "LAION, CC and SBU (arXiv:2310.03744). Dialogues about those images may repeat its training data, and "
+        "results on these benchmarks, or on others with COCO images, are not those of a model that never saw them.",
+        "LLaVA-1.5 rests on Vicuna 1.5 (Llama 2 Community License) and on instructions that GPT-4 wrote (OpenAI's "
+        "terms of use).",
+    ),
+    KnownModel(
+        ("blip2", "blip-2"),
+        "BLIP-2 was pre-trained on 129 M images: COCO, Visual Genome, CC3M, CC12M, SBU and 115 M of LAION-400M "
+        "(arXiv:2301.12597). Its answers about images from those sets may repeat the captions it was trained on.",
+        "BLIP-2 rests on OPT (Meta's OPT licence, for non-commercial research) or Flan-T5 (Apache-2.0).",
+    ),
+    KnownModel(
+        ("shapes-",),
+        "This generator was trained on scenes of the embedded world `shapes`, without its test split.",
+        "It comes with dialog-gen, under Apache-2.0.",
+    ),
+)
+
+
+def known_model(name: str) -> KnownModel | None:
+    """The family of a model, by its name; None where nothing is recorded."""
+    # A name such as shapes-llava-1.5 holds the names of two families: the one at its start counts.
+    by_start = [family for family in KNOWN_MODELS if name.lower().startswith(family.names)]
+    holding = [family for family in KNOWN_MODELS if any(part in name.lower() for part in family.names)]
+    return next(iter(by_start + holding), None)

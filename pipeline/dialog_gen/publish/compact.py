@@ -1,20 +1,22 @@
-"""Merges shards into larger ones, for sharing: few files, and row groups that the Hub's viewer can show.
+"""Merges a dataset's shards into larger ones for publishing: few files, with row groups that the Hub's viewer can show.
 
-The result is a dataset folder like any other, with shards of its own (`part-00000`, ...) made of whole shards of the
-source. A shard is made anew if what it is made of changed, so the same command goes on after an interruption and
-follows a source that has grown.
+The result is a dataset folder like any other. Its shards (`part-00000`, ...) consist of whole shards of the source. A
+shard is written again if its source shards changed, so the same command resumes after an interruption and follows a
+source that has grown.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.errors import UsageError, check_at_least
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json, upgraded
 from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
 from dialog_gen.dataset.record import DIALOGUES, REJECTS
@@ -23,8 +25,8 @@ from dialog_gen.dataset.writer import ROWS_A_GROUP, DatasetWriter, open_writer
 COMPACTED = "compacted"
 """The key in config.json that tells a merged dataset from a run's own."""
 _NOTES = ("run.json", "gates.json", "images.json")
-# Of a shard without images. With them again, at 50 kB or so each, it has the 500 MB of other shards, which is also what
-# `rehydrate` does anew after an interruption.
+# In a shard without images. With its images again, at about 50 kB each, such a shard takes 500 MB as others do; it is
+# also the most that `rehydrate` repeats after an interruption.
 _ROWS_WITHOUT_IMAGES = 10_000
 # The Hub's viewer gives up on row groups over 286 MiB.
 _GROUP_BYTES = 200 << 20
@@ -32,13 +34,13 @@ _GROUP_BYTES = 200 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactSummary:
-    """What lies in the merged dataset."""
+    """What the merged dataset holds."""
 
     out: str
     images: int
     shards: int
     source_shards: int
-    """Those they are made of."""
+    """Shards of the source that were merged."""
     shards_already_done: int
     bytes: int
 
@@ -51,39 +53,44 @@ class CompactSummary:
 
 
 def compact(
-    source: DatasetFolder,
-    out: str,
+    dataset: str | Path | DatasetFolder,
+    out: str | Path,
     *,
     shard_mb: int = 500,
-    images: bool = True,
-    on_shard: Callable[[int], None] = lambda images: None,
+    without_images: bool = False,
+    on_progress: OnProgress = ignore_progress,
 ) -> CompactSummary:
-    """Writes the rows of `source` to `out` in shards of about `shard_mb`, in the same order.
+    """Writes the rows of a dataset to `out`, a local folder or fsspec URL, in shards of about `shard_mb` MB.
 
-    Without `images` their bytes are left out: url and checksums stay, and shards have 10,000 rows at most. Those of the
-    source are never divided. One row group is in memory at a time. Raises UsageError for a source with damaged shards,
-    and where `out` holds something else or lies in the source.
+    The order of rows stays, and shards of the source are never divided. `without_images` leaves out the images' bytes
+    and keeps their URLs and checksums; shards then have at most 10,000 rows. One row group is in memory at a time.
+    Rows are written in the current version of the record, whatever the source's is. Raises UsageError for a source with
+    damaged shards, and for an `out` that holds something else or lies in the
+    source (or the source in it).
     """
-    check_apart(source.location, out)
-    return merge(source, out, shard_mb=shard_mb, images=images, on_shard=on_shard)
+    check_at_least("--shard-mb", shard_mb, 1)
+    source = DatasetFolder.of(dataset)
+    check_apart(source.location, str(out))
+    return merge_shards(source, str(out), shard_mb=shard_mb, images=not without_images, on_progress=on_progress)
 
 
-def merge(
-    source: DatasetFolder, out: str, *, shard_mb: int, images: bool, on_shard: Callable[[int], None]
+def merge_shards(
+    source: DatasetFolder, out: str, *, shard_mb: int, images: bool, on_progress: OnProgress
 ) -> CompactSummary:
-    """`compact`, wherever `out` lies. What is written is of the current version of the record, whatever `source` is."""
+    """Does what `compact` does, but lets `out` lie inside the source."""
     config = source.config()
     images = images and has_images(config)
     groups = list(_groups(source, shard_mb * 10**6, images))
+    source_shards = sum(map(len, groups))
     done = list[ShardManifest]()
     with open_writer(out, {**upgraded(config), COMPACTED: {"shard_mb": shard_mb, "images": images}}) as store:
         skipped = 0
         for number, group in enumerate(groups):
-            wanted = _sum(f"part-{number:05d}", group, store.config_sha256)
+            wanted = _merged_manifest(f"part-{number:05d}", group, store.config_sha256)
             there = store.completed(wanted.shard, wanted.input_fingerprint)
             skipped += there is not None
             done.append(there or _write(store, wanted, source, group, images))
-            on_shard(len(group))
+            on_progress("merging shards", sum(map(len, groups[: number + 1])), source_shards)
         stale = set(store.shards()) - {manifest.shard for manifest in done}
         for name in stale:
             store.drop(name)
@@ -92,19 +99,19 @@ def merge(
         out=out,
         images=sum(manifest.images for manifest in done),
         shards=len(done),
-        source_shards=sum(map(len, groups)),
+        source_shards=source_shards,
         shards_already_done=skipped,
         bytes=sum(entry.bytes for manifest in done for entry in manifest.files),
     )
 
 
 def has_images(config: dict[str, Any]) -> bool:
-    """Whether a dataset was made to hold the bytes of its images."""
+    """Whether a dataset with this config.json was made to hold the bytes of its images."""
     return config.get(COMPACTED, {}).get("images", True)
 
 
 def check_apart(source: str, out: str) -> None:
-    """Raises UsageError if one of two folders lies in the other."""
+    """Raises UsageError if one of two dataset folders lies in the other or they are the same."""
     folders = [DatasetFolder(name) for name in (source, out)]
     here, there = (str(at.local_root.resolve()) if at.local_root else at.location for at in folders)
     if f"{there.rstrip('/')}/".startswith(f"{here.rstrip('/')}/") or here.startswith(f"{there.rstrip('/')}/"):
@@ -112,7 +119,7 @@ def check_apart(source: str, out: str) -> None:
 
 
 def copy_notes(source: DatasetFolder, store: DatasetWriter, *, anew: bool) -> None:
-    """Copies what is noted of the run and the gates; a copy that was not made `anew` keeps what it has of its own."""
+    """Copies the notes on the run, the gates and the images; unless the copy was made `anew`, its own notes stay."""
     for name in _NOTES:
         if source.exists(name) and (anew or not store.exists(name)):
             part = store.tmp / name
@@ -120,13 +127,13 @@ def copy_notes(source: DatasetFolder, store: DatasetWriter, *, anew: bool) -> No
             store.put(name, part)
 
 
-def _groups(source: DatasetFolder, wanted_bytes: int, images: bool) -> Iterator[list[ShardManifest]]:
-    """Neighbouring shards of `wanted_bytes` at most and, without images, of few rows; a larger shard stays alone."""
-    most_rows = math.inf if images else _ROWS_WITHOUT_IMAGES
+def _groups(source: DatasetFolder, max_bytes: int, images: bool) -> Iterator[list[ShardManifest]]:
+    """Groups of neighbouring shards that become one; a shard over the limits is a group of its own."""
+    max_rows = math.inf if images else _ROWS_WITHOUT_IMAGES
     group, size, rows = list[ShardManifest](), 0, 0
     for manifest in intact_manifests(source):
         stored = sum(_stored_bytes(source, entry, images) for entry in manifest.files)
-        if group and (size + stored > wanted_bytes or rows + manifest.images > most_rows):
+        if group and (size + stored > max_bytes or rows + manifest.images > max_rows):
             yield group
             group, size, rows = [], 0, 0
         group.append(manifest)
@@ -142,7 +149,7 @@ def _stored_bytes(source: DatasetFolder, entry: FileEntry, images: bool) -> int:
     return sum(c.total_compressed_size for c in columns if images or not c.path_in_schema.startswith("images."))
 
 
-def _sum(name: str, group: Sequence[ShardManifest], config_sha256: str) -> ShardManifest:
+def _merged_manifest(name: str, group: Sequence[ShardManifest], config_sha256: str) -> ShardManifest:
     gates = {manifest.gates_sha256 for manifest in group}
     return ShardManifest(
         shard=name,
@@ -186,7 +193,7 @@ def _read(source: DatasetFolder, entry: FileEntry, images: bool) -> Iterator[pa.
 
 
 def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows, a hundred a table; fewer where they would be too much for the Hub's viewer."""
+    """The same rows in tables of a hundred, or of fewer where a hundred are too large for the Hub's viewer."""
     held = list[pa.Table]()
     for table in tables:
         rows = pa.concat_tables([*held, table])

@@ -1,33 +1,35 @@
-"""A dataset in the formats that other programs read; `dialog_gen.publish.formats` holds one writer a format."""
+"""Exports a dataset to a format that other programs read; `dialog_gen.publish.formats` holds one writer per format."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.files import whole_folder
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.intact import footer, intact_manifests
 from dialog_gen.dataset.record import kept_pairs
+from dialog_gen.dataset.verify import totals
 from dialog_gen.gates.summary import without_gates
-from dialog_gen.publish.formats import FORMATS, Format, Sample
+from dialog_gen.publish.formats.base import FORMATS, Sample
 
 _COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "gates")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSummary:
     """What was written, and what was left out."""
 
     out: str
-    to: Format
-    images: int = 0
-    pairs: int = 0
-    marked_pairs_left_out: int = 0
-    images_without_kept_pairs: int = 0
-    images_without_bytes: int = 0
+    to: str
+    images: int
+    pairs: int
+    marked_pairs_left_out: int
+    images_without_kept_pairs: int
+    images_without_bytes: int
 
     def __str__(self) -> str:
         left_out = [
@@ -43,37 +45,57 @@ class ExportSummary:
         return f"{text}; left out: {', '.join(left_out)}" if left_out else text
 
 
+@dataclass(slots=True)
+class _Counts:
+    """The figures of an `ExportSummary` while samples are written."""
+
+    images: int = 0
+    pairs: int = 0
+    marked_pairs_left_out: int = 0
+    images_without_kept_pairs: int = 0
+    images_without_bytes: int = 0
+
+
 def export(
-    folder: DatasetFolder,
-    out: Path,
+    dataset: str | Path | DatasetFolder,
+    out: str | Path,
     *,
-    to: Format,
+    to: str,
     kept_only: bool = False,
     limit: int | None = None,
-    on_image: Callable[[], None] = lambda: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> ExportSummary:
-    """Writes the accepted dialogues to `out`, up to `limit` images: whole or not at all.
+    """Writes the accepted dialogues to the local folder `out`: whole or not at all.
 
-    With `kept_only` without the pairs that a gate speaks against, and without images that have no other. Raises
-    UsageError for a damaged dataset, one that gates did not go over (`kept_only`), an `out` that exists, and where
-    nothing would be left to write.
+    `to` is the name of an export format, `limit` the highest number of images. `kept_only` leaves out pairs that a
+    gate marked, and images that have no other pairs. Raises UsageError for an unknown format, a damaged dataset, one
+    with pairs that no gate saw (`kept_only`), an `out` that exists or is a URL, and where nothing is left to write;
+    DialogGenError for what the disk refuses.
     """
-    summary = ExportSummary(out=str(out), to=to)
-    with whole_folder(out) as part:
-        writer = FORMATS[to](part)
-        for sample in islice(_samples(folder, summary, kept_only=kept_only), limit):
+    new_writer = FORMATS.get(to, where="--to")
+    if "://" in str(out):
+        raise UsageError(f"--out {out} is not on this machine: give a local folder, and copy it from there.")
+    if limit is not None:
+        check_at_least("--limit", limit, 1)
+    folder = DatasetFolder.of(dataset)
+    accepted = totals(folder).accepted
+    total = accepted if limit is None else min(limit, accepted)
+    counts = _Counts()
+    with whole_folder(Path(out)) as part:
+        writer = new_writer(part)
+        for sample in islice(_samples(folder, counts, kept_only=kept_only), limit):
             writer.add(sample)
-            summary.images += 1
-            summary.pairs += len(sample.pairs)
-            on_image()
+            counts.images += 1
+            counts.pairs += len(sample.pairs)
+            on_progress("exporting images", counts.images, total, "images")
         # Not after an error: a second one would hide it.
         writer.close()
-        if not summary.images:
-            raise UsageError(_nothing(folder, summary))
-    return summary
+        if not counts.images:
+            raise UsageError(_nothing_to_export(folder, counts))
+    return ExportSummary(out=str(out), to=to, **asdict(counts))
 
 
-def _samples(folder: DatasetFolder, summary: ExportSummary, *, kept_only: bool) -> Iterator[Sample]:
+def _samples(folder: DatasetFolder, counts: _Counts, *, kept_only: bool) -> Iterator[Sample]:
     for manifest in intact_manifests(folder):
         if manifest.data is None:
             continue
@@ -83,11 +105,11 @@ def _samples(folder: DatasetFolder, summary: ExportSummary, *, kept_only: bool) 
                 if kept_only and row["gates"] is None:
                     raise without_gates(folder.location, manifest.shard, "--kept-only")
                 pairs = kept_pairs(row) if kept_only else row["texts"]
-                summary.marked_pairs_left_out += len(row["texts"]) - len(pairs)
+                counts.marked_pairs_left_out += len(row["texts"]) - len(pairs)
                 if not pairs:
-                    summary.images_without_kept_pairs += 1
+                    counts.images_without_kept_pairs += 1
                 elif not (data := image_bytes(row)):
-                    summary.images_without_bytes += 1
+                    counts.images_without_bytes += 1
                 else:
                     yield Sample(
                         image_id=row["image_id"],
@@ -106,9 +128,9 @@ def image_bytes(row: dict[str, Any]) -> bytes | None:
     return images[0]["bytes"] if images else None
 
 
-def _nothing(folder: DatasetFolder, summary: ExportSummary) -> str:
-    if summary.images_without_bytes:
+def _nothing_to_export(folder: DatasetFolder, counts: _Counts) -> str:
+    if counts.images_without_bytes:
         return f"{folder.location} holds no images, only their URLs: `dialog-gen rehydrate` fetches them."
-    if summary.images_without_kept_pairs:
+    if counts.images_without_kept_pairs:
         return f"{folder.location}: every pair is marked by a gate, nothing is left: leave out --kept-only."
     return f"{folder.location} has no accepted dialogue: nothing to export."

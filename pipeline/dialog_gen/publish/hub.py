@@ -1,4 +1,4 @@
-"""What `push` and `pull` share: the Hub's errors in words, a repository as it is now, and what belongs in one."""
+"""What `push` and `pull` have in common: the Hub's errors in words, a repository's state, which files belong there."""
 
 import json
 import re
@@ -28,23 +28,23 @@ from dialog_gen.dataset.record import SCHEMA_VERSION
 from dialog_gen.publish.compact import COMPACTED
 
 NOTES = ("README.md", "config.json", "run.json", "gates.json", "rehydrate.json", "images.json")
-"""Files at the root of a repository, as far as there are any."""
+"""Files that may stand at the root of a repository."""
 GIT_ATTRIBUTES = ".gitattributes"
-"""The Hub's own file: which others are large."""
+"""The Hub's own file, which lists the large files."""
 _CONTENT = re.compile(r"(data|rejects)/[^/]+\.parquet|shards/[^/]+\.json")
 _CONFIG_BYTES = 1 << 20
-# The library's HTTP client is another one from version to version; this is the base of what it raises.
+# huggingface_hub changes its HTTP client from version to version; this is the base class of that client's errors.
 _HTTP_ERROR = cast("type[Exception]", HfHubHTTPError.__bases__[0])
 PAUSES_S = (1.0, 4.0, 16.0)
-"""Before each further try, where waiting may help."""
-# What two versions of one dataset may differ in; of `images`, which is a path, what lies there is compared.
+"""Before each further try, after errors that waiting may cure."""
+# Two versions of one dataset may differ in these; `images` is a path, so the images themselves are compared.
 _FREE_KEYS = frozenset((COMPACTED, "rehydrated", "images", "schema_version"))
 
 _T = TypeVar("_T")
 
 
 class HubError(DialogGenError):
-    """The Hub, or the way to it, failed."""
+    """The Hub or the connection to it failed."""
 
     exit_code = 1
 
@@ -57,9 +57,9 @@ class Repository:
     commit: str
     private: bool
     files: Mapping[str, RepoFile]
-    """By path, without the Hub's own."""
+    """By path, without the Hub's own file."""
     config: dict[str, Any] | None
-    """What its config.json says; None where that is not one of a dialog-gen dataset."""
+    """Content of its config.json; None unless that is one of a dialog-gen dataset."""
 
     @property
     def is_dataset(self) -> bool:
@@ -68,12 +68,12 @@ class Repository:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing in it but perhaps a card."""
+        """Whether it holds no file, or only a card."""
         return set(self.files) <= {"README.md"}
 
 
 class Hub:
-    """The Hub as one user sees it, by the token that is stored or in HF_TOKEN."""
+    """The Hub as the user sees it whose token is stored or in HF_TOKEN."""
 
     def __init__(self) -> None:
         self.token = get_token()
@@ -91,11 +91,11 @@ class Hub:
         self.call(self.api.whoami)
 
     def repository(self, name: str, revision: str | None = None) -> Repository | None:
-        """The repository as it is now; None where there is none that this user may see."""
+        """The repository at `revision`, by default its newest state; None where this user can see none of that name."""
         return self.call(lambda: self._repository(name, revision))
 
     def first_images(self, repository: Repository) -> set[str]:
-        """The `image_sha256` of the first hundred or so rows; nothing else is fetched. Empty where there is no row.
+        """The `image_sha256` of the first hundred or so rows, without fetching more. Empty where there is no row.
 
         Raises UsageError for a file that is no Parquet of a dataset.
         """
@@ -103,9 +103,9 @@ class Hub:
         return self.call(lambda: self._first_images(repository, parquet)) if parquet else set()
 
     def call(self, call: Callable[[], _T]) -> _T:
-        """What `call` returns; it is made again, after a pause, where the Hub or the network failed.
+        """Returns the result of `call`, which is repeated after a pause where the Hub or the network failed.
 
-        Raises UsageError for what the user got wrong, HubError for the rest.
+        Raises UsageError for the user's mistakes, HubError for other failures.
         """
         with self.errors():
             for pause_s in PAUSES_S:
@@ -119,30 +119,30 @@ class Hub:
 
     @contextmanager
     def errors(self) -> Generator[None]:
-        """Turns what the library raises into errors for people; the token is in none of them."""
+        """Turns the library's errors into UsageError and HubError; no message holds the token."""
         try:
             yield
         except HFValidationError as error:
-            raise UsageError(f"not a repository's name: {self._said(error)} Expected USER/NAME.") from None
+            raise UsageError(f"not a repository's name: {self._message(error)} Expected USER/NAME.") from None
         except RevisionNotFoundError as error:
-            raise UsageError(f"the repository has no such --revision: {self._said(error)}") from None
+            raise UsageError(f"the repository has no such --revision: {self._message(error)}") from None
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in (401, 403):
                 raise UsageError(
-                    f"the Hub refused the token, or what it was used for ({status}): {self._said(error)} "
-                    "`hf auth login` stores another one; to push it needs the right to write."
+                    f"the Hub refused the token, or did not allow this action ({status}): {self._message(error)} "
+                    "`hf auth login` stores another one; pushing needs a token with write permission."
                 ) from None
-            raise HubError(f"the Hub failed ({status}): {self._said(error)} Try again.") from None
+            raise HubError(f"the Hub failed ({status}): {self._message(error)} Try again.") from None
         except (_HTTP_ERROR, OSError, RuntimeError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk's, not the network's
+                raise  # an error of the disk, not of the network
             raise HubError(
-                f"the Hub, or the way to it, failed: {self._said(error.__cause__ or error)} Try again."
+                f"the Hub, or the way to it, failed: {self._message(error.__cause__ or error)} Try again."
             ) from None
 
-    def _said(self, error: BaseException) -> str:
-        """The error's own words on one line."""
+    def _message(self, error: BaseException) -> str:
+        """The error's message on one line, without the token."""
         words = " ".join(f"{type(error).__name__}: {error}".split())
         return f"{words.replace(self.token, '***') if self.token else words}".rstrip(".") + "."
 
@@ -155,7 +155,7 @@ class Hub:
         except (pa.ArrowException, KeyError) as error:
             raise UsageError(
                 f"{repository.name}/{path} is no file of a dialog-gen dataset ({error}): choose another --repo, or "
-                "give --replace to put this dataset in the place of all that."
+                "give --replace to replace the repository's content by this dataset."
             ) from None
 
     def _repository(self, name: str, revision: str | None) -> Repository | None:
@@ -196,19 +196,19 @@ def check_name(repo: str) -> None:
 
 
 def is_content(path: str) -> bool:
-    """Whether a file of this path can be part of a dataset in a repository."""
+    """Whether a file of this path belongs to a dataset in a repository."""
     return path in NOTES or _CONTENT.fullmatch(path) is not None
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may well succeed a little later."""
+    """Whether the same request may succeed a little later."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code == 429 or error.response.status_code >= 500
     return isinstance(error, _HTTP_ERROR)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What keeps two datasets from being versions of one, by their config.json."""
+    """How two config.json differ that belong to different datasets; empty for two versions of one dataset."""
     if there.get("schema_version") == SCHEMA_VERSION:
         here = upgraded(here)  # as it is pushed
     if there.get("schema_version") != here.get("schema_version"):

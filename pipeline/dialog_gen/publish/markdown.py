@@ -1,37 +1,79 @@
-"""Markdown of texts that strangers wrote: they show as they are and do nothing."""
+"""Markdown of texts that strangers wrote, which show as they are and do nothing; templates that escape by default."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from string import punctuation
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
 
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", '"': "&quot;"}
 
 
-def plain(text: object, *, limit: int | None = None) -> str:
-    """A text that Markdown shows literally, on one line: no HTML, links, mentions or formatting come of it.
+class Markdown(str):
+    """A text that is Markdown already. Templates escape any other value."""
 
-    What cannot be seen (control characters, marks that change the direction of writing) is left out; what is longer
+    __slots__ = ()
+
+
+def plain(value: object, *, limit: int | None = None) -> Markdown:
+    """Markdown that shows a text literally on one line: it yields no HTML, links, mentions or formatting.
+
+    Invisible characters (control characters, marks that change the direction of writing) are left out. A text of more
     than `limit` characters is cut.
     """
-    words = " ".join(str(text).split())
+    words = " ".join(str(value).split())
     seen = "".join(c for c in words if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
     if limit is not None and len(seen) > limit:
         seen = f"{seen[: limit - 1].rstrip()}…"
-    # A backslash before ASCII punctuation is Markdown's own way to write it; it also breaks what would become links.
-    return "".join(_ENTITIES.get(c, f"\\{c}" if c in punctuation else c) for c in seen)
+    # A backslash before ASCII punctuation is Markdown's own escape; it also keeps bare addresses from becoming links.
+    return Markdown("".join(_ENTITIES.get(c, f"\\{c}" if c in punctuation else c) for c in seen))
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """The lines of a table; what stands in it is Markdown already. Numbers get thousands separators."""
+def rate(part: float, whole: float = 1) -> Markdown:
+    """A fraction in percent; "-" if `whole` is 0."""
+    return Markdown(f"{part / whole:.1%}" if whole else "-")
+
+
+def markdown_template(text: str) -> Template:
+    """A Jinja2 template of Markdown: every value in it is escaped by `plain` unless it is `Markdown`.
+
+    Its filters return Markdown and escape what they are given: `number` (thousands separators), `rate`, `listed`
+    (commas between), `cut` (to a number of characters) and `table` (rows; the arguments are the header).
+    """
+    environment = Environment(  # noqa: S701 - not HTML: `finalize` escapes for Markdown
+        finalize=_escaped, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    filters: dict[str, Callable[..., Any]] = {
+        "number": _number,
+        "rate": rate,
+        "listed": _listed,
+        "cut": _cut,
+        "table": _table,
+    }
+    environment.filters.update(filters)
+    return environment.from_string(text)
+
+
+def _escaped(value: object) -> Markdown:
+    return value if isinstance(value, Markdown) else plain(value)
+
+
+def _number(value: int) -> Markdown:
+    return Markdown(f"{value:,}")
+
+
+def _listed(values: Iterable[object]) -> Markdown:
+    return Markdown(", ".join(map(_escaped, values)))
+
+
+def _cut(value: object, limit: int) -> Markdown:
+    return plain(value, limit=limit)
+
+
+def _table(rows: Iterable[Sequence[object]], *header: str) -> Markdown:
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in rows]
-    return lines
-
-
-def _cell(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def rate(part: float, whole: float = 1) -> str:
-    """A fraction in percent; "-" of nothing."""
-    return f"{part / whole:.1%}" if whole else "-"
+    for row in rows:
+        cells = (_number(value) if isinstance(value, int) else _escaped(value) for value in row)
+        lines.append(f"| {' | '.join(cells)} |")
+    return Markdown("\n".join(lines))

@@ -1,26 +1,27 @@
-"""Fetches a dataset from the Hub into a dataset folder, and checks every byte of it."""
+"""Fetches a dataset from the Hub into a dataset folder and checks every byte of it."""
 
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.files import writing
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import Verdict, verify
 from dialog_gen.publish.hub import NOTES, Hub, HubError, Repository, check_name, is_content
 
 _PATTERNS = (*NOTES, "data/*.parquet", "rejects/*.parquet", "shards/*.json")
-# Where the library notes which files are complete.
+# Where huggingface_hub notes which files are complete.
 _PROGRESS = (".cache", "huggingface")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullSummary:
-    """The dataset that is here now."""
+    """The dataset that `out` holds now."""
 
     out: str
     repo: str
@@ -38,14 +39,15 @@ class PullSummary:
 
 
 def pull(
-    repo: str, out: Path, *, revision: str | None = None, on_shard: Callable[[int], None] = lambda shards: None
+    repo: str, out: str | Path, *, revision: str | None = None, on_progress: OnProgress = ignore_progress
 ) -> PullSummary:
-    """Makes `out` hold what the repository holds at `revision` (a branch, tag or commit); goes on after interruptions.
+    """Makes the local folder `out` hold the dataset of the repository `repo` (USER/NAME); resumes what was interrupted.
 
-    Raises UsageError for a repository that is not there or is no dialog-gen dataset, and where `out` holds something
-    else; HubError for a failing Hub; FailedCheckError where a file is not what its manifest promises: the next pull
-    fetches it again.
+    `revision` is a branch, tag or commit. Raises UsageError for a repository that does not exist or holds no dialog-gen
+    dataset, and for an `out` that holds something else; HubError where the Hub fails; FailedCheckError for a file that
+    is not what its manifest promises, which the next pull fetches again.
     """
+    out = Path(out)
     check_name(repo)
     hub = Hub()
     repository = hub.repository(repo, revision)
@@ -58,17 +60,19 @@ def pull(
     fetched = [path for path in repository.files if any(fnmatchcase(path, pattern) for pattern in _PATTERNS)]
     if strange := [path for path in fetched if not is_content(path)]:
         raise UsageError(f"{repo} holds {strange[0]!r}, which is no file of a dialog-gen dataset: do not use it.")
-    _check(out, repository)
+    _check_out(out, repository)
     with writing(str(out), left="the same command goes on"), hub.errors():
         out.mkdir(parents=True, exist_ok=True)
         hub.api.snapshot_download(
             repo, repo_type="dataset", revision=repository.commit, local_dir=out, allow_patterns=list(_PATTERNS)
         )
         _tidy(out, repository)
-    # Where the Hub cannot be reached the library is content with what is there.
+    # If the Hub cannot be reached, snapshot_download is content with the files that are there.
     if missing := [path for path in fetched if not (out / path).is_file()]:
         raise HubError(f"{len(missing)} files of {repo} did not come, the first is {missing[0]}: pull again.")
-    verdict = verify(DatasetFolder(str(out)), on_shard=lambda: on_shard(1))
+    folder, done = DatasetFolder(str(out)), count(1)
+    total = len(folder.shards())
+    verdict = verify(folder, on_shard=lambda: on_progress("checking shards", next(done), total))
     if verdict.problem_count:
         raise FailedCheckError(
             f"{verdict.problem_count} problems in {out}, the first is: {verdict.problems[0]}. The same command fetches "
@@ -77,8 +81,8 @@ def pull(
     return _summary(out, repository, verdict)
 
 
-def _check(out: Path, repository: Repository) -> None:
-    """Raises UsageError if `out` holds something that a pull would mix with, or write over."""
+def _check_out(out: Path, repository: Repository) -> None:
+    """Raises UsageError if `out` holds something that a pull would overwrite or mix with."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -96,7 +100,7 @@ def _check(out: Path, repository: Repository) -> None:
 
 
 def _tidy(out: Path, repository: Repository) -> None:
-    """Removes what no manifest names any more, and the library's notes: files it thinks complete may be damaged."""
+    """Removes files that no manifest names any more, and the library's notes, which may call damaged files complete."""
     for part in ("data", "rejects"):
         for file in (out / part).glob("*.parquet"):
             if f"{part}/{file.name}" not in repository.files:

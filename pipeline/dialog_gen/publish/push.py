@@ -1,38 +1,40 @@
-"""Publishes a dataset folder on the Hub, in one commit: who looks sees the old version or the new one, whole.
+"""Publishes a dataset folder on the Hub in one commit: a reader sees the old version or the new one, each whole.
 
-Large files are uploaded first. What the Hub has already is not sent again, so a push that failed goes on where it
-stopped.
+Large files are uploaded first. Files that the Hub has already are not sent again, so a push that failed continues
+where it stopped.
 """
 
 import shutil
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import HfHubHTTPError
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.intact import footer, intact_manifests
-from dialog_gen.dataset.verify import verify
+from dialog_gen.dataset.verify import verify as verify_dataset
 from dialog_gen.download.provenance import NAME as IMAGES_JSON
 from dialog_gen.download.provenance import ImageSource
 from dialog_gen.publish.card import make_card
 from dialog_gen.publish.card_data import CardData, card_data
-from dialog_gen.publish.compact import has_images, merge
+from dialog_gen.publish.compact import has_images, merge_shards
 from dialog_gen.publish.hub import NOTES, PAUSES_S, Hub, HubError, Repository, check_name, differences, is_transient
 
-_STAGE = ".share"
+_STAGE = ".publish"
 _STAGE_SHARD_MB = 500
 _PRECONDITION_FAILED = 412
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushSummary:
-    """The version that is on the Hub now."""
+    """The version that the Hub shows now."""
 
     repo: str
     commit: str
@@ -47,7 +49,7 @@ class PushSummary:
 
 
 def push(
-    folder: DatasetFolder,
+    dataset: str | Path | DatasetFolder,
     repo: str,
     *,
     without_images: bool = False,
@@ -56,15 +58,22 @@ def push(
     link_rot: Path | None = None,
     message: str | None = None,
     replace: bool = False,
-    check: bool = True,
-    on_shard: Callable[[int], None] = lambda shards: None,
+    verify: bool = True,
+    on_progress: OnProgress = ignore_progress,
 ) -> PushSummary:
-    """Makes the repository `repo` hold this dataset, with a card, and nothing else.
+    """Makes the repository `repo` (USER/NAME) hold this dataset, with a card, and nothing else.
 
-    `without_images` leaves url and checksums of each. With `check` every byte is read and checked before. Raises
-    UsageError for whatever is wrong with what is asked for, a missing token and a repository of something else, unless
-    it is to be replaced; FailedCheckError for a damaged dataset; HubError for a failing Hub: it shows what it showed.
+    `without_images` publishes URLs and checksums in place of the images' bytes. `private` makes a new repository
+    private. `licence` is an SPDX identifier or the terms in words. `link_rot` is a download's link_rot.json, if not
+    the one beside the images. `message` is the commit's message. `replace` allows to overwrite a repository that holds
+    something else. `verify` checks every byte first, else only sizes are checked.
+
+    Raises UsageError for wrong arguments, a missing token, and a repository that holds something else;
+    FailedCheckError for a damaged dataset; HubError where the Hub fails. The Hub then shows what it showed before.
     """
+    if licence is not None and not licence.strip():
+        raise UsageError("--licence is empty: give an SPDX identifier such as cc-by-4.0, or the terms in words.")
+    folder = DatasetFolder.of(dataset)
     check_name(repo)
     if folder.local_root is None:
         raise UsageError(f"{folder.location} is not on this machine: `dialog-gen compact` it to a local folder first.")
@@ -74,13 +83,10 @@ def push(
     hub.check_login()
     repository = hub.repository(repo)
     if repository:
-        _check(hub, repository, folder, private=private, replace=replace)
-    with _staged(folder, without_images=without_images, on_shard=on_shard) as (staged, root):
-        if check and (verdict := verify(staged, on_shard=lambda: on_shard(1))).problem_count:
-            raise FailedCheckError(
-                f"{folder.location} is damaged, nothing was pushed: {verdict.problem_count} problems, the first is: "
-                f"{verdict.problems[0]}."
-            )
+        _check_repository(hub, repository, folder, private=private, replace=replace)
+    with _staged(folder, without_images=without_images, on_progress=on_progress) as (staged, root):
+        if verify:
+            _verify(staged, folder.location, on_progress)
         data = card_data(staged, link_rot=link_rot)
         files = _files(staged, root, data, make_card(data, repo, licence=licence))
         if repository is None:
@@ -101,8 +107,19 @@ def push(
         )
 
 
-def _check(hub: Hub, repository: Repository, folder: DatasetFolder, *, private: bool, replace: bool) -> None:
-    """Raises UsageError if what is in the repository should not be written over."""
+def _verify(folder: DatasetFolder, location: str, on_progress: OnProgress) -> None:
+    """Raises FailedCheckError for a damaged dataset, naming its `location`."""
+    done, total = count(1), len(folder.shards())
+    verdict = verify_dataset(folder, on_shard=lambda: on_progress("checking shards", next(done), total))
+    if verdict.problem_count:
+        raise FailedCheckError(
+            f"{location} is damaged, nothing was pushed: {verdict.problem_count} problems, the first is: "
+            f"{verdict.problems[0]}."
+        )
+
+
+def _check_repository(hub: Hub, repository: Repository, folder: DatasetFolder, *, private: bool, replace: bool) -> None:
+    """Raises UsageError if the repository holds something that must not be overwritten."""
     if private and not repository.private:
         raise UsageError(f"{repository.name} exists and is public: --private is for new ones. Change it on its page.")
     if replace or repository.is_empty:
@@ -110,26 +127,26 @@ def _check(hub: Hub, repository: Repository, folder: DatasetFolder, *, private: 
     if not repository.is_dataset:
         raise UsageError(
             f"{repository.name} exists and holds no dialog-gen dataset but {min(repository.files)!r}: choose another "
-            "--repo, or give --replace to put this dataset in the place of all that."
+            "--repo, or give --replace to replace all of it by this dataset."
         )
     if differing := differences(repository.config or {}, folder.config()):
         raise UsageError(
             f"{repository.name} holds another dataset ({'; '.join(differing)}): choose another --repo, or give "
-            "--replace to put this one in its place."
+            "--replace to replace it by this one."
         )
     if not _has_images_of(hub, repository, folder):
         there, here = ((config or {}).get("images") for config in (repository.config, folder.config()))
         raise UsageError(
             f"{repository.name} holds a dataset of other images (made of {there!r}, this one of {here!r}): choose "
-            "another --repo, or give --replace to put this one in its place."
+            "another --repo, or give --replace to replace it by this one."
         )
 
 
 def _has_images_of(hub: Hub, repository: Repository, folder: DatasetFolder) -> bool:
-    """Whether a dataset can be another version of what is in the repository, by the images that both are about.
+    """Whether a dataset can be another version of the one in the repository, judged by their images.
 
-    It may have grown, been gated, merged or made anew, and its images may lie elsewhere now. One file in common will
-    do, else most images of the first rows there.
+    Since that version the dataset may have grown, been gated, merged or made again, and its images may have moved. One
+    file in common is enough, else most images of the first rows in the repository have to be in the dataset.
     """
     files = {entry.sha256 for manifest in folder.manifests() for entry in manifest.files}
     if any(file.lfs and file.lfs.sha256 in files for file in repository.files.values()):
@@ -146,22 +163,25 @@ def _has_images_of(hub: Hub, repository: Repository, folder: DatasetFolder) -> b
 
 @contextmanager
 def _staged(
-    folder: DatasetFolder, *, without_images: bool, on_shard: Callable[[int], None]
+    folder: DatasetFolder, *, without_images: bool, on_progress: OnProgress
 ) -> Generator[tuple[DatasetFolder, Path]]:
-    """The folder to upload; a copy, without images or in the current version of the record, is kept until it is there."""
+    """The folder to upload. A copy, without images or in the current version of the record, stays after an error.
+
+    The next push can use it.
+    """
     assert folder.local_root is not None  # noqa: S101 - checked before
     without_images = without_images and has_images(folder.config())
     if folder.is_current() and not without_images:
         yield folder, folder.local_root
         return
     stage = folder.local_root / _STAGE
-    merge(folder, str(stage), shard_mb=_STAGE_SHARD_MB, images=not without_images, on_shard=on_shard)
+    merge_shards(folder, str(stage), shard_mb=_STAGE_SHARD_MB, images=not without_images, on_progress=on_progress)
     yield DatasetFolder(str(stage)), stage
     shutil.rmtree(stage, ignore_errors=True)
 
 
 def _files(folder: DatasetFolder, root: Path, data: CardData, card: str) -> dict[str, Path | bytes]:
-    """Path in the repository -> what it is to hold."""
+    """Path in the repository -> the file there."""
     files: dict[str, Path | bytes] = {name: root / name for name in NOTES if (root / name).is_file()}
     files["README.md"] = card.encode()
     if data.images != ImageSource():
@@ -173,7 +193,7 @@ def _files(folder: DatasetFolder, root: Path, data: CardData, card: str) -> dict
 
 
 def _commit(hub: Hub, repository: Repository, files: Mapping[str, Path | bytes], message: str) -> str:
-    """Uploads what is large, then makes the one commit; returns its hash."""
+    """Uploads the large files, then makes the one commit; returns its hash."""
     with hub.errors():
         additions = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in files.items()]
         deletions = [CommitOperationDelete(path_in_repo=path) for path in repository.files if path not in files]
@@ -185,14 +205,14 @@ def _commit(hub: Hub, repository: Repository, files: Mapping[str, Path | bytes],
                     [*additions, *deletions],
                     repo_type="dataset",
                     commit_message=message,
-                    # The commit is refused if another came before it.
+                    # The Hub refuses the commit if another one came first.
                     parent_commit=repository.commit,
                 ).oid
             except Exception as error:
                 overtaken = isinstance(error, HfHubHTTPError) and error.response.status_code == _PRECONDITION_FAILED
                 if not overtaken and not is_transient(error):
                     raise
-                # The answer may have got lost, not the commit.
+                # Only the answer may have been lost, not the commit.
                 now = hub.repository(repository.name)
                 if now and now.commit != repository.commit:
                     if _holds(now, additions):
@@ -207,7 +227,7 @@ def _commit(hub: Hub, repository: Repository, files: Mapping[str, Path | bytes],
 
 
 def _holds(repository: Repository, additions: list[CommitOperationAdd]) -> bool:
-    """Whether a repository has these files and no others."""
+    """Whether a repository holds exactly these files."""
     wanted = {addition.path_in_repo: addition.upload_info for addition in additions}
     return repository.files.keys() == wanted.keys() and all(
         file.size == wanted[path].size and (file.lfs is None or file.lfs.sha256 == wanted[path].sha256.hex())

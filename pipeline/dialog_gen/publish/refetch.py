@@ -1,4 +1,4 @@
-"""Fetches an image that was left out of a dataset and makes of it the very bytes that the dataset was made with."""
+"""Fetches an image that was left out of a dataset, and restores the exact bytes that the dataset was made with."""
 
 import hashlib
 from concurrent.futures import Future
@@ -15,31 +15,31 @@ from dialog_gen.download.header import check_header
 from dialog_gen.download.outcomes import FINAL, Outcome
 from dialog_gen.download.resize import resizer
 
-Restored = Literal["present", "restored", "no_url", "changed", "encoded_differently"] | Outcome
+RefetchOutcome = Literal["present", "restored", "no_url", "changed", "encoded_differently"] | Outcome
 Fetched = tuple[bytes | None, str]
-"""An image, or None, and what became of it: a `Restored`."""
+"""An image, or None, and the outcome: a `RefetchOutcome`."""
 
-MEANING: Final[dict[Restored, str]] = {
+MEANING: Final[dict[RefetchOutcome, str]] = {
     "present": "was there already",
-    "restored": "fetched, and exactly what it was",
-    "no_url": "nobody knows where it came from",
+    "restored": "fetched, and exactly the same as before",
+    "no_url": "its URL is unknown",
     "changed": "another image is there now",
     "encoded_differently": "the same image is there, but this version of img2dataset stores it in other bytes",
 }
-"""Beside `dialog_gen.download.outcomes.MEANING`."""
+"""What an outcome means, in addition to `dialog_gen.download.outcomes.MEANING`."""
 
 SETTLED: Final[frozenset[str]] = FINAL | MEANING.keys()
-"""Asking again would be wrong or in vain."""
+"""Outcomes after which another try would be wrong or in vain."""
 
-# As img2dataset, asked by a download, would have it.
+# The same rules as in a download by img2dataset.
 _DIRECTIVES: Final = {"noai", "noimageai", "noindex", "noimageindex"}
 _ROBOTS_TOKEN: Final = "dialog-gen"  # noqa: S105 - a program's name
 
 
 class Refetcher:
-    """Restores images in threads of its own, which the end of the process does not wait for.
+    """Restores images in daemon threads, which the end of the process does not wait for.
 
-    A pool of the standard library does: servers that hang would hold up a Ctrl-C for as long as they please.
+    The standard library's thread pool waits: after a Ctrl-C, hanging servers would delay the end of the process.
     """
 
     def __init__(self, policy: FetchPolicy, threads: int) -> None:
@@ -52,24 +52,24 @@ class Refetcher:
             Thread(target=self._work, name="fetch", daemon=True).start()
 
     def submit(self, row: dict[str, Any]) -> Future[Fetched]:
-        """What `restore` returns, some time."""
+        """Queues a row; the future holds what `restore` returns."""
         future = Future[Fetched]()
         self._tasks.put((future, row))
         return future
 
     def close(self) -> None:
-        """Lets go of all that is not done, whatever it waits for."""
+        """Drops all work that is not done, without waiting for it."""
         self._closed = True
         self._tasks.put((Future(), {}))
-        # Never released: whoever resizes has the process's stderr off, and what a command says last would be lost.
+        # Never released: resizing turns the process's stderr off, and the command's last words would be lost.
         self._one_at_a_time.acquire()
 
     def may_change(self, outcome: str) -> bool:
-        """Whether asking again may end otherwise."""
+        """Whether another try may have another outcome."""
         return outcome not in SETTLED or (outcome == "blocked_address" and self._policy.allow_loopback)
 
-    def restore(self, row: dict[str, Any]) -> tuple[bytes | None, Restored]:
-        """The bytes of which a row has the `image_sha256`, from its `url`; else None and why not."""
+    def restore(self, row: dict[str, Any]) -> tuple[bytes | None, RefetchOutcome]:
+        """The bytes with the row's `image_sha256`, fetched from its `url`, and the outcome; None where that fails."""
         if not row["url"]:
             return None, "no_url"
         try:
@@ -91,7 +91,7 @@ class Refetcher:
         while True:
             future, row = self._tasks.get()
             if self._closed:
-                self._tasks.put((future, row))  # for the next thread to wake up, and end
+                self._tasks.put((future, row))  # wakes up the next thread, which ends too
                 return
             try:
                 future.set_result(self.restore(row))
@@ -105,7 +105,7 @@ class Refetcher:
             return response.read()
 
     def _as_stored(self, data: bytes) -> bytes | None:
-        # It turns the process's own stdout and stderr off while it works.
+        # The resizer turns the process's stdout and stderr off while it works.
         with self._one_at_a_time:
             return cast("bytes | None", self._resizer(BytesIO(data))[0])
 

@@ -1,28 +1,31 @@
-"""Puts the images back into a dataset that was shared without them: fetched from their URLs, each checked by its hash.
+"""Puts the images back into a dataset that was published without them: fetched from their URLs, checked by their hash.
 
-Rows and their order stay as they are; a row whose image is gone, or is another one now, stays without it. What became
-of each is counted in rehydrate.json, shard by shard, so that an interrupted command goes on with the next shard. Then
-it asks again for what failed earlier and may have come back: a shard is done when no such row is left. Rows that are
-not to be asked for again are listed in settled/SHARD.json.
+Rows and their order stay as they are. A row whose image is gone, or is another one now, stays without it. The outcomes
+are counted per shard in rehydrate.json, so that an interrupted command resumes with the next shard. After the missing
+shards it tries again the rows that failed earlier and may succeed now: a shard is done when no such row is left. Rows
+that are not worth another try are listed in settled/SHARD.json.
 """
 
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.errors import UsageError, check_at_least
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json, upgraded
 from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
 from dialog_gen.dataset.record import DIALOGUES
+from dialog_gen.dataset.verify import totals
 from dialog_gen.dataset.writer import DatasetWriter, open_writer
 from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.outcomes import MEANING as OUTCOME_MEANING
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 _RECORD = "rehydrate.json"
 _COLUMNS = ("image_sha256", "images", "url", "source_sha256")
-# Row groups being fetched at a time: a slow server holds up its own, not all.
+# Row groups that are fetched at a time: a slow server delays its own group, not all.
 _GROUPS_AHEAD = 8
 _NO_ANSWER = ("dns", "connection", "timeout")
 
@@ -44,24 +47,24 @@ Outcomes = Counter[str]
 
 @dataclass(frozen=True, slots=True)
 class RehydrateSummary:
-    """What became of the images, over all shards."""
+    """How many images had which outcome, over all shards."""
 
     out: str
     outcomes: Outcomes
 
     @property
     def missing(self) -> int:
-        """Rows that came without their image, but with its URL."""
+        """Rows of the source that have a URL but no image."""
         return self.outcomes.total() - self.outcomes["present"] - self.outcomes["no_url"]
 
     @property
     def restored(self) -> int:
-        """Rows that have it again."""
+        """Rows that have their image again."""
         return self.outcomes["restored"]
 
     @property
     def failure(self) -> str | None:
-        """What to say where not one image could be had that there was a URL of."""
+        """The error message where images were missing and none of them could be fetched; else None."""
         if self.restored or not self.missing:
             return None
         meaning = _meaning()
@@ -71,7 +74,7 @@ class RehydrateSummary:
         return f"not one of {self.missing} images could be had again: {classes}.{advice}"
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for a program."""
+        """All figures, for programs."""
         return {"out": self.out, "missing": self.missing, "restored": self.restored, "outcomes": dict(self._sorted())}
 
     def __str__(self) -> str:
@@ -94,18 +97,35 @@ class RehydrateSummary:
 
 
 def rehydrate(
+    dataset: str | Path | DatasetFolder,
+    out: str | Path,
+    *,
+    threads: int = 64,
+    allow_loopback: bool = False,
+    on_progress: OnProgress = ignore_progress,
+) -> RehydrateSummary:
+    """Writes a dataset to `out`, a local folder or fsspec URL, with the images that can still be fetched.
+
+    `threads` is the number of requests at a time; `allow_loopback` also fetches from servers on this machine. Raises
+    UsageError for a source with damaged shards, and for an `out` that holds something else or lies in the source (or
+    the source in it); MissingExtraError without img2dataset, which made the stored images of the fetched ones. Where
+    not one image could be fetched, the summary says so (`failure`).
+    """
+    check_at_least("--threads", threads, 1)
+    policy = FetchPolicy(allow_loopback=allow_loopback)
+    source = DatasetFolder.of(dataset)
+    return rehydrate_with(policy, source, str(out), threads=threads, on_progress=on_progress)
+
+
+def rehydrate_with(
+    policy: FetchPolicy,
     source: DatasetFolder,
     out: str,
     *,
-    policy: FetchPolicy,
     threads: int = 64,
-    on_rows: Callable[[int], None] = lambda rows: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> RehydrateSummary:
-    """Writes `source` to `out` with the images that can be had.
-
-    Raises UsageError for a source with damaged shards, and where `out` holds something else or lies in the source;
-    MissingExtraError without img2dataset, which made the stored images of the fetched ones.
-    """
+    """Does what `rehydrate` does, under another policy of fetching."""
     check_apart(source.location, out)
     require_img2dataset()
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else img2dataset's import asks for news over the network
@@ -113,10 +133,10 @@ def rehydrate(
 
     manifests = intact_manifests(source)
     with closing(Refetcher(policy, threads)) as refetcher, open_writer(out, _config(source)) as store:
-        work = _Work(source, store, refetcher, on_rows)
-        # What failed earlier comes last: nobody waits for dead links before the first shard that is not there yet.
+        work = _Rehydration(source, store, refetcher, on_progress)
+        # Earlier failures come last: dead links must not delay the shards that are still missing.
         for manifest in sorted(manifests, key=lambda manifest: work.done(manifest) is not None):
-            work.shard(manifest)
+            work.make_shard(manifest)
         for name in set(store.shards()) - {manifest.shard for manifest in manifests}:
             store.drop(name)
             store.remove(_settled(name))
@@ -134,41 +154,42 @@ def _config(source: DatasetFolder) -> dict[str, Any]:
 
 
 class _NothingNewError(Exception):
-    """Not one more image is back: a finished shard stays as it is."""
+    """No further image is back: the finished shard stays as it is."""
 
 
 @dataclass(slots=True)
 class _Shard:
-    """A shard on its way."""
+    """A shard while it is made."""
 
     rows: DatasetFolder
-    """Where they come from."""
+    """The folder that its rows come from."""
     manifest: ShardManifest
-    """Theirs."""
+    """The rows' manifest there."""
     outcomes: Outcomes
     settled_before: dict[int, str] = field(default_factory=dict[int, str])
-    """Number of the row -> outcome, where nobody is to be asked again."""
+    """Row number -> outcome, for rows that were settled before."""
     settled: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
-    """Outcome -> numbers of its rows, where nobody is to be asked the next time."""
+    """Outcome -> row numbers, for rows that the next command need not try."""
     submitted: int = 0
     fetched: int = 0
 
 
-class _Work:
+class _Rehydration:
     def __init__(
-        self, source: DatasetFolder, store: DatasetWriter, refetcher: "Refetcher", on_rows: Callable[[int], None]
+        self, source: DatasetFolder, store: DatasetWriter, refetcher: "Refetcher", on_progress: OnProgress
     ) -> None:
-        self._source, self._store, self._refetcher, self._on_rows = source, store, refetcher, on_rows
+        self._source, self._store, self._refetcher, self._on_progress = source, store, refetcher, on_progress
+        self._rows_done, self._rows = 0, totals(source).images
         self.outcomes = _noted(store)
 
     def done(self, manifest: ShardManifest) -> ShardManifest | None:
-        """The manifest of what was made of a shard, if that is there and it is known what became of its images."""
+        """The manifest of the shard in `out`, if it is complete there and the outcomes of its images are noted."""
         if manifest.shard not in self.outcomes:
             return None
         return self._store.completed(manifest.shard, sha256_json(manifest.model_dump()))
 
-    def shard(self, manifest: ShardManifest) -> None:
-        """Makes a shard, unless it is there; what may have come back since is asked for again."""
+    def make_shard(self, manifest: ShardManifest) -> None:
+        """Makes a shard, unless it is complete; rows of a complete one that may succeed now are tried again."""
         noted, done = self.outcomes.get(manifest.shard, Outcomes()), self.done(manifest)
         if done is None:
             made = manifest.model_copy(
@@ -179,19 +200,19 @@ class _Work:
             )
             work = _Shard(self._source, manifest, Outcomes())
         elif any(map(self._refetcher.may_change, noted)):
-            # Its own rows have what is back, and what gates found meanwhile. Images that are back count as present.
+            # The rows in `out` have the restored images and later gate scores; those images count as present.
             before = noted["restored"]
             made, work = done, _Shard(self._store, done, Outcomes(restored=before, present=-before))
             work.settled_before = self._settled_before(manifest.shard)
         else:
-            self._on_rows(manifest.images)
+            self._advance(manifest.images)
             return
 
         def note_first() -> Iterator[pa.Table]:
             self.outcomes[made.shard] = +work.outcomes
             nothing_new = done is not None and work.outcomes["restored"] == noted["restored"]
             if not nothing_new:
-                # The manifest comes last, and an old one goes first: what is noted of a finished shard is true.
+                # The old manifest goes first, the new one comes last: the notes on a finished shard are true.
                 self._store.remove(f"shards/{made.shard}.json")
             self._store.put_json(_settled(made.shard), work.settled)
             self.note()
@@ -204,10 +225,14 @@ class _Work:
             self._store.write_shard(made, data, chain(rejects, note_first()))
 
     def note(self) -> None:
-        """Writes down what became of the images so far."""
+        """Writes the outcomes so far to rehydrate.json."""
         total = sum(self.outcomes.values(), Outcomes())
         shards = {name: dict(sorted(counts.items())) for name, counts in sorted(self.outcomes.items())}
         self._store.put_json(_RECORD, {"outcomes": dict(sorted(total.items())), "shards": shards})
+
+    def _advance(self, rows: int) -> None:
+        self._rows_done += rows
+        self._on_progress("fetching images", self._rows_done, self._rows, "images")
 
     def _tables(self, work: _Shard, part: str) -> Iterator[pa.Table]:
         ahead: deque[tuple[pa.Table, list[Fetched | Future[Fetched]]]] = deque()
@@ -224,9 +249,9 @@ class _Work:
             yield self._with_images(work, *ahead.popleft())
 
     def _kept(self, shard: str, part: str) -> Iterator[bytes | None]:
-        """The images of a shard that does not count as done, row by row.
+        """The images, row by row, that `out` has of a shard which does not count as done.
 
-        A process was killed while it put the shard in its place, or the source has changed since.
+        There are some where a process was killed while it committed the shard, or where the source has changed.
         """
         for path in (f"{part}/{shard}.parquet", f"{part}/{shard}.v2.parquet"):
             if self._store.exists(path):
@@ -255,7 +280,7 @@ class _Work:
                 work.settled.setdefault(outcome, []).append(work.fetched)
             work.fetched += 1
             images.append(there if data is None else [{"bytes": data, "path": None}])
-        self._on_rows(table.num_rows)
+        self._advance(table.num_rows)
         field = DIALOGUES.field("images")
         return table.set_column(table.schema.get_field_index("images"), field, pa.array(images, field.type))
 

@@ -1,10 +1,10 @@
 """`dialog-gen report`: a dataset as one self-contained HTML page.
 
-content.py       what the page tells, as JSON values
-thumbnails.py    images small enough for the page's budget
-page.py          the page: page.html, page.css and page.js with the content in one JSON block
+page.py          writes the page: the template page.html with page.css, page.js and the content as one JSON block
+content.py       the content, as JSON values
+thumbnails.py    images small enough for the page's size limit
 """
 
-from dialog_gen.inspect.page.page import Report, check_out, write_report
+from dialog_gen.inspect.page.page import ReportSummary, report
 
-__all__ = ["Report", "check_out", "write_report"]
+__all__ = ["ReportSummary", "report"]

@@ -1,14 +1,14 @@
-"""What the page tells, as JSON values."""
+"""The content of the HTML report, as JSON values."""
 
 import heapq
 import json
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import hash_64
+from dialog_gen.core.progress import OnProgress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.download.outcomes import MEANING
 from dialog_gen.download.provenance import image_source
@@ -23,11 +23,11 @@ _COLUMNS = ("image_id", "images", "url", "caption", "texts", "model", "gates")
 
 
 def overview(folder: DatasetFolder, stats: Stats, *, seed: int) -> dict[str, Any]:
-    """All but the gallery. Raises UsageError for a file of rejects that is gone or damaged."""
+    """Everything but the gallery. Raises UsageError for a missing or damaged file of rejects."""
     config, run = folder.config(), _json(folder, "run.json")
     return {
         "name": folder.root.rsplit("/", 1)[-1] or "dataset",
-        # The path of the images on this machine is left out for privacy.
+        # The local image path is left out for privacy.
         "config": {key: value for key, value in config.items() if key != "images"},
         "finished_at": run.get("finished_at"),
         "run": run.get("run") or {},
@@ -41,11 +41,11 @@ def overview(folder: DatasetFolder, stats: Stats, *, seed: int) -> dict[str, Any
 
 
 def gallery(
-    folder: DatasetFolder, *, samples: int, seed: int, on_row: Callable[[], None]
+    folder: DatasetFolder, *, samples: int, seed: int, on_progress: OnProgress
 ) -> tuple[list[dict[str, Any]], list[bytes | None]]:
-    """Rows of the gallery, drawn uniformly and in the dataset's order, and a thumbnail for each; None without an image.
+    """`samples` rows, drawn uniformly and in the dataset's order, and a thumbnail for each; None without an image.
 
-    Raises UsageError for a file that is gone or damaged.
+    Raises UsageError for a missing or damaged file.
     """
     rows: list[dict[str, Any]] = []
     thumbnails: list[bytes | None] = []
@@ -61,19 +61,19 @@ def gallery(
                 "pairs": [pair | _marks(row, place) for place, pair in enumerate(row["texts"])],
             }
         )
-        on_row()
+        on_progress("drawing images", len(rows), samples, "images")
     return rows, thumbnails
 
 
 def _marks(row: dict[str, Any], place: int) -> dict[str, dict[str, float | None]]:
-    """The gates that mark a pair, with their scores; nothing where no gate was applied."""
+    """The gates that marked a pair, with their scores; empty where no gate was applied."""
     if row["gates"] is None:
         return {}
     return {"marks": {score["gate"]: score["score"] for score in row["gates"][place] if score["marked"]}}
 
 
 def _rejects(folder: DatasetFolder, stats: Stats, seed: int) -> list[dict[str, Any]]:
-    """Reasons, the most frequent first, with a few examples each, drawn uniformly."""
+    """Reasons of rejection, the most frequent first, with a few examples each, drawn uniformly."""
     drawn: defaultdict[tuple[str, str], list[tuple[int, int, Any]]] = defaultdict(list)
     for number, row in enumerate(folder.rows(["image_id", "status", "reason", "detail", "raw"], part="rejects")):
         raw = [answer[:_RAW_CHARS] for answer in row["raw"]]
@@ -96,13 +96,13 @@ def _rejects(folder: DatasetFolder, stats: Stats, seed: int) -> list[dict[str, A
 
 
 def _limits(folder: DatasetFolder, gate: str) -> dict[str, float]:
-    """The scores, `min` and `max`, beyond which a gate marks, as far as gates.json tells."""
+    """The limits `min` and `max` of a gate's score beyond which it marks; those that gates.json holds."""
     limits = (_json(folder, "gates.json").get("settings") or {}).get(gate) or {}
     return {name: float(limits[name]) for name in ("min", "max") if limits.get(name) is not None}
 
 
 def _link_rot(folder: DatasetFolder) -> dict[str, Any] | None:
-    """What became of the images' URLs; None where nobody knows."""
+    """The outcomes of the images' URLs; None where they are unknown."""
     try:
         found = image_source(folder).link_rot
     except UsageError:
@@ -115,7 +115,7 @@ def _link_rot(folder: DatasetFolder) -> dict[str, Any] | None:
 
 
 def _json(folder: DatasetFolder, name: str) -> dict[str, Any]:
-    """An object that tells more about the dataset; empty where it is missing or damaged."""
+    """The JSON object in a file of notes; empty where it is missing or damaged."""
     try:
         found = json.loads(folder.read(name))
     except (FileNotFoundError, ValueError):

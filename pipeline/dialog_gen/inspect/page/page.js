@@ -1,6 +1,6 @@
 "use strict";
 
-// All content comes out of one JSON block and becomes text nodes: nothing of the data is ever parsed as HTML.
+// All content comes from one JSON block and becomes text nodes: no data is ever parsed as HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
 const { stats, gallery } = data;
 const PAGE_SIZE = 24;
@@ -18,7 +18,7 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Text of the dataset: keeps its direction and its line breaks to itself. */
+/** Text of the dataset, isolated in its writing direction and line breaks. */
 const text = (value, tag = "span") => element(tag, { class: "text", dir: "auto" }, value);
 
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 2 }).format;
@@ -32,7 +32,7 @@ function bytes(count) {
   return unit ? `${(count / unit[0]).toPrecision(3)} ${unit[1]}` : `${count} bytes`;
 }
 
-/** A link where the address is one of the web, else its text. */
+/** A link for a web address, plain text for any other. */
 function link(address) {
   try {
     if (["http:", "https:"].includes(new URL(address).protocol))
@@ -47,7 +47,7 @@ const facts = (entries) =>
 
 // Charts
 
-/** Counts by name, a bar each. Sorted here: objects put names that are numbers first. */
+/** Counts by name, one bar each. Sorted here, because JavaScript objects put numeric names first. */
 function bars(all, { whole = sum(Object.values(all)), least = false } = {}) {
   const counts = Object.entries(all).sort(([, a], [, b]) => b - a).slice(0, TOP_SHOWN);
   const longest = Math.max(1, ...counts.map(([, count]) => count));
@@ -106,7 +106,7 @@ function overview() {
   const tiles = [
     ["Images read", number(images), `${bytes(stats.bytes)} of Parquet`],
     ["With a dialogue", number(accepted), `${percent(accepted, images)} of the images`],
-    ["Question-answer pairs", number(stats.pairs), accepted ? `${number(stats.pairs / accepted)} an image` : ""],
+    ["Question-answer pairs", number(stats.pairs), accepted ? `${number(stats.pairs / accepted)} per image` : ""],
     stats.pairs_gated ? ["Kept by all gates", number(stats.pairs_kept), `${percent(stats.pairs_kept, stats.pairs_gated)} of the pairs`] : null,
     ["Different questions", about(stats.questions.distinct, stats.questions.distinct_is_exact), percent(stats.questions.distinct, stats.pairs) && `${percent(stats.questions.distinct, stats.pairs)} of all`],
     ["Different answers", about(stats.answers.distinct, stats.answers.distinct_is_exact), percent(stats.answers.distinct, stats.pairs) && `${percent(stats.answers.distinct, stats.pairs)} of all`],
@@ -177,7 +177,7 @@ function losses() {
   const repeated = stats.repeated_images
     ? element("p", {}, `${about(stats.repeated_images, stats.repeated_images_is_exact)} of the accepted images have the bytes of an earlier one.`) : null;
   const rejects = shown.length ? element("div", {}, shown) : null;
-  fill("losses", "What was lost", ...(rejects || links || repeated ? [rejects ?? element("p", {}, "No image was rejected, and none was unreadable."), repeated, links] : []));
+  fill("losses", "Losses", ...(rejects || links || repeated ? [rejects ?? element("p", {}, "No image was rejected, and none was unreadable."), repeated, links] : []));
 }
 
 function madeWith() {
@@ -200,7 +200,7 @@ function madeWith() {
     sizes ? chart("Images", `headers of ${number(sizes.sampled)} images`, facts([
       ["median size", `${number(sizes.width)} × ${number(sizes.height)} pixels, ${bytes(sizes.bytes)}`],
       ["smallest", sizes.smallest.map(number).join(" × ")], ["largest", sizes.largest.map(number).join(" × ")], ["formats", list(sizes.formats)],
-    ])) : chart("Images", "", element("p", { class: "soft" }, "The dataset was shared without them."))));
+    ])) : chart("Images", "", element("p", { class: "soft" }, "The dataset was published without them."))));
 }
 
 // Gallery: its state is the URL's fragment, #q=...&show=...&gate=...&page=... or #image=ID
@@ -208,7 +208,7 @@ function madeWith() {
 const rows = gallery.rows.map((row) => ({
   ...row,
   words: [row.id, row.caption ?? "", ...row.pairs.flatMap((pair) => [pair.user, pair.assistant])].join("\n").toLowerCase(),
-  against: new Set(row.pairs.flatMap((pair) => Object.keys(pair.marks ?? {}))),
+  markedBy: new Set(row.pairs.flatMap((pair) => Object.keys(pair.marks ?? {}))),
 }));
 const gated = gallery.rows.some((row) => row.pairs.some((pair) => pair.marks));
 let state = {};
@@ -216,7 +216,7 @@ let state = {};
 function readState() {
   const fragment = new URLSearchParams(location.hash.slice(1));
   const image = fragment.get("image");
-  // The link to an image leads there whatever else it says.
+  // A link to an image ignores any filters in it.
   const filter = (name) => (image == null ? fragment.get(name) ?? "" : "");
   state = { q: filter("q"), show: filter("show"), gate: filter("gate"), page: Math.max(1, parseInt(filter("page"), 10) || 1), image };
 }
@@ -231,13 +231,13 @@ function change(update) {
 function matching() {
   const terms = searchTerms();
   return rows.filter((row) =>
-    terms.every((term) => row.words.includes(term)) && (!state.gate || row.against.has(state.gate)) &&
-    (state.show !== "marked" || row.against.size) && (state.show !== "kept" || !row.against.size));
+    terms.every((term) => row.words.includes(term)) && (!state.gate || row.markedBy.has(state.gate)) &&
+    (state.show !== "marked" || row.markedBy.size) && (state.show !== "kept" || !row.markedBy.size));
 }
 
 const searchTerms = () => state.q.toLowerCase().split(/\s+/).filter(Boolean);
 
-/** The text with what was searched for highlighted. */
+/** The text with the search terms highlighted. */
 function highlighted(value, tag, name) {
   const terms = searchTerms().map((term) => term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   const parts = terms.length ? value.split(new RegExp(`(${terms.join("|")})`, "gi")) : [value];
@@ -245,7 +245,7 @@ function highlighted(value, tag, name) {
 }
 
 function picture(row) {
-  if (!row.image) return element("div", { class: "picture" }, gallery.thumbnails ? "no usable image" : "shared without images");
+  if (!row.image) return element("div", { class: "picture" }, gallery.thumbnails ? "no usable image" : "published without images");
   const image = element("img", { src: row.image, alt: row.caption || `Image ${row.id}`, loading: "lazy", decoding: "async" });
   image.addEventListener("load", () => image.classList.toggle("tiny", Math.max(image.naturalWidth, image.naturalHeight) < TINY_PIXELS));
   return element("div", { class: "picture" }, image);
@@ -298,8 +298,8 @@ function showTarget() {
 function controls() {
   const options = (choices) => choices.map(([value, label]) => element("option", { value }, label));
   byId("show").append(...options([["", "kept and marked"], ["kept", "only kept pairs"], ["marked", "with a marked pair"]]));
-  const names = Object.keys(stats.gates).filter((name) => rows.some((row) => row.against.has(name)));
-  byId("gate").append(...options([["", "any gate"], ...names.map((name) => [name, `${name.replaceAll("_", " ")} (${number(rows.filter((row) => row.against.has(name)).length)})`])]));
+  const names = Object.keys(stats.gates).filter((name) => rows.some((row) => row.markedBy.has(name)));
+  byId("gate").append(...options([["", "any gate"], ...names.map((name) => [name, `${name.replaceAll("_", " ")} (${number(rows.filter((row) => row.markedBy.has(name)).length)})`])]));
   for (const name of ["show", "gate"]) {
     byId(name).classList.toggle("hidden", !gated);
     byId(name).addEventListener("change", (event) => change({ [name]: event.target.value }));
@@ -316,7 +316,7 @@ function controls() {
     else if (event.key === "ArrowRight" && !byId("next").disabled) goTo(state.page + 1);
   });
   addEventListener("hashchange", () => {
-    // The links of the contents are fragments, too; they leave the gallery as it is.
+    // The table of contents uses fragments too; those leave the gallery as it is.
     if (location.hash && !location.hash.includes("=")) return;
     readState();
     render();
@@ -324,8 +324,8 @@ function controls() {
   });
 }
 
-byId("summary").replaceChildren("Question-answer dialogues about ", plural(stats.accepted, "image"), ", held by ", text(Object.keys(stats.models).join(", ") || data.config.model || "no model"),
-  " after the protocol ", text(Object.keys(stats.protocols).join(", ") || data.config.protocol || "none"), ".");
+byId("summary").replaceChildren("Question-answer dialogues about ", plural(stats.accepted, "image"), ", generated by ", text(Object.keys(stats.models).join(", ") || data.config.model || "no model"),
+  " with the protocol ", text(Object.keys(stats.protocols).join(", ") || data.config.protocol || "none"), ".");
 overview();
 texts();
 gates();

@@ -1,22 +1,27 @@
-"""The page: its own style and script, and all content in one JSON block that the script shows as text."""
+"""Writes the HTML report: a template with its own style and script, and all content in one JSON block.
+
+The template escapes everything (Jinja2's autoescape) except the package's own style and script. The script shows what
+is in the JSON block as text.
+"""
 
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from html import escape
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from dialog_gen.core.errors import UsageError
+from jinja2 import Environment, StrictUndefined
+
+from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.files import write_file
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.inspect.page.content import gallery, overview
 from dialog_gen.inspect.page.thumbnails import SIZES, Size, fit
-from dialog_gen.inspect.statistics import Stats
+from dialog_gen.inspect.statistics import stats
 
 _MB = 10**6
 _DATA_URI = "data:image/webp;base64,"
@@ -24,12 +29,14 @@ _IMAGE = f',"image":"{_DATA_URI}"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What was written."""
+class ReportSummary:
+    """The page that was written."""
 
-    out: Path
+    out: str
     samples: int
+    """Images in the gallery."""
     of: int
+    """Images with a dialogue in the dataset."""
     bytes: int
     thumbnails: Size | None
     """None where there are no images."""
@@ -38,34 +45,35 @@ class Report:
         if not self.of:
             return f"no image with a dialogue, {self.bytes / _MB:.1f} MB"
         drawn = f"{self.samples:,} of {self.of:,} images" if self.samples < self.of else f"all {self.of:,} images"
-        told = (
-            self.thumbnails and f", thumbnails of {self.thumbnails.side} pixels and quality {self.thumbnails.quality}"
-        )
-        return f"{drawn}, {self.bytes / _MB:.1f} MB{told or ''}"
+        size = self.thumbnails
+        thumbnails = f", thumbnails of {size.side} pixels and quality {size.quality}" if size else ""
+        return f"{drawn}, {self.bytes / _MB:.1f} MB{thumbnails}"
 
 
-def write_report(
-    folder: DatasetFolder,
-    stats: Stats,
-    out: Path,
+def report(
+    dataset: str | Path | DatasetFolder,
+    out: str | Path,
     *,
     samples: int = 1000,
     seed: int = 0,
     max_mb: float = 20,
-    on_row: Callable[[], None] = lambda: None,
-) -> Report:
-    """Writes a dataset as one HTML page that needs nothing else, whole or not at all.
+    on_progress: OnProgress = ignore_progress,
+) -> ReportSummary:
+    """Writes a dataset's statistics and a gallery as one self-contained HTML file `out`: whole or not at all.
 
-    The gallery shows `samples` images, drawn uniformly under the seed; their thumbnails are as good as `max_mb` (of
-    10^6 bytes) allows. The same dataset, statistics and arguments give the same bytes.
+    The gallery shows `samples` images, drawn uniformly under `seed`. Its thumbnails are as good as `max_mb` (of 10^6
+    bytes) allows. The same dataset and arguments give the same bytes.
 
-    Raises UsageError where `out` cannot be written, where a file of the dataset is gone or damaged, and where not even
-    the smallest thumbnails fit.
+    Raises UsageError for an `out` that cannot be written, for a missing or damaged file of the dataset, and where not
+    even the smallest thumbnails fit; DialogGenError for what the disk refuses.
     """
-    check_out(out)
-    rows, originals = gallery(folder, samples=samples, seed=seed, on_row=on_row)
-    content = overview(folder, stats, seed=seed) | {"gallery": _gallery(seed, rows, SIZES[0])}
-    frame_bytes = len(build_page(content)) + len(rows) * len(_IMAGE)
+    check_at_least("--samples", samples, 0)
+    folder, out = DatasetFolder.of(dataset), Path(out)
+    _check_out(out)
+    found = stats(folder, on_progress=on_progress)
+    rows, originals = gallery(folder, samples=min(samples, found.accepted), seed=seed, on_progress=on_progress)
+    content = overview(folder, found, seed=seed) | {"gallery": _gallery(seed, rows, SIZES[0])}
+    frame_bytes = len(_page(content)) + len(rows) * len(_IMAGE)
     fitted = fit(originals, int(max_mb * _MB) - frame_bytes)
     if fitted is None:
         raise UsageError(
@@ -77,37 +85,13 @@ def write_report(
     for row, data in zip(rows, thumbnails, strict=True):
         row["image"] = data and _DATA_URI + base64.b64encode(data).decode()
     used = size if any(thumbnails) else None
-    page = build_page(content | {"gallery": _gallery(seed, rows, used)})
+    page = _page(content | {"gallery": _gallery(seed, rows, used)})
     write_file(out, page)
-    return Report(out=out, samples=len(rows), of=stats.accepted, bytes=len(page), thumbnails=used)
+    return ReportSummary(out=str(out), samples=len(rows), of=found.accepted, bytes=len(page), thumbnails=used)
 
 
-def _gallery(seed: int, rows: list[dict[str, Any]], size: Size | None) -> dict[str, Any]:
-    return {"seed": seed, "rows": rows, "thumbnails": size and asdict(size)}
-
-
-def build_page(content: Mapping[str, Any]) -> bytes:
-    """The page that shows this content; `content["name"]` is its title.
-
-    Nothing of the content is markup: the JSON block holds no character that could end it, and the policy lets the
-    browser run this package's own script and no other, and load nothing.
-    """
-    style, script = _part("page.css"), _part("page.js")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
-        "require-trusted-types-for 'script'; base-uri 'none'; form-action 'none'"
-    )
-    data = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        data = data.replace(character, f"\\u{ord(character):04x}")
-    page = Template(_part("page.html")).substitute(
-        policy=policy, title=escape(str(content["name"])), style=style, data=data, script=script
-    )
-    return page.encode("utf-8", "replace")  # lone surrogates in names of files and in JSON
-
-
-def check_out(out: Path) -> None:
-    """Raises UsageError where no file can come to be at `out`."""
+def _check_out(out: Path) -> None:
+    """Raises UsageError for a path where no file can be written."""
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file, such as {out / 'report.html'}.")
     nearest = next(parent for parent in out.absolute().parents if parent.exists())
@@ -115,7 +99,39 @@ def check_out(out: Path) -> None:
         raise UsageError(f"--out {out} cannot be written: {nearest} is no folder. Choose another place.")
 
 
-def _part(name: str) -> str:
+def _gallery(seed: int, rows: list[dict[str, Any]], size: Size | None) -> dict[str, Any]:
+    return {"seed": seed, "rows": rows, "thumbnails": size and asdict(size)}
+
+
+def _page(content: Mapping[str, Any]) -> bytes:
+    """The page that shows this content; `content["name"]` is its title.
+
+    Nothing in the content can become markup: the JSON block holds no character that could end it, and the policy lets
+    the browser run this package's own script only, and load nothing.
+    """
+    style, script = _own_file("page.css"), _own_file("page.js")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
+        "require-trusted-types-for 'script'; base-uri 'none'; form-action 'none'"
+    )
+    page = _environment().from_string(_own_file("page.html"))
+    text = page.render(policy=policy, title=str(content["name"]), style=style, script=script, content=content)
+    return text.encode("utf-8", "replace")  # names of files and JSON may hold lone surrogates
+
+
+def _environment() -> Environment:
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.policies["json.dumps_function"] = _dumps
+    return environment
+
+
+def _dumps(value: Any, **_: Any) -> str:
+    """Compact JSON for the filter `tojson`, which escapes <, >, & and ' in it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")  # line ends in older JavaScript
+
+
+def _own_file(name: str) -> str:
     return files("dialog_gen.inspect.page").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Images small enough for the page's budget."""
+"""Images small enough for the page's size limit."""
 
 import io
 from collections.abc import Iterable
@@ -11,18 +11,18 @@ from dialog_gen.sources.images import UnreadableImage, decode_image
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How thumbnails are made: the longest side at most, in pixels, and WebP's quality."""
+    """How thumbnails are made: the longest side in pixels, and WebP's quality."""
 
     side: int
     quality: int
 
 
 SIZES = (Size(320, 80), Size(320, 60), Size(256, 55), Size(192, 50), Size(144, 45), Size(96, 40), Size(64, 35))
-"""From the best to the smallest."""
+"""Sizes to try, the best first."""
 
 
 def thumbnail(data: bytes) -> bytes | None:
-    """A thumbnail of the best size; None for what is no image."""
+    """A thumbnail of the best size; None for bytes that are no image."""
     try:
         return _encode(decode_image(data), SIZES[0])
     except UnreadableImage:
@@ -30,7 +30,7 @@ def thumbnail(data: bytes) -> bytes | None:
 
 
 def fit(thumbnails: Iterable[bytes | None], budget_bytes: int) -> tuple[list[bytes | None], Size] | None:
-    """Makes thumbnails smaller, all alike, until their base64 takes no more than the budget; None if it never does."""
+    """Makes all thumbnails smaller until their base64 fits into the budget; None if even the smallest do not fit."""
     made = list(thumbnails)
     for size in SIZES:
         if size is not SIZES[0]:

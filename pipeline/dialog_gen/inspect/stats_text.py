@@ -1,4 +1,4 @@
-"""What `dialog-gen stats` prints for people."""
+"""Statistics as text, as `dialog-gen stats` prints them."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +9,7 @@ _SHOWN = 10
 
 
 def stats_text(stats: Stats) -> str:
-    """Lines of text; the first says how much there is."""
+    """The statistics in lines of text; the first one has the totals."""
     first = f"{stats.images:,} images in {stats.shards:,} shards, {_size(stats.bytes)} of Parquet"
     return "\n".join([first, *_lines(stats)])
 
@@ -19,8 +19,8 @@ def _lines(stats: Stats) -> Iterator[str]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in stats.reasons.get(status, {}).items())
         yield _line(status, getattr(stats, status), stats.images, reasons)
     if stats.repeated_images:
-        about = "" if stats.repeated_images_is_exact else "about "
-        yield _line("repeated", stats.repeated_images, stats.accepted, f"{about}so many have an earlier image's bytes")
+        note = "equal to an earlier image" + ("" if stats.repeated_images_is_exact else " (estimate)")
+        yield _line("repeated", stats.repeated_images, stats.accepted, note)
     if sizes := stats.image_sizes:
         formats = ", ".join(f"{name} {count:,}" for name, count in sizes.formats.items())
         yield (
@@ -32,9 +32,9 @@ def _lines(stats: Stats) -> Iterator[str]:
     if not stats.pairs:
         return
     spread = ", ".join(f"{pairs}: {images:,} images" for pairs, images in stats.pairs_per_image.items())
-    yield f"  {'pairs':<12} {stats.pairs:>12,}   {stats.pairs / stats.accepted:.2f} an image ({spread})"
+    yield f"  {'pairs':<12} {stats.pairs:>12,}   {stats.pairs / stats.accepted:.2f} per image ({spread})"
     if stats.pairs_gated:
-        yield _line("kept", stats.pairs_kept, stats.pairs_gated, "of the pairs that went through gates")
+        yield _line("kept", stats.pairs_kept, stats.pairs_gated, "of the pairs that gates scored")
     yield from _utterances("questions", "first words", stats.questions, stats.pairs)
     yield from _utterances("answers", "most frequent", stats.answers, stats.pairs)
     yield from _table("kinds of answers", stats.answer_types, stats.pairs)
@@ -47,11 +47,11 @@ def _lines(stats: Stats) -> Iterator[str]:
             yield f"  {name:<16}{gate.scored:>12,}{gate.marked:>12,}{share:>9}{gate.scores.median:>14g}"
 
 
-def _utterances(name: str, of: str, told: Utterances, pairs: int) -> Iterator[str]:
-    about = "" if told.distinct_is_exact else "about "
-    yield f"\n{name}: {about}{told.distinct:,} different, {_words(told.words)}"
-    note = f" (counts up to {told.top_undercount:,} too low)" if told.top_undercount else ""
-    yield from _table(f"{of}{note}", dict(list(told.top.items())[:_SHOWN]), pairs, indent="  ")
+def _utterances(name: str, of: str, found: Utterances, pairs: int) -> Iterator[str]:
+    about = "" if found.distinct_is_exact else "about "
+    yield f"\n{name}: {about}{found.distinct:,} different, {_words(found.words)}"
+    note = f" (counts up to {found.top_undercount:,} too low)" if found.top_undercount else ""
+    yield from _table(f"{of}{note}", dict(list(found.top.items())[:_SHOWN]), pairs, indent="  ")
 
 
 def _table(title: str, counts: Mapping[str, int], whole: int, indent: str = "") -> Iterator[str]:

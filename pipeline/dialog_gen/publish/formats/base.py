@@ -1,0 +1,76 @@
+"""What an export format is: a class that writes samples into an empty folder, registered in `FORMATS`."""
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import ClassVar
+
+from PIL import Image, UnidentifiedImageError
+
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.registry import Registry
+from dialog_gen.sources.images import FORMATS as IMAGE_FORMATS
+
+_NAME_LENGTH = 80
+_HASH_LENGTH = 12
+# MPO is what many phones write: a JPEG with another behind it.
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """An image with its dialogue."""
+
+    image_id: str
+    image: bytes
+    image_sha256: str
+    source_sha256: str | None
+    """Hash of what the URL served, if that was stored as another image."""
+    url: str | None
+    caption: str | None
+    pairs: list[dict[str, str]]
+    """Question-answer pairs in order, each with the keys `user` and `assistant`."""
+
+    @property
+    def name(self) -> str:
+        """A file name without extension, of a to z, digits, "_" and "-" only.
+
+        Different ids have different names, even where upper and lower case count as the same.
+        """
+        plain = re.sub(r"[^a-z0-9_-]+", "_", self.image_id.lower())[:_NAME_LENGTH]
+        if plain == self.image_id and plain and not re.search(rf"-[0-9a-f]{{{_HASH_LENGTH}}}$", plain):
+            return plain
+        return f"{plain}-{hashlib.sha256(self.image_id.encode()).hexdigest()[:_HASH_LENGTH]}"
+
+    @property
+    def extension(self) -> str:
+        """The file extension that the image's content calls for. Raises UsageError for bytes that are no image."""
+        try:
+            with Image.open(BytesIO(self.image), formats=IMAGE_FORMATS) as image:
+                return _EXTENSIONS.get(image.format or "", (image.format or "").lower())
+        except (UnidentifiedImageError, OSError, ValueError) as error:
+            raise UsageError(f"image {self.image_id!r} cannot be exported, it is no image: {error}.") from None
+
+
+class SampleWriter(ABC):
+    """Writes samples in one format. `out` is an empty folder, which is discarded if an error is raised."""
+
+    description: ClassVar[str]
+    """What is written, in one line, for help texts."""
+
+    @abstractmethod
+    def __init__(self, out: Path) -> None: ...
+
+    @abstractmethod
+    def add(self, sample: Sample) -> None:
+        """Writes one sample; samples come in the order of the dataset."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Writes what belongs at the end. Not called after an error."""
+
+
+FORMATS = Registry[type[SampleWriter]]("export format", "dialog_gen.publish.formats", group="dialog_gen.formats")

@@ -1,0 +1,46 @@
+"""LLaVA's training format (docs/Finetune_Custom_Data.md in haotian-liu/LLaVA)."""
+
+import json
+from pathlib import Path
+
+from dialog_gen.publish.formats.base import FORMATS, Sample, SampleWriter
+
+_IMAGES_PER_FOLDER = 1000
+
+
+@FORMATS.register("llava")
+class LlavaWriter(SampleWriter):
+    """OUT/llava.json, one JSON list, and OUT/images, LLaVA's `--image_folder`, with a thousand images per subfolder."""
+
+    description = "OUT/llava.json, a training file of LLaVA, and OUT/images, its image folder"
+
+    def __init__(self, out: Path) -> None:
+        self._images = out / "images"
+        self._images.mkdir()
+        self._json = (out / "llava.json").open("w", encoding="utf-8")
+        self._count = 0
+
+    def add(self, sample: Sample) -> None:
+        """Writes the image and appends the conversation to the list."""
+        path = f"{self._count // _IMAGES_PER_FOLDER:05d}/{sample.name}.{sample.extension}"
+        file = self._images / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(sample.image)
+        turns: list[dict[str, str]] = []
+        for pair in sample.pairs:
+            turns.append({"from": "human", "value": _without_image_token(pair["user"])})
+            turns.append({"from": "gpt", "value": _without_image_token(pair["assistant"])})
+        turns[0]["value"] = f"<image>\n{turns[0]['value']}"
+        item = {"id": sample.image_id, "image": path, "conversations": turns}
+        self._json.write((",\n" if self._count else "[\n") + json.dumps(item, ensure_ascii=False))
+        self._count += 1
+
+    def close(self) -> None:
+        """Ends the list."""
+        self._json.write("\n]\n" if self._count else "[]\n")
+        self._json.close()
+
+
+def _without_image_token(text: str) -> str:
+    """The text without `<image>`: LLaVA would put an image in the place of each, even of one that a model wrote."""
+    return text.replace("<image>", "image")

@@ -1,0 +1,22 @@
+"""Parquet with the dialogue as question-answer pairs, as in The Cauldron and FineVision."""
+
+from typing import ClassVar
+
+import pyarrow as pa
+
+from dialog_gen.dataset.record import PAIR_TYPE
+from dialog_gen.publish.formats.base import FORMATS, Sample
+from dialog_gen.publish.formats.parquet import DialogueParquetWriter
+
+
+@FORMATS.register("texts")
+class TextsWriter(DialogueParquetWriter):
+    """OUT/*.parquet with `images` and `texts`, a list of {user, assistant}."""
+
+    description = "OUT/*.parquet with images and texts, a list of {user, assistant}"
+    column = "texts"
+    turn_type: ClassVar[pa.DataType] = PAIR_TYPE
+
+    def dialogue(self, sample: Sample) -> list[dict[str, str]]:
+        """The pairs as they are."""
+        return sample.pairs
