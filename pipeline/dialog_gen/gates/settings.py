@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -158,7 +158,7 @@ class SelfConsistencySettings(Limits):
     max_tokens: int = Field(default=32, ge=1)
     model: str | None = None
     """Who is asked: a generator's name, Hugging Face id or folder. Default: who held the dialogues."""
-    engine: Literal["vllm", "transformers"] | None = None
+    engine: str | None = None
     """Default: the engine of the dialogues."""
     prompt: str | None = None
     """The user's words with {question} in them. Default: the model's own form for short answers."""

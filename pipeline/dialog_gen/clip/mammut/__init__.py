@@ -7,3 +7,5 @@ searched with (`dialog_gen.clip.loader.load_clip`), and as a generator it answer
 
 MODEL_TYPE = "mammut"
 """What config.json calls it."""
+PROTOCOL_FILE = "protocol.toml"
+"""In a model folder: the questions that a run asks where no protocol is named."""

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dialog_gen.clip.loader import Clip, sha256_of_weights
+from dialog_gen.clip.mammut import PROTOCOL_FILE
 from dialog_gen.clip.mammut.model import (
     Mammut,
     MammutConfig,
@@ -30,7 +31,6 @@ from dialog_gen.clip.mammut.model import (
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json
 from dialog_gen.core.tensors import save_tensors
-from dialog_gen.models.registry import PROTOCOL_FILE
 
 WEIGHTS_FILE = "model.safetensors"
 _PREFIX = "mammut."
