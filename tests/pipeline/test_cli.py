@@ -53,7 +53,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_files(tmp_path, files)
     monkeypatch.chdir(tmp_path)
     # A mistake that gets past the checks fails here and loads nothing.
-    monkeypatch.setattr(EngineSpec, "start", lambda *_: pytest.fail())
+    monkeypatch.setattr(EngineSpec, "start", lambda *_: pytest.fail("an engine is started"))
     return tmp_path
 
 

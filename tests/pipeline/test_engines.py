@@ -48,8 +48,8 @@ class Running:
     processes: list[psutil.Process]
 
     def answers(self, *requests: Request, sampling: Sampling = GREEDY) -> list[Any]:
-        """An answer or an error for each request, whose text is the prompt as it is; all are asked at once."""
-        self.engine._sampling, self.engine._render = sampling, verbatim
+        """An answer or an error for each request; all are asked at once."""
+        self.engine._sampling = sampling
 
         async def ask() -> list[Any]:
             return await asyncio.gather(*(self.engine.answer(r) for r in requests), return_exceptions=True)
@@ -62,7 +62,10 @@ class Running:
         async def generate() -> list[Dialogue]:
             return await asyncio.gather(*(self.generator.generate(self.engine, *scene(i)) for i in range(count)))
 
-        return self.run(generate())
+        try:
+            return self.run(generate())
+        finally:
+            self.engine._render = verbatim
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(work, PATIENCE_S))
@@ -119,6 +122,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
             options = EngineOptions(logprobs=True)
             engine = EngineSpec(name=name, model=resolved, sampling=GREEDY, options=options).start(log)
         spawned = [p for p in psutil.Process().children(recursive=True) if p not in before]
+        engine._render = verbatim
         # Python's own, which stays until this process ends.
         processes = [p for p in spawned if not any("resource_tracker" in word for word in p.cmdline())]
         return Running(engine, asyncio.new_event_loop(), resolved, generator, processes)
