@@ -90,10 +90,10 @@ def test_command(line: str) -> None:
     values = PROGRAMS[program].commands[name].make_context(name, arguments).params
     if name == "run":
         # A model folder is what a training line of the README writes.
-        assert values["model"] in MODELS or values["model"].removesuffix("/model") in OUT_FOLDERS
-        assert values["engine"] in (None, *ENGINES)
-        if values["model"] in MODELS or values["protocol"]:
-            load_protocol(values["protocol"] or MODELS[values["model"]].protocol)
+        assert values["model"] in MODELS.names() or values["model"].removesuffix("/model") in OUT_FOLDERS
+        assert values["engine"] in (None, *ENGINES.names())
+        if values["model"] in MODELS.names() or values["protocol"]:
+            load_protocol(values["protocol"] or MODELS.get(values["model"]).protocol)
     if name == "download":
         assert values["split"] in (None, *load_manifest(values["manifest"]).splits)
 

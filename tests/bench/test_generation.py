@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from dialog_gen.dataset.writer import open_writer
-from dialog_gen.engines.base import EngineOptions, engine_starter
+from dialog_gen.engines.base import EngineOptions
 from dialog_gen.generation.dialogue import seed_of
 from dialog_gen.generation.plan import RunPlan, make_plan
 from dialog_gen.generation.runner import Runner
+from dialog_gen.generation.summary import RunResult
+from dialog_gen.protocols.protocol import conversation
 from dialog_gen.shapes.render import render_png
 from dialog_gen.shapes.scenes import draw_scene
 from dialog_gen.sources.images import decode_image
@@ -63,14 +65,13 @@ def test_run_against_bare_vllm(tmp_path: Path) -> None:
     """Rows/s of the run over rows/s of `LLM.generate` on the same decoded images; start-up is in neither."""
     from vllm import LLM, SamplingParams
 
-    from dialog_gen.engines.vllm import engine_arguments
+    from dialog_gen.engines.vllm.engine import engine_arguments
 
     plan = plan_of(write_tars(tmp_path / "images", IMAGES), tmp_path / "out")
     sources = [image for shard in plan.shards() for image in shard.read()]
-    model, sampling = plan.model, plan.interview.sampling
-    start = engine_starter(plan.engine, model, sampling, plan.options)
-    bare = LLM(**engine_arguments(model, plan.options))
-    prompt = plan.interview.render([plan.interview.protocol.turns[0].user], [])
+    model, sampling, options = plan.engine.model, plan.engine.sampling, plan.engine.options
+    bare = LLM(**engine_arguments(model, options))
+    prompt = model.render(conversation(plan.generator.protocol.turns[0].user))
     decoded = [decode_image(source.data) for source in sources]
     # The seeds that the run uses: both sides generate the same tokens.
     parameters = [
@@ -87,7 +88,7 @@ def test_run_against_bare_vllm(tmp_path: Path) -> None:
     bare.generate(prompts[:64], parameters[:64], use_tqdm=False)
     warm = plan_of(write_tars(tmp_path / "few", 64), tmp_path / "warm")
     with open_writer(str(tmp_path / "warm"), warm.config()) as store:
-        Runner(store=store, interview=plan.interview, model=model, max_in_flight=256).run(warm.shards(), start)
+        Runner(store=store, generator=plan.generator, engine=plan.engine).run(warm.shards(), RunResult().add)
 
     ratios: list[float] = []
     for number in range(ROUNDS):
@@ -96,10 +97,8 @@ def test_run_against_bare_vllm(tmp_path: Path) -> None:
         bare_seconds = time.perf_counter() - began
         bare_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
         with open_writer(str(tmp_path / f"out-{number}"), plan.config()) as store:
-            runner = Runner(
-                store=store, interview=plan.interview, model=model, max_in_flight=plan.options.max_in_flight
-            )
-            result = runner.run(plan.shards(), start)
+            result = RunResult()
+            Runner(store=store, generator=plan.generator, engine=plan.engine).run(plan.shards(), result.add)
         assert result.counts["accepted"] + result.counts["rejected"] == IMAGES
         # The same work: equal seeds gave equal numbers of tokens.
         assert result.output_tokens == bare_tokens

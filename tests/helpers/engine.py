@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from dialog_gen.engines.base import Answer, EngineDiedError, RefusedRequestError, Request
+from dialog_gen.engines.base import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
+from dialog_gen.models.registry import GeneratorModel
+from dialog_gen.models.templates import LLAVA_CHAT_TEMPLATE, render_chat
 
 NONSENSE = "..."  # malformed under every protocol
 EVERY = range(1, 1000)  # request about an image
 
 
 class Asked(NamedTuple):
-    """A request without its image."""
+    """A request without its image, rendered."""
 
     prompt: str
     image_sha256: str
@@ -35,6 +37,8 @@ class ScriptedEngine:
     refused: Mapping[str, Collection[int]] = field(default_factory=dict)
     say: Callable[[Request], str | None] = lambda request: None
     """Other words for a request."""
+    chat_template: str = LLAVA_CHAT_TEMPLATE
+    """By which it renders conversations."""
     dies_after: int | None = None
     """Answers given before it dies."""
     max_delay_s: float = 0.0
@@ -57,7 +61,7 @@ class ScriptedEngine:
         self._now = 0
 
     def start(self, log: Path) -> "ScriptedEngine":
-        """What `Runner.run` takes to start an engine."""
+        """As `EngineSpec.start`."""
         assert log.read_bytes() == b""
         self.starts += 1
         return self
@@ -65,7 +69,8 @@ class ScriptedEngine:
     async def answer(self, request: Request) -> Answer:
         """See `Engine`."""
         assert not self.closed
-        self.asked.append(Asked(request.prompt, request.image_sha256, request.seed))
+        asked = Asked(render_chat(self.chat_template, request.messages), request.image_sha256, request.seed)
+        self.asked.append(asked)
         self.sizes.append(request.image.size)
         sha256 = request.image_sha256
         self._asked_about[sha256] += 1
@@ -81,7 +86,7 @@ class ScriptedEngine:
         if number in self.refused.get(sha256, ()):
             raise RefusedRequestError("engine_refused", "the scripted engine will not")
         self.answers += 1
-        text = NONSENSE if number in self.malformed.get(sha256, ()) else self.say(request) or answer_to(request)
+        text = NONSENSE if number in self.malformed.get(sha256, ()) else self.say(request) or answer_to(asked)
         return Answer(
             text=text,
             finish_reason="stop",
@@ -94,7 +99,15 @@ class ScriptedEngine:
         self.closed += 1
 
 
-def answer_to(request: Request | Asked) -> str:
+class Starts(NamedTuple):
+    """An engine's specification that starts whatever a test wants."""
+
+    start: Callable[[Path], ScriptedEngine]
+    model: GeneratorModel
+    options: EngineOptions
+
+
+def answer_to(request: Asked) -> str:
     """The scripted engine's own words: three questions with answers where the prompt wants a list."""
     digest = hashlib.sha256(f"{request.prompt}/{request.image_sha256}/{request.seed}".encode()).hexdigest()
     if "1. Q:" not in request.prompt:

@@ -1,17 +1,20 @@
 """Runs of the pipeline with a scripted engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dialog_gen.dataset.writer import open_writer
-from dialog_gen.generation.dialogue import Interview
-from dialog_gen.generation.runner import Runner, RunResult
+from dialog_gen.engines.base import EngineOptions
+from dialog_gen.executors.base import Event
+from dialog_gen.generation.dialogue import DialogueGenerator
+from dialog_gen.generation.runner import Runner
+from dialog_gen.generation.summary import RunResult
 from dialog_gen.models.registry import GeneratorModel
 from dialog_gen.models.templates import LLAVA_CHAT_TEMPLATE
 from dialog_gen.protocols.protocol import Protocol, Sampling, load_protocol
-from dialog_gen.sources.base import open_source, with_limit
-from helpers.engine import ScriptedEngine
+from dialog_gen.sources.base import InputShard, open_source, with_limit
+from helpers.engine import ScriptedEngine, Starts
 
 MODEL = GeneratorModel(
     name="scripted-model",
@@ -26,15 +29,15 @@ MODEL = GeneratorModel(
 CONFIG: dict[str, Any] = {"model": "scripted-model", "seed": 7}
 
 
-def make_interview(
+def make_generator(
     protocol: str | Protocol = "llava-3qa",
     *,
     chat_template: str = LLAVA_CHAT_TEMPLATE,
     temperature: float = 0.7,
     run_seed: int = 7,
     attempts: int = 3,
-) -> Interview:
-    return Interview(
+) -> DialogueGenerator:
+    return DialogueGenerator(
         protocol=load_protocol(protocol) if isinstance(protocol, str) else protocol,
         chat_template=chat_template,
         sampling=Sampling(temperature=temperature),
@@ -51,11 +54,32 @@ def run(
     shard_size: int = 8,
     limit: int | None = None,
     config: dict[str, Any] = CONFIG,
-    start: Callable[[Path], ScriptedEngine] | None = None,
-    **runner: Any,
+    max_in_flight: int = 8,
+    **others: Any,
 ) -> RunResult:
-    """What `dialog-gen run` does between its checks and its report."""
+    """What `generate` does between its checks and its summary."""
+    shards = with_limit(open_source(str(source), shard_size=shard_size), limit)
+    return run_shards(shards, out, engine, config=config, max_in_flight=max_in_flight, **others)
+
+
+def run_shards(
+    shards: Iterator[InputShard],
+    out: object,
+    engine: ScriptedEngine,
+    *,
+    config: dict[str, Any] = CONFIG,
+    max_in_flight: int = 4,
+    generator: DialogueGenerator | None = None,
+    start: Callable[[Path], ScriptedEngine] | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> RunResult:
+    result = RunResult()
+
+    def report(event: Event) -> None:
+        result.add(event)
+        on_event(event)
+
     with open_writer(str(out), config) as store:
-        settings: dict[str, Any] = {"interview": make_interview(), "model": MODEL, "max_in_flight": 8, **runner}
-        shards = with_limit(open_source(str(source), shard_size=shard_size), limit)
-        return Runner(store=store, **settings).run(shards, start or engine.start)
+        spec: Any = Starts(start or engine.start, MODEL, EngineOptions(max_in_flight=max_in_flight))
+        Runner(store=store, generator=generator or make_generator(), engine=spec).run(shards, report)
+    return result

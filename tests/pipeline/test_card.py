@@ -162,12 +162,12 @@ def test_without_images(tmp_path: Path) -> None:
     assert "dialog-gen rehydrate dialogues --out with-images" in text
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS.names())
 def test_every_known_model_has_its_contamination(name: str) -> None:
     family = known_model(name)
     assert family is not None
     assert ("embedded world" in family.trained_on) == name.startswith("shapes")
-    assert known_model(MODELS[name].source) == family
+    assert known_model(MODELS.get(name).source) == family
 
 
 @pytest.mark.parametrize("images", ["download", "download/images", "download/images/*.tar"])

@@ -1,6 +1,7 @@
 import pytest
 
 from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE, render_chat
+from dialog_gen.protocols.protocol import conversation
 
 LLAVA_ONE = "USER: <image>\nWhat is it? ASSISTANT:"
 BLIP2_ONE = "Question: What is it? Answer:"
@@ -21,10 +22,10 @@ JINJA = "{{ 7 * 7 }} {% if %} <b>&amp;</b>"
     ],
 )
 def test_prompts(template: str, turns: list[str], prompt: str) -> None:
-    assert render_chat(template, turns) == prompt
+    assert render_chat(template, conversation(*turns)) == prompt
 
 
 @pytest.mark.parametrize("turns", [[], ["Q", "A"]])
 def test_the_user_speaks_last(turns: list[str]) -> None:
     with pytest.raises(ValueError, match=f"an odd number of turns, got {len(turns)}"):
-        render_chat(LLAVA_CHAT_TEMPLATE, turns)
+        conversation(*turns)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import dialog_gen
 from dialog_gen.download.manifests import shipped_manifests
 from dialog_gen.download.url_lists import DownloadSummary
+from dialog_gen.engines.start import EngineSpec
 from dialog_gen.models.registry import MODELS
 from dialog_gen.models.templates import LLAVA_CHAT_TEMPLATE
 from dialog_gen.protocols.protocol import shipped_protocols
@@ -52,7 +53,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_files(tmp_path, files)
     monkeypatch.chdir(tmp_path)
     # A mistake that gets past the checks fails here and loads nothing.
-    monkeypatch.setattr("dialog_gen.engines.base.engine_starter", lambda *_: pytest.fail)
+    monkeypatch.setattr(EngineSpec, "start", lambda *_: pytest.fail("an engine is started"))
     return tmp_path
 
 
@@ -61,11 +62,11 @@ def engine(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     """What every run is given in place of a model."""
     scripted = ScriptedEngine()
 
-    def start(log: Path) -> ScriptedEngine:
+    def start(spec: EngineSpec, log: Path) -> ScriptedEngine:
         scripted.closed = 0
         return scripted.start(log)
 
-    monkeypatch.setattr("dialog_gen.engines.base.engine_starter", lambda *_: start)
+    monkeypatch.setattr(EngineSpec, "start", start)
     return scripted
 
 
@@ -230,7 +231,7 @@ def test_vllm_is_not_installed(
 ) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("dialog_gen.engines.base.find_spec", lambda name: None)
+    monkeypatch.setattr("dialog_gen.engines.vllm.find_spec", lambda name: None)
     before = files_of(workplace)
     ended = dialog_gen_cli(*RUN, "--engine", "vllm")
     assert ended.code == 2
@@ -279,7 +280,7 @@ def test_the_engine_does_not_start(
 ) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
-    shutil.copytree(Path(dialog_gen.__file__).parent / "world" / "checkpoints" / "shapes-llava", "cut")
+    shutil.copytree(Path(dialog_gen.__file__).parent / "shapes" / "checkpoints" / "shapes-llava", "cut")
     harm(Path("cut/model.safetensors"))
     ended = dialog_gen_cli(*with_other("--model", "cut"), "--engine", "transformers")
     assert ended.code == 2
@@ -449,11 +450,11 @@ def test_the_engine_dies(dialog_gen_cli: Cli, workplace: Path, engine: ScriptedE
 def test_ctrl_c_while_the_engine_starts(
     dialog_gen_cli: Cli, workplace: Path, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(log: Path) -> ScriptedEngine:
+    def interrupted(spec: EngineSpec, log: Path) -> ScriptedEngine:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dialog_gen.engines.base.engine_starter", lambda *_: interrupted)
+        patch.setattr(EngineSpec, "start", interrupted)
         ended = dialog_gen_cli(*RUN)
     assert (ended.code, ended.out) == (130, "")
     assert ended.err == "interrupted: what is finished is kept, the same command goes on from there\n"
@@ -463,7 +464,7 @@ def test_ctrl_c_while_the_engine_starts(
 
 @pytest.mark.parametrize(
     ("command", "names"),
-    [("models", list(MODELS)), ("protocols", list(shipped_protocols())), ("manifests", list(shipped_manifests()))],
+    [("models", MODELS.names()), ("protocols", list(shipped_protocols())), ("manifests", list(shipped_manifests()))],
 )
 def test_lists(dialog_gen_cli: Cli, command: str, names: list[str]) -> None:
     as_text, as_json = dialog_gen_cli(command), dialog_gen_cli(command, "--json")
@@ -498,7 +499,12 @@ def test_a_dry_run_loads_no_model_and_writes_nothing(workplace: Path) -> None:
     assert f"{IMAGES} images in 1 shards, 1 requests an image" in ended.stdout
     assert ended.stdout.count("turn 1: 'USER: <image>") == 3
     assert "dialog_gen.generation.plan" in modules
-    loads = ("vllm", "dialog_gen.engines.vllm", "dialog_gen.engines.transformers", "transformers.models.llava")
+    loads = (
+        "vllm",
+        "dialog_gen.engines.vllm.engine",
+        "dialog_gen.engines.transformers.engine",
+        "transformers.models.llava",
+    )
     assert [name for name in loads if name in modules] == []
     assert files_of(workplace) == before
 
@@ -513,7 +519,7 @@ def test_a_dry_run_fetches_no_weights(
         asked.extend([hub_id, *allow_patterns])
         return str(workplace / "hub")
 
-    monkeypatch.setattr("dialog_gen.models.registry.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     hub_run = with_other("--model", "llava-1.5-7b")
     assert dialog_gen_cli(*hub_run, "--dry-run").code == 0
     assert "llava-hf/llava-1.5-7b-hf" in asked

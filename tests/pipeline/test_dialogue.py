@@ -4,13 +4,13 @@ import re
 
 import pytest
 from helpers.engine import EVERY, NONSENSE, ScriptedEngine, answer_to
-from helpers.runs import make_interview
+from helpers.runs import make_generator
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from dialog_gen.engines.base import EngineDiedError
-from dialog_gen.generation.dialogue import Dialogue, Interview
+from dialog_gen.generation.dialogue import Dialogue, DialogueGenerator
 from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE
 from dialog_gen.protocols.protocol import Protocol
 
@@ -18,15 +18,15 @@ SHA = "ab" * 32
 SEE, UNIQUE = "What do you see in this image?", "What makes this image unique?"
 
 
-def hold(interview: Interview, engine: ScriptedEngine, sha256: str = SHA) -> Dialogue:
-    return asyncio.run(interview.hold(engine, Image.new("RGB", (5, 3)), sha256))
+def dialogue_of(generator: DialogueGenerator, engine: ScriptedEngine, sha256: str = SHA) -> Dialogue:
+    return asyncio.run(generator.generate(engine, Image.new("RGB", (5, 3)), sha256))
 
 
-def prompts(interview: Interview, *answers: str) -> list[str]:
+def prompts(generator: DialogueGenerator, *answers: str) -> list[str]:
     """What is asked where these are the answers, in order."""
     given = iter(answers)
-    engine = ScriptedEngine(say=lambda request: next(given))
-    assert hold(interview, engine).reason is None
+    engine = ScriptedEngine(say=lambda request: next(given), chat_template=generator.chat_template or "")
+    assert dialogue_of(generator, engine).reason is None
     return [asked.prompt for asked in engine.asked]
 
 
@@ -56,13 +56,13 @@ def expected_seed(run_seed: int, sha256: str, attempt: int) -> int:
     ids=["llava", "blip2"],
 )
 def test_a_later_turn_goes_on_from_the_earlier_ones(template: str, first: str, second: str) -> None:
-    interview = make_interview("blip2-two-turn", chat_template=template)
-    assert prompts(interview, "A red cat.", "Its hat.") == [first, second]
+    generator = make_generator("blip2-two-turn", chat_template=template)
+    assert prompts(generator, "A red cat.", "Its hat.") == [first, second]
 
 
 def test_without_context_a_turn_stands_alone_but_may_name_earlier_texts() -> None:
     protocol = turns(SEE, UNIQUE, "{answer_1} {prompt_2} {answer_2}", context="none")
-    assert prompts(make_interview(protocol), "A cat.", "Its hat.", "Yes.") == [
+    assert prompts(make_generator(protocol), "A cat.", "Its hat.", "Yes.") == [
         f"USER: <image>\n{SEE} ASSISTANT:",
         f"USER: <image>\n{UNIQUE} ASSISTANT:",
         f"USER: <image>\nA cat. {UNIQUE} Its hat. ASSISTANT:",
@@ -71,7 +71,7 @@ def test_without_context_a_turn_stands_alone_but_may_name_earlier_texts() -> Non
 
 def test_what_is_kept_of_an_accepted_dialogue() -> None:
     engine = ScriptedEngine()
-    dialogue = hold(make_interview("blip2-two-turn"), engine)
+    dialogue = dialogue_of(make_generator("blip2-two-turn"), engine)
     words = [answer_to(asked) for asked in engine.asked]
     assert [(pair.user, pair.assistant) for pair in dialogue.pairs] == list(zip([SEE, UNIQUE], words, strict=True))
     assert dialogue.raw == tuple(words)
@@ -81,7 +81,7 @@ def test_what_is_kept_of_an_accepted_dialogue() -> None:
 
 
 def test_a_list_of_pairs_comes_of_one_answer() -> None:
-    dialogue = hold(make_interview("llava-3qa"), ScriptedEngine())
+    dialogue = dialogue_of(make_generator("llava-3qa"), ScriptedEngine())
     lines = [f"{i}. Q: {pair.user} A: {pair.assistant}" for i, pair in enumerate(dialogue.pairs, 1)]
     assert len(lines) == 3
     assert dialogue.raw == ("\n".join(lines),)
@@ -91,7 +91,7 @@ def test_a_list_of_pairs_comes_of_one_answer() -> None:
 @pytest.mark.parametrize("sha256", [SHA, "00" * 32])
 def test_seeds_come_of_run_image_attempt_and_turn(run_seed: int, sha256: str) -> None:
     engine = ScriptedEngine(malformed={sha256: [1, 3]})  # turn 1 of the first attempt, turn 2 of the second
-    dialogue = hold(make_interview("blip2-two-turn", run_seed=run_seed), engine, sha256)
+    dialogue = dialogue_of(make_generator("blip2-two-turn", run_seed=run_seed), engine, sha256)
     first, second, third = (expected_seed(run_seed, sha256, attempt) for attempt in (1, 2, 3))
     assert [asked.seed for asked in engine.asked] == [first, second, second + 1, third, third + 1]
     assert (dialogue.seed, dialogue.attempts, dialogue.reason) == (third, 3, None)
@@ -102,7 +102,7 @@ def test_seeds_come_of_run_image_attempt_and_turn(run_seed: int, sha256: str) ->
 @pytest.mark.parametrize(("attempts", "temperature", "tried"), [(1, 0.7, 1), (2, 0.7, 2), (5, 1.5, 5), (5, 0, 1)])
 def test_attempts_are_bounded_and_greedy_decoding_has_one(attempts: int, temperature: float, tried: int) -> None:
     engine = ScriptedEngine(malformed={SHA: EVERY})
-    dialogue = hold(make_interview(attempts=attempts, temperature=temperature), engine)
+    dialogue = dialogue_of(make_generator(attempts=attempts, temperature=temperature), engine)
     assert len({asked.seed for asked in engine.asked}) == len(engine.asked) == dialogue.attempts == tried
     assert (dialogue.reason, dialogue.pairs, dialogue.raw) == ("no_questions", (), (NONSENSE,))
     assert dialogue.output_tokens == tried  # of every attempt, a word each
@@ -111,14 +111,14 @@ def test_attempts_are_bounded_and_greedy_decoding_has_one(attempts: int, tempera
 @pytest.mark.parametrize("bad", range(1, 4))
 def test_no_more_attempts_than_needed(bad: int) -> None:
     engine = ScriptedEngine(malformed={SHA: range(1, bad)})
-    dialogue = hold(make_interview(), engine)
+    dialogue = dialogue_of(make_generator(), engine)
     assert (dialogue.attempts, len(engine.asked), dialogue.reason) == (bad, bad, None)
     assert dialogue.seed == engine.asked[-1].seed
 
 
 def test_a_new_attempt_forgets_the_last() -> None:
     engine = ScriptedEngine(malformed={SHA: [2]})
-    dialogue = hold(make_interview("blip2-two-turn"), engine)
+    dialogue = dialogue_of(make_generator("blip2-two-turn"), engine)
     assert [UNIQUE in asked.prompt for asked in engine.asked] == [False, True, False, True]
     assert engine.asked[2].prompt == engine.asked[0].prompt
     assert dialogue.raw == tuple(answer_to(asked) for asked in engine.asked[2:])
@@ -132,7 +132,7 @@ def test_a_new_attempt_forgets_the_last() -> None:
 )
 def test_what_is_not_seen_or_refused_is_final(number: int, knob: str, reason: str, detail: str, answered: int) -> None:
     engine = ScriptedEngine(**{knob: {SHA: [number]}})
-    dialogue = hold(make_interview("blip2-two-turn"), engine)
+    dialogue = dialogue_of(make_generator("blip2-two-turn"), engine)
     assert (dialogue.reason, dialogue.pairs, dialogue.attempts) == (reason, (), 1)
     assert detail in (dialogue.detail or "")
     assert len(engine.asked) == number
@@ -143,13 +143,13 @@ def test_an_image_that_was_not_seen_is_never_accepted() -> None:
     for number in range(1, 7):
         # Not even where another attempt would see it.
         engine = ScriptedEngine(malformed={SHA: [2]}, blind={SHA: [number]})
-        accepted = hold(make_interview("blip2-two-turn"), engine).reason is None
+        accepted = dialogue_of(make_generator("blip2-two-turn"), engine).reason is None
         assert accepted == (number > len(engine.asked))
 
 
 def test_a_dead_engine_is_no_outcome_of_an_image() -> None:
     with pytest.raises(EngineDiedError):
-        hold(make_interview(), ScriptedEngine(dies_after=0))
+        dialogue_of(make_generator(), ScriptedEngine(dies_after=0))
 
 
 SPECIAL = re.compile(r"</?s>|<pad>|<unk>|<image>|<\|\w+\|>")
@@ -180,7 +180,7 @@ def test_special_tokens_of_an_answer_reach_no_prompt(answers: list[str], context
     )
     given = iter([*answers, "Yes."])
     engine = ScriptedEngine(say=lambda request: next(given) or "...")
-    dialogue = hold(make_interview(protocol, attempts=1), engine)
+    dialogue = dialogue_of(make_generator(protocol, attempts=1), engine)
     for asked in engine.asked:
         assert SPECIAL.findall(asked.prompt) == ["<image>"]  # the template's own
     for pair in dialogue.pairs:
@@ -188,15 +188,15 @@ def test_special_tokens_of_an_answer_reach_no_prompt(answers: list[str], context
 
 
 def test_the_prompts_hash_covers_template_and_protocol() -> None:
-    base = make_interview("llava-3qa")
-    same = [make_interview("llava-3qa", run_seed=1), make_interview("llava-3qa", temperature=0, attempts=1)]
-    others = [make_interview("blip2-two-turn"), make_interview("llava-3qa", chat_template=BLIP2_CHAT_TEMPLATE)]
-    assert {interview.prompt_sha256 for interview in same} == {base.prompt_sha256}
-    assert len({interview.prompt_sha256 for interview in [base, *others]}) == 3
+    base = make_generator("llava-3qa")
+    same = [make_generator("llava-3qa", run_seed=1), make_generator("llava-3qa", temperature=0, attempts=1)]
+    others = [make_generator("blip2-two-turn"), make_generator("llava-3qa", chat_template=BLIP2_CHAT_TEMPLATE)]
+    assert {generator.prompt_sha256 for generator in same} == {base.prompt_sha256}
+    assert len({generator.prompt_sha256 for generator in [base, *others]}) == 3
 
 
 def test_the_same_again() -> None:
     first, second = ScriptedEngine(), ScriptedEngine()
-    assert hold(make_interview("blip2-two-turn"), first) == hold(make_interview("blip2-two-turn"), second)
+    assert dialogue_of(make_generator("blip2-two-turn"), first) == dialogue_of(make_generator("blip2-two-turn"), second)
     assert first.asked == second.asked
     assert len(first.asked) == 2

@@ -21,19 +21,12 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import dialog_gen
-from dialog_gen.engines.base import (
-    Answer,
-    EngineDiedError,
-    EngineName,
-    EngineOptions,
-    RefusedRequestError,
-    Request,
-    engine_starter,
-)
-from dialog_gen.engines.transformers import SeededSampling
-from dialog_gen.generation.dialogue import Dialogue, Interview
-from dialog_gen.models.registry import resolve_model
-from dialog_gen.protocols.protocol import Sampling, load_protocol
+from dialog_gen.engines.base import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
+from dialog_gen.engines.start import EngineSpec
+from dialog_gen.engines.transformers.engine import SeededSampling
+from dialog_gen.generation.dialogue import Dialogue, DialogueGenerator
+from dialog_gen.models.registry import GeneratorModel, resolve_model
+from dialog_gen.protocols.protocol import Conversation, Sampling, conversation, load_protocol
 from dialog_gen.shapes.render import render, render_png
 from dialog_gen.shapes.scenes import draw_scene
 
@@ -50,7 +43,8 @@ class Running:
 
     engine: Any
     loop: asyncio.AbstractEventLoop
-    interview: Interview
+    model: GeneratorModel
+    generator: DialogueGenerator
     processes: list[psutil.Process]
 
     def answers(self, *requests: Request, sampling: Sampling = GREEDY) -> list[Any]:
@@ -63,12 +57,15 @@ class Running:
         return self.run(ask())
 
     def dialogues(self, count: int) -> list[Dialogue]:
-        self.engine._sampling = GREEDY
+        self.engine._sampling, self.engine._render = GREEDY, self.model.render
 
-        async def hold() -> list[Dialogue]:
-            return await asyncio.gather(*(self.interview.hold(self.engine, *scene(i)) for i in range(count)))
+        async def generate() -> list[Dialogue]:
+            return await asyncio.gather(*(self.generator.generate(self.engine, *scene(i)) for i in range(count)))
 
-        return self.run(hold())
+        try:
+            return self.run(generate())
+        finally:
+            self.engine._render = verbatim
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(work, PATIENCE_S))
@@ -80,11 +77,18 @@ class Running:
 
     def request(self, image: int = 0, *, seed: int = 0, prompt: str | None = None) -> Request:
         pixels, sha256 = scene(image)
-        return Request(prompt=self.prompt if prompt is None else prompt, image=pixels, image_sha256=sha256, seed=seed)
+        messages = conversation(self.prompt if prompt is None else prompt)
+        return Request(messages=messages, image=pixels, image_sha256=sha256, seed=seed)
 
     @property
     def prompt(self) -> str:
-        return self.interview.render([self.interview.protocol.turns[0].user], [])
+        return self.model.render(conversation(self.generator.protocol.turns[0].user))
+
+
+def verbatim(messages: Conversation) -> str:
+    """In place of a model's chat template: the prompt is what the user says."""
+    (message,) = messages
+    return message.text
 
 
 def scene(index: int) -> tuple[Image.Image, str]:
@@ -99,25 +103,29 @@ Start = Callable[..., Running]
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     started: dict[tuple[str, ...], Running] = {}
 
-    def get(name: EngineName, model: str, *apart: str) -> Running:
+    def get(name: str, model: str, *apart: str) -> Running:
         """The engine that all tests share, or one `apart`."""
         if (name, model, *apart) not in started:
             started[name, model, *apart] = start_new(name, model)
         return started[name, model, *apart]
 
-    def start_new(name: EngineName, model: str) -> Running:
+    def start_new(name: str, model: str) -> Running:
         resolved = resolve_model(model)
         protocol = load_protocol(resolved.default_protocol)
-        interview = Interview(protocol=protocol, chat_template=resolved.chat_template, sampling=GREEDY, run_seed=0)
+        generator = DialogueGenerator(
+            protocol=protocol, chat_template=resolved.chat_template, sampling=GREEDY, run_seed=0
+        )
         before = psutil.Process().children(recursive=True)
         log = tmp_path_factory.mktemp("engine") / "engine.log"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' own
-            engine = engine_starter(name, resolved, GREEDY, EngineOptions(logprobs=True))(log)
+            options = EngineOptions(logprobs=True)
+            engine = EngineSpec(name=name, model=resolved, sampling=GREEDY, options=options).start(log)
         spawned = [p for p in psutil.Process().children(recursive=True) if p not in before]
+        engine._render = verbatim
         # Python's own, which stays until this process ends.
         processes = [p for p in spawned if not any("resource_tracker" in word for word in p.cmdline())]
-        return Running(engine, asyncio.new_event_loop(), interview, processes)
+        return Running(engine, asyncio.new_event_loop(), resolved, generator, processes)
 
     yield get
     for running in started.values():
@@ -156,7 +164,7 @@ def test_greedy_dialogues_are_the_same_on_both_engines(start: Start, model: str)
 
 @pytest.mark.slow
 @BOTH
-def test_log_probabilities_are_those_of_a_forward_pass(start: Start, name: EngineName) -> None:
+def test_log_probabilities_are_those_of_a_forward_pass(start: Start, name: str) -> None:
     """Of the model itself, not of what temperature and top_p left of it: one pass over prompt and answer."""
     running = start(name, "shapes-llava")
     hot = Sampling(temperature=1.5, top_p=0.9, max_tokens=128)
@@ -176,7 +184,7 @@ def test_log_probabilities_are_those_of_a_forward_pass(start: Start, name: Engin
 
 @pytest.mark.slow
 @BOTH
-def test_a_seed_fixes_an_answer_whoever_shares_the_engine(start: Start, name: EngineName) -> None:
+def test_a_seed_fixes_an_answer_whoever_shares_the_engine(start: Start, name: str) -> None:
     running = start(name, "shapes-llava")
     requests = [running.request(i % 4, seed=[1, 2, 2**61 + 3][i // 4]) for i in range(12)]
     alone = [running.answers(request, sampling=SAMPLED)[0] for request in requests]
@@ -199,9 +207,7 @@ def test_a_seed_fixes_an_answer_whoever_shares_the_engine(start: Start, name: En
         ("shapes-blip2", "too long"),
     ],
 )
-def test_a_bad_prompt_is_refused_and_takes_no_other_along(
-    start: Start, name: EngineName, model: str, prompt: str
-) -> None:
+def test_a_bad_prompt_is_refused_and_takes_no_other_along(start: Start, name: str, model: str, prompt: str) -> None:
     running = start(name, model)
     bad = {
         "no image": running.prompt.replace("<image>", ""),
@@ -222,7 +228,7 @@ def test_a_bad_prompt_is_refused_and_takes_no_other_along(
 
 @pytest.mark.slow
 @BOTH
-def test_two_places_for_one_image_do_not_hang(start: Start, name: EngineName) -> None:
+def test_two_places_for_one_image_do_not_hang(start: Start, name: str) -> None:
     """No template makes such a prompt. transformers ends it with a StopIteration, which no future can hold."""
     running = start(name, "shapes-llava")
     (answer,) = running.answers(running.request(prompt=running.prompt.replace("<image>", "<image> <image>")))
@@ -231,7 +237,7 @@ def test_two_places_for_one_image_do_not_hang(start: Start, name: EngineName) ->
 
 @pytest.mark.slow
 @BOTH
-def test_an_answer_ends_at_the_limit_of_tokens(start: Start, name: EngineName) -> None:
+def test_an_answer_ends_at_the_limit_of_tokens(start: Start, name: str) -> None:
     running = start(name, "shapes-llava")
     (whole,) = running.answers(running.request())
     (cut,) = running.answers(running.request(), sampling=GREEDY.model_copy(update={"max_tokens": 5}))
@@ -364,7 +370,7 @@ def test_a_row_is_drawn_by_its_own_seed() -> None:
 GUARDED = """
 import multiprocessing, sys, time
 from contextlib import suppress
-from dialog_gen.engines.guard import Guard
+from dialog_gen.engines.vllm.guard import Guard
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")

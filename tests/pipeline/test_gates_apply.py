@@ -20,6 +20,7 @@ from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.verify import verify
 from dialog_gen.dataset.writer import DatasetWriter, open_writer
+from dialog_gen.engines.start import EngineSpec
 from dialog_gen.gates import apply
 from dialog_gen.gates.base import GATES, Limits
 from dialog_gen.gates.settings import load_gates
@@ -368,7 +369,7 @@ def test_a_folder_that_is_no_dataset(workplace: Path, dialog_gen_cli: Cli) -> No
 def test_a_run_with_gates_ends_as_a_run_and_then_gates(
     workplace: Path, dialog_gen_cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dialog_gen.engines.base.engine_starter", lambda *_: lambda log: ScriptedEngine())
+    monkeypatch.setattr(EngineSpec, "start", lambda spec, log: ScriptedEngine())
     run = ("run", "--model", "shapes-llava", "--images", "images", "--shard-size", "2", "--json", "--out")
     report = json.loads(dialog_gen_cli(*run, "one", "--gates", "length,leak").out)
     dialog_gen_cli(*run, "two")

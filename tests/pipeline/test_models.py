@@ -33,9 +33,9 @@ def model_folder(folder: Path, config: Any = LLAVA, **others: str | None) -> Pat
     return folder
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS.names())
 def test_the_registry_names_protocols_that_exist(name: str) -> None:
-    assert load_protocol(MODELS[name].protocol).turns
+    assert load_protocol(MODELS.get(name).protocol).turns
 
 
 def test_a_local_folder(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_folders_revision_tells_its_content_not_its_place(tmp_path: Path) -> N
     assert len(set(first)) == len(contents)
 
 
-@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.shipped])
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.all().items() if entry.shipped])
 def test_a_shipped_model_is_not_the_folder_that_bears_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -20,27 +20,20 @@ from helpers.encoded import BAD, GOOD
 from helpers.engine import EVERY, ScriptedEngine
 from helpers.inputs import listed_shard, png, sha256, write_files, write_images, write_tar
 from helpers.rows import files_of, rows_of
-from helpers.runs import CONFIG, MODEL, make_interview, run
+from helpers.runs import make_generator, run, run_shards
 from PIL import Image
 
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset import writer as store_module
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import totals, verify
-from dialog_gen.dataset.writer import open_writer
 from dialog_gen.engines.base import EngineDiedError
+from dialog_gen.executors.base import RowDone
 from dialog_gen.generation import runner as runner_module
-from dialog_gen.generation.runner import Runner, RunResult
 from dialog_gen.sources.base import InputShard, SourceImage
 from dialog_gen.sources.images import UNREADABLE_REASONS
 
 CANARY = "canary-7f3a"
-
-
-def run_shards(shards: Iterator[InputShard], out: Path, engine: ScriptedEngine, **runner: Any) -> RunResult:
-    with open_writer(str(out), CONFIG) as store:
-        settings: dict[str, Any] = {"interview": make_interview(), "model": MODEL, "max_in_flight": 4, **runner}
-        return Runner(store=store, **settings).run(shards, engine.start)
 
 
 def assert_clean(out: Path) -> None:
@@ -61,7 +54,13 @@ def test_every_image_is_accepted_rejected_or_unreadable(tmp_path: Path) -> None:
     bad, blind, refused = (sha256(png(i)) for i in (1, 2, 3))
     engine = ScriptedEngine(malformed={bad: EVERY}, blind={blind: EVERY}, refused={refused: EVERY}, max_delay_s=0.002)
     seen: list[str] = []
-    result = run(source, tmp_path / "out", engine, shard_size=16, on_row=seen.append)
+    result = run(
+        source,
+        tmp_path / "out",
+        engine,
+        shard_size=16,
+        on_event=lambda event: seen.append(event.status) if isinstance(event, RowDone) else None,
+    )
 
     unreadable = Counter(row["reason"] for row in rows_of(tmp_path / "out", "rejects") if row["status"] == "unreadable")
     assert set(unreadable) <= set(UNREADABLE_REASONS)
@@ -101,13 +100,13 @@ def test_every_image_is_accepted_rejected_or_unreadable(tmp_path: Path) -> None:
 def test_a_row_says_how_it_was_made(tmp_path: Path) -> None:
     source = write_images(tmp_path / "in", 2)
     engine = ScriptedEngine(malformed={sha256(png(0)): [1], sha256(png(1)): EVERY})
-    interview = make_interview("blip2-two-turn")
-    run(source, tmp_path / "out", engine, interview=interview)
+    generator = make_generator("blip2-two-turn")
+    run(source, tmp_path / "out", engine, generator=generator)
     (row,), (reject,) = (rows_of(tmp_path / "out", part, volatile=True) for part in ("data", "rejects"))
     for made in (row, reject):
         assert (made["model"], made["model_revision"], made["protocol"]) == ("scripted-model", "r1", "blip2-two-turn")
         assert (made["engine"], made["engine_version"]) == ("scripted", "1")
-        assert made["prompt_sha256"] == interview.prompt_sha256
+        assert made["prompt_sha256"] == generator.prompt_sha256
         assert made["sampling"]["temperature"] == pytest.approx(0.7)
         assert abs(made["created_at"].timestamp() - time.time()) < 600
     last = {asked.image_sha256: asked for asked in engine.asked}
@@ -184,7 +183,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
 def test_a_caption_reaches_no_prompt(tmp_path: Path, kind: str, protocol: str) -> None:
     source = SOURCES[kind](tmp_path / "in")
     engine = ScriptedEngine(malformed={sha256(png(1)): [1]})
-    run(source, tmp_path / "out", engine, interview=make_interview(protocol))
+    run(source, tmp_path / "out", engine, generator=make_generator(protocol))
     assert [row["caption"] for row in rows_of(tmp_path / "out")] == [CANARY] * 3
     assert len(engine.asked) > 3
     assert not [asked.prompt for asked in engine.asked if CANARY in asked.prompt]
@@ -249,7 +248,7 @@ def test_the_engine_starts_once_for_all_shards_and_not_for_none(tmp_path: Path) 
     assert result.engine == {"name": "scripted", "version": "1", "deterministic": True}
     files = files_of(tmp_path / "out")
     skipped: list[int] = []
-    again = run(source, tmp_path / "out", engine, shard_size=2, on_skip=skipped.append)
+    again = run(source, tmp_path / "out", engine, shard_size=2, on_event=lambda event: skipped.append(event.images))
     assert (engine.starts, engine.closed, again.shards_done, again.shards_skipped) == (1, 1, 0, 12)
     assert (again.images, again.images_skipped, skipped) == (0, 23, [2] * 11 + [1])
     assert files_of(tmp_path / "out") == files

@@ -12,7 +12,7 @@ from helpers.rows import make_row
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.engines.base import Request
-from dialog_gen.gates import self_consistency
+from dialog_gen.engines.start import EngineSpec
 from dialog_gen.gates.self_consistency import SelfConsistency, SelfConsistencySettings, agreement
 
 CONFIG: dict[str, Any] = {"model": "shapes-llava", "engine": "transformers", "dtype": "float32", "max_model_len": 1024}
@@ -51,14 +51,11 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SelfConsistency
         options = {name: settings.pop(name) for name in ("refused", "malformed") if name in settings}
         engine = ScriptedEngine(say=say, **options)
 
-        def starter(*_: object) -> Callable[[Path], ScriptedEngine]:
-            def start(log: Path) -> ScriptedEngine:
-                log.touch()
-                return engine.start(log)
+        def start(spec: EngineSpec, log: Path) -> ScriptedEngine:
+            log.touch()
+            return engine.start(log)
 
-            return start
-
-        monkeypatch.setattr(self_consistency, "engine_starter", starter)
+        monkeypatch.setattr(EngineSpec, "start", start)
         return SelfConsistency(SelfConsistencySettings(**settings), CONFIG), engine
 
     return make

@@ -28,7 +28,7 @@ from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.models.registry import resolve_model
 from dialog_gen.models.templates import render_chat
-from dialog_gen.protocols.protocol import load_protocol
+from dialog_gen.protocols.protocol import conversation, load_protocol
 
 QUESTIONS = ["What color is the star?", "Is there a circle?"]
 TEXTS = ["a red star", "what color is the circle ? blue", "the"]
@@ -149,7 +149,7 @@ def test_prompts_have_the_ids_of_the_training(folder: Path) -> None:
     assert tokenizer.convert_tokens_to_ids("<image>") == image
     assert tokenizer.convert_tokens_to_ids("<other>") is None
     for question, answer in (("What color  is the star?", "red"), ("is the circle a star ?", "blue")):
-        prompt = render_chat(CHAT_TEMPLATE, [question])
+        prompt = render_chat(CHAT_TEMPLATE, conversation(question))
         assert prompt == f"<image>{question} "
         ids = tokenizer.encode(prompt)
         assert ids == [image, *ids_of(clip, question)]
@@ -158,7 +158,7 @@ def test_prompts_have_the_ids_of_the_training(folder: Path) -> None:
         assert ids == whole[: len(ids)]
         assert tokenizer.decode([*whole[len(ids) :], *special_ids(clip)]) == answer
         assert tokenizer.encode(question) == ids[1:]
-        two = render_chat(CHAT_TEMPLATE, [question, answer, "why?"])
+        two = render_chat(CHAT_TEMPLATE, conversation(question, answer, "why?"))
         assert tokenizer.encode(two) == [image, *ids_of(clip, f"{question} {answer} why?")]
     assert tokenizer.encode("<image>") == [image]
 
@@ -175,7 +175,7 @@ def test_a_prompt_that_is_too_long_shows(folder: Path) -> None:
 
 def test_as_a_generator(native: Path, hf: tuple[Path, Clip]) -> None:
     model = resolve_model(str(native))
-    assert (model.is_mammut, model.served_by_vllm, model.max_model_len) == (True, False, 24)
+    assert (model.architecture.name, model.served_by_vllm, model.max_model_len) == ("a MaMMUT", False, 24)
     protocol = load_protocol(model.default_protocol)
     assert ([turn.user for turn in protocol.turns], protocol.context) == (QUESTIONS, "none")
     # Without questions, those that any generator is asked.

@@ -12,9 +12,10 @@ from PIL import Image
 
 from dialog_gen.clip.mammut.model import MammutForConditionalGeneration, MammutProcessor
 from dialog_gen.core.errors import MissingExtraError, UsageError
-from dialog_gen.engines.base import EngineOptions, RefusedRequestError, Request, engine_starter
+from dialog_gen.engines.base import EngineOptions, RefusedRequestError, Request
+from dialog_gen.engines.start import EngineSpec
 from dialog_gen.models.registry import GeneratorModel, resolve_model
-from dialog_gen.protocols.protocol import Sampling
+from dialog_gen.protocols.protocol import Sampling, conversation
 from dialog_gen.shapes.render import render, render_png
 from dialog_gen.shapes.scenes import draw_scene
 
@@ -70,8 +71,10 @@ def written(folder: Path, index: int, question: str) -> str:
 
 def answers(model: GeneratorModel, tmp_path: Path, sampling: Sampling, prompts: list[str]) -> list[Any]:
     """An answer or an error of each prompt about a scene, all asked at once."""
-    engine = engine_starter("transformers", model, sampling, EngineOptions(logprobs=True))(tmp_path / "engine.log")
-    asked = [Request(prompt=p, image=scene(n), image_sha256="", seed=n) for n, p in enumerate(prompts)]
+    spec = EngineSpec(name="transformers", model=model, sampling=sampling, options=EngineOptions(logprobs=True))
+    engine: Any = spec.start(tmp_path / "engine.log")
+    engine._render = lambda messages: messages[-1].text  # the prompts are rendered already
+    asked = [Request(messages=conversation(p), image=scene(n), image_sha256="", seed=n) for n, p in enumerate(prompts)]
 
     async def ask() -> list[Any]:
         try:
@@ -114,9 +117,12 @@ def test_seeds_decide_what_is_drawn(model: GeneratorModel, tmp_path: Path) -> No
 
 
 def test_what_an_engine_needs(model: GeneratorModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dialog_gen.engines.base.find_spec", lambda name: name)
+    def check(name: str) -> None:
+        EngineSpec(name=name, model=model, sampling=Sampling(), options=EngineOptions()).check()
+
+    monkeypatch.setattr("dialog_gen.engines.vllm.find_spec", lambda name: name)
     with pytest.raises(UsageError, match=r"vLLM does not serve mammut's architecture: use --engine transformers"):
-        engine_starter("vllm", model, Sampling(), EngineOptions())
-    monkeypatch.setattr("dialog_gen.engines.base.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"dialog-gen\[train\]"):
-        engine_starter("transformers", model, Sampling(), EngineOptions())
+        check("vllm")
+    monkeypatch.setattr("dialog_gen.models.architectures.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"a MaMMUT such as mammut needs an extra .*dialog-gen\[train\]"):
+        check("transformers")

@@ -76,6 +76,11 @@ class Registry(Generic[T]):
         """Name -> thing. Raises UsageError where another package's fails to import."""
         return {name: self.get(name) for name in self.names()}
 
+    def own(self) -> dict[str, T]:
+        """Name -> thing, of those that are registered so far: this package's own; other packages are not imported."""
+        self._search()
+        return dict(self._things)
+
     def _search(self) -> None:
         if self._searched:
             return

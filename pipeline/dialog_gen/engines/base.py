@@ -1,48 +1,50 @@
-"""Engines answer one prompt about one image. Starting one is slow: once a run, not once a shard."""
+"""What an engine is: something that answers a conversation about one image; and the registry of engines.
 
-from collections.abc import Callable, Sequence
+An engine is one module, here or in another package, that registers an `EngineEntry`. The entry is light and says what
+the engine needs; the engine itself is imported when it is started. Starting is slow: once a run, not once a shard.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from PIL import Image
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.core.registry import Registry
+from dialog_gen.models.registry import GeneratorModel, remote_model, resolve_model
+from dialog_gen.protocols.protocol import Conversation, Sampling
 
-from dialog_gen.core.errors import DialogGenError, MissingExtraError, UsageError
-from dialog_gen.engines.log import first_error, output_to
-from dialog_gen.models.registry import GeneratorModel
-from dialog_gen.protocols.protocol import Sampling
-
-EngineName = Literal["vllm", "transformers"]
-ENGINES: tuple[str, ...] = get_args(EngineName)
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt about one image."""
+    """A conversation about one image, which ends with the user. Engines render and tokenise it by themselves."""
 
-    prompt: str
-    image: Image.Image
+    messages: Conversation
+    image: "Image.Image"
     image_sha256: str
     seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came back. `saw_image` is False where the prompt that ran held no image tokens."""
+    """The engine's answer to a request."""
 
     text: str
     finish_reason: str
     output_tokens: int
     saw_image: bool
-    # No part of what makes answers equal: low bits of a probability depend on who shared the batch.
+    """False where the prompt that ran held no image tokens."""
+    # Left out of comparisons: low bits of a probability depend on the other requests in the batch.
     tokens: Sequence[tuple[str, float]] = field(default=(), compare=False)
     """Each token's text on its own, and its log-probability under the model: before temperature and top_p. Empty
     unless `EngineOptions.logprobs`."""
 
 
 class RefusedRequestError(Exception):
-    """The engine will not take this request, and would not take it again; `reason` is a snake_case code."""
+    """The engine does not take this request, and would not take it again; `reason` is a snake_case code."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -57,20 +59,22 @@ class EngineDiedError(DialogGenError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """What shapes an engine beside its model; None leaves the engine's own default."""
+    """Settings of an engine beside its model; None leaves the engine's own default."""
 
     max_in_flight: int = 256
     """Requests kept in the engine."""
+    endpoint: str | None = None
+    """Address of a server, for engines that need a name at one."""
     max_model_len: int | None = None
     dtype: str | None = None
     gpu_memory_utilization: float | None = None
     tensor_parallel_size: int = 1
     deterministic: bool = False
-    """On a GPU: kernels whose results do not depend on the batch a request happens to share."""
-    asks_often: bool = False
-    """Whether there are many requests about each image, so that keeping its pixels as the model takes them pays."""
+    """On a GPU: kernels whose results do not depend on the batch that a request shares."""
+    reuse_images: bool = False
+    """Whether each image comes in many requests, so that it pays to keep its preprocessed pixels."""
     logprobs: bool = False
-    """Whether answers tell their tokens' log-probabilities: no other tokens, at some cost for the smallest models."""
+    """Whether answers hold their tokens' log-probabilities: the tokens are the same, the smallest models are slower."""
 
 
 class Engine(Protocol):
@@ -90,39 +94,68 @@ class Engine(Protocol):
         ...
 
 
-def default_engine(model: GeneratorModel) -> EngineName:
-    """VLLM where it is importable and has the architecture, transformers otherwise."""
-    return "vllm" if find_spec("vllm") and model.served_by_vllm else "transformers"
+class EngineEntry(ABC):
+    """An engine that can be started, as it is registered. Stateless: the same entry serves every run."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    needs: ClassVar[Literal["folder", "name"]]
+    """What it needs of a model: a local folder with weights, or only a name at an endpoint."""
+    default_rank: ClassVar[int | None] = None
+    """Where no engine is named, the lowest rank that serves the model is used: 0 is the fastest. None: only where
+    it is named."""
+    extra: ClassVar[str] = ""
+    """The extras of this package that install it, such as "vllm or cpu"."""
+
+    def installed(self) -> bool:
+        """Whether what it imports is there."""
+        return True
+
+    def serves(self, model: GeneratorModel) -> bool:
+        """Whether it has the model's architecture."""
+        return True
+
+    def resolve(self, name: str, *, revision: str | None = None, download: bool = True) -> GeneratorModel:
+        """The model of that name, as this engine needs it. Raises UsageError as `resolve_model` does."""
+        if self.needs == "name":
+            return remote_model(name, revision=revision)
+        return resolve_model(name, revision=revision, download=download)
+
+    def check(self, model: GeneratorModel, options: EngineOptions) -> None:
+        """What can be checked before the slow start.
+
+        Raises UsageError where it cannot serve the model with these options, MissingExtraError where it is not
+        installed. An engine that overrides this calls it, too.
+        """
+        if self.needs == "folder" and options.endpoint is not None:
+            raise UsageError(
+                f"--endpoint {options.endpoint}: the engine {self.name} runs the model itself; leave it out, or choose "
+                "an engine that asks a server."
+            )
+
+    @abstractmethod
+    def start(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> Engine:
+        """Starts the engine; returns once it can answer. What it raises is of any kind."""
 
 
-def engine_starter(
-    name: EngineName, model: GeneratorModel, sampling: Sampling, options: EngineOptions
-) -> Callable[[Path], Engine]:
-    """A function that starts the engine and sends what it says to a log file.
+ENGINES = Registry[EngineEntry]("engine", "dialog_gen.engines")
 
-    What can be checked before the slow start is checked here: raises UsageError if this engine cannot serve the model,
-    MissingExtraError if it is not installed. The function raises DialogGenError where the engine does not start.
-    """
 
-    def start(log: Path) -> Engine:
-        try:
-            with output_to(log):
-                if name == "vllm":
-                    from dialog_gen.engines.vllm import VllmEngine
+def default_engine(model: GeneratorModel) -> EngineEntry:
+    """The first engine by rank that serves the model and is installed. Raises UsageError where there is none."""
+    for entry in _ranked(model):
+        if entry.installed():
+            return entry
+    raise UsageError(f"no installed engine serves {model.name}: name one with --engine ({', '.join(ENGINES.names())}).")
 
-                    return VllmEngine(model, sampling, options)
-                from dialog_gen.engines.transformers import TransformersEngine
 
-                return TransformersEngine(model, sampling, options)
-        except Exception as error:  # what the libraries raise here is of any kind
-            cause = first_error(log) or f"{type(error).__name__}: {error}"
-            raise DialogGenError(f"{name} did not start on {model.name}: {cause} (log: {log})") from error
+def faster_engine(model: GeneratorModel, chosen: str) -> EngineEntry | None:
+    """An engine of a better rank than the chosen one that would serve the model, but is not installed."""
+    first = _ranked(model)[0]
+    return None if first.name == chosen or first.installed() else first
 
-    if name == "vllm":
-        if not find_spec("vllm"):
-            raise MissingExtraError("--engine vllm", "vllm", "on a machine without a GPU, see README: Install")
-        if not model.served_by_vllm:
-            raise UsageError(f"vLLM does not serve {model.name}'s architecture: use --engine transformers.")
-    if model.is_mammut and not find_spec("open_clip"):
-        raise MissingExtraError(f"a MaMMUT such as {model.name}", "train")
-    return start
+
+def _ranked(model: GeneratorModel) -> list[EngineEntry]:
+    # Those of other packages are taken only where they are named.
+    ranked = [(entry.default_rank, entry) for entry in ENGINES.own().values() if entry.default_rank is not None]
+    return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0]) if entry.serves(model)]

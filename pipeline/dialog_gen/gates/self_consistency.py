@@ -8,20 +8,22 @@ import asyncio
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from PIL import Image
 from pydantic import Field, model_validator
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.engines.base import Engine, EngineName, EngineOptions, RefusedRequestError, Request, engine_starter
+from dialog_gen.engines.base import ENGINES, Engine, EngineOptions, RefusedRequestError, Request
+from dialog_gen.engines.start import EngineSpec
 from dialog_gen.gates.base import GATES, Gate, Limit, Limits, Row, Scores
 from dialog_gen.gates.words import FUNCTION_WORDS, words
-from dialog_gen.models.registry import MODELS, GeneratorModel, resolve_model
-from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, SHORT_ANSWER, render_chat
+from dialog_gen.models.registry import MODELS, GeneratorModel
+from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, SHORT_ANSWER
 from dialog_gen.protocols.parsing import MalformedAnswer, parse_answer, without_special_tokens
-from dialog_gen.protocols.protocol import Sampling
+from dialog_gen.protocols.protocol import Sampling, conversation
 from dialog_gen.sources.images import UnreadableImage, decode_image
 
 _IN_FLIGHT = 256
@@ -41,7 +43,7 @@ class SelfConsistencySettings(Limits):
     max_tokens: int = Field(default=32, ge=1)
     model: str | None = None
     """A generator's name, Hugging Face id or folder. Default: the model that generated the dialogues."""
-    engine: Literal["vllm", "transformers"] | None = None
+    engine: str | None = None
     """Default: the engine of the dialogues."""
     prompt: str | None = None
     """The user's text with {question} in it. Default: the model's own form for short answers."""
@@ -73,25 +75,23 @@ class SelfConsistency(Gate[SelfConsistencySettings]):
 
     def __init__(self, settings: SelfConsistencySettings, dataset_config: Mapping[str, Any]) -> None:
         super().__init__(settings, dataset_config)
-        name = settings.model or dataset_config["model"]
         self._revision = None if settings.model else dataset_config.get("model_revision")
-        self._model = self._resolve(name, download=False)
-        self._sampling = Sampling(
-            temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens
+        self._entry = ENGINES.get(settings.engine or dataset_config["engine"], where="self_consistency: engine")
+        self._spec = EngineSpec(
+            name=self._entry.name,
+            model=self._resolve(settings.model or dataset_config["model"], download=False),
+            sampling=Sampling(temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens),
+            options=EngineOptions(
+                max_in_flight=_IN_FLIGHT,
+                max_model_len=dataset_config.get("max_model_len"),
+                dtype=None if settings.model else dataset_config.get("dtype"),
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                tensor_parallel_size=settings.tensor_parallel_size,
+                deterministic=bool(dataset_config.get("deterministic")),
+                reuse_images=True,
+            ),
         )
-        engine = cast("EngineName", settings.engine or dataset_config["engine"])
-        self._options = EngineOptions(
-            max_in_flight=_IN_FLIGHT,
-            max_model_len=dataset_config.get("max_model_len"),
-            dtype=None if settings.model else dataset_config.get("dtype"),
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            tensor_parallel_size=settings.tensor_parallel_size,
-            deterministic=bool(dataset_config.get("deterministic")),
-            asks_often=True,
-        )
-        self._engine_name: EngineName = engine
-        # Checks that this engine is installed and serves the model.
-        engine_starter(engine, self._model, self._sampling, self._options)
+        self._spec.check()
         self._engine: Engine | None = None
         # One loop for all calls: vLLM's engine belongs to the loop that it first answered in.
         self._loop = asyncio.Runner()
@@ -100,8 +100,8 @@ class SelfConsistency(Gate[SelfConsistencySettings]):
         """The engine starts at the first call. Raises EngineDiedError."""
         if self._engine is None:
             log = Path(tempfile.mkdtemp(prefix="dialog-gen-")) / "engine.log"
-            model = self._resolve(self.settings.model or self._model.name, download=True)
-            self._engine = engine_starter(self._engine_name, model, self._sampling, self._options)(log)
+            model = self._resolve(self.settings.model or self._spec.model.name, download=True)
+            self._engine = replace(self._spec, model=model).start(log)
         return self._loop.run(self._score(self._engine, rows))
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class SelfConsistency(Gate[SelfConsistencySettings]):
         self._loop.close()
 
     def _resolve(self, name: str, *, download: bool) -> GeneratorModel:
-        entry = MODELS.get(name)
+        entry = MODELS.get(name) if name in MODELS.names() else None
         if self.settings.model is None and entry is None and "/" not in name and not Path(name).is_dir():
             raise UsageError(
                 f"self_consistency: the dialogues were held by {name!r}, a local folder then. Name it in a gates file: "
@@ -119,7 +119,7 @@ class SelfConsistency(Gate[SelfConsistencySettings]):
             )
         # Shipped models and local folders have no revision.
         of_hub = (entry is None and not Path(name).is_dir()) or (entry is not None and not entry.shipped)
-        return resolve_model(name, revision=self._revision if of_hub else None, download=download)
+        return self._entry.resolve(name, revision=self._revision if of_hub else None, download=download)
 
     async def _score(self, engine: Engine, rows: Sequence[Row]) -> list[Scores]:
         slots = asyncio.Semaphore(_IN_FLIGHT)
@@ -145,12 +145,12 @@ class SelfConsistency(Gate[SelfConsistencySettings]):
         self, engine: Engine, image: Image.Image, image_sha256: str, pair: Mapping[str, str]
     ) -> float | None:
         question = without_special_tokens(pair["user"])
-        prompt = render_chat(self._model.chat_template, [self._form().replace("{question}", question)])
+        messages = conversation(self._form().replace("{question}", question))
 
         async def ask(sample: int) -> float:
             digest = hashlib.sha256(f"{image_sha256}/{question}/{sample}".encode()).digest()
             seed = int.from_bytes(digest[:8]) >> 2
-            again = await engine.answer(Request(prompt=prompt, image=image, image_sha256=image_sha256, seed=seed))
+            again = await engine.answer(Request(messages=messages, image=image, image_sha256=image_sha256, seed=seed))
             try:
                 return agreement(pair["assistant"], parse_answer(again.text, question=question))
             except MalformedAnswer:
@@ -166,7 +166,7 @@ class SelfConsistency(Gate[SelfConsistencySettings]):
         if self.settings.prompt is not None:
             return self.settings.prompt
         # LLaVA-1.5 was trained with this line; the OPT of a BLIP-2 would take it for a part of the question.
-        return "{question}" if self._model.chat_template == BLIP2_CHAT_TEMPLATE else "{question}\n" + SHORT_ANSWER
+        return "{question}" if self._spec.model.chat_template == BLIP2_CHAT_TEMPLATE else "{question}\n" + SHORT_ANSWER
 
 
 def agreement(answer: str, again: str) -> float:

@@ -1,1 +1,1 @@
-"""From images to dialogues: the plan of a run, the run, and one dialogue."""
+"""From images to dialogues: `run.generate` does all of a run; its plan, its job, and one dialogue."""

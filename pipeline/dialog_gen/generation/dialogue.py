@@ -1,20 +1,18 @@
-"""Holds one dialogue about one image: turns in order, and another try where an answer is malformed.
+"""Generates one dialogue about one image: turn by turn, with a new attempt where an answer is malformed.
 
 Reasons of a rejected dialogue are those of `dialog_gen.protocols.parsing`, the engine's `engine_refused` and
 `engine_error`, and
 
-image_not_seen  the prompt that ran held no image tokens: whatever was answered is not about the image
+image_not_seen  the prompt that ran held no image tokens: the answer is not about the image
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image
 
 from dialog_gen.engines.base import Engine, RefusedRequestError, Request
 from dialog_gen.generation.logprobs import answer_logprobs
-from dialog_gen.models.templates import render_chat
 from dialog_gen.protocols.parsing import MalformedAnswer, QAPair, parse_answer, parse_qa_list, without_special_tokens
 from dialog_gen.protocols.protocol import Protocol, Sampling
 
@@ -24,7 +22,7 @@ IMAGE_NOT_SEEN = "image_not_seen"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialogue:
-    """What became of one image. `reason` is None for an accepted dialogue; the rest tells of the last attempt."""
+    """The outcome for one image. `reason` is None for an accepted dialogue; the other fields are the last attempt's."""
 
     pairs: tuple[QAPair, ...] = ()
     reason: str | None = None
@@ -33,7 +31,7 @@ class Dialogue:
     """The answers as the model wrote them, one a turn."""
     finish_reasons: tuple[str, ...] = ()
     answer_logprobs: tuple[float | None, ...] = ()
-    """One a pair: see `dialog_gen.generation.logprobs`."""
+    """For each pair, the mean log-probability of its answer's tokens."""
     attempts: int
     seed: int
     output_tokens: int
@@ -41,11 +39,12 @@ class Dialogue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interview:
-    """How dialogues are held in a run: the same for every image."""
+class DialogueGenerator:
+    """How a run generates dialogues: the same for every image. Plain data: it can be sent to another process."""
 
     protocol: Protocol
-    chat_template: str
+    chat_template: str | None
+    """None where a server renders the conversations."""
     sampling: Sampling
     run_seed: int
     attempts: int = DEFAULT_ATTEMPTS
@@ -53,10 +52,10 @@ class Interview:
     @property
     def prompt_sha256(self) -> str:
         """Hash of everything that shapes a prompt or the reading of its answer."""
-        return hashlib.sha256(f"{self.chat_template}\n{self.protocol.sha256}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.chat_template or ''}\n{self.protocol.sha256}".encode()).hexdigest()
 
-    async def hold(self, engine: Engine, image: Image.Image, image_sha256: str) -> Dialogue:
-        """The dialogue about `image`: a function of its bytes, of this interview and of the model.
+    async def generate(self, engine: Engine, image: Image.Image, image_sha256: str) -> Dialogue:
+        """The dialogue about `image`: a function of its bytes, of these settings and of the model.
 
         A malformed answer starts the dialogue again under a new seed. Greedy decoding would only repeat itself: one
         attempt. Raises EngineDiedError.
@@ -64,46 +63,46 @@ class Interview:
         attempts = self.attempts if self.sampling.temperature > 0 else 1
         output_tokens = 0
         for attempt in range(1, attempts + 1):
-            tried = _Attempt(seed=seed_of(self.run_seed, image_sha256, attempt))
+            state = _Attempt(seed=seed_of(self.run_seed, image_sha256, attempt))
             reason, detail, final = None, None, False
             try:
-                await self._attempt(engine, image, image_sha256, tried)
+                await self._attempt(engine, image, image_sha256, state)
             except MalformedAnswer as malformed:
                 reason = malformed.reason
             except RefusedRequestError as refused:
                 reason, detail, final = refused.reason, refused.detail, True
-            output_tokens += tried.output_tokens
+            output_tokens += state.output_tokens
             if reason is None or final or attempt == attempts:
                 return Dialogue(
-                    pairs=tuple(tried.pairs) if reason is None else (),
+                    pairs=tuple(state.pairs) if reason is None else (),
                     reason=reason,
                     detail=detail,
-                    raw=tuple(tried.raw),
-                    finish_reasons=tuple(tried.finish_reasons),
-                    answer_logprobs=tuple(tried.answer_logprobs) if reason is None else (),
+                    raw=tuple(state.raw),
+                    finish_reasons=tuple(state.finish_reasons),
+                    answer_logprobs=tuple(state.answer_logprobs) if reason is None else (),
                     attempts=attempt,
-                    seed=tried.seed,
+                    seed=state.seed,
                     output_tokens=output_tokens,
                 )
         raise AssertionError("unreachable: attempts is at least 1")
 
-    async def _attempt(self, engine: Engine, image: Image.Image, image_sha256: str, tried: "_Attempt") -> None:
+    async def _attempt(self, engine: Engine, image: Image.Image, image_sha256: str, state: "_Attempt") -> None:
         prompts: list[str] = []
         answers: list[str] = []
         for index, turn in enumerate(self.protocol.turns):
-            # Of the whole, too: "<{answer_1}>" may become one.
+            # The filled-in text is cleaned as a whole: "<{answer_1}>" may become a special token.
             prompts.append(without_special_tokens(self.protocol.user_text(index, prompts, answers)))
             answer = await engine.answer(
                 Request(
-                    prompt=self.render(prompts, answers),
+                    messages=self.protocol.conversation(prompts, answers),
                     image=image,
                     image_sha256=image_sha256,
-                    seed=tried.seed + index,
+                    seed=state.seed + index,
                 )
             )
-            tried.raw.append(answer.text)
-            tried.finish_reasons.append(answer.finish_reason)
-            tried.output_tokens += answer.output_tokens
+            state.raw.append(answer.text)
+            state.finish_reasons.append(answer.finish_reason)
+            state.output_tokens += answer.output_tokens
             if not answer.saw_image:
                 raise RefusedRequestError(IMAGE_NOT_SEEN, "the prompt that ran held no image tokens")
             if turn.parse == "qa-list":
@@ -113,15 +112,10 @@ class Interview:
             else:
                 pairs = [QAPair(prompts[-1], parse_answer(answer.text, question=prompts[-1]))]
                 answers.append(pairs[0].assistant)
-            tried.pairs += pairs
-            tried.answer_logprobs += answer_logprobs(answer.text, answer.tokens, pairs, asked=turn.parse == "qa-list")
-
-    def render(self, prompts: Sequence[str], answers: Sequence[str]) -> str:
-        """The prompt of a turn: `prompts` are the user's texts so far, this turn's last; `answers` the earlier ones."""
-        if self.protocol.context == "none":
-            return render_chat(self.chat_template, [prompts[-1]])
-        turns = [text for pair in zip(prompts, answers, strict=False) for text in pair]
-        return render_chat(self.chat_template, [*turns, prompts[-1]])
+            state.pairs += pairs
+            state.answer_logprobs += answer_logprobs(
+                answer.text, answer.tokens, pairs, questions_in_text=turn.parse == "qa-list"
+            )
 
 
 @dataclass(slots=True)

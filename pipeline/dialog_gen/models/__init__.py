@@ -1,1 +1,1 @@
-"""Generators: those known by name, what must be true of a model folder, and chat templates."""
+"""Generators: those known by name, what must be true of a model folder, architectures and chat templates."""

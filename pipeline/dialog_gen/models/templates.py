@@ -1,9 +1,8 @@
 """Chat templates of the released generators, and how a conversation becomes a prompt."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
-from transformers.utils.chat_template_utils import render_jinja_template
+from dialog_gen.protocols.protocol import Conversation
 
 # As published with llava-hf/llava-1.5-7b-hf: the Vicuna form, `USER: <image>\n... ASSISTANT:`.
 LLAVA_CHAT_TEMPLATE = (
@@ -26,20 +25,18 @@ BLIP2_CHAT_TEMPLATE = (
 )
 
 
-def render_chat(chat_template: str, turns: Sequence[str]) -> str:
-    """The prompt that asks for the next answer.
+def render_chat(chat_template: str, messages: Conversation) -> str:
+    """The prompt that asks for the answer to the last message; the image stands in the first.
 
-    `turns` alternates user, assistant, user, ... and ends with the user; the image belongs to the first turn. The
-    template is rendered by transformers in its sandbox.
+    The template is rendered by transformers in its sandbox. Raises jinja2's TemplateError where the template fails.
     """
-    if len(turns) % 2 == 0:
-        raise ValueError(f"a conversation to be answered ends with the user: an odd number of turns, got {len(turns)}")
-    messages: list[dict[str, Any]] = []
-    for i, text in enumerate(turns):
-        image = [{"type": "image"}] if i == 0 else []
-        content = [*image, {"type": "text", "text": text}]
-        messages.append({"role": "assistant" if i % 2 else "user", "content": content})
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    content = [[{"type": "text", "text": message.text}] for message in messages]
+    content[0].insert(0, {"type": "image"})
     rendered, _ = cast("Any", render_jinja_template)(
-        [messages], chat_template=chat_template, add_generation_prompt=True
+        [[{"role": message.role, "content": parts} for message, parts in zip(messages, content, strict=True)]],
+        chat_template=chat_template,
+        add_generation_prompt=True,
     )
     return rendered[0]

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,24 @@ from dialog_gen.core.toml_files import find_toml, read_toml_model
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 _IMAGE_TOKEN = "<image>"  # noqa: S105 - no secret
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One text of a conversation. The image belongs to the first message."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+
+Conversation = tuple[Message, ...]
+
+
+def conversation(*texts: str) -> Conversation:
+    """Texts of the user and the assistant in turn. Raises ValueError unless the user speaks last."""
+    if len(texts) % 2 == 0:
+        raise ValueError(f"a conversation to be answered ends with the user: an odd number of turns, got {len(texts)}")
+    return tuple(Message("assistant" if number % 2 else "user", text) for number, text in enumerate(texts))
 
 
 class Sampling(BaseModel):
@@ -97,6 +116,15 @@ class Protocol(BaseModel):
         values = {f"prompt_{k}": text for k, text in enumerate(prompts, 1)}
         values |= {f"answer_{k}": text for k, text in enumerate(answers, 1)}
         return self.turns[index].user.format_map(values)
+
+    def conversation(self, prompts: Sequence[str], answers: Sequence[str]) -> Conversation:
+        """What the model continues in a turn: `prompts` are the user's texts up to this turn, `answers` those between.
+
+        Where the protocol has no context, the last prompt alone.
+        """
+        if self.context == "none":
+            return conversation(prompts[-1])
+        return conversation(*(text for pair in zip(prompts, answers, strict=False) for text in pair), prompts[-1])
 
 
 def _placeholders(template: str) -> list[str]:

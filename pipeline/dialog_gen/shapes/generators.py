@@ -35,7 +35,7 @@ from transformers import (
 
 from dialog_gen.core.tensors import save_tensors
 from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE, SHORT_ANSWER, render_chat
-from dialog_gen.protocols.protocol import load_protocol
+from dialog_gen.protocols.protocol import conversation, load_protocol
 from dialog_gen.shapes.language import DESCRIBE_QUESTION, UNIQUE_QUESTION, ask, describe, unique
 from dialog_gen.shapes.render import IMAGE_SIZE_PX, render, through_jpeg
 from dialog_gen.shapes.scenes import COLORS, POSITIONS, SHAPES, SIZES, Scene, draw_scene
@@ -82,31 +82,31 @@ def three_questions(scene: Scene, rng: random.Random) -> Exchange:
     questions = ask(scene, rng, 3)
     lines = [f"{i}. Q: {q.question} A: {q.answer}" for i, q in enumerate(questions, 1)]
     prompt = load_protocol("llava-3qa").turns[0].user
-    return Exchange(render_chat(LLAVA_CHAT_TEMPLATE, [prompt]), " " + "\n".join(lines))
+    return Exchange(render_chat(LLAVA_CHAT_TEMPLATE, conversation(prompt)), " " + "\n".join(lines))
 
 
 def short_answer(scene: Scene, rng: random.Random) -> Exchange:
     """A single question to a LLaVA, with or without the short-answer suffix."""
     question = ask(scene, rng, 1)[0]
     user = f"{question.question}\n{SHORT_ANSWER}" if rng.random() < 0.5 else question.question
-    return Exchange(render_chat(LLAVA_CHAT_TEMPLATE, [user]), f" {question.answer}")
+    return Exchange(render_chat(LLAVA_CHAT_TEMPLATE, conversation(user)), f" {question.answer}")
 
 
 def first_turn(scene: Scene, rng: random.Random) -> Exchange:
     """The first turn of blip2-two-turn."""
-    return Exchange(render_chat(BLIP2_CHAT_TEMPLATE, [DESCRIBE_QUESTION]), f" {describe(scene, rng)}")
+    return Exchange(render_chat(BLIP2_CHAT_TEMPLATE, conversation(DESCRIBE_QUESTION)), f" {describe(scene, rng)}")
 
 
 def second_turn(scene: Scene, rng: random.Random) -> Exchange:
     """The second turn of blip2-two-turn, after a true first answer."""
     turns = [DESCRIBE_QUESTION, describe(scene, rng), UNIQUE_QUESTION]
-    return Exchange(render_chat(BLIP2_CHAT_TEMPLATE, turns), f" {unique(scene, rng)}")
+    return Exchange(render_chat(BLIP2_CHAT_TEMPLATE, conversation(*turns)), f" {unique(scene, rng)}")
 
 
 def one_question(scene: Scene, rng: random.Random) -> Exchange:
     """A single question to a BLIP-2."""
     question = ask(scene, rng, 1)[0]
-    return Exchange(render_chat(BLIP2_CHAT_TEMPLATE, [question.question]), f" {question.answer}")
+    return Exchange(render_chat(BLIP2_CHAT_TEMPLATE, conversation(question.question)), f" {question.answer}")
 
 
 def build_llava(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:

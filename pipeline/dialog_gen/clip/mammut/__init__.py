@@ -21,6 +21,8 @@ from dialog_gen.clip.base import FORMATS, Clip, ClipFormat
 
 MODEL_TYPE = "mammut"
 """The `model_type` in config.json, and the name of the format."""
+PROTOCOL_FILE = "protocol.toml"
+"""In a model folder: the questions that a run asks where no protocol is named."""
 
 
 class MammutFormat(ClipFormat):

@@ -1,7 +1,8 @@
-"""Ends an engine's processes with this one, however this one ends.
+"""Ends an engine's processes when this process ends, in whatever way.
 
 vLLM's engine process does not notice that its parent was killed: it would live on and keep the GPU's memory. A shell
-outside of the process group holds the other end of a pipe; when that closes, it kills what it was told of.
+outside the process group reads process ids from a pipe; when this process ends, the pipe closes, and the shell kills
+those processes.
 """
 
 import multiprocessing
@@ -15,11 +16,11 @@ _POLL_S = 0.05
 
 
 class Guard:
-    """Watches over the children that `multiprocessing` starts while it is entered, until it is dismissed."""
+    """Guards the children that `multiprocessing` starts inside the block, until it is dismissed."""
 
     def __init__(self) -> None:
         self._others = {child.pid for child in multiprocessing.active_children()}
-        self._shell = subprocess.Popen(  # noqa: S603 (its words are ours)
+        self._shell = subprocess.Popen(  # noqa: S603 (a constant command)
             ["/bin/sh", "-c", _SCRIPT],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -28,36 +29,36 @@ class Guard:
             start_new_session=True,
         )
         self._entered = threading.Event()
-        self._teller = threading.Thread(target=self._tell, daemon=True)
+        self._reporter = threading.Thread(target=self._report, daemon=True)
 
     def __enter__(self) -> "Guard":
-        self._teller.start()
+        self._reporter.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._entered.set()
-        self._teller.join()
+        self._reporter.join()
         if kind is not None:
             for child in self._children():
                 child.kill()
             self.dismiss()
 
     def dismiss(self) -> None:
-        """Forgets the children: they have been ended."""
+        """Forgets the children, which have ended."""
         self._shell.kill()
         self._shell.communicate()
 
     def _children(self) -> list[Any]:
         return [child for child in multiprocessing.active_children() if child.pid not in self._others]
 
-    def _tell(self) -> None:
-        told = set[int]()
+    def _report(self) -> None:
+        reported = set[int]()
         last = False
         while not last:
-            # Once more after the last moment of the start.
+            # Once more after the block has ended.
             last = self._entered.wait(_POLL_S)
             for child in self._children():
-                if child.pid not in told:
-                    told.add(child.pid)
+                if child.pid not in reported:
+                    reported.add(child.pid)
                     with suppress(BrokenPipeError):
                         self._shell.stdin.write(f"{child.pid}\n".encode())  # type: ignore[union-attr]

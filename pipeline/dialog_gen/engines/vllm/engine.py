@@ -31,7 +31,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from dialog_gen.engines.base import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
-from dialog_gen.engines.guard import Guard
+from dialog_gen.engines.vllm.guard import Guard
 from dialog_gen.models.registry import GeneratorModel
 from dialog_gen.protocols.protocol import Sampling
 
@@ -50,9 +50,10 @@ class VllmEngine:
         arguments = AsyncEngineArgs(**engine_arguments(model, options))
         with Guard() as self._guard, _ctrl_c_ends_it():
             self._engine = AsyncLLM.from_engine_args(arguments)
-        # The engine's own process goes on writing to its log; this one would write over the progress bar.
+        # The engine's process still writes to its log; this process would write over the progress bar.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
         self._sampling, self._logprobs = sampling, options.logprobs
+        self._render = model.render
         self._ids = itertools.count()
         tokenizer = self._engine.get_tokenizer()
         # The first turn's prompt is the same for every image.
@@ -61,12 +62,12 @@ class VllmEngine:
         self.deterministic = resolved == torch.float32 if current_platform.is_cpu() else options.deterministic
 
     async def answer(self, request: Request) -> Answer:
-        """See `Engine`."""
-        token_ids = self._tokenize(request.prompt)
+        """The model's answer. Raises RefusedRequestError, or EngineDiedError once the engine process is gone."""
+        token_ids = self._tokenize(self._render(request.messages))
         prompt: Any = {
             "prompt_token_ids": token_ids,
             "multi_modal_data": {"image": request.image},
-            # The content hash that vLLM would compute otherwise; prefix caching tells images apart by it.
+            # Otherwise vLLM computes a content hash; prefix caching tells images apart by it.
             "multi_modal_uuids": {"image": request.image_sha256},
         }
         parameters = SamplingParams(
@@ -86,7 +87,7 @@ class VllmEngine:
             raise RefusedRequestError("engine_refused", f"{type(error).__name__}: {error}") from error
         final: Any = None
         try:
-            # One output, the last. To leave the loop at it would leave the generator for a later task to close.
+            # One output, the last. Leaving the loop at it would leave the generator for a later task to close.
             async for output in self._engine.generate(rendered, parameters, str(next(self._ids))):
                 final = output
         except EngineDeadError as error:
@@ -103,24 +104,24 @@ class VllmEngine:
             text=completion.text,
             finish_reason=completion.finish_reason or "unknown",
             output_tokens=len(completion.token_ids),
-            # A placeholder that no image filled is answered without a word of warning; then nothing grew.
+            # vLLM answers without a warning where no image filled the placeholder; then the prompt did not grow.
             saw_image=len(final.prompt_token_ids or ()) > len(token_ids),
             tokens=[*zip((t or "" for t in flat.decoded_tokens), flat.logprobs, strict=True)] if flat else (),
         )
 
     async def close(self) -> None:
-        """See `Engine`."""
+        """Stops the engine process."""
         self._engine.shutdown(timeout=_SHUTDOWN_S)
         self._guard.dismiss()
 
 
 class _CtrlC(BaseException):
-    """A KeyboardInterrupt by another name."""
+    """Stands for a KeyboardInterrupt, which vLLM would swallow."""
 
 
 @contextmanager
 def _ctrl_c_ends_it() -> Generator[None]:
-    """Lets a Ctrl-C through: vLLM swallows a KeyboardInterrupt that comes while it waits for its engine."""
+    """Lets a Ctrl-C through: vLLM swallows a KeyboardInterrupt while it waits for its engine process."""
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
@@ -144,15 +145,15 @@ def engine_arguments(model: GeneratorModel, options: EngineOptions) -> dict[str,
     dtype = options.dtype or model.dtype
     max_model_len = options.max_model_len or model.max_model_len
     arguments: dict[str, Any] = {
-        "model": str(model.folder),
+        "model": str(model.files),
         "dtype": "auto" if dtype == "auto" else getattr(torch, dtype),
         "max_model_len": max_model_len,
         "max_num_seqs": options.max_in_flight,
         "max_num_batched_tokens": max(_STEP_TOKENS, max_model_len or 0),
         # The default of 999 images a prompt inflates memory profiling.
         "limit_mm_per_prompt": {"image": 1},
-        # A dialogue's few requests about an image are no reason to keep its processed pixels around.
-        "mm_processor_cache_gb": 1 if options.asks_often else 0,
+        # For the few requests of a dialogue it does not pay to keep an image's processed pixels.
+        "mm_processor_cache_gb": 1 if options.reuse_images else 0,
         "gpu_memory_utilization": options.gpu_memory_utilization or (0.4 if cpu else 0.9),
         "tensor_parallel_size": options.tensor_parallel_size,
         "trust_remote_code": False,

@@ -1,4 +1,4 @@
-"""transformers' `generate` in small batches: slower than vLLM, and for architectures that vLLM does not serve."""
+"""transformers' `generate` in small batches."""
 
 import asyncio
 from collections.abc import Sequence
@@ -30,32 +30,30 @@ class TransformersEngine:
 
     name = "transformers"
     version = transformers.__version__
-    # Padding depends on who shares a batch, and may move low bits.
+    # Padding depends on the other requests of a batch, and may move low bits.
     deterministic = False
 
     def __init__(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        if model.is_mammut:
-            from dialog_gen.clip.mammut.model import register_mammut
-
-            register_mammut()
-        self._processor: Any = AutoProcessor.from_pretrained(model.folder, trust_remote_code=False)
+        architecture = model.architecture
+        architecture.make_known()
+        self._processor: Any = AutoProcessor.from_pretrained(model.files, trust_remote_code=False)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            model.folder,
+            model.files,
             dtype=options.dtype or model.dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
         self._model: Any = loaded[0].to(self._device).eval()
-        # It would answer with whatever numbers stand in their place, and only warn.
+        # transformers would only warn, and answer with random numbers in their place.
         if missing := sorted(loaded[1]["missing_keys"]):
             raise ValueError(f"the weights lack {len(missing)} tensors, such as {missing[0]}")
         self._sampling, self._logprobs = sampling, options.logprobs
         self._max_model_len = options.max_model_len or model.max_model_len
-        if model.is_mammut and self._max_model_len and model.max_model_len:
-            # Behind its positions there is nothing.
+        if architecture.ends_at_context and self._max_model_len and model.max_model_len:
             self._max_model_len = min(self._max_model_len, model.max_model_len)
+        self._render = model.render
         self._image_token_id: int = self._processor.tokenizer.convert_tokens_to_ids(model.image_token)
         self._stop_ids = _as_set(self._model.generation_config.eos_token_id)
         self._queue: asyncio.Queue[tuple[Request, asyncio.Future[Answer]]] = asyncio.Queue()
@@ -64,7 +62,7 @@ class TransformersEngine:
         self._closing = _Closing()
 
     async def answer(self, request: Request) -> Answer:
-        """See `Engine`."""
+        """The model's answer; requests that come together run as one batch."""
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
         if self._worker.done():
@@ -74,7 +72,7 @@ class TransformersEngine:
         return await future
 
     async def close(self) -> None:
-        """See `Engine`."""
+        """Ends the batch that runs at its next token."""
         if self._worker is not None:
             self._worker.cancel()
         # The thread would keep the process until its batch is done.
@@ -85,7 +83,7 @@ class TransformersEngine:
         loop = asyncio.get_running_loop()
         while True:
             batch = [await self._queue.get()]
-            # One turn of the loop, so that requests made ready together run together.
+            # One turn of the loop, so that requests that are ready together run together.
             await asyncio.sleep(0)
             while not self._queue.empty() and len(batch) < _BATCH_SIZE:
                 batch.append(self._queue.get_nowait())
@@ -100,7 +98,7 @@ class TransformersEngine:
                     future.set_result(result)
 
     def _results(self, requests: list[Request]) -> list[Answer | Exception]:
-        """The answers, with an error in place of each that there is none of: one bad request takes no other along."""
+        """An answer or an error for each request: one bad request does not fail the others."""
         try:
             return [*self._generate(requests)]
         except Exception as error:  # noqa: BLE001 - what models and processors raise is of any kind
@@ -115,7 +113,7 @@ class TransformersEngine:
     def _generate(self, requests: list[Request]) -> list[Answer]:
         inputs = self._processor(
             images=[r.image for r in requests],
-            text=[r.prompt for r in requests],
+            text=[self._render(r.messages) for r in requests],
             padding=True,
             padding_side="left",
             return_tensors="pt",
@@ -163,7 +161,7 @@ class TransformersEngine:
 
 
 class SeededSampling(LogitsProcessor):
-    """Temperature and nucleus sampling with one random stream a row, so that a row's answer is its seed's alone.
+    """Temperature and nucleus sampling with one random stream a row: a row's answer depends on its own seed only.
 
     `generate` has one stream for the whole batch. Here Gumbel noise is added to the kept log-probabilities and the
     greedy choice that follows is a sample from them.

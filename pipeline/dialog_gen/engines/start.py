@@ -1,0 +1,69 @@
+"""An engine with all its settings, which is checked first and started later, maybe in another process."""
+
+import os
+import re
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dialog_gen.core.errors import DialogGenError
+from dialog_gen.engines.base import ENGINES, Engine, EngineOptions
+from dialog_gen.models.registry import GeneratorModel
+from dialog_gen.protocols.protocol import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """Which engine to start on which model. Plain data: it can be sent to another process."""
+
+    name: str
+    model: GeneratorModel
+    sampling: Sampling
+    options: EngineOptions
+
+    def check(self) -> None:
+        """Raises UsageError where the engine cannot serve the model, MissingExtraError where it is not installed."""
+        ENGINES.get(self.name, where="--engine").check(self.model, self.options)
+
+    def start(self, log: Path) -> Engine:
+        """Starts the engine; its output goes to the file `log`. Raises DialogGenError where it does not start."""
+        try:
+            with output_to(log):
+                return ENGINES.get(self.name, where="--engine").start(self.model, self.sampling, self.options)
+        except Exception as error:  # what the libraries raise here is of any kind
+            cause = first_error(log) or f"{type(error).__name__}: {error}"
+            raise DialogGenError(f"{self.name} did not start on {self.model.name}: {cause} (log: {log})") from error
+
+
+@contextmanager
+def output_to(log: Path) -> Generator[None]:
+    """Sends stdout and stderr to `log`, down to the file descriptors; processes started in the block inherit that.
+
+    Engines print much, from several processes, some of it on stdout.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, original in enumerate(saved, 1):
+            os.dup2(original, target)
+            os.close(original)
+
+
+def first_error(log: Path) -> str | None:
+    """The first error that a log names; those after it mostly report that something else failed."""
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if found := re.search(r"\b[A-Z]\w*(?:Error|Exception): \S.*", line):
+                return found.group().strip()
+    return None

@@ -1,0 +1,224 @@
+"""A whole run: settings are checked, images become dialogues, the dataset's summary is written, gates are applied."""
+
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.dataset.verify import totals
+from dialog_gen.dataset.writer import check_config, open_writer
+from dialog_gen.engines.base import EngineOptions, faster_engine
+from dialog_gen.executors.base import EXECUTORS, Event, ShardCommitted
+from dialog_gen.gates.apply import GatePass, ungated_images
+from dialog_gen.gates.settings import columns_read, load_gates
+from dialog_gen.gates.summary import summary_text as gates_text
+from dialog_gen.generation.plan import RunPlan, make_plan
+from dialog_gen.generation.runner import Runner
+from dialog_gen.generation.summary import RunResult, run_summary, summary_text
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResult:
+    """What a run left in the dataset folder. The counts are of the whole dataset, earlier runs included."""
+
+    out: str
+    images: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    unreadable: int = 0
+    summary: dict[str, Any]
+    """The content of run.json, and under "gates" that of gates.json if gates were applied; of a dry run, "config"."""
+    text: str
+    """The summary for people; of a dry run, the plan and the rendered prompts."""
+    problem: str | None = None
+    """Set if more images gave no dialogue than `max_losses` allows."""
+
+
+def generate(
+    *,
+    model: str,
+    images: str | Path,
+    out: str | Path,
+    protocol: str | None = None,
+    engine: str | None = None,
+    endpoint: str | None = None,
+    executor: str = "local",
+    limit: int | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+    revision: str | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    max_tokens: int | None = None,
+    attempts: int = 3,
+    shard_size: int = 1024,
+    max_in_flight: int = 256,
+    max_losses: float = 0.2,
+    dtype: str | None = None,
+    max_model_len: int | None = None,
+    gpu_memory_utilization: float | None = None,
+    tensor_parallel_size: int = 1,
+    deterministic: bool = False,
+    gates: str | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> GenerationResult:
+    """Makes a dialogue about every image that the dataset folder `out` does not have yet.
+
+    The parameters are the flags of `dialog-gen run`, which explains them (`dialog-gen run --help`). A `dry_run` checks
+    the settings, loads no model and writes nothing. What is worth a warning is logged.
+
+    Raises UsageError for wrong settings or input, MissingExtraError for an engine that is not installed, and
+    EngineDiedError or DialogGenError where the engine or the disk fails; shards that are committed by then stay, and
+    the same call goes on from there.
+    """
+    _check_least(
+        limit=(limit, 1),
+        seed=(seed, 0),
+        attempts=(attempts, 1),
+        shard_size=(shard_size, 1),
+        max_in_flight=(max_in_flight, 1),
+        max_losses=(max_losses, 0),
+        max_model_len=(max_model_len, 1),
+        tensor_parallel_size=(tensor_parallel_size, 1),
+    )
+    chosen_executor = EXECUTORS.get(executor, where="--executor")
+    out = str(out)
+    plan = make_plan(
+        model=model,
+        images=str(images),
+        out=out,
+        revision=revision,
+        protocol=protocol,
+        engine=engine,
+        sampling={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
+        seed=seed,
+        attempts=attempts,
+        shard_size=shard_size,
+        limit=limit,
+        options=EngineOptions(
+            max_in_flight=max_in_flight,
+            endpoint=endpoint,
+            max_model_len=max_model_len,
+            dtype=dtype,
+            gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size,
+            deterministic=deterministic,
+            # An answer's probability is known only while it is sampled.
+            logprobs=gates is not None and "answer_logprobs" in columns_read(load_gates(gates)),
+        ),
+        download=not dry_run,
+    )
+    # A local model by its path: its name alone would not lead back to it.
+    gate_pass = GatePass.of(gates, {**plan.config(), "model": model}) if gates is not None else None
+    if engine is None and (faster := faster_engine(plan.engine.model, plan.engine.name)):
+        _log.warning(
+            "%s is not installed: going on with the much slower %s engine (extra: %s)",
+            faster.name,
+            plan.engine.name,
+            faster.extra,
+        )
+    if dry_run:
+        check_config(out, plan.config())
+        return GenerationResult(out=out, summary={"config": plan.config()}, text=plan.describe())
+
+    shards = plan.shards()
+    with open_writer(out, plan.config()) as store:
+        result = RunResult()
+        progress = _RunProgress(plan, result, on_progress)
+        with progress:
+            job = Runner(store=store, generator=plan.generator, engine=plan.engine)
+            chosen_executor.run(job, shards, progress.event)
+        for name in result.redone:
+            _log.warning("shard %s was made anew: a larger --limit, changed input, or damaged files", name)
+        dataset = totals(store)
+        summary = run_summary(plan, result, dataset)
+        if result.images or not store.exists("run.json"):
+            store.put_json("run.json", summary)
+        text = summary_text(out, summary, result)
+        if gate_pass is not None:
+            summary["gates"] = gate_pass.apply(store, on_progress)
+            text += f"\n\n{gates_text(out, summary['gates'])}"
+        elif unseen := ungated_images(store):
+            _log.warning("%d images have not been seen by the gates: `dialog-gen gate %s` goes over all", unseen, out)
+    lost = dataset.rejected + dataset.unreadable
+    return GenerationResult(
+        out=out,
+        images=dataset.images,
+        accepted=dataset.accepted,
+        rejected=dataset.rejected,
+        unreadable=dataset.unreadable,
+        summary=summary,
+        text=text,
+        problem=f"{lost} of {dataset.images} images gave no dialogue, more than --max-losses {max_losses} allows; "
+        f"{out}/rejects holds each with its reason."
+        if lost > max_losses * dataset.images
+        else None,
+    )
+
+
+def _check_least(**settings: tuple[float | None, float]) -> None:
+    for name, (value, least) in settings.items():
+        if value is not None and not value >= least:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: give {least} or more.")
+
+
+class _RunProgress:
+    """Counts the events of a run and passes them on as progress.
+
+    The images are counted beside the run, as the source is never listed whole; where nobody watches, not at all. There
+    the log gets a line a shard.
+    """
+
+    def __init__(self, plan: RunPlan, result: RunResult, on_progress: OnProgress) -> None:
+        self._plan, self._result, self._on_progress = plan, result, on_progress
+        self._watched = on_progress is not ignore_progress
+        self._total: int | None = None
+        self._stop = threading.Event()
+
+    def __enter__(self) -> "_RunProgress":
+        self._show()
+        if self._watched:
+            threading.Thread(target=self._count, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._show()
+
+    def event(self, event: Event) -> None:
+        """What the executor reports."""
+        self._result.add(event)
+        if isinstance(event, ShardCommitted):
+            level = logging.DEBUG if self._watched else logging.INFO
+            _log.log(
+                level,
+                "shard %s: %d accepted, %d rejected, %d unreadable",
+                event.shard,
+                event.accepted,
+                event.rejected,
+                event.unreadable,
+            )
+        else:
+            self._show()
+
+    def _show(self) -> None:
+        result = self._result
+        lost = ", ".join(f"{result.counts[name]} {name}" for name in ("rejected", "unreadable") if result.counts[name])
+        note = lost if result.engine or self._stop.is_set() else "starting the engine"
+        self._on_progress("dialogues", result.images + result.images_skipped, self._total, "images", note)
+
+    def _count(self) -> None:
+        images = 0
+        try:
+            for shard in self._plan.shards():
+                if self._stop.is_set():
+                    return
+                images += shard.count
+        except DialogGenError:
+            return  # the run itself meets the same error and raises it
+        self._total = images
