@@ -139,7 +139,7 @@ def rehydrate(
     """Fetch the images of a dataset that was shared without them, and check each; exit 1 if not one could be had."""
     from dialog_gen.dataset.folder import DatasetFolder
     from dialog_gen.dataset.verify import totals
-    from dialog_gen.download.fetch import FetchPolicy
+    from dialog_gen.download.http import FetchPolicy
     from dialog_gen.publish.rehydrate import rehydrate as rehydrate_dataset
 
     folder = DatasetFolder.existing(directory)

@@ -45,7 +45,7 @@ def read_toml_model(path: Path, model: type[Model], what: str, overrides: Iterab
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{what} file {path}: {_explain(error, model)}") from None
+        raise UsageError(f"{what} file {path}: {explain(error, model)}") from None
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -71,7 +71,8 @@ def _override(content: dict[str, Any], override: str) -> None:
         place[last] = value.strip()
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong with settings that `model` refused, in one line."""
     problems: list[str] = []
     for problem in error.errors():
         place = ".".join(str(part + 1) if isinstance(part, int) else part for part in problem["loc"])

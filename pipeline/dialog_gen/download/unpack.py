@@ -1,9 +1,9 @@
-"""Zip and tar archives of strangers, unpacked so that they can harm nothing outside their folder.
+"""Unpacks zip and tar archives from strangers so that they can harm nothing outside their folder.
 
-Only plain files and folders come out. An archive is refused as a whole if any name in it leads outside (absolute, "..",
-a backslash, a drive letter), is too long or too deep, stands there twice or differs from another by case alone, if it
-holds links, devices or encrypted files, or if it is larger unpacked than `UnpackLimits` allow. What the headers say of
-sizes is not believed: bytes are counted as they come.
+Only plain files and folders are unpacked. An archive is refused as a whole if any name in it leads outside (absolute,
+"..", a backslash, a drive letter), is too long or too deep, occurs twice or differs from another by case only; if it
+holds links, devices or encrypted files; or if it is larger unpacked than `UnpackLimits` allow. Sizes in headers are not
+trusted: bytes are counted as they come.
 """
 
 import gzip
@@ -28,7 +28,7 @@ _MAX_PART_BYTES: Final = 255
 _MAX_NAME_BYTES: Final = 1024
 _MAX_DEPTH: Final = 64
 _ENTRY_BYTES: Final = 512
-"""What a file or folder counts for, empty or not, as in a tar: a name of few bytes can ask for 64 folders."""
+"""Bytes that each file or folder counts for in addition, as in a tar: a short name can ask for 64 folders."""
 _SHOWN: Final = 80
 
 
@@ -41,10 +41,10 @@ class UnpackLimits:
     max_ratio: float = 100
     """Unpacked bytes for each byte of the archive; deflate itself reaches 1,032."""
     free_bytes: int = 64 << 20
-    """So much may come out of any archive, whatever its ratio."""
+    """Unpacked bytes that are allowed for any archive, whatever its ratio."""
 
     def bytes_of(self, archive: Path) -> int:
-        """What may come out of an archive of this size."""
+        """The most bytes that may come out of an archive of this size."""
         return min(self.max_bytes, max(self.free_bytes, int(archive.stat().st_size * self.max_ratio)))
 
 
@@ -54,7 +54,7 @@ DEFAULT_LIMITS: Final = UnpackLimits()
 def unpack(archive: Path, to: Path, limits: UnpackLimits = DEFAULT_LIMITS) -> int:
     """Unpacks a zip, tar or tar.gz (told by its content) as the folder `to`; returns the number of files.
 
-    `to` must not exist; it appears when everything is there. An archive that holds nothing but a folder of the name of
+    `to` must not exist; it appears when it is complete. An archive that holds nothing but a folder of the same name as
     `to` becomes that folder.
 
     Raises FailedCheckError for an archive that is refused or damaged, OSError where the disk is full.

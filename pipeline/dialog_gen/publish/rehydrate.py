@@ -23,9 +23,9 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder, FileEntry, Sidecar, Store, open_store, sha256_json
 from dialog_gen.dataset.intact import check_bytes, footer, intact_sidecars
 from dialog_gen.dataset.record import DIALOGUES
-from dialog_gen.download.fetch import FetchPolicy
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.img2dataset.supervisor import require_img2dataset
 from dialog_gen.download.outcomes import MEANING as OUTCOME_MEANING
-from dialog_gen.download.supervisor import require_img2dataset
 from dialog_gen.publish.compact import COMPACTED, check_apart, copy_notes, regrouped
 from dialog_gen.publish.export import image_bytes
 

@@ -12,7 +12,7 @@ from dialog_gen.core.hashing import hash_64
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import GATES
 from dialog_gen.download.outcomes import MEANING
-from dialog_gen.download.provenance import image_source
+from dialog_gen.download.provenance import image_provenance
 from dialog_gen.inspect.page.thumbnails import thumbnail
 from dialog_gen.inspect.sampling import sample_rows
 from dialog_gen.inspect.statistics import Stats
@@ -105,7 +105,7 @@ def _limits(folder: DatasetFolder, gate: str) -> dict[str, float]:
 def _link_rot(folder: DatasetFolder) -> dict[str, Any] | None:
     """What became of the images' URLs; None where nobody knows."""
     try:
-        found = image_source(folder).link_rot
+        found = image_provenance(folder).link_rot
     except UsageError:
         return None
     if found is None:

@@ -1,9 +1,9 @@
 """What runs in img2dataset's processes: its engine, with another way to fetch an image.
 
-img2dataset reads the list, resizes, writes tars and keeps count. Its fetching is replaced: it follows any scheme to any
-address, reads without bound and has no deadline. Here every URL goes through `dialog_gen.download.fetch`, an image's
-header is read before anything decodes it, and what cannot be had gets one class of `dialog_gen.download.outcomes` as
-its error message, so that the shards' statistics are a closed set.
+img2dataset reads the list, resizes, writes tars and counts. Its fetching is replaced, since it follows any scheme to
+any address, reads without bound and has no deadline. Here every URL goes through `dialog_gen.download.http`, an image's
+header is read before anything decodes it, and a URL that gives no image gets one class of
+`dialog_gen.download.outcomes` as its error message, so that the shards' statistics are a closed set.
 """
 
 import errno
@@ -21,14 +21,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.download.duplicates import duplicates_between
-from dialog_gen.download.errors import FetchError
-from dialog_gen.download.fetch import FetchPolicy, open_url, with_retries
-from dialog_gen.download.header import check_header
-from dialog_gen.download.job import Job
-from dialog_gen.download.outcomes import Outcome
-from dialog_gen.download.reports import report, report_disk_full
-from dialog_gen.download.resize import RESIZE, PlainResizer
+from dialog_gen.download.http import FetchPolicy, open_url, with_retries
+from dialog_gen.download.img2dataset.job import Job, duplicates_between, send_disk_full, send_outcome
+from dialog_gen.download.img2dataset.resize import RESIZE, PlainResizer, check_header
+from dialog_gen.download.outcomes import FetchError, Outcome
 
 # webdataset imports torch where it can, for nothing that is used here: half of a process's start and of its memory.
 _torch = sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
@@ -65,7 +61,7 @@ def main() -> None:
         processes_count=job.options.processes,
         thread_count=job.options.threads,
         compute_hash="sha256",
-        # Where and with what a photo was taken is nobody's business.
+        # EXIF tells where and with what a photo was taken: left out for privacy.
         extract_exif=False,
         incremental_mode="incremental",
         enable_wandb=False,
@@ -134,7 +130,7 @@ class _Fetch:
             outcome = "internal_error"
         else:
             return key, BytesIO(data), None
-        report(outcome)
+        send_outcome(outcome)
         return key, None, outcome
 
 
@@ -147,7 +143,7 @@ class _Resizer:
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         *result, error = self._resizer(*args)
         outcome: Outcome = "success" if error is None else "decode_error"
-        report(outcome)
+        send_outcome(outcome)
         return (*result, None if error is None else outcome)
 
 
@@ -164,7 +160,7 @@ def _noting_full_disk() -> Generator[None, None, None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            report_disk_full()
+            send_disk_full()
         raise
 
 
