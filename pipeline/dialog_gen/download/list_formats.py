@@ -1,8 +1,8 @@
 """Reads lists of URLs in four formats (TSV, CSV, JSON lines, Parquet), row for row, in flat memory.
 
 No row is dropped: a row that cannot be read, such as a line with a column too many, has neither URL nor caption, and
-the download counts it as `bad_url`. So the rows of the list are the sum of all outcomes. Blank lines are not rows. Bytes
-that are not Unicode are replaced by U+FFFD.
+the download counts it as `bad_url`. So the rows of the list are the sum of all outcomes. Blank lines are not rows.
+Bytes that are not Unicode are replaced by U+FFFD.
 
 A stray quote in a CSV spoils its own line only: if a quoted field is not closed properly, or not within 131,072
 characters, its first line counts as a row that cannot be read, and reading continues with the next line.

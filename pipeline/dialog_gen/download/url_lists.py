@@ -104,8 +104,8 @@ def prepare_url_list(
     """Writes the first `limit` rows of a split to `into`/00000.parquet and so on; returns how many there are.
 
     The files have `SCHEMA`'s columns and `rows_per_file` rows each, the last one the rest. A list that is fetched is
-    stored in the folder `out`; a list that was got by hand is looked for there, too. `into` appears when it is complete;
-    if it exists already, it is left as it is.
+    stored in the folder `out`; a list that was got by hand is looked for there, too. `into` appears when it is
+    complete; if it exists already, it is left as it is.
 
     Raises UsageError for a list that is not there, cannot be read, lacks a column or holds no URL; FailedCheckError for
     a list that cannot be fetched.
@@ -145,8 +145,8 @@ def download_url_list(
 
     `prepare` writes the list to the folder that it is given, in the form of `prepare_url_list`, unless that is there
     already. `request` is what the folder is made for; a different one is refused. An interrupted download continues
-    where it stopped. A complete one is left as it is; with `retry_failed`, every URL that failed is requested once more,
-    except those whose outcome is in `FINAL`.
+    where it stopped. A complete one is left as it is; with `retry_failed`, every URL that failed is requested once
+    more, except those whose outcome is in `FINAL`.
 
     Raises UsageError if `out` holds something else or lost tars, MissingExtraError if img2dataset is not installed,
     FailedCheckError if shards are left or no URL gave an image.

@@ -119,13 +119,8 @@ def _size(job: Job) -> tuple[int, int]:
 
 def _run(job: Job, log: Path, meter: "_Meter") -> int | None:
     """Runs img2dataset once. Returns its exit code, or None if it stood still and was ended."""
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        "from dialog_gen.download.img2dataset.worker import main; main()",
-        job.to_json(),
-    ]
+    script = "from dialog_gen.download.img2dataset.worker import main; main()"
+    command = [sys.executable, "-P", "-c", script, job.to_json()]
     with (
         OutcomePipe() as pipe,
         log.open("ab") as log_file,
