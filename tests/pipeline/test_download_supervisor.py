@@ -69,6 +69,15 @@ def test_it_is_started_until_it_is_done(
     assert log.read_text().count("start") == starts  # nothing was left to do
 
 
+def test_its_progress_is_called_back(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts_of(f"{LIVE}{FINISH}", job, monkeypatch)
+    told: list[tuple[str, int, int | None, str, str]] = []
+    run_img2dataset(job, tmp_path / "log", "downloading", lambda *all_of_it: told.append(all_of_it))
+    assert told[0] == ("downloading", 0, 2, "images", "0% stored")
+    assert told[-1] == ("downloading", 6, 2, "images", "100% stored")
+    assert [done for _, done, *_ in told] == sorted(done for _, done, *_ in told)
+
+
 @pytest.mark.parametrize(
     ("script", "message", "starts"),
     [

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from shlex import quote
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar, cast, get_args
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar, cast, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -162,22 +162,17 @@ class DownloadSummary(ABC):
 class DownloadSource(Strict, ABC):
     """The table `source` of a manifest. A subclass is a kind: its settings, and how it downloads."""
 
+    draws_images: ClassVar[bool] = False
+    """Whether a seed chooses the images."""
+    can_retry_failed: ClassVar[bool] = False
+    """Whether failed URLs can be requested again after a download is complete."""
+
     kind: str
 
     @property
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
         """The splits that can be downloaded; the first is the default."""
-
-    @property
-    def draws_images(self) -> bool:
-        """Whether a seed chooses the images."""
-        return False
-
-    @property
-    def can_retry_failed(self) -> bool:
-        """Whether failed URLs can be requested again after a download is complete."""
-        return False
 
     @property
     def size_bytes(self) -> int:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,10 +47,7 @@ _MADE: Final = ("images", "link_rot.json")
 class UrlSource(ListOptions, FilesSource[SourceFile]):
     """Lists of image URLs with captions."""
 
-    @property
-    def can_retry_failed(self) -> bool:
-        """Always."""
-        return True
+    can_retry_failed: ClassVar[bool] = True
 
     def download(self, request: DownloadRequest) -> "ImagesSummary":
         """Prepares the list and downloads what it names."""

@@ -1,6 +1,6 @@
 """What the embedded world adds to the registries: its generators, its CLIP and its images."""
 
-from typing import cast, get_args
+from typing import ClassVar, cast, get_args
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.download.manifests import DOWNLOADS, DownloadRequest, DownloadSource, DownloadSummary
@@ -11,15 +11,12 @@ from dialog_gen.shapes.scenes import Split
 class EmbeddedSource(DownloadSource):
     """The world `shapes`, drawn on demand and served over loopback."""
 
+    draws_images: ClassVar[bool] = True
+
     @property
     def splits(self) -> tuple[str, ...]:
         """Those of the world."""
         return get_args(Split)
-
-    @property
-    def draws_images(self) -> bool:
-        """Always."""
-        return True
 
     def download(self, request: DownloadRequest) -> DownloadSummary:
         """Draws and downloads the split; without a limit, as many images as the manifest says."""
