@@ -248,7 +248,7 @@ class _Download:
             raise UsageError(f"{out} holds a download of {was}, now asked for is {now}: choose another folder.")
 
     def get(self, item: _Item) -> int:
-        """Makes sure that a file is in its place; returns the number of its images where it is a webdataset tar."""
+        """Makes sure that a file is in its place; returns the number of images in a webdataset tar, else 0."""
         file, place = item.file, self._out / item.place
         done: dict[str, Any] | None = self._record["files"].get(item.place)
         ready = work_folder(self._out) / "ready" / item.place
@@ -272,7 +272,7 @@ class _Download:
         return done.get("images", 0)
 
     def _fetched(self, item: _Item) -> Path:
-        """The folder for what is fetched."""
+        """The folder that the file is fetched into."""
         return work_folder(self._out) / "fetched" / item.place
 
     def _make_ready(self, item: _Item, ready: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """From a URL to a connection: what the URL asks for, which addresses its host has, and a socket with a deadline.
 
 A download may connect to addresses of the public internet only. A list of URLs is written by strangers: one that names
-this machine, its network or a cloud's metadata service would turn the downloader into their hand inside (server-side
-request forgery). So a name is resolved once, all its addresses are checked, and the connection goes to the checked
-address itself: a name that resolves to another address a moment later (DNS rebinding) gains nothing.
+this machine, its network or a cloud's metadata service would make the downloader reach internal systems for them
+(server-side request forgery). So a name is resolved once, all its addresses are checked, and the connection goes to the
+checked address itself: a name that resolves to another address a moment later (DNS rebinding) gains nothing.
 """
 
 import re
@@ -22,12 +22,12 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 # What may stand in a path or query as it is; "%" because most lists hold URLs that are quoted already.
 _URL_SAFE: Final = "!$%&'()*+,/:;=?@[]~"
 _HOST: Final = re.compile(r"[\w.:-]+", re.ASCII)
-# Addresses with an IPv4 address inside, which a gateway (RFC 6052, RFC 3056) or the kernel itself sends on to it.
+# Addresses that embed an IPv4 address, to which a gateway (RFC 6052, RFC 3056) or the kernel forwards.
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 # Special, but global to some versions of the ipaddress module or by its number alone: protocol assignments (a cloud's
 # metadata service among them), and the address at which Azure's machines reach their host.
 _SPECIAL: Final = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"))
-# The only part of IPv6 that is given out for global unicast.
+# The only part of IPv6 that is allocated for global unicast.
 _UNICAST: Final = IPv6Network("2000::/3")
 
 
@@ -42,7 +42,10 @@ class Target:
 
     @classmethod
     def of(cls, url: str) -> "Target":
-        """Raises FetchError: `blocked_scheme`, or `bad_url` for what is no URL or holds a user name."""
+        """The target of a URL.
+
+        Raises FetchError: `blocked_scheme`, or `bad_url` for text that is not a URL or holds a user name.
+        """
         try:
             parts = urlsplit(url.strip())
             if parts.scheme and parts.scheme not in _DEFAULT_PORTS:
@@ -109,7 +112,7 @@ def _unwrapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 
 class TimedSocket(socket.socket):
-    """A socket whose waits end with the request's deadline, however slowly an answer drips in."""
+    """A socket whose waits end at the request's deadline, however slowly an answer arrives."""
 
     timeout_s: float = 0
     deadline: float | None = None
@@ -136,7 +139,7 @@ class TimedSocket(socket.socket):
             left_s = min(left_s, self.deadline - time.monotonic())
         if left_s <= 0:
             raise TimeoutError("the deadline has passed")
-        # A system call, which is saved as long as the deadline is far.
+        # A system call, which is saved while the deadline is far.
         if left_s != self.gettimeout():
             self.settimeout(left_s)
 

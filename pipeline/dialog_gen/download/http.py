@@ -1,4 +1,4 @@
-"""HTTP requests that neither a URL nor a server can turn against this machine; all downloads go through here.
+"""Safe HTTP requests: neither a URL nor a server can turn them against this machine. All downloads use this module.
 
 Checked before anything is sent, and again at each redirect: the scheme, and every address of the host
 (`dialog_gen.download.connections`). Bounded: bytes, redirects, each wait and the whole request. Bodies are returned as
@@ -43,14 +43,14 @@ class FetchPolicy:
     timeout_s: float = 10
     """The longest silence: to connect, or between two pieces of an answer."""
     deadline_s: float | None = 30
-    """The longest a try may last, redirects and the whole body included."""
+    """The longest time for one try, including redirects and the whole body."""
     max_redirects: int = 10
     retries: int = 2
-    """Tries after the first one, where waiting may help: 429, 5xx, timeouts, broken connections."""
+    """Further tries after a failure that may pass: 429, 5xx, timeouts, broken connections."""
     backoff_s: float = 1
-    """The pause before the second try; each further one is twice as long, all are shortened by up to half at random."""
+    """The pause before the second try. Each further one is twice as long; all are shortened at random by up to half."""
     max_backoff_s: float = 30
-    """The longest pause. A server that asks for a longer one (Retry-After) is not asked again."""
+    """The longest pause. A server that asks for a longer one (Retry-After) gets no further request."""
 
     @property
     def longest_s(self) -> float:
@@ -76,7 +76,7 @@ class Response:
             raise FetchError("too_many_bytes", f"{self.length} bytes announced, at most {max_bytes} allowed")
 
     def read(self, size: int = -1) -> bytes:
-        """The next `size` bytes of the body, fewer only at its end, b"" after it; the rest of it without a size.
+        """The next `size` bytes of the body: fewer only at its end, b"" after it. Without a size, the rest of the body.
 
         Raises FetchError: `too_many_bytes`, `truncated`, `timeout`, `connection` or `tls`.
         """
@@ -134,7 +134,7 @@ def with_retries(policy: FetchPolicy, attempt: Callable[[], _T]) -> _T:
             asked_s = error.retry_after_s or 0
             if number == policy.retries or not error.transient or asked_s > policy.max_backoff_s:
                 raise
-            # Random, so that requests which failed together do not come back together.
+            # Random, so that requests that failed together are not repeated together.
             pause_s = min(policy.backoff_s * 2**number, policy.max_backoff_s) * random.uniform(0.5, 1)
             time.sleep(max(pause_s, asked_s))
     raise AssertionError("unreachable")

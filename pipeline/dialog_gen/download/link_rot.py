@@ -1,6 +1,6 @@
-"""What became of a URL list: how many of its URLs still gave an image, why the others did not, and a further try.
+"""What became of a URL list: how many of its URLs still gave an image, why the others did not, and retries.
 
-A further try requests the URLs that failed. What it brings goes to OUT/images/retry-1 and so on; nothing else changes.
+A retry requests the URLs that failed. Its images go to OUT/images/retry-1 and so on; nothing else changes.
 """
 
 import re
@@ -29,7 +29,7 @@ class LinkRot:
 
     outcomes: Counter[Outcome]
     retries: int
-    """How often those that failed were asked for again."""
+    """How often failed URLs were requested again."""
 
     @property
     def rows(self) -> int:
@@ -52,7 +52,7 @@ class LinkRot:
         return sum(self.outcomes[outcome] for outcome in STILL_THERE) / self.urls if self.urls else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for link_rot.json; `outcomes` lists those that occurred, most frequent first."""
+        """The content of link_rot.json; `outcomes` lists those that occurred, most frequent first."""
         return {
             "rows": self.rows,
             "urls": self.urls,
@@ -78,17 +78,17 @@ class LinkRot:
 
 
 def retry_folders(images: Path) -> list[Path]:
-    """The folders of tars that further tries added, in order."""
+    """The folders of tars that retries added, in order."""
     folders = [path for path in images.glob("retry-*") if re.fullmatch(r"retry-[1-9]\d*", path.name)]
     return sorted(folders, key=lambda folder: int(folder.name.removeprefix("retry-")))
 
 
 def measure(images: Path) -> LinkRot:
-    """Counts what a complete download left in its folder of tars and those of its retries.
+    """Counts the outcomes of a complete download in its folder of tars and those of its retries.
 
-    A retry asks for every URL that had failed until then, so its outcomes take the place of theirs.
+    A retry requests every URL that had failed until then, so its outcomes replace the failures.
 
-    Raises UsageError where tars or their statistics are lost.
+    Raises UsageError if tars or their statistics are lost.
     """
     outcomes = _outcomes(images)
     retries = retry_folders(images)
@@ -144,7 +144,7 @@ def _work(out: Path, number: int) -> Path:
 
 
 def _write_failed(images: Path, into: Path, shard_size: int) -> int:
-    """Writes a list of the URLs that failed and may yet be had; returns how many there are."""
+    """Writes a list of the URLs that failed and may still succeed; returns how many there are."""
     rows_per_file = _SHARDS_PER_FILE * shard_size
     pending: list[pa.Table] = []
     total = files = 0
@@ -164,5 +164,5 @@ def _write_failed(images: Path, into: Path, shard_size: int) -> int:
 def _failed(images: Path) -> Iterator[pa.Table]:
     for name in finished_shards(images):
         table = pq.read_table(images / f"{name}.parquet").sort_by("key")
-        errors = table["error_message"].to_pylist()  # None of a success
+        errors = table["error_message"].to_pylist()  # None for a success
         yield table.select(["url", "caption"]).filter(pa.array([bool(e) and e not in FINAL for e in errors]))

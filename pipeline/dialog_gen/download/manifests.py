@@ -1,4 +1,4 @@
-"""Manifests: what a dataset of images is, where it comes from and what it becomes, as small TOML files.
+"""Manifests: small TOML files that say what a dataset of images is, where it comes from and what it can be used for.
 
 A bare list of URLs (CSV, TSV, Parquet or JSON lines with the columns `url` and `caption`) is a manifest, too.
 
@@ -52,7 +52,7 @@ NonEmpty = Annotated[tuple[T, ...], Field(strict=False, min_length=1)]
 
 
 class Strict(BaseModel):
-    """Settings that nothing changes, that have no unknown keys, and no values of another type."""
+    """Immutable settings without unknown keys; values must have the declared type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -144,9 +144,9 @@ class DownloadRequest:
     limit: int | None = None
     """At most this many images."""
     seed: int = 0
-    """For sources that `draws_images`."""
+    """Which images are drawn, for a source that draws its images."""
     retry_failed: bool = False
-    """For sources that `can_retry_failed`."""
+    """Request failed URLs once more, for a source that can."""
     options: DownloadOptions = field(default_factory=DownloadOptions)
     on_progress: OnProgress = ignore_progress
 
@@ -227,7 +227,7 @@ class FilesSource(DownloadSource, Generic[File]):
 
 
 class Alive(Strict):
-    """How many URLs of a list still gave an image, as somebody measured it."""
+    """The fraction of a list's URLs that still gave an image, and who measured it when."""
 
     fraction: float = Field(gt=0, le=1)
     year: int

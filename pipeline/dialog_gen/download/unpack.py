@@ -23,7 +23,7 @@ from dialog_gen.core.errors import FailedCheckError
 
 _CHUNK_BYTES: Final = 1 << 20
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-# What the file systems of all common machines take, with room for the folder it goes to.
+# Limits of all common file systems, with room for the path of the folder.
 _MAX_PART_BYTES: Final = 255
 _MAX_NAME_BYTES: Final = 1024
 _MAX_DEPTH: Final = 64
@@ -81,7 +81,7 @@ class _Unpacking:
         self.archive, self.root = archive, root
         self.max_members, self.max_bytes = limits.max_members, limits.bytes_of(archive)
         self.members = self.written = self.files = 0
-        # A name as a file system without case would see it -> whether a folder, how it was spelt, number of the member.
+        # Case-folded name -> whether it is a folder, its spelling, the number of the member.
         self.seen: dict[str, tuple[bool, str, int]] = {}
 
     def run(self) -> int:
@@ -107,7 +107,7 @@ class _Unpacking:
                     raise self._refusal(f"{_short(member.filename)} is a link or device")
                 if member.flag_bits & 1:
                     raise self._refusal(f"{_short(member.filename)} is encrypted")
-                # The other name is cut off at a zero byte.
+                # `filename` is cut off at a zero byte.
                 path = self._place(member.orig_filename, is_folder=member.is_dir())
                 if path and not member.is_dir():
                     with file.open(member) as content:
@@ -118,7 +118,7 @@ class _Unpacking:
             packed = raw.read(2) == _GZIP_MAGIC
             raw.seek(0)
             with gzip.open(raw) if packed else raw as stream:
-                # Read once, front to back, and never more than allowed: also headers can be bombs.
+                # Read once, front to back, and never more than allowed: headers can be bombs, too.
                 bounded = _Bounded(cast("IO[bytes]", stream), self.check_bytes)
                 with tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r|") as file:
                     while (member := file.next()) is not None:
@@ -128,7 +128,7 @@ class _Unpacking:
                         content = file.extractfile(member)
                         if path and content:
                             self._copy(content, path)
-                # To the end: gzip's checksum stands there.
+                # To the end, where gzip has its checksum.
                 while bounded.read(_CHUNK_BYTES):
                     pass
 

@@ -1,7 +1,7 @@
-"""Downloads the embedded world the way any image set is downloaded: from URLs, by img2dataset, into tars.
+"""Downloads the embedded world as any image set is downloaded: from URLs, with img2dataset, into tars.
 
-A server on loopback renders each image when it is asked for. What img2dataset stores depends on the order of arrival,
-the clock and the server's port; the tars are rewritten without these: the same arguments give the same bytes.
+A server on loopback renders each image on request. The tars of img2dataset depend on the order of arrival, the clock
+and the server's port; they are rewritten without these, so that the same arguments give the same bytes.
 """
 
 import io
@@ -119,7 +119,7 @@ class _Server(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that was killed is no news.
+        # A client that was killed is not an error of the server.
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -166,12 +166,12 @@ def _check(work: Path, subset: ShapesSubset) -> None:
 
 
 def _whole(images: Path) -> set[str]:
-    """The finished shards that lack no image."""
+    """The finished shards in which no image is missing."""
     return {name for name, stats in finished_shards(images).items() if set(outcomes_of(stats)) == {"success"}}
 
 
 def _normalise(images: Path, name: str, urls: list[str]) -> None:
-    """Rewrites a shard so that it depends on its content alone."""
+    """Rewrites a shard so that its bytes depend only on its content."""
     with tarfile.open(images / f"{name}.tar") as tar:
         content = {member.name: cast("Any", tar.extractfile(member)).read() for member in tar}
     keys = sorted(member.removesuffix(".json") for member in content if member.endswith(".json"))

@@ -1,8 +1,8 @@
-"""Trains the embedded generators: `python -m dialog_gen.shapes.generators shapes-llava --out DIR` (see `make world`).
+"""Trains the embedded generators: `python -m dialog_gen.shapes.generators shapes-llava --out DIR` (`make world`).
 
 `shapes-llava` has LLaVA-1.5's architecture (CLIP tower, two-layer projector, Llama) and `shapes-blip2` BLIP-2's (ViT,
-Q-Former, OPT), both with the released file layout and prompt forms and a few million parameters. They learn from
-endless scenes of the train split. What is written loads in vLLM and in transformers alike; weights are bfloat16.
+Q-Former, OPT); both have the released file layout and prompt forms, and a few million parameters. They learn from
+endless scenes of the train split. The checkpoints load in vLLM and in transformers; weights are bfloat16.
 """
 
 import argparse
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 # Scenes of the train split are drawn under a seed that `dialog-gen download shapes` does not use by default.
 _SCENE_SEED = 20_231
 _IGNORED_LABEL = -100
-# One patch a quadrant of the scene.
+# One patch for each quadrant of the scene.
 _PATCH_PX = IMAGE_SIZE_PX // 2
 _WIDTH = 128
 
@@ -63,12 +63,12 @@ class Recipe:
     """How one generator is made."""
 
     forms: dict[Callable[[Scene, random.Random], Exchange], float]
-    """Form of conversation -> its share of the batches. A batch holds one form: little padding."""
+    """Form of conversation -> its share of the batches. A batch has one form, so that there is little padding."""
     build: Callable[[PreTrainedTokenizerFast], tuple[Any, Any]]
     tower: Callable[[Any], torch.nn.Module]
     """Model -> its vision tower."""
     patches: Callable[[Any, torch.Tensor], torch.Tensor]
-    """Tower, pixels -> patch vectors as the rest of the model gets them, (batch, 4, width)."""
+    """Tower, pixels -> the patch vectors that the rest of the model receives, (batch, 4, width)."""
     bos: str
     vision_steps: int
     steps: int
@@ -199,7 +199,7 @@ def build_blip2(tokenizer: PreTrainedTokenizerFast) -> tuple[Blip2ForConditional
         chat_template=BLIP2_CHAT_TEMPLATE,
     )
     model = Blip2ForConditionalGeneration(config)
-    # Zeros by default: queries that start alike would learn alike.
+    # They are zeros by default: equal queries would stay equal.
     torch.nn.init.normal_(model.query_tokens, std=0.5)
     return model, processor
 
@@ -264,7 +264,7 @@ def train_tokenizer(recipe: Recipe, *, scenes: int = 4000, vocab_size: int = 102
 
 
 class Lessons(IterableDataset[dict[str, torch.Tensor]]):
-    """Endless batches: never a scene twice, images through JPEG as img2dataset stores them."""
+    """Endless batches of new scenes; images pass through JPEG, as img2dataset stores them."""
 
     def __init__(self, recipe: Recipe, processor: Any) -> None:
         self.recipe, self.processor = recipe, processor
@@ -300,7 +300,7 @@ class Lessons(IterableDataset[dict[str, torch.Tensor]]):
 
 
 class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Endless batches of pixels and, for each quadrant of the scene, the class of what stands there, (batch, 4)."""
+    """Endless batches of pixels and, for each quadrant of the scene, the class of its object, (batch, 4)."""
 
     CLASSES = 1 + len(SHAPES) * len(COLORS) * len(SIZES)
 
@@ -309,7 +309,7 @@ class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in count(0, self.recipe.batch_size):
-            # Negative numbers: scenes that no lesson shows.
+            # Negative indices: scenes that are not in any lesson.
             scenes = [draw_scene("train", _SCENE_SEED, -1 - i) for i in range(start, start + self.recipe.batch_size)]
             images = [through_jpeg(render(scene)) for scene in scenes]
             pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
@@ -327,8 +327,8 @@ class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
 def train(recipe: Recipe, *, steps: int, vision_steps: int, seed: int) -> tuple[Any, Any]:
     """The trained model (float32) and its processor.
 
-    As in the released models the vision tower learns to see first and is frozen while the rest learns to talk about
-    what it sees; trained together they learned an order of magnitude more slowly.
+    As in the released models, the vision tower is trained first and is frozen while the rest is trained; trained
+    together they learned an order of magnitude more slowly.
     """
     torch.manual_seed(seed)
     model, processor = recipe.build(train_tokenizer(recipe))
@@ -341,7 +341,7 @@ def train(recipe: Recipe, *, steps: int, vision_steps: int, seed: int) -> tuple[
         pixels, classes = batch
         patches = recipe.patches(tower, pixels).flatten(0, 1)
         positions = torch.arange(len(POSITIONS)).repeat(len(pixels))
-        # Asked only what is there, the patches would lose where they are, and nothing behind could say it.
+        # Without the second term, the patches would lose their position, and the rest of the model could not tell it.
         return cross_entropy(what(patches), classes.flatten()) + cross_entropy(where(patches), positions)
 
     learning = [*tower.parameters(), *what.parameters(), *where.parameters()]

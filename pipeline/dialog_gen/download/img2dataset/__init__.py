@@ -1,1 +1,1 @@
-"""Image URLs downloaded with img2dataset: its processes are supervised, and fetch by this package's own HTTP."""
+"""Downloads image URLs with img2dataset: its processes are supervised and use this package's own HTTP."""

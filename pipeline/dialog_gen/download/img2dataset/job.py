@@ -36,7 +36,7 @@ class Job:
     """One URL list to download into one folder of tars."""
 
     urls: str
-    """Folder of Parquet files with the columns url and caption, each but the last with a multiple of the shard size."""
+    """Folder of Parquet files with the columns url and caption; each but the last has a multiple of the shard size."""
     images: str
     duplicates: str
     """File of the rows whose URL stands in an earlier row, as `write_duplicates` writes it."""
@@ -100,7 +100,7 @@ class OutcomePipe:
         self._folder = tempfile.TemporaryDirectory(prefix="dialog-gen-")
         path = Path(self._folder.name) / "outcomes"
         os.mkfifo(path, 0o600)
-        # Open for both: with no writer yet, or between two, a pipe only for reading looks closed.
+        # Open for reading and writing: without a writer, a pipe that is open for reading only looks closed.
         self._pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         self.environment = {_PIPE_VARIABLE: str(path)}
         self.disk_full = False
@@ -135,4 +135,4 @@ def _send(code: int) -> None:
     try:
         os.write(pipe, bytes([code]))
     except OSError:
-        return  # full, or nobody listens any more: no reason to stop downloading
+        return  # full, or the supervisor is gone: no reason to stop downloading

@@ -82,7 +82,7 @@ def _plain(stream: BytesIO) -> BytesIO:
     if is_plain(data):
         return stream
     plain = BytesIO()
-    # What cannot be read stays empty, an error to the resizer: whatever it made of these samples would be wrong.
+    # An unreadable image becomes an empty stream, which the resizer refuses: its pixels would be wrong.
     with suppress(UnreadableImage):
         decode_image(data).save(plain, "PNG", compress_level=1)
     plain.seek(0)

@@ -94,7 +94,7 @@ def run_img2dataset(job: Job, log: Path, description: str, on_progress: OnProgre
 
 
 def finished_shards(images: Path) -> dict[str, dict[str, Any]]:
-    """Name -> statistics of the shards that are whole, in order."""
+    """Name -> statistics of the finished shards, in order."""
     found = {path.name.removesuffix("_stats.json"): read_json(path) for path in sorted(images.glob("*_stats.json"))}
     return {
         name: stats
@@ -104,7 +104,7 @@ def finished_shards(images: Path) -> dict[str, dict[str, Any]]:
 
 
 def outcomes_of(stats: dict[str, Any]) -> Counter[Outcome]:
-    """How a shard's URLs ended, from its statistics."""
+    """The outcomes of a shard's URLs, from its statistics."""
     return Counter(stats.get("status_dict"))
 
 
@@ -133,7 +133,7 @@ def _run(job: Job, log: Path, meter: "_Meter") -> int | None:
             start_new_session=True,
         ) as process,
     ):
-        # Every process inherits this, and with it the lock: it is free when the last one is gone.
+        # Every process inherits this file, and with it the lock: it is free when the last process is gone.
         fcntl.flock(log_file, fcntl.LOCK_EX)
         moved = time.monotonic()
         try:
@@ -191,9 +191,9 @@ def _environment() -> dict[str, str]:
 
 
 def _wait_for_orphans(log: Path) -> None:
-    """Returns when no process that writes to `log` is left: killed ones need a moment.
+    """Waits until no process that writes to `log` is left: killed ones need a moment.
 
-    Raises UsageError if that takes long.
+    Raises UsageError after half a minute.
     """
     deadline = time.monotonic() + _ORPHANS_END_S
     with log.open("ab") as file:

@@ -26,7 +26,7 @@ from dialog_gen.download.img2dataset.job import Job, duplicates_between, send_di
 from dialog_gen.download.img2dataset.resize import RESIZE, PlainResizer, check_header
 from dialog_gen.download.outcomes import FetchError, Outcome
 
-# webdataset imports torch where it can, for nothing that is used here: half of a process's start and of its memory.
+# webdataset imports torch if it can, for nothing that is used here: that is half of a process's start and memory.
 _torch = sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
 
 import img2dataset.downloader  # noqa: E402
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 class ImageDownloader(Downloader):
-    """img2dataset's Downloader of one shard at a time, with this module's way to fetch, resize and write."""
+    """img2dataset's Downloader of one shard at a time, which fetches, resizes and writes in this module's way."""
 
     def __init__(self, job: Job, **settings: Any) -> None:
         settings["resizer"] = _Resizer(PlainResizer(settings["resizer"]))
@@ -80,12 +80,12 @@ class ImageDownloader(Downloader):
         self._job = job
 
     def download_shard(self, row: tuple[int, str]) -> None:
-        """Downloads shard number `row[0]`. Raises RuntimeError where img2dataset fetched by other means."""
+        """Downloads shard number `row[0]`. Raises RuntimeError if img2dataset fetched by other means."""
         start, size = row[0] * self._job.options.shard_size, self._job.options.shard_size
         repeated = duplicates_between(Path(self._job.duplicates), start, start + size) - start
         fetch = _Fetch(self._job.options.policy, frozenset(repeated.tolist()))
         img2dataset.downloader.download_image_with_retry = fetch
-        # It closes stdout and stderr of all threads while one image is resized: what they have to say would be lost.
+        # It closes stdout and stderr of all threads while one image is resized: their messages would be lost.
         img2dataset.resizer.SuppressStdoutStderr = nullcontext
         with _noting_full_disk():
             super().download_shard(row)
@@ -135,7 +135,7 @@ class _Fetch:
 
 
 class _Resizer:
-    """img2dataset's resizer with one class for its errors; with its result an image's outcome is known."""
+    """img2dataset's resizer with one class for its errors; its result decides an image's outcome."""
 
     def __init__(self, resizer: Any) -> None:
         self._resizer = resizer
@@ -148,7 +148,7 @@ class _Resizer:
 
 
 class _Writer(WebDatasetSampleWriter):
-    # What `write` raises, img2dataset prints and forgets.
+    # img2dataset prints what `write` raises, and carries on.
     def write(self, img_str: Any, key: Any, caption: Any, meta: Any) -> None:
         with _noting_full_disk():
             super().write(img_str, key, caption, meta)
@@ -165,7 +165,7 @@ def _noting_full_disk() -> Generator[None, None, None]:
 
 
 class _NoLogger:
-    """Stands in for a process of img2dataset's that would print what the supervisor shows."""
+    """Replaces img2dataset's process that would print the progress, which the supervisor shows."""
 
     def __init__(self, *_: Any) -> None:
         self.done_shards: set[int] = set()
