@@ -13,11 +13,7 @@ SOURCES = sorted(path for folder in ("pipeline", "train", "eval") for path in (R
 
 # Imports run one way: dialog_gen <- dialog_train <- dialog_eval.
 FORBIDDEN_PACKAGES = {"pipeline": {"dialog_train", "dialog_eval"}, "train": {"dialog_eval"}, "eval": set[str]()}
-MAY_IMPORT_THE_WORLD = (
-    "pipeline/dialog_gen/shapes/",
-    "pipeline/dialog_gen/cli/",
-    "pipeline/dialog_gen/download/manifests.py",
-)
+MAY_IMPORT_THE_WORLD = "pipeline/dialog_gen/shapes/"
 PICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve"}
 RISKY_FLAGS = {"trust_remote_code", "allow_pickle"}
 # Importable in a moment: by the CLI's --help and by programs that only read the datasets.
@@ -84,7 +80,8 @@ def test_no_module_oversteps(path: str) -> None:
         ("pipeline/dialog_gen/x.py", "from . import shapes", "imports dialog_gen.shapes"),
         ("pipeline/dialog_gen/x.py", "from . import schema", None),
         ("pipeline/dialog_gen/x.py", "import dialog_gen.shapeses", None),
-        ("pipeline/dialog_gen/cli/app.py", "import dialog_gen.shapes.fetch", None),
+        ("pipeline/dialog_gen/cli/app.py", "import dialog_gen.shapes.fetch", "imports dialog_gen.shapes.fetch"),
+        ("pipeline/dialog_gen/download/manifests.py", "import dialog_gen.shapes", "imports dialog_gen.shapes"),
         ("pipeline/dialog_gen/shapes/x.py", "from .scenes import Split", None),
         ("train/dialog_train/x.py", "import pickle", "imports pickle"),
         ("train/dialog_train/x.py", "import torch\nx = torch.load('x')", "uses torch.load"),

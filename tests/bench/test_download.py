@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFilter
 
-from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.download.job import DownloadOptions
-from dialog_gen.download.resize import RESIZE
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.img2dataset.resize import RESIZE
+from dialog_gen.download.manifests import DownloadOptions
 from dialog_gen.download.url_lists import download_url_list
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow]

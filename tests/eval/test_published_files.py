@@ -24,9 +24,9 @@ from helpers.published import (
 
 from dialog_eval.data.coco import load_captions
 from dialog_eval.results import load_results
-from dialog_gen.download.archives import fetch_files
-from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.download.manifests import ArchiveSource, Manifest, load_manifest
+from dialog_gen.download.archives import ArchiveSource, fetch_files
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.manifests import Manifest, load_manifest
 
 POLICY = FetchPolicy(allow_loopback=True)
 

@@ -21,7 +21,7 @@ from helpers.inputs import png
 from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
 from dialog_gen.download import archives, resumable
 from dialog_gen.download.archives import FilesSummary, fetch_files
-from dialog_gen.download.fetch import FetchPolicy
+from dialog_gen.download.http import FetchPolicy
 from dialog_gen.download.manifests import Manifest
 from dialog_gen.sources.base import open_source
 
@@ -313,7 +313,7 @@ def test_a_full_disk(server: FileServer, tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device", "x.part")
 
     with monkeypatch.context() as patch:
-        patch.setattr(resumable, "_go_on", full)
+        patch.setattr(resumable, "_continue", full)
         with pytest.raises(DialogGenError, match=r"No space left on device\. Free .*; what is finished is kept"):
             fetch_files(both(server), "val", tmp_path, POLICY, None)
     fetch_files(both(server), "val", tmp_path, POLICY, None)
@@ -323,9 +323,9 @@ def test_a_full_disk(server: FileServer, tmp_path: Path, monkeypatch: pytest.Mon
 def test_killed(server: FileServer, tmp_path: Path) -> None:
     """kill -9 in the middle of a file; then it is gone on with."""
     code = (
-        "import sys; from pathlib import Path; from dialog_gen.download import archives, fetch\n"
+        "import sys; from pathlib import Path; from dialog_gen.download import archives, http\n"
         "from dialog_gen.download.manifests import load_manifest\n"
-        "policy = fetch.FetchPolicy(allow_loopback=True)\n"
+        "policy = http.FetchPolicy(allow_loopback=True)\n"
         "print(archives.fetch_files(load_manifest(sys.argv[1]), 'val', Path(sys.argv[2]), policy, None))"
     )
     toml = tmp_path / "mine.toml"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import dialog_gen
 from dialog_gen.download.manifests import shipped_manifests
-from dialog_gen.download.url_lists import DownloadSummary
+from dialog_gen.download.url_lists import ImagesSummary
 from dialog_gen.engines.start import EngineSpec
 from dialog_gen.models.registry import MODELS
 from dialog_gen.models.templates import LLAVA_CHAT_TEMPLATE
@@ -191,7 +191,7 @@ def test_a_download_leaves_what_its_manifest_says(
     dialog_gen_cli: Cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of this very list: a shipped manifest has the same name."""
-    done = DownloadSummary(out=Path("out"), images=1, shards=1, already_complete=False)
+    done = ImagesSummary(out=Path("out"), images=1, shards=1, already_complete=False)
     monkeypatch.setattr("dialog_gen.download.url_lists.download_url_list", lambda *_, **__: done)
     (workplace / "shapes.csv").write_text("url,caption\n")
     assert dialog_gen_cli("download", "shapes.csv", "--out", "out").code == 0

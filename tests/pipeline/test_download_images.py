@@ -22,12 +22,11 @@ from PIL import Image
 
 from dialog_gen.cli.app import app
 from dialog_gen.core.errors import DialogGenError, MissingExtraError, UsageError
-from dialog_gen.download.fetch import FetchPolicy
 from dialog_gen.download.folder import locked
-from dialog_gen.download.job import DownloadOptions
-from dialog_gen.download.manifests import UrlSource, load_manifest
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.manifests import DownloadOptions, load_manifest
 from dialog_gen.download.outcomes import FINAL
-from dialog_gen.download.url_lists import DownloadSummary, download_url_list, list_request
+from dialog_gen.download.url_lists import ImagesSummary, UrlSource, download_url_list, list_request
 from dialog_gen.sources.base import open_source
 
 POLICY = FetchPolicy(
@@ -48,7 +47,7 @@ def write_list(into: Path, urls: list[str | None], rows_per_file: int = 32) -> i
     return len(urls)
 
 
-def download(out: Path, urls: list[str | None], options: DownloadOptions = OPTIONS, **more: Any) -> DownloadSummary:
+def download(out: Path, urls: list[str | None], options: DownloadOptions = OPTIONS, **more: Any) -> ImagesSummary:
     return download_url_list(lambda into: write_list(into, urls), out, request=REQUEST, options=options, **more)
 
 
@@ -102,7 +101,7 @@ def rows(expected: dict[str | None, list[str]]) -> list[str | None]:
 
 
 @pytest.fixture(scope="module")
-def downloaded(tmp_path_factory: pytest.TempPathFactory, rows: list[str | None]) -> tuple[Path, DownloadSummary]:
+def downloaded(tmp_path_factory: pytest.TempPathFactory, rows: list[str | None]) -> tuple[Path, ImagesSummary]:
     out = tmp_path_factory.mktemp("download") / "bad"
     with pytest.MonkeyPatch.context() as patch:
         # Nothing listens there: what went through this proxy would fail.
@@ -112,7 +111,7 @@ def downloaded(tmp_path_factory: pytest.TempPathFactory, rows: list[str | None])
 
 @pytest.mark.slow
 def test_every_url_ends_in_its_class_and_the_counts_add_up(
-    downloaded: tuple[Path, DownloadSummary],
+    downloaded: tuple[Path, ImagesSummary],
     server: BadServer,
     expected: dict[str | None, list[str]],
     rows: list[str | None],
@@ -140,7 +139,7 @@ def test_every_url_ends_in_its_class_and_the_counts_add_up(
 
 @pytest.mark.slow
 def test_what_is_stored(
-    downloaded: tuple[Path, DownloadSummary], server: BadServer, expected: dict[str | None, list[str]]
+    downloaded: tuple[Path, ImagesSummary], server: BadServer, expected: dict[str | None, list[str]]
 ) -> None:
     images = downloaded[0] / "images"
     found = stored(images)
@@ -158,7 +157,7 @@ def test_what_is_stored(
 
 @pytest.mark.slow
 def test_a_complete_download_is_left_alone_and_another_request_refused(
-    downloaded: tuple[Path, DownloadSummary], rows: list[str | None]
+    downloaded: tuple[Path, ImagesSummary], rows: list[str | None]
 ) -> None:
     out, summary = downloaded
     before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*")}
@@ -170,7 +169,7 @@ def test_a_complete_download_is_left_alone_and_another_request_refused(
 
 @pytest.mark.slow
 def test_retry_fetches_only_what_failed_and_counts_each_url_once(
-    downloaded: tuple[Path, DownloadSummary],
+    downloaded: tuple[Path, ImagesSummary],
     server: BadServer,
     expected: dict[str | None, list[str]],
     rows: list[str | None],

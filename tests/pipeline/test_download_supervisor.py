@@ -13,19 +13,19 @@ from helpers.encoded import GOOD
 from PIL import Image
 
 from dialog_gen.core.errors import FailedCheckError
-from dialog_gen.download import reports, supervisor
-from dialog_gen.download.duplicates import duplicates_between, write_duplicates
-from dialog_gen.download.errors import FetchError
-from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.download.header import check_header
-from dialog_gen.download.job import DownloadOptions, Job
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.img2dataset import job as job_module
+from dialog_gen.download.img2dataset import supervisor
+from dialog_gen.download.img2dataset.job import Job, duplicates_between, write_duplicates
+from dialog_gen.download.img2dataset.resize import check_header
+from dialog_gen.download.img2dataset.supervisor import finished_shards, run_img2dataset
 from dialog_gen.download.link_rot import measure
-from dialog_gen.download.outcomes import FINAL, MEANING, OUTCOMES, STILL_THERE
-from dialog_gen.download.supervisor import finished_shards, run_img2dataset
+from dialog_gen.download.manifests import DownloadOptions
+from dialog_gen.download.outcomes import FINAL, MEANING, OUTCOMES, STILL_THERE, FetchError
 from dialog_gen.sources.images import is_plain
 
 FINISH = 'touch "$images/00000.tar"; echo \'{"count": 2, "status_dict": {"success": 2}}\' > "$images/00000_stats.json"'
-LIVE = 'for i in 1 2 3 4 5 6; do printf "\\000" > "$DIALOG_GEN_DOWNLOAD_REPORTS"; sleep 0.2; done; '
+LIVE = 'for i in 1 2 3 4 5 6; do printf "\\000" > "$DIALOG_GEN_OUTCOME_PIPE"; sleep 0.2; done; '
 
 
 @pytest.fixture
@@ -69,6 +69,15 @@ def test_it_is_started_until_it_is_done(
     assert log.read_text().count("start") == starts  # nothing was left to do
 
 
+def test_its_progress_is_called_back(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts_of(f"{LIVE}{FINISH}", job, monkeypatch)
+    told: list[tuple[str, int, int | None, str, str]] = []
+    run_img2dataset(job, tmp_path / "log", "downloading", lambda *all_of_it: told.append(all_of_it))
+    assert told[0] == ("downloading", 0, 2, "images", "0% stored")
+    assert told[-1] == ("downloading", 6, 2, "images", "100% stored")
+    assert [done for _, done, *_ in told] == sorted(done for _, done, *_ in told)
+
+
 @pytest.mark.parametrize(
     ("script", "message", "starts"),
     [
@@ -76,7 +85,7 @@ def test_it_is_started_until_it_is_done(
         ("echo; echo last words; echo; exit 3", r"1 of 1 shards .*: img2dataset ended with 3 \(last words\)", 1),
         ("exit 0", r"1 of 1 shards were not finished: img2dataset ended with 0 \(it said nothing\)", 1),
         ("kill -9 $$", "img2dataset ended with -9", 1),
-        ('printf "\\377" > "$DIALOG_GEN_DOWNLOAD_REPORTS"; sleep 60', "No space left on device: .*images", 1),
+        ('printf "\\377" > "$DIALOG_GEN_OUTCOME_PIPE"; sleep 60', "No space left on device: .*images", 1),
     ],
     ids=["stands still", "fails", "does nothing", "is killed", "disk full"],
 )
@@ -140,24 +149,24 @@ def test_link_rot_counts_each_row_once_by_its_latest_outcome(tmp_path: Path) -> 
 
 def test_the_classes() -> None:
     assert set(MEANING) == set(OUTCOMES) >= FINAL | STILL_THERE
-    assert len(OUTCOMES) < reports._DISK_FULL  # each has a code of one byte
+    assert len(OUTCOMES) < job_module._DISK_FULL  # each has a code of one byte
 
 
-def test_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    with reports.Reports() as supervisors:
+def test_the_pipe_of_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with job_module.OutcomePipe() as supervisors:
         monkeypatch.setenv(*next(iter(supervisors.environment.items())))
-        reports._pipe.cache_clear()
+        job_module._pipe.cache_clear()
         assert supervisors.read() == Counter()
         for outcome in ("success", "success", "internal_error"):
-            reports.report(outcome)
+            job_module.send_outcome(outcome)
         assert supervisors.read() == {"success": 2, "internal_error": 1}
         assert not supervisors.disk_full
-        reports.report_disk_full()
+        job_module.send_disk_full()
         assert (supervisors.read(), supervisors.disk_full) == (Counter(), True)
         for _ in range(70_000):  # more than a pipe holds: a worker must not wait for a supervisor that is gone
-            reports.report("timeout")
-    reports.report("timeout")
-    reports._pipe.cache_clear()
+            job_module.send_outcome("timeout")
+    job_module.send_outcome("timeout")
+    job_module._pipe.cache_clear()
 
 
 def test_duplicates_are_the_rows_that_a_set_would_know(tmp_path: Path) -> None:
@@ -204,7 +213,7 @@ def test_headers(data: bytes, outcome: Any) -> None:
 def test_the_same_bytes_are_stored_the_same_way() -> None:
     """What `dialog-gen rehydrate` relies on."""
     pytest.importorskip("img2dataset")
-    from dialog_gen.download.resize import resizer
+    from dialog_gen.download.img2dataset.resize import resizer
 
     source = image_bytes("PNG", (800, 600))
     data, width, height, *original, error = resizer()(BytesIO(source))
@@ -216,7 +225,7 @@ def test_the_same_bytes_are_stored_the_same_way() -> None:
 @pytest.mark.parametrize("name", [name for name in GOOD if "rotated" in name])
 def test_what_lies_on_its_side_is_stored_upright(name: str) -> None:
     pytest.importorskip("img2dataset")
-    from dialog_gen.download.resize import resizer
+    from dialog_gen.download.img2dataset.resize import resizer
 
     source, size, pixels = GOOD[name]
     data, width, height, *_ = resizer()(BytesIO(source))
@@ -250,7 +259,7 @@ DEEP = {
 @pytest.mark.parametrize("name", DEEP)
 def test_more_than_8_bits_are_scaled_not_cut_off(name: str) -> None:
     pytest.importorskip("img2dataset")
-    from dialog_gen.download.resize import resizer
+    from dialog_gen.download.img2dataset.resize import resizer
 
     source = gradient(*DEEP[name])
     check_header(source)
@@ -264,7 +273,7 @@ def test_more_than_8_bits_are_scaled_not_cut_off(name: str) -> None:
 @pytest.mark.parametrize("name", ["plain cmyk jpeg", "adobe cmyk jpeg"])
 def test_cmyk(name: str) -> None:
     pytest.importorskip("img2dataset")
-    from dialog_gen.download.resize import resizer
+    from dialog_gen.download.img2dataset.resize import resizer
 
     source, _, pixels = GOOD[name]
     stored = Image.open(BytesIO(resizer()(BytesIO(source))[0]))
@@ -273,7 +282,7 @@ def test_cmyk(name: str) -> None:
 
 def test_a_deep_image_that_is_damaged_is_not_stored() -> None:
     pytest.importorskip("img2dataset")
-    from dialog_gen.download.resize import resizer
+    from dialog_gen.download.img2dataset.resize import resizer
 
     source = gradient("png", np.uint16, 65535, colour=True)
     data, *_, error = resizer()(BytesIO(source[: len(source) // 2]))

@@ -11,15 +11,9 @@ import typer
 
 from dialog_gen.cli.app import app
 from dialog_gen.core.errors import UsageError
-from dialog_gen.download.manifests import (
-    ArchiveSource,
-    EmbeddedSource,
-    Manifest,
-    UrlSource,
-    WebdatasetSource,
-    load_manifest,
-    shipped_manifests,
-)
+from dialog_gen.download.archives import ArchiveSource, WebdatasetSource
+from dialog_gen.download.manifests import FilesSource, Manifest, load_manifest, shipped_manifests
+from dialog_gen.download.url_lists import UrlSource
 
 HEAD = 'description = "d"\nlicence = "CC0-1.0"\n'
 EMBEDDED = f'{HEAD}rows = {{val = 1}}\nsource = {{kind = "embedded"}}\n'
@@ -57,12 +51,12 @@ def test_shipped(name: str) -> None:
     assert set(manifest.rows) == set(manifest.splits)
     assert "images" in manifest.becomes
     assert manifest.columns
-    if isinstance(manifest.source, EmbeddedSource):
+    if manifest.source.kind == "embedded":
         return
     assert manifest.homepage
     assert manifest.homepage.startswith("https://")
     assert "images: " in manifest.licence, "whose they are"
-    files = [] if isinstance(manifest.source, WebdatasetSource) else sum(manifest.source.files.values(), ())
+    files = sum(manifest.source.files.values(), ()) if isinstance(manifest.source, FilesSource) else ()
     assert all(file.url for file in files)
     # What comes without encryption is what a checksum vouches for.
     assert [f.url for f in files if f.url and f.url.startswith("http:") and not f.sha256] == []

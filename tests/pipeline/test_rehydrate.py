@@ -24,8 +24,8 @@ from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import verify
 from dialog_gen.dataset.writer import open_writer
-from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.download.resize import resizer
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.img2dataset.resize import resizer
 from dialog_gen.publish import rehydrate as rehydrate_module
 from dialog_gen.publish.compact import compact
 from dialog_gen.publish.rehydrate import RehydrateSummary, rehydrate, rehydrate_with
@@ -358,7 +358,7 @@ def test_a_source_that_was_gated_since_is_not_fetched_again(web: Web, bare: Path
 
 HANGING = """
 import sys
-from dialog_gen.download.fetch import FetchPolicy
+from dialog_gen.download.http import FetchPolicy
 from dialog_gen.publish.rehydrate import rehydrate_with
 from dialog_gen.dataset.folder import DatasetFolder
 policy = FetchPolicy(allow_loopback=True, timeout_s=3600, deadline_s=None)

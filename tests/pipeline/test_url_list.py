@@ -13,9 +13,9 @@ import pytest
 from helpers.file_server import FileServer
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
-from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.download.manifests import Manifest, UrlSource, load_manifest
-from dialog_gen.download.url_list import SCHEMA, prepare_url_list
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.manifests import Manifest, load_manifest
+from dialog_gen.download.url_lists import SCHEMA, UrlSource, prepare_url_list
 
 POLICY = FetchPolicy(allow_loopback=True, backoff_s=0.001)
 Row = tuple[str | None, str | None]

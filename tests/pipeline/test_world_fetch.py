@@ -18,7 +18,7 @@ from PIL import Image
 
 from dialog_gen.core.errors import FailedCheckError, MissingExtraError, UsageError
 from dialog_gen.download.folder import locked
-from dialog_gen.download.url_lists import DownloadSummary
+from dialog_gen.download.url_lists import ImagesSummary
 from dialog_gen.shapes import fetch
 from dialog_gen.shapes.fetch import download_shapes
 from dialog_gen.shapes.render import render, render_png
@@ -45,7 +45,7 @@ def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Nothing listens there: what went through this proxy would fail.
         patch.setenv("http_proxy", "http://127.0.0.1:9")
         summary = download_shapes(out, **ARGUMENTS)
-    assert summary == DownloadSummary(out=out, images=40, shards=3, already_complete=False)
+    assert summary == ImagesSummary(out=out, images=40, shards=3, already_complete=False)
     return out
 
 
@@ -93,7 +93,7 @@ def test_images_are_the_rendered_scenes_under_the_ids_of_the_truth(downloaded: P
 def test_a_complete_download_is_left_alone(downloaded: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in downloaded.rglob("*")}
     summary = download_shapes(downloaded, **ARGUMENTS)
-    assert summary == DownloadSummary(out=downloaded, images=40, shards=3, already_complete=True)
+    assert summary == ImagesSummary(out=downloaded, images=40, shards=3, already_complete=True)
     assert "complete already, nothing to do: 40 images in 3 tars" in str(summary)
     assert {p: p.stat().st_mtime_ns for p in downloaded.rglob("*")} == before
 

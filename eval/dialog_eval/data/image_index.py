@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.sources.base import IMAGE_EXTENSIONS, SourceImage, open_source
+from dialog_gen.sources.base import SourceImage, open_source
+from dialog_gen.sources.images import IMAGE_EXTENSIONS
 
 _SHARD_SIZE = 1024
 _NAMED = 3

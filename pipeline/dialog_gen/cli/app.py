@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.table import Table
 from dialog_gen.cli.publish import add_publish_commands
 from dialog_gen.cli.remedies import explained
 from dialog_gen.core.console import DatasetOption, Json, Version, begin, print_result, progress_bar, run_app
-from dialog_gen.core.errors import FailedCheckError, UsageError, did_you_mean
+from dialog_gen.core.errors import FailedCheckError
 from dialog_gen.core.progress import progress_bars
 from dialog_gen.engines.base import ENGINES
 from dialog_gen.executors.base import EXECUTORS
@@ -80,51 +80,24 @@ def download(
     json_output: Json = False,
 ) -> None:
     """Download an image set; run again to go on after an interruption."""
-    from dialog_gen.core.files import writing
-    from dialog_gen.download.archives import fetch_files
-    from dialog_gen.download.fetch import FetchPolicy
-    from dialog_gen.download.folder import KEPT
-    from dialog_gen.download.job import DownloadOptions
-    from dialog_gen.download.manifests import EmbeddedSource, UrlSource, load_manifest
-    from dialog_gen.download.provenance import note_manifest
-    from dialog_gen.download.url_list import prepare_url_list
-    from dialog_gen.download.url_lists import download_url_list, list_request
-    from dialog_gen.shapes.fetch import download_shapes
-    from dialog_gen.shapes.scenes import Split
+    from dialog_gen.core.progress import progress_bars
+    from dialog_gen.download.http import FetchPolicy
+    from dialog_gen.download.manifests import DownloadOptions, load_manifest
+    from dialog_gen.download.run import download as download_images
 
-    chosen = load_manifest(manifest)
-    split = chosen.splits[0] if split is None else split
-    if split not in chosen.splits:
-        raise UsageError(f"{chosen.name} has no split {split!r}: {did_you_mean(split, chosen.splits)}.")
-    source = chosen.source
-    if seed and not isinstance(source, EmbeddedSource):
-        raise UsageError(f"--seed {seed}: {chosen.name} is not drawn; leave it out.")
-    if retry_failed and not isinstance(source, UrlSource):
-        raise UsageError(
-            f"--retry-failed: {chosen.name} is no list of URLs; leave it out, the same command fetches what is missing."
-        )
     policy = FetchPolicy(allow_loopback=allow_loopback, max_bytes=max_bytes, timeout_s=timeout, deadline_s=3 * timeout)
-    if isinstance(source, EmbeddedSource):
-        rows = limit or chosen.rows.get(split)
-        if rows is None:
-            raise UsageError(f"{chosen.name} does not say how many images its split {split!r} has: give a --limit.")
-        summary = download_shapes(out, split=cast("Split", split), seed=seed, limit=rows)
-        content = summary.to_json()
-    elif isinstance(source, UrlSource):
-        summary = download_url_list(
-            lambda into: prepare_url_list(source, split, into, limit, out=out, policy=policy),
+    with progress_bars() as on_progress:
+        summary = download_images(
+            load_manifest(manifest),
             out,
-            request=list_request(chosen.name, source, split, limit),
-            options=DownloadOptions(policy=policy, threads=threads, processes=processes or os.cpu_count() or 1),
+            split=split,
+            limit=limit,
+            seed=seed,
             retry_failed=retry_failed,
+            options=DownloadOptions(policy=policy, threads=threads, processes=processes or os.cpu_count() or 1),
+            on_progress=on_progress,
         )
-        content = summary.to_json()
-    else:
-        summary = fetch_files(chosen, split, out, policy, limit)
-        content = {**asdict(summary), "out": str(out)}
-    with writing(out, left=KEPT):
-        note_manifest(out, chosen)
-    print_result(content, str(summary), json_output)
+    print_result(summary.to_json(), str(summary), json_output)
 
 
 @app.command()

@@ -55,7 +55,7 @@ def fit_model(content: Mapping[str, Any], model: type[Model], where: str) -> Mod
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{where}: {_explain(error, model)}") from None
+        raise UsageError(f"{where}: {explain(error, model)}") from None
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -81,7 +81,8 @@ def _override(content: dict[str, Any], override: str) -> None:
         place[last] = value.strip()
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong with settings that `model` refused, in one line."""
     problems: list[str] = []
     for problem in error.errors():
         place = ".".join(str(part + 1) if isinstance(part, int) else part for part in problem["loc"])

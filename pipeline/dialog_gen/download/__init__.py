@@ -1,1 +1,1 @@
-"""Downloads: URL lists of images through img2dataset, archives and webdataset tars as they are published."""
+"""Downloads: URL lists of images with img2dataset, archives and webdataset tars as they are published."""

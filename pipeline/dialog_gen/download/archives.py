@@ -1,46 +1,70 @@
 """Files fetched as they are published: archives, which are unpacked, annotation files, webdataset tars.
 
-`OUT/download.json` names every file that is complete, with its SHA-256, by the place it has in OUT. A file gets its
-entry when all of it lies in `OUT/.download`, and then is moved to its place by one rename: after an interruption either
-the rename is made up for, or the file is fetched on from where it stopped.
+`OUT/download.json` names every file that is complete, with its SHA-256, by its place in OUT. A file gets its entry when
+all of it lies in `OUT/.download`, and is then moved to its place by one rename. After an interruption, the next run
+makes up for the rename, or continues to fetch the file where it stopped.
 """
 
 import logging
+import re
 import shutil
 import tarfile
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from abc import abstractmethod
+from dataclasses import asdict, dataclass, field
+from itertools import combinations, product
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
 
-from rich.progress import Progress
+from pydantic import Field, model_validator
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.files import write_json, writing
-from dialog_gen.download.fetch import FetchPolicy
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.folder import KEPT, locked, read_json, work_folder
-from dialog_gen.download.manifests import ArchiveSource, Manifest, SourceFile, WebdatasetSource, of_split
-from dialog_gen.download.resumable import digest, fetch_file, remove, transfer_bar
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.manifests import (
+    DOWNLOADS,
+    DownloadRequest,
+    DownloadSource,
+    DownloadSummary,
+    FilesSource,
+    HttpUrl,
+    Manifest,
+    NonEmpty,
+    PathBelow,
+    SourceFile,
+    of_split,
+)
+from dialog_gen.download.resumable import digest, fetch_file, remove
 from dialog_gen.download.unpack import unpack
 from dialog_gen.sources.images import IMAGE_EXTENSIONS
 
+ARCHIVE_EXTENSIONS: Final = (".zip", ".tar", ".tar.gz", ".tgz")
+
+_RANGE: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _IMAGE_ENDINGS: Final = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FilesSummary:
-    """What lies in `out` after a download of files."""
+class FilesSummary(DownloadSummary):
+    """Files of a split, as a download left them in `out`."""
 
     out: Path
     files: int
     """Files of the split: archives, annotations, tars."""
     fetched_bytes: int
-    """What this download brought; none where all was there."""
+    """Bytes of the files that this download fetched."""
     images: int | None = None
     """Images in webdataset tars."""
     uses: dict[str, str] = field(default_factory=dict[str, str])
-    """What it can be used for -> options that read it."""
+    """What the files can be used for -> options that read them."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with `out` as text."""
+        return {**asdict(self), "out": str(self.out)}
 
     def __str__(self) -> str:
         images = "" if self.images is None else f", {self.images} images"
@@ -63,63 +87,157 @@ class _Item:
     is_archive: bool = False
 
 
-def fetch_files(manifest: Manifest, split: str, out: Path, policy: FetchPolicy, limit: int | None) -> FilesSummary:
+class ArchiveFile(SourceFile):
+    """A zip or tar, which is unpacked, or any other file, which is kept as it is."""
+
+    into: PathBelow
+    """The folder of the output folder that an archive becomes, or that another file is put into. An archive that
+    holds nothing but a folder of the same name becomes that folder."""
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it is unpacked."""
+        return self.file_name.lower().endswith(ARCHIVE_EXTENSIONS)
+
+    @property
+    def place(self) -> str:
+        """Its place in the output folder when it is done: a folder, or a file."""
+        return self.into if self.is_archive else f"{self.into}/{self.file_name}"
+
+
+class PublishedFiles(DownloadSource):
+    """A source whose files are fetched as they are published."""
+
+    has_tars_of_images: ClassVar[bool]
+
+    def download(self, request: DownloadRequest) -> FilesSummary:
+        """Fetches the files of the split."""
+        return fetch_files(
+            request.manifest,
+            request.split,
+            request.out,
+            request.options.policy,
+            request.limit,
+            request.on_progress,
+        )
+
+    @abstractmethod
+    def items(self, manifest: str, split: str, limit: int | None) -> list[_Item]:
+        """The files of a split, in order. Raises UsageError for an unknown split or a limit that cannot be kept."""
+
+
+@DOWNLOADS.register("archives")
+class ArchiveSource(FilesSource[ArchiveFile], PublishedFiles):
+    """Archives of images, and the annotation files that belong to them."""
+
+    has_tars_of_images: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _places_differ(self) -> "ArchiveSource":
+        for split, wanted in self.files.items():
+            places = [file.place for file in wanted]
+            for place, other in combinations(places, 2):
+                if f"{place}/".startswith(f"{other}/") or f"{other}/".startswith(f"{place}/"):
+                    raise ValueError(f"files.{split}: {other} and {place} clash: each archive needs its own folder")
+        return self
+
+    def items(self, manifest: str, split: str, limit: int | None) -> list[_Item]:
+        """The files of the split, whole."""
+        if limit is not None:
+            raise UsageError(
+                f"--limit {limit}: {manifest} comes in archives, whole or not at all; leave it out here, "
+                "`dialog-gen run` takes a --limit."
+            )
+        return [_Item(file, file.place, file.is_archive) for file in of_split(self.files, split)]
+
+
+@DOWNLOADS.register("webdataset")
+class WebdatasetSource(PublishedFiles):
+    """Images in tars that img2dataset or another writer of webdataset made."""
+
+    has_tars_of_images: ClassVar[bool] = True
+
+    tars: dict[str, NonEmpty[HttpUrl]] = Field(min_length=1)
+    """Split -> URLs; {0000..0575} stands for a range of numbers with as many digits."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "WebdatasetSource":
+        for split in self.tars:
+            names = [PurePosixPath(urlsplit(url).path).name for url in self.urls(split)]
+            if wrong := [name for name in names if not name.endswith(".tar")]:
+                raise ValueError(f"tars.{split}: {wrong[0]!r} is no .tar")
+            if len(set(names)) < len(names):
+                raise ValueError(f"tars.{split}: two tars have the same file name")
+        return self
+
+    def urls(self, split: str) -> list[str]:
+        """The URLs of all tars of a split, in order."""
+        return [url for pattern in of_split(self.tars, split) for url in _expand(pattern)]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that have tars."""
+        return tuple(self.tars)
+
+    def items(self, manifest: str, split: str, limit: int | None) -> list[_Item]:
+        """All tars; the limit is reached while they are fetched."""
+        files = [SourceFile(url=url) for url in self.urls(split)]
+        return [_Item(file, f"images/{file.file_name}") for file in files]
+
+
+def fetch_files(
+    manifest: Manifest,
+    split: str,
+    out: Path,
+    policy: FetchPolicy,
+    limit: int | None,
+    on_progress: OnProgress = ignore_progress,
+) -> FilesSummary:
     """Fetches the files of a split into `out`, unpacks archives, and says what is there.
 
-    What is complete is not fetched again; a file that was begun goes on where it stopped. Files of several splits can
-    lie in one folder, webdataset tars of one split only. `limit`: as many tars as are needed for so many images;
-    archives come whole or not at all. Of `policy` the limits of size and time are replaced by those of large files.
+    A complete file is not fetched again; a file that was begun is continued. Files of several splits can lie in one
+    folder, webdataset tars of one split only. `limit`: as many tars are fetched as hold this many images; archives come
+    whole or not at all. Of `policy`, the limits of size and time are replaced by those of large files.
 
     Raises UsageError for another dataset's folder, a limit on archives, and a file that must be got by hand and is not
-    there; FailedCheckError for what cannot be fetched, is not what the manifest promises, or cannot be unpacked safely.
+    there; FailedCheckError for a file that cannot be fetched, is not what the manifest promises, or cannot be unpacked
+    safely.
     """
-    items = _items(manifest, split, limit)
+    source = manifest.source
+    if not isinstance(source, PublishedFiles):
+        raise UsageError(f"{manifest.name} consists of no files but of kind {source.kind!r}")
+    items = source.items(manifest.name, split, limit)
     images = files = 0
-    with writing(out, left=KEPT), locked(out), transfer_bar() as bar:
-        download = _Download(manifest, split, out, policy, bar)
+    with writing(out, left=KEPT), locked(out):
+        download = _Download(manifest.name, split, source.has_tars_of_images, out, policy, on_progress)
         for item in items:
             images += download.get(item)
             files += 1
             if limit and images >= limit:
                 break
         shutil.rmtree(work_folder(out), ignore_errors=True)
-    is_webdataset = isinstance(manifest.source, WebdatasetSource)
-    if is_webdataset and not limit and images != manifest.rows.get(split, images):
+    if source.has_tars_of_images and not limit and images != manifest.rows.get(split, images):
         _log.warning("%s: %d images where the manifest expects %d", out, images, manifest.rows[split])
     return FilesSummary(
         out=out,
         files=files,
         fetched_bytes=download.fetched_bytes,
-        images=images if is_webdataset else None,
+        images=images if source.has_tars_of_images else None,
         uses={str(use): options for use, options in manifest.uses(out, split).items()},
     )
 
 
-def _items(manifest: Manifest, split: str, limit: int | None) -> list[_Item]:
-    source = manifest.source
-    if isinstance(source, WebdatasetSource):
-        of_split(source.tars, split)
-        files = [SourceFile(url=url) for url in source.urls(split)]
-        return [_Item(file, f"images/{file.file_name}") for file in files]
-    if not isinstance(source, ArchiveSource):
-        raise UsageError(f"{manifest.name} consists of no files but of kind {source.kind!r}")
-    if limit is not None:
-        raise UsageError(
-            f"--limit {limit}: {manifest.name} comes in archives, whole or not at all; leave it out here, "
-            "`dialog-gen run` takes a --limit."
-        )
-    return [_Item(file, file.place, file.is_archive) for file in of_split(source.files, split)]
-
-
 class _Download:
-    """What is under way in one output folder."""
+    """The files that are fetched into one output folder."""
 
-    def __init__(self, manifest: Manifest, split: str, out: Path, policy: FetchPolicy, bar: Progress) -> None:
-        self._out, self._policy, self._bar = out, policy, bar
-        self._is_webdataset = isinstance(manifest.source, WebdatasetSource)
+    def __init__(
+        self, manifest: str, split: str, of_images: bool, out: Path, policy: FetchPolicy, on_progress: OnProgress
+    ) -> None:
+        self._out, self._policy, self._on_progress = out, policy, on_progress
+        self._of_images = of_images
         self.fetched_bytes = 0
-        request = {"manifest": manifest.name} | ({"split": split} if self._is_webdataset else {})
-        # The latter is of a download of another kind, which is not finished.
+        request = {"manifest": manifest} | ({"split": split} if of_images else {})
+        # request.json is of a download of another kind that is not finished.
         begun = read_json(out / "download.json") or read_json(work_folder(out) / "request.json")
         self._record = begun or {**request, "files": {}}
         if "files" not in self._record or any(self._record.get(key) != value for key, value in request.items()):
@@ -130,7 +248,7 @@ class _Download:
             raise UsageError(f"{out} holds a download of {was}, now asked for is {now}: choose another folder.")
 
     def get(self, item: _Item) -> int:
-        """Makes sure that a file is in its place; returns the number of its images where it is a webdataset tar."""
+        """Makes sure that a file is in its place; returns the number of images in a webdataset tar, else 0."""
         file, place = item.file, self._out / item.place
         done: dict[str, Any] | None = self._record["files"].get(item.place)
         ready = work_folder(self._out) / "ready" / item.place
@@ -154,13 +272,13 @@ class _Download:
         return done.get("images", 0)
 
     def _fetched(self, item: _Item) -> Path:
-        """The folder for what is fetched."""
+        """The folder that the file is fetched into."""
         return work_folder(self._out) / "fetched" / item.place
 
     def _make_ready(self, item: _Item, ready: Path) -> dict[str, Any]:
-        """Fetches and unpacks; returns what is to be remembered of the file."""
+        """Fetches and unpacks; returns the file's entry in download.json."""
         file = item.file
-        fetched = fetch_file(file, self._fetched(item), self._out, self._policy, self._bar)
+        fetched = fetch_file(file, self._fetched(item), self._out, self._policy, self._on_progress)
         is_ours = fetched.parent == self._fetched(item)
         done: dict[str, Any] = {
             "from": _origin(file),
@@ -169,12 +287,12 @@ class _Download:
         }
         ready.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if self._is_webdataset:
+            if self._of_images:
                 done["images"] = _count_images(fetched)
             if item.is_archive:
-                task = self._bar.add_task(f"unpacking {file.file_name}", total=None)
-                done["unpacked_files"] = unpack(fetched, ready)
-                self._bar.remove_task(task)
+                self._on_progress(f"unpacking {file.file_name}", 0, None)
+                done["unpacked_files"] = count = unpack(fetched, ready)
+                self._on_progress(f"unpacking {file.file_name}", count, count)
             elif is_ours:
                 fetched.rename(ready)
             else:
@@ -183,7 +301,7 @@ class _Download:
         except FailedCheckError as error:
             if not is_ours:
                 raise
-            # The next try should not find it again.
+            # Else the next try would find it again.
             remove(fetched)
             raise FailedCheckError(f"{error} What came from {file.url} was removed.") from None
         if is_ours:
@@ -209,3 +327,15 @@ def _origin(file: SourceFile) -> str:
 def _move(ready: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     ready.rename(place)
+
+
+def _expand(pattern: str) -> list[str]:
+    """Every string that a pattern with {first..last} stands for."""
+    texts = _RANGE.split(pattern)
+    ranges = [
+        [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+        for first, last in zip(texts[1::3], texts[2::3], strict=True)
+    ]
+    return [
+        "".join(p for pair in zip(texts[::3], (*chosen, ""), strict=True) for p in pair) for chosen in product(*ranges)
+    ]

@@ -1,4 +1,4 @@
-"""The output folder of a download: who may write to it, and what was asked for when it was begun."""
+"""The output folder of a download: one writer at a time, and the request that it was begun with."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from dialog_gen.core.files import locked_folder, write_json
 
 _BEGUN: Final = "request.json"
 _FINISHED: Final = "download.json"
-# A key of requests that folders of earlier versions were made without.
+# A key that requests of earlier versions lack.
 _ADDED: Final = "list_sha256"
 KEPT: Final = "what is finished is kept"
 
@@ -32,7 +32,7 @@ def locked(out: Path) -> Generator[None, None, None]:
 
 
 def work_folder(out: Path) -> Path:
-    """Where a download keeps what is not yet, or not for long, part of the output."""
+    """The folder for files that are not, or not yet, part of the output."""
     return out / ".download"
 
 
@@ -46,9 +46,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def is_complete(out: Path, request: dict[str, Any], made: Iterable[str]) -> bool:
-    """Whether `out` holds what is requested, as `finish` left it; else it is empty or holds a part of that.
+    """Whether `out` holds the complete download; if not, it is empty or holds a part of it.
 
-    Raises UsageError where it was begun with another request, holds any of `made` of unknown origin, or lost a tar.
+    Raises UsageError if it was begun with another request, holds any of `made` of unknown origin, or lost a tar.
     """
     found = read_json(out / _FINISHED)
     begun = found if found is not None else read_json(work_folder(out) / _BEGUN)
@@ -77,7 +77,7 @@ def has_begun(out: Path) -> bool:
 
 
 def begin(out: Path, request: dict[str, Any]) -> Path:
-    """Notes what is asked for; returns the folder to work in."""
+    """Writes down the request; returns the folder to work in."""
     work = work_folder(out)
     write_json(work / _BEGUN, request)
     if (out / "images").exists():
@@ -88,7 +88,7 @@ def begin(out: Path, request: dict[str, Any]) -> Path:
 
 
 def finish(out: Path, request: dict[str, Any], *, images: int, shards: int) -> None:
-    """Makes the tars in the work folder's `images` those of `out`, and the download a complete one."""
+    """Moves the tars from the work folder to `out`, and marks the download as complete."""
     work = work_folder(out)
     # In this order: a folder that has `images` is whole, one that has download.json is finished.
     (work / "images").replace(out / "images")

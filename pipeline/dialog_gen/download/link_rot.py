@@ -1,14 +1,26 @@
-"""What became of a URL list: how many of its URLs still gave an image, and why the others did not."""
+"""What became of a URL list: how many of its URLs still gave an image, why the others did not, and retries.
+
+A retry requests the URLs that failed. Its images go to OUT/images/retry-1 and so on; nothing else changes.
+"""
 
 import re
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.download.img2dataset.supervisor import download_list, finished_shards, outcomes_of
+from dialog_gen.download.manifests import DownloadOptions
 from dialog_gen.download.outcomes import FINAL, MEANING, OUTCOMES, STILL_THERE, Outcome
-from dialog_gen.download.supervisor import finished_shards, outcomes_of
+
+_SHARDS_PER_FILE: Final = 256  # of the list: img2dataset reads a file of it at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +29,7 @@ class LinkRot:
 
     outcomes: Counter[Outcome]
     retries: int
-    """How often those that failed were asked for again."""
+    """How often failed URLs were requested again."""
 
     @property
     def rows(self) -> int:
@@ -40,7 +52,7 @@ class LinkRot:
         return sum(self.outcomes[outcome] for outcome in STILL_THERE) / self.urls if self.urls else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for link_rot.json; `outcomes` lists those that occurred, most frequent first."""
+        """The content of link_rot.json; `outcomes` lists those that occurred, most frequent first."""
         return {
             "rows": self.rows,
             "urls": self.urls,
@@ -66,17 +78,17 @@ class LinkRot:
 
 
 def retry_folders(images: Path) -> list[Path]:
-    """The folders of tars that further tries added, in order."""
+    """The folders of tars that retries added, in order."""
     folders = [path for path in images.glob("retry-*") if re.fullmatch(r"retry-[1-9]\d*", path.name)]
     return sorted(folders, key=lambda folder: int(folder.name.removeprefix("retry-")))
 
 
 def measure(images: Path) -> LinkRot:
-    """Counts what a complete download left in its folder of tars and those of its retries.
+    """Counts the outcomes of a complete download in its folder of tars and those of its retries.
 
-    A retry asks for every URL that had failed until then, so its outcomes take the place of theirs.
+    A retry requests every URL that had failed until then, so its outcomes replace the failures.
 
-    Raises UsageError where tars or their statistics are lost.
+    Raises UsageError if tars or their statistics are lost.
     """
     outcomes = _outcomes(images)
     retries = retry_folders(images)
@@ -101,3 +113,56 @@ def _outcomes(images: Path) -> Counter[Outcome]:
             "download into another folder."
         )
     return sum(map(outcomes_of, done.values()), Counter())
+
+
+def fetch_failed(out: Path, options: DownloadOptions, on_progress: OnProgress = ignore_progress) -> bool:
+    """Requests the URLs that failed the last time; returns whether there were any.
+
+    The next call continues an interrupted one. Raises FailedCheckError where shards are left.
+    """
+    folders = [out / "images", *retry_folders(out / "images")]
+    for number in range(1, len(folders)):
+        shutil.rmtree(_work(out, number), ignore_errors=True)
+    work = _work(out, len(folders))
+    if not (work / "urls").exists():
+        part = work / "urls.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        if not _write_failed(folders[-1], part, options.shard_size):
+            shutil.rmtree(work)
+            return False
+        part.replace(work / "urls")
+    (work / "images").mkdir(exist_ok=True)
+    download_list(work, options, "downloading again", on_progress)
+    (work / "images").replace(out / "images" / f"retry-{len(folders)}")
+    shutil.rmtree(work)
+    return True
+
+
+def _work(out: Path, number: int) -> Path:
+    return out / f".retry-{number}"
+
+
+def _write_failed(images: Path, into: Path, shard_size: int) -> int:
+    """Writes a list of the URLs that failed and may still succeed; returns how many there are."""
+    rows_per_file = _SHARDS_PER_FILE * shard_size
+    pending: list[pa.Table] = []
+    total = files = 0
+    for table in _failed(images):
+        pending.append(table)
+        total += table.num_rows
+        if total - files * rows_per_file >= rows_per_file:
+            whole = pa.concat_tables(pending)
+            pq.write_table(whole.slice(0, rows_per_file), into / f"{files:05d}.parquet")
+            pending = [whole.slice(rows_per_file)]
+            files += 1
+    if rest := total - files * rows_per_file:
+        pq.write_table(pa.concat_tables(pending).slice(0, rest), into / f"{files:05d}.parquet")
+    return total
+
+
+def _failed(images: Path) -> Iterator[pa.Table]:
+    for name in finished_shards(images):
+        table = pq.read_table(images / f"{name}.parquet").sort_by("key")
+        errors = table["error_message"].to_pylist()  # None for a success
+        yield table.select(["url", "caption"]).filter(pa.array([bool(e) and e not in FINAL for e in errors]))

@@ -1,5 +1,12 @@
-"""How the request for a URL can end: every URL of a list ends in exactly one of these classes."""
+"""How the request for a URL can end: in exactly one of these classes, and `FetchError` for all but success.
 
+`FetchError` is the error of a single request; errors that a user is shown are in `dialog_gen.core.errors`.
+"""
+
+import ssl
+from collections.abc import Generator
+from contextlib import contextmanager
+from http.client import HTTPException, IncompleteRead
 from typing import Final, Literal, get_args
 
 Outcome = Literal[
@@ -61,9 +68,49 @@ MEANING: Final[dict[Outcome, str]] = {
 STILL_THERE: Final[frozenset[Outcome]] = frozenset(
     ("success", "opted_out", "too_many_bytes", "too_many_pixels", "decode_error")
 )
-"""The server still has an image there, whether it could be kept or not."""
+"""Outcomes of URLs where the server still has an image, whether it could be kept or not."""
 
 FINAL: Final[frozenset[Outcome]] = frozenset(
     ("success", "duplicate_url", "opted_out", "bad_url", "blocked_scheme", "blocked_address")
 )
-"""Asking again would be wrong or in vain: what `--retry-failed` leaves alone."""
+"""Outcomes after which a URL is not requested again: that would be wrong or in vain. `--retry-failed` skips them."""
+
+_TRANSIENT: Final[frozenset[Outcome]] = frozenset(("http_429", "http_5xx", "connection", "timeout", "truncated"))
+
+
+class FetchError(Exception):
+    """A request that gave no usable answer: the class of its outcome, and details."""
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        detail: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        transient: bool | None = None,
+    ) -> None:
+        super().__init__(f"{outcome}: {detail}")
+        self.outcome: Outcome = outcome
+        self.detail = detail
+        self.status = status
+        """The HTTP status, where there was one."""
+        self.retry_after_s = retry_after_s
+        """How long the server asks to wait."""
+        self.transient = outcome in _TRANSIENT if transient is None else transient
+        """Whether the same request may succeed a little later."""
+
+
+@contextmanager
+def fetch_errors() -> Generator[None, None, None]:
+    """Turns the errors of sockets, TLS and HTTP into FetchError."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise FetchError("timeout", str(error) or "timed out") from None
+    except ssl.SSLError as error:
+        raise FetchError("tls", str(error)) from None
+    except IncompleteRead as error:
+        raise FetchError("truncated", str(error)) from None
+    except (OSError, HTTPException) as error:
+        raise FetchError("connection", f"{type(error).__name__}: {error}") from None

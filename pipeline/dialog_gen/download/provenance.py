@@ -1,7 +1,7 @@
-"""Where a dataset's images came from, as it is told to others: the manifest, and what became of its links.
+"""Where a dataset's images came from: the manifest of the download, and what became of its links.
 
-A download leaves that beside the images. It is shared as `images.json`, since a path of this machine says nothing to
-others.
+A download writes both beside the images. A dataset is shared with them in `images.json`; the local path of the images
+is left out.
 """
 
 from pathlib import Path
@@ -18,8 +18,8 @@ MANIFEST, LINK_ROT = "manifest.json", "link_rot.json"
 """What `dialog-gen download` leaves beside the images."""
 
 
-class LinkRot(BaseModel):
-    """What link_rot.json says, see `dialog_gen.download.link_rot`."""
+class LinkRotRecord(BaseModel):
+    """The fields of link_rot.json that are shared; `dialog_gen.download.link_rot.LinkRot` writes it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -30,8 +30,8 @@ class LinkRot(BaseModel):
     outcomes: dict[str, int]
 
 
-class ImageSource(BaseModel):
-    """What `images.json` says; None where nobody knows."""
+class ImageProvenance(BaseModel):
+    """The content of `images.json`; None where it is not known."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -39,25 +39,24 @@ class ImageSource(BaseModel):
     description: str | None = None
     homepage: str | None = None
     licence: str | None = None
-    link_rot: LinkRot | None = None
+    link_rot: LinkRotRecord | None = None
 
 
 def note_manifest(out: Path, manifest: Manifest) -> None:
-    """Writes what a manifest says of its images beside them: its name alone may be another one's tomorrow."""
+    """Writes what a manifest says about its images beside them: the name alone may mean another manifest later."""
     about = manifest.model_dump(mode="json", include={"description", "homepage", "licence"})
     write_json(out / MANIFEST, {"manifest": manifest.name, **about})
 
 
-def image_source(folder: DatasetFolder, link_rot: Path | None = None) -> ImageSource:
-    """From what the dataset itself was shared with, else from beside the images that it was made of.
+def image_provenance(folder: DatasetFolder, link_rot: Path | None = None) -> ImageProvenance:
+    """Where a dataset's images came from: read from the dataset's own images.json, else from beside its images.
 
-    `link_rot` is a file that takes the place of the one found. Raises UsageError where that, or what is found, is
-    damaged.
+    `link_rot` is a file that replaces the one found. Raises UsageError if a file is damaged, or `link_rot` is missing.
     """
     found = _shared(folder)
     if found is None:
         beside = _beside(str(folder.config().get("images", "")))
-        found = ImageSource() if beside is None else _downloaded(beside)
+        found = ImageProvenance() if beside is None else _downloaded(beside)
     if link_rot is None:
         return found
     if not link_rot.is_file():
@@ -66,36 +65,36 @@ def image_source(folder: DatasetFolder, link_rot: Path | None = None) -> ImageSo
 
 
 def _beside(images: str) -> Path | None:
-    """The folder of the download, if it is on this machine: `images` names it, its images/, or files in that."""
+    """The folder of the download, if it is on this machine; `images` is that folder, its images/, or files in there."""
     if "://" in images:
         return None
     folders = [Path(images), *Path(images).parents[:2]]
     return next((at for at in folders for name in (MANIFEST, LINK_ROT) if (at / name).is_file()), None)
 
 
-def _shared(folder: DatasetFolder) -> ImageSource | None:
+def _shared(folder: DatasetFolder) -> ImageProvenance | None:
     try:
-        return ImageSource.model_validate_json(folder.read(NAME))
+        return ImageProvenance.model_validate_json(folder.read(NAME))
     except FileNotFoundError:
         return None
     except ValidationError as error:
         raise UsageError(f"{folder.location}/{NAME} is damaged: {_first(error)}. Remove it, or pull again.") from None
 
 
-def _downloaded(folder: Path) -> ImageSource:
+def _downloaded(folder: Path) -> ImageProvenance:
     try:
-        found = ImageSource.model_validate_json((folder / MANIFEST).read_bytes())
+        found = ImageProvenance.model_validate_json((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
-        found = ImageSource()  # an older download
+        found = ImageProvenance()  # an older download
     except (ValidationError, OSError):
         raise UsageError(f"{folder / MANIFEST} is damaged: the same `dialog-gen download` writes it anew.") from None
     file = folder / LINK_ROT
     return found.model_copy(update={"link_rot": _link_rot(file) if file.is_file() else None})
 
 
-def _link_rot(file: Path) -> LinkRot:
+def _link_rot(file: Path) -> LinkRotRecord:
     try:
-        return LinkRot.model_validate_json(file.read_bytes())
+        return LinkRotRecord.model_validate_json(file.read_bytes())
     except (ValidationError, OSError) as error:
         what = _first(error) if isinstance(error, ValidationError) else error
         raise UsageError(f"{file} is no link_rot.json of `dialog-gen download`: {what}.") from None

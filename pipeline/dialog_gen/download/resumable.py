@@ -1,44 +1,37 @@
-"""Single files over HTTP that go on where they stopped, checked against what is promised of them."""
+"""Single files over HTTP: an interrupted one continues where it stopped; size and checksums are checked."""
 
 import hashlib
+import math
 import shutil
-import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from http.client import PARTIAL_CONTENT, REQUESTED_RANGE_NOT_SATISFIABLE
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.files import write_json
-from dialog_gen.download.fetch import FetchError, FetchPolicy, open_url, with_retries
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.folder import read_json
+from dialog_gen.download.http import FetchPolicy, open_url, with_retries
 from dialog_gen.download.manifests import SourceFile
+from dialog_gen.download.outcomes import FetchError
 
 _CHUNK_BYTES: Final = 1 << 16
 _MAX_FILE_BYTES: Final = 1 << 38
-"""Of a file whose size is not published."""
+"""Limit for a file whose size is not published."""
+_MB: Final = 1e6
 
 
-def fetch_file(file: SourceFile, folder: Path, out: Path, policy: FetchPolicy, bar: Progress | None = None) -> Path:
-    """Where a file lies: its own path, `out` if it was got by hand, or else `folder`, into which it is fetched.
+def fetch_file(
+    file: SourceFile, folder: Path, out: Path, policy: FetchPolicy, on_progress: OnProgress = ignore_progress
+) -> Path:
+    """The path of a file: its own, or in `out` if it was got by hand, or else in `folder`, into which it is fetched.
 
-    There it has its name when it is complete and checked; a `.part` beside it is gone on with, if the server still has
-    the same file.
+    A fetched file gets its name when it is complete and checked. A `.part` of it is continued if the server still has
+    the same file. Of `policy`, the limits of size and time are replaced by those of large files.
 
     Raises UsageError for a file that must be got by hand and is not there, or is not the one promised; FailedCheckError
-    where it cannot be fetched, or something else came.
+    if it cannot be fetched, or something else came.
     """
     own = Path(file.path) if file.path else out / file.file_name
     if (file.path or file.by_hand) and own.exists():
@@ -53,8 +46,7 @@ def fetch_file(file: SourceFile, folder: Path, out: Path, policy: FetchPolicy, b
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{file.file_name}.part"
         try:
-            with nullcontext(bar) if bar else transfer_bar() as shown:
-                _fetch(file.url, part, file.size_bytes, policy, shown)
+            _fetch(file.url, part, file.size_bytes, policy, on_progress)
         except FetchError as error:
             advice = (
                 f" Or get it by hand: {file.by_hand}; put it into {out} as {file.file_name}." if file.by_hand else ""
@@ -71,14 +63,13 @@ def fetch_file(file: SourceFile, folder: Path, out: Path, policy: FetchPolicy, b
     return complete
 
 
-def _fetch(url: str, part: Path, size_bytes: int | None, policy: FetchPolicy, bar: Progress) -> None:
-    """Brings `part` to its full size, from where it is, in as many tries as bring any bytes."""
+def _fetch(url: str, part: Path, size_bytes: int | None, policy: FetchPolicy, on_progress: OnProgress) -> None:
+    """Completes `part`; tries again as long as each try brings more bytes."""
     policy = replace(policy, deadline_s=None, max_bytes=size_bytes or _MAX_FILE_BYTES)
-    task = bar.add_task(part.stem, total=size_bytes)
     most = 0
     while True:
         try:
-            with_retries(policy, lambda: _go_on(url, part, policy, bar, task))
+            with_retries(policy, lambda: _continue(url, part, policy, on_progress))
         except FetchError as error:
             size = part.stat().st_size if part.exists() else 0
             if not error.transient or size <= most:
@@ -88,8 +79,8 @@ def _fetch(url: str, part: Path, size_bytes: int | None, policy: FetchPolicy, ba
             return
 
 
-def _go_on(url: str, part: Path, policy: FetchPolicy, bar: Progress, task: TaskID) -> None:
-    """One request: for what is missing, as long as the server has the same file, or for all of it."""
+def _continue(url: str, part: Path, policy: FetchPolicy, on_progress: OnProgress) -> None:
+    """One request: for the missing bytes if the server still has the same file, else for all of it."""
     state = read_json(_state_of(part)) or {}
     same = state.get("url") == url and state.get("validator") and part.exists()
     begun = part.stat().st_size if same else 0
@@ -104,7 +95,7 @@ def _go_on(url: str, part: Path, policy: FetchPolicy, bar: Progress, task: TaskI
                     "truncated", "another part came than was asked for", status=REQUESTED_RANGE_NOT_SATISFIABLE
                 )
             if not goes_on:
-                # First, as its bytes are not of the file that is noted next.
+                # Before the state is written: these bytes are not of the file that it describes.
                 remove(part)
                 begun = 0
             total = None if response.length is None else begun + response.length
@@ -112,26 +103,26 @@ def _go_on(url: str, part: Path, policy: FetchPolicy, bar: Progress, task: TaskI
             # A weak one may stand for other bytes.
             validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
             write_json(_state_of(part), {"url": url, "validator": validator, "size_bytes": total})
-            bar.update(task, completed=begun, total=total)
+            total_mb = None if total is None else math.ceil(total / _MB)
             with part.open("ab") as file:
                 while chunk := response.read(_CHUNK_BYTES):
                     file.write(chunk)
-                    bar.advance(task, len(chunk))
+                    on_progress(part.stem, math.ceil(file.tell() / _MB), total_mb, "MB")
     except FetchError as error:
         if error.status != REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        # Of no use any more: from the beginning, then.
+        # The part is useless: the next try starts from the beginning.
         remove(part)
         raise FetchError("truncated", error.detail) from None
 
 
 def _state_of(part: Path) -> Path:
-    """Where is noted what the server said of a file when it was begun."""
+    """The file that notes what the server said about a file when its download began."""
     return part.with_name(f"{part.name}.json")
 
 
 def _wrong(path: Path, file: SourceFile) -> str | None:
-    """What a file has that is not as the manifest promises."""
+    """How a file differs from what the manifest promises; None if it does not."""
     size = path.stat().st_size
     if file.size_bytes not in (None, size):
         return f"has {size} bytes where the manifest promises {file.size_bytes}"
@@ -145,19 +136,6 @@ def digest(path: Path, algorithm: str) -> str:
     """A checksum of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def transfer_bar() -> Progress:
-    """Bytes, bytes/s and the time left of each file, on stderr where that is a terminal."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )
 
 
 def remove(path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Zip and tar archives of strangers, unpacked so that they can harm nothing outside their folder.
+"""Unpacks zip and tar archives from strangers so that they can harm nothing outside their folder.
 
-Only plain files and folders come out. An archive is refused as a whole if any name in it leads outside (absolute, "..",
-a backslash, a drive letter), is too long or too deep, stands there twice or differs from another by case alone, if it
-holds links, devices or encrypted files, or if it is larger unpacked than `UnpackLimits` allow. What the headers say of
-sizes is not believed: bytes are counted as they come.
+Only plain files and folders are unpacked. An archive is refused as a whole if any name in it leads outside (absolute,
+"..", a backslash, a drive letter), is too long or too deep, occurs twice or differs from another by case only; if it
+holds links, devices or encrypted files; or if it is larger unpacked than `UnpackLimits` allow. Sizes in headers are not
+trusted: bytes are counted as they come.
 """
 
 import gzip
@@ -23,12 +23,12 @@ from dialog_gen.core.errors import FailedCheckError
 
 _CHUNK_BYTES: Final = 1 << 20
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-# What the file systems of all common machines take, with room for the folder it goes to.
+# Limits of all common file systems, with room for the path of the folder.
 _MAX_PART_BYTES: Final = 255
 _MAX_NAME_BYTES: Final = 1024
 _MAX_DEPTH: Final = 64
 _ENTRY_BYTES: Final = 512
-"""What a file or folder counts for, empty or not, as in a tar: a name of few bytes can ask for 64 folders."""
+"""Bytes that each file or folder counts for in addition, as in a tar: a short name can ask for 64 folders."""
 _SHOWN: Final = 80
 
 
@@ -41,10 +41,10 @@ class UnpackLimits:
     max_ratio: float = 100
     """Unpacked bytes for each byte of the archive; deflate itself reaches 1,032."""
     free_bytes: int = 64 << 20
-    """So much may come out of any archive, whatever its ratio."""
+    """Unpacked bytes that are allowed for any archive, whatever its ratio."""
 
     def bytes_of(self, archive: Path) -> int:
-        """What may come out of an archive of this size."""
+        """The most bytes that may come out of an archive of this size."""
         return min(self.max_bytes, max(self.free_bytes, int(archive.stat().st_size * self.max_ratio)))
 
 
@@ -54,7 +54,7 @@ DEFAULT_LIMITS: Final = UnpackLimits()
 def unpack(archive: Path, to: Path, limits: UnpackLimits = DEFAULT_LIMITS) -> int:
     """Unpacks a zip, tar or tar.gz (told by its content) as the folder `to`; returns the number of files.
 
-    `to` must not exist; it appears when everything is there. An archive that holds nothing but a folder of the name of
+    `to` must not exist; it appears when it is complete. An archive that holds nothing but a folder of the same name as
     `to` becomes that folder.
 
     Raises FailedCheckError for an archive that is refused or damaged, OSError where the disk is full.
@@ -81,7 +81,7 @@ class _Unpacking:
         self.archive, self.root = archive, root
         self.max_members, self.max_bytes = limits.max_members, limits.bytes_of(archive)
         self.members = self.written = self.files = 0
-        # A name as a file system without case would see it -> whether a folder, how it was spelt, number of the member.
+        # Case-folded name -> whether it is a folder, its spelling, the number of the member.
         self.seen: dict[str, tuple[bool, str, int]] = {}
 
     def run(self) -> int:
@@ -107,7 +107,7 @@ class _Unpacking:
                     raise self._refusal(f"{_short(member.filename)} is a link or device")
                 if member.flag_bits & 1:
                     raise self._refusal(f"{_short(member.filename)} is encrypted")
-                # The other name is cut off at a zero byte.
+                # `filename` is cut off at a zero byte.
                 path = self._place(member.orig_filename, is_folder=member.is_dir())
                 if path and not member.is_dir():
                     with file.open(member) as content:
@@ -118,7 +118,7 @@ class _Unpacking:
             packed = raw.read(2) == _GZIP_MAGIC
             raw.seek(0)
             with gzip.open(raw) if packed else raw as stream:
-                # Read once, front to back, and never more than allowed: also headers can be bombs.
+                # Read once, front to back, and never more than allowed: headers can be bombs, too.
                 bounded = _Bounded(cast("IO[bytes]", stream), self.check_bytes)
                 with tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r|") as file:
                     while (member := file.next()) is not None:
@@ -128,7 +128,7 @@ class _Unpacking:
                         content = file.extractfile(member)
                         if path and content:
                             self._copy(content, path)
-                # To the end: gzip's checksum stands there.
+                # To the end, where gzip has its checksum.
                 while bounded.read(_CHUNK_BYTES):
                     pass
 

@@ -1,39 +1,79 @@
 """Downloads a list of image URLs: tars in `images`, what became of each URL beside them, link_rot.json in summary.
 
-What lies in OUT/.download until it is complete is moved to OUT/images then.
+The tars lie in OUT/.download until all of them are complete, and are moved to OUT/images then.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
-from dialog_gen.core.files import write_json, writing
+from dialog_gen.core.files import whole_folder, write_json, writing
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.folder import KEPT, begin, finish, has_begun, is_complete, locked, work_folder
-from dialog_gen.download.job import DownloadOptions
-from dialog_gen.download.link_rot import LinkRot, measure, retry_folders
-from dialog_gen.download.manifests import UrlSource, of_split
-from dialog_gen.download.resize import IMAGE_SIZE_PX
-from dialog_gen.download.resumable import digest
-from dialog_gen.download.retry import fetch_failed
-from dialog_gen.download.supervisor import download_list, finished_shards, require_img2dataset
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.img2dataset.resize import IMAGE_SIZE_PX
+from dialog_gen.download.img2dataset.supervisor import download_list, finished_shards, require_img2dataset
+from dialog_gen.download.link_rot import LinkRot, fetch_failed, measure, retry_folders
+from dialog_gen.download.list_formats import ListOptions, Row, list_rows
+from dialog_gen.download.manifests import (
+    DOWNLOADS,
+    DownloadOptions,
+    DownloadRequest,
+    DownloadSummary,
+    FilesSource,
+    SourceFile,
+    of_split,
+)
+from dialog_gen.download.resumable import digest, fetch_file
 
+SCHEMA: Final = pa.schema([("url", pa.string()), ("caption", pa.string())])
+"""Columns of a list as img2dataset reads it."""
+
+ROWS_PER_FILE: Final = 1 << 18
+
+_BATCH_ROWS: Final = 8192
 _MADE: Final = ("images", "link_rot.json")
 
 
+@DOWNLOADS.register("urls")
+class UrlSource(ListOptions, FilesSource[SourceFile]):
+    """Lists of image URLs with captions."""
+
+    can_retry_failed: ClassVar[bool] = True
+
+    def download(self, request: DownloadRequest) -> "ImagesSummary":
+        """Prepares the list and downloads what it names."""
+        policy, split, out, limit = request.options.policy, request.split, request.out, request.limit
+        return download_url_list(
+            lambda into: prepare_url_list(
+                self, split, into, limit, out=out, policy=policy, on_progress=request.on_progress
+            ),
+            out,
+            request=list_request(request.manifest.name, self, split, limit),
+            options=request.options,
+            retry_failed=request.retry_failed,
+            on_progress=request.on_progress,
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DownloadSummary:
-    """What lies in `out` after a download; `already_complete` where there was nothing to do."""
+class ImagesSummary(DownloadSummary):
+    """Images in tars, as a download left them in `out`; `already_complete` if there was nothing to do."""
 
     out: Path
     images: int
     shards: int
     already_complete: bool
     link_rot: LinkRot | None = None
-    """Of a list of URLs."""
+    """For a list of URLs."""
 
     def __str__(self) -> str:
         found = "complete already, nothing to do" if self.already_complete else "downloaded"
@@ -41,14 +81,42 @@ class DownloadSummary:
         return text if self.link_rot is None else f"{text}\n{self.link_rot}"
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for a program."""
+        """The fields, with `out` as text."""
         link_rot = {} if self.link_rot is None else {"link_rot": self.link_rot.to_json()}
         own = {key: value for key, value in asdict(self).items() if key != "link_rot"}
         return {**own, "out": str(self.out), **link_rot}
 
 
+def prepare_url_list(
+    source: UrlSource,
+    split: str,
+    into: Path,
+    limit: int | None,
+    *,
+    out: Path,
+    policy: FetchPolicy,
+    rows_per_file: int = ROWS_PER_FILE,
+    on_progress: OnProgress = ignore_progress,
+) -> int:
+    """Writes the first `limit` rows of a split to `into`/00000.parquet and so on; returns how many there are.
+
+    The files have `SCHEMA`'s columns and `rows_per_file` rows each, the last one the rest. A list that is fetched is
+    stored in the folder `out`; a list that was got by hand is looked for there, too. `into` appears when it is
+    complete; if it exists already, it is left as it is.
+
+    Raises UsageError for a list that is not there, cannot be read, lacks a column or holds no URL; FailedCheckError for
+    a list that cannot be fetched.
+    """
+    if not into.exists():
+        lists = [fetch_file(file, out, out, policy, on_progress) for file in of_split(source.files, split)]
+        rows = islice(chain.from_iterable(list_rows(path, source) for path in lists), limit)
+        with whole_folder(into) as part:
+            _write_list(part, rows, rows_per_file, ", ".join(map(str, lists)))
+    return sum(pq.read_metadata(path).num_rows for path in into.glob("*.parquet"))
+
+
 def list_request(name: str, source: UrlSource, split: str, limit: int | None) -> dict[str, Any]:
-    """What tells a download of a manifest's URL list from another. A list on this machine goes by name and content."""
+    """What tells one download of a URL list from another; a list on this machine is known by its name and content."""
     files = of_split(source.files, split)
     paths = [None if file.url else Path(file.path or file.file_name) for file in files]
     return {
@@ -68,29 +136,31 @@ def download_url_list(
     request: dict[str, Any],
     options: DownloadOptions,
     retry_failed: bool = False,
-) -> DownloadSummary:
-    """Downloads what a URL list names into `out`.
+    on_progress: OnProgress = ignore_progress,
+) -> ImagesSummary:
+    """Downloads the images of a URL list into `out`.
 
-    `prepare` writes the list to the folder it is given, if that is not there yet: see `Job.urls`. `request` is what the
-    folder is made for; another one is refused. An interrupted download goes on where it stopped; a complete one is left
-    as it is, but `retry_failed` asks once more for every URL that failed and is not in `FINAL`.
+    `prepare` writes the list to the folder that it is given, in the form of `prepare_url_list`, unless that is there
+    already. `request` is what the folder is made for; a different one is refused. An interrupted download continues
+    where it stopped. A complete one is left as it is; with `retry_failed`, every URL that failed is requested once
+    more, except those whose outcome is in `FINAL`.
 
-    Raises UsageError where `out` holds something else or lost tars, MissingExtraError where img2dataset is not
-    installed, FailedCheckError where shards are left, or where not one image could be had.
+    Raises UsageError if `out` holds something else or lost tars, MissingExtraError if img2dataset is not installed,
+    FailedCheckError if shards are left or no URL gave an image.
     """
     request = {**request, "shard_size": options.shard_size, "image_size": IMAGE_SIZE_PX}
     require_img2dataset()
     with writing(out, left=KEPT), locked(out):
         nothing_done = is_complete(out, request, _MADE)
         if not nothing_done:
-            _download(prepare, out, request, options)
-        link_rot = measure(out / "images")  # first: what is lost cannot be told from what failed
-        if retry_failed and fetch_failed(out, options):
+            _download(prepare, out, request, options, on_progress)
+        link_rot = measure(out / "images")  # before a retry, which could not tell lost files from failed URLs
+        if retry_failed and fetch_failed(out, options, on_progress):
             nothing_done = False
             link_rot = measure(out / "images")
         write_json(out / "link_rot.json", link_rot.to_json())
     images = link_rot.outcomes["success"]
-    summary = DownloadSummary(
+    summary = ImagesSummary(
         out=out, images=images, shards=_shards(out), already_complete=nothing_done, link_rot=link_rot
     )
     if not images:
@@ -106,7 +176,13 @@ def _name_and_size(path: Path) -> str:
     return f"{path.name} ({path.stat().st_size} bytes)" if path.exists() else path.name
 
 
-def _download(prepare: Callable[[Path], int], out: Path, request: dict[str, Any], options: DownloadOptions) -> None:
+def _download(
+    prepare: Callable[[Path], int],
+    out: Path,
+    request: dict[str, Any],
+    options: DownloadOptions,
+    on_progress: OnProgress,
+) -> None:
     work = work_folder(out)
     if not has_begun(out):
         shutil.rmtree(work / "urls", ignore_errors=True)
@@ -118,10 +194,27 @@ def _download(prepare: Callable[[Path], int], out: Path, request: dict[str, Any]
             out.rmdir()  # where it holds nothing else
         raise
     begin(out, request)
-    download_list(work, options, "downloading")
+    download_list(work, options, "downloading", on_progress)
     done = finished_shards(work / "images")
     finish(out, request, images=sum(stats["successes"] for stats in done.values()), shards=len(done))
 
 
 def _shards(out: Path) -> int:
     return sum(len(finished_shards(folder)) for folder in (out / "images", *retry_folders(out / "images")))
+
+
+def _write_list(folder: Path, rows: Iterator[Row], rows_per_file: int, names: str) -> None:
+    with_url = 0
+    for number in range(1 << 62):
+        of_file = islice(rows, rows_per_file)
+        batch = list(islice(of_file, _BATCH_ROWS))
+        if not batch:
+            break
+        with pq.ParquetWriter(folder / f"{number:05d}.parquet", SCHEMA) as writer:
+            while batch:
+                with_url += sum(1 for url, _ in batch if url)
+                urls, captions = zip(*batch, strict=True)
+                writer.write_batch(pa.record_batch([urls, captions], schema=SCHEMA))
+                batch = list(islice(of_file, _BATCH_ROWS))
+    if not with_url:
+        raise UsageError(f"{names}: no row has a URL. Are format and columns right?")

@@ -14,7 +14,7 @@ from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.intact import intact_manifests
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.verify import Verdict, totals
-from dialog_gen.download.provenance import ImageSource, image_source
+from dialog_gen.download.provenance import ImageProvenance, image_provenance
 
 EXAMPLES = 5
 _MADE_WITH = ("model", "model_revision", "engine", "engine_version", "protocol")
@@ -47,7 +47,7 @@ class CardData:
 
     totals: Verdict
     config: dict[str, Any]
-    images: ImageSource
+    images: ImageProvenance
     gates: GateNotes | None
     pairs: int = 0
     made_with: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
@@ -65,7 +65,7 @@ def card_data(folder: DatasetFolder, *, link_rot: Path | None = None) -> CardDat
     data = CardData(
         totals=totals(folder),
         config=folder.config(),
-        images=image_source(folder, link_rot),
+        images=image_provenance(folder, link_rot),
         gates=_gates(folder),
     )
     chosen: list[tuple[str, str, dict[str, Any]]] = []

@@ -21,7 +21,7 @@ from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.intact import footer, intact_manifests
 from dialog_gen.dataset.verify import verify as verify_dataset
 from dialog_gen.download.provenance import NAME as IMAGES_JSON
-from dialog_gen.download.provenance import ImageSource
+from dialog_gen.download.provenance import ImageProvenance
 from dialog_gen.publish.card import make_card
 from dialog_gen.publish.card_data import CardData, card_data
 from dialog_gen.publish.compact import has_images, merge_shards
@@ -184,7 +184,7 @@ def _files(folder: DatasetFolder, root: Path, data: CardData, card: str) -> dict
     """Path in the repository -> the file there."""
     files: dict[str, Path | bytes] = {name: root / name for name in NOTES if (root / name).is_file()}
     files["README.md"] = card.encode()
-    if data.images != ImageSource():
+    if data.images != ImageProvenance():
         files[IMAGES_JSON] = f"{data.images.model_dump_json(indent=2)}\n".encode()
     for manifest in intact_manifests(folder):
         for name in (f"shards/{manifest.shard}.json", *(entry.path for entry in manifest.files)):

@@ -9,11 +9,9 @@ from typing import Any, Final, Literal, cast
 
 from img2dataset.downloader import is_disallowed
 
-from dialog_gen.download.errors import FetchError
-from dialog_gen.download.fetch import FetchPolicy, open_url, with_retries
-from dialog_gen.download.header import check_header
-from dialog_gen.download.outcomes import FINAL, Outcome
-from dialog_gen.download.resize import resizer
+from dialog_gen.download.http import FetchPolicy, open_url, with_retries
+from dialog_gen.download.img2dataset.resize import check_header, resizer
+from dialog_gen.download.outcomes import FINAL, FetchError, Outcome
 
 RefetchOutcome = Literal["present", "restored", "no_url", "changed", "encoded_differently"] | Outcome
 Fetched = tuple[bytes | None, str]

@@ -27,9 +27,9 @@ from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
 from dialog_gen.dataset.record import DIALOGUES
 from dialog_gen.dataset.verify import totals
 from dialog_gen.dataset.writer import DatasetWriter, open_writer
-from dialog_gen.download.fetch import FetchPolicy
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.img2dataset.supervisor import require_img2dataset
 from dialog_gen.download.outcomes import MEANING as OUTCOME_MEANING
-from dialog_gen.download.supervisor import require_img2dataset
 from dialog_gen.publish.compact import COMPACTED, check_apart, copy_notes, regrouped
 from dialog_gen.publish.export import image_bytes
 

@@ -1,7 +1,7 @@
-"""Downloads the embedded world the way any image set is downloaded: from URLs, by img2dataset, into tars.
+"""Downloads the embedded world as any image set is downloaded: from URLs, with img2dataset, into tars.
 
-A server on loopback renders each image when it is asked for. What img2dataset stores depends on the order of arrival,
-the clock and the server's port; the tars are rewritten without these: the same arguments give the same bytes.
+A server on loopback renders each image on request. The tars of img2dataset depend on the order of arrival, the clock
+and the server's port; they are rewritten without these, so that the same arguments give the same bytes.
 """
 
 import io
@@ -21,17 +21,18 @@ import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.files import replacing, write_json, writing
-from dialog_gen.download.fetch import FetchPolicy
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.folder import KEPT, begin, finish, is_complete, locked, read_json
-from dialog_gen.download.job import DownloadOptions
-from dialog_gen.download.supervisor import (
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.img2dataset.supervisor import (
     LOG_NAME,
     download_list,
     finished_shards,
     outcomes_of,
     require_img2dataset,
 )
-from dialog_gen.download.url_lists import DownloadSummary
+from dialog_gen.download.manifests import DownloadOptions
+from dialog_gen.download.url_lists import SCHEMA, ImagesSummary
 from dialog_gen.shapes.files import ShapesSubset, write_files
 from dialog_gen.shapes.language import web_caption
 from dialog_gen.shapes.render import render_png
@@ -44,14 +45,22 @@ _URL_BATCH = 8192
 _POLL_S = 0.1
 
 
-def download_shapes(out: Path, *, split: Split, seed: int, limit: int, shard_size: int = 1024) -> DownloadSummary:
+def download_shapes(
+    out: Path,
+    *,
+    split: Split,
+    seed: int,
+    limit: int,
+    shard_size: int = 1024,
+    on_progress: OnProgress = ignore_progress,
+) -> ImagesSummary:
     """Downloads the first `limit` images of a split into `out`/images and writes the annotations beside them.
 
-    An interrupted download goes on where it stopped, a complete one (it has `out`/download.json) is left as it is, but
-    for annotations that an earlier version did not write.
+    An interrupted download continues where it stopped. A complete one (it has `out`/download.json) is left as it is,
+    apart from annotations that an earlier version did not write.
 
-    Raises UsageError for a limit or shard size below 1 or where `out` holds something else, MissingExtraError where
-    img2dataset is not installed, FailedCheckError where an image could not be had.
+    Raises UsageError for a limit or shard size below 1 or if `out` holds something else, MissingExtraError if
+    img2dataset is not installed, FailedCheckError if an image could not be downloaded.
     """
     for name, value in (("limit", limit), ("shard size", shard_size)):
         if value < 1:
@@ -62,13 +71,13 @@ def download_shapes(out: Path, *, split: Split, seed: int, limit: int, shard_siz
         complete = is_complete(out, request, ("images", *_ANNOTATIONS))
         if not complete:
             require_img2dataset()
-            _download(out, subset, request)
+            _download(out, subset, request, on_progress)
         elif not all((out / name).exists() for name in _ANNOTATIONS):
             write_files(out, subset)
-    return DownloadSummary(out=out, images=limit, shards=len(subset.shards()), already_complete=complete)
+    return ImagesSummary(out=out, images=limit, shards=len(subset.shards()), already_complete=complete)
 
 
-def _download(out: Path, subset: ShapesSubset, request: dict[str, Any]) -> None:
+def _download(out: Path, subset: ShapesSubset, request: dict[str, Any], on_progress: OnProgress) -> None:
     work, shards = begin(out, request), subset.shards()
     images = work / "images"
     # Shards with losses are downloaded again.
@@ -82,7 +91,7 @@ def _download(out: Path, subset: ShapesSubset, request: dict[str, Any]) -> None:
     )
     with _Server() as server:
         _write_urls(work / "urls", subset, server.server_port)
-        download_list(work, options, "downloading shapes")
+        download_list(work, options, "downloading shapes", on_progress)
     _check(work, subset)
     for name, scenes in shards.items():
         _normalise(images, name, [subset.url(index) for index in scenes])
@@ -110,7 +119,7 @@ class _Server(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that was killed is no news.
+        # A client that was killed is not an error of the server.
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -133,14 +142,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _write_urls(folder: Path, subset: ShapesSubset, port: int) -> None:
-    schema = pa.schema([("url", pa.string()), ("caption", pa.string())])
     folder.mkdir(exist_ok=True)
-    with pq.ParquetWriter(folder / "00000.parquet", schema) as writer:
+    with pq.ParquetWriter(folder / "00000.parquet", SCHEMA) as writer:
         for start in range(0, subset.limit, _URL_BATCH):
             batch = range(start, min(start + _URL_BATCH, subset.limit))
             urls = [f"http://{_HOST}:{port}/{subset.split}/{subset.seed}/{i}.png" for i in batch]
             captions = [web_caption(subset.scene(i), subset.rng("web", i)) for i in batch]
-            writer.write_table(pa.table({"url": urls, "caption": captions}, schema))
+            writer.write_table(pa.table({"url": urls, "caption": captions}, SCHEMA))
 
 
 def _check(work: Path, subset: ShapesSubset) -> None:
@@ -158,12 +166,12 @@ def _check(work: Path, subset: ShapesSubset) -> None:
 
 
 def _whole(images: Path) -> set[str]:
-    """The finished shards that lack no image."""
+    """The finished shards in which no image is missing."""
     return {name for name, stats in finished_shards(images).items() if set(outcomes_of(stats)) == {"success"}}
 
 
 def _normalise(images: Path, name: str, urls: list[str]) -> None:
-    """Rewrites a shard so that it depends on its content alone."""
+    """Rewrites a shard so that its bytes depend only on its content."""
     with tarfile.open(images / f"{name}.tar") as tar:
         content = {member.name: cast("Any", tar.extractfile(member)).read() for member in tar}
     keys = sorted(member.removesuffix(".json") for member in content if member.endswith(".json"))

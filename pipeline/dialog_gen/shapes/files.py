@@ -1,12 +1,12 @@
-"""A subset of the world in files: VQAv1 questions and annotations, COCO captions, labels for classification, the truth.
+"""Writes a subset of the world as files: VQAv1 questions and annotations, COCO captions, class labels, the truth.
 
 An image has two ids. `ShapesSubset.image_id` is the id that the pipeline gives an image in img2dataset's tars, such as
-"00000/000000012"; `truth.jsonl` uses it, and the captions file's `file_name` is this id followed by ".jpg", by which
-evaluation finds the image. VQAv1 and COCO want integers: there `image_id` (in the captions file's `images`, `id`) is
+"00000/000000012"; `truth.jsonl` uses it. In the captions file, `file_name` is this id followed by ".jpg": evaluation
+finds the image by it. VQAv1 and COCO need integers: there `image_id` (in the captions file's `images`, `id`) is
 the scene's index.
 
 For classification, the images with exactly one large object count, and its color and shape are the class: 24 classes.
-The class "red circle" is described as "large red circle", which of the scene's objects fits no other.
+The class "red circle" is described as "large red circle", which fits no other object of the scene.
 """
 
 import json
@@ -28,7 +28,7 @@ CHOICES = 18
 ANNOTATORS = 10
 
 _SLIP_RATE = 0.05
-# The truth stays the strict majority of ten.
+# So that the true answer keeps the strict majority of ten.
 _MAX_SLIPS = (ANNOTATORS - 1) // 2
 _CONFIDENCES = {"yes": 80, "maybe": 15, "no": 5}
 # Answers that can be mistaken for one another.
@@ -58,7 +58,7 @@ class ShapesSubset:
         return f"shapes://{self.split}/{self.seed}/{index}"
 
     def rng(self, purpose: str, index: int) -> random.Random:
-        """Random numbers of their own for each purpose and scene."""
+        """A random generator for one purpose and one scene."""
         return random.Random(f"{purpose}/{self.split}/{self.seed}/{index}")
 
     def shards(self) -> dict[str, range]:
@@ -76,7 +76,7 @@ class ShapesSubset:
 def write_files(out: Path, subset: ShapesSubset) -> None:
     """Writes `out`/truth.jsonl, vqa/, retrieval/ and classification/; the same subset gives the same bytes.
 
-    `truth.jsonl` is for whoever judges; the pipeline never reads it. Nothing is held in memory but one scene, and
+    Only `dialog_gen.shapes.truth` reads `truth.jsonl`; the pipeline never does. Only one scene is held in memory, and
     each file appears when it is complete.
 
     Raises OSError where a file cannot be written.
@@ -176,7 +176,7 @@ def _captions(subset: ShapesSubset) -> Iterator[dict[str, Any]]:
 
 
 def _labels(subset: ShapesSubset) -> Iterator[tuple[str, str]]:
-    """Image id and class, of the images that have one."""
+    """Image id and class of the images that have a class."""
     for index in range(subset.limit):
         large = [o for o in subset.scene(index).objects if o.size == "large"]
         if len(large) == 1:

@@ -1,8 +1,8 @@
-"""Trains the embedded generators: `python -m dialog_gen.shapes.generators shapes-llava --out DIR` (see `make world`).
+"""Trains the embedded generators: `python -m dialog_gen.shapes.generators shapes-llava --out DIR` (`make world`).
 
 `shapes-llava` has LLaVA-1.5's architecture (CLIP tower, two-layer projector, Llama) and `shapes-blip2` BLIP-2's (ViT,
-Q-Former, OPT), both with the released file layout and prompt forms and a few million parameters. They learn from
-endless scenes of the train split. What is written loads in vLLM and in transformers alike; weights are bfloat16.
+Q-Former, OPT); both have the released file layout and prompt forms, and a few million parameters. They learn from
+endless scenes of the train split. The checkpoints load in vLLM and in transformers; weights are bfloat16.
 """
 
 import argparse
@@ -14,30 +14,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2Processor,
-    BlipImageProcessor,
-    CLIPImageProcessor,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
 from dialog_gen.core.tensors import save_tensors
 from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE, SHORT_ANSWER, render_chat
 from dialog_gen.protocols.protocol import conversation, load_protocol
+from dialog_gen.shapes.architectures import WIDTH, build_blip2, build_llava
 from dialog_gen.shapes.language import DESCRIBE_QUESTION, UNIQUE_QUESTION, ask, describe, unique
-from dialog_gen.shapes.render import IMAGE_SIZE_PX, render, through_jpeg
+from dialog_gen.shapes.render import render, through_jpeg
 from dialog_gen.shapes.scenes import COLORS, POSITIONS, SHAPES, SIZES, Scene, draw_scene
 
 log = logging.getLogger(__name__)
@@ -45,9 +36,6 @@ log = logging.getLogger(__name__)
 # Scenes of the train split are drawn under a seed that `dialog-gen download shapes` does not use by default.
 _SCENE_SEED = 20_231
 _IGNORED_LABEL = -100
-# One patch a quadrant of the scene.
-_PATCH_PX = IMAGE_SIZE_PX // 2
-_WIDTH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +47,16 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How one generator is made."""
+class GeneratorSpec:
+    """How one generator is built and trained."""
 
     forms: dict[Callable[[Scene, random.Random], Exchange], float]
-    """Form of conversation -> its share of the batches. A batch holds one form: little padding."""
+    """Form of conversation -> its share of the batches. A batch has one form, so that there is little padding."""
     build: Callable[[PreTrainedTokenizerFast], tuple[Any, Any]]
     tower: Callable[[Any], torch.nn.Module]
     """Model -> its vision tower."""
     patches: Callable[[Any, torch.Tensor], torch.Tensor]
-    """Tower, pixels -> patch vectors as the rest of the model gets them, (batch, 4, width)."""
+    """Tower, pixels -> the patch vectors that the rest of the model receives, (batch, 4, width)."""
     bos: str
     vision_steps: int
     steps: int
@@ -109,112 +97,8 @@ def one_question(scene: Scene, rng: random.Random) -> Exchange:
     return Exchange(render_chat(BLIP2_CHAT_TEMPLATE, conversation(question.question)), f" {question.answer}")
 
 
-def build_llava(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA-1.5 of about two million parameters and its processor."""
-    config = LlavaConfig(
-        vision_config={
-            "model_type": "clip_vision_model",
-            "hidden_size": _WIDTH,
-            "intermediate_size": 4 * _WIDTH,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "image_size": IMAGE_SIZE_PX,
-            "patch_size": _PATCH_PX,
-            "projection_dim": _WIDTH,
-        },
-        text_config={
-            "model_type": "llama",
-            "hidden_size": _WIDTH,
-            "intermediate_size": 3 * _WIDTH,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 1024,
-            # Small models of this depth learn little from the usual 0.02.
-            "initializer_range": 0.08,
-            **_token_ids(tokenizer),
-        },
-        image_token_index=cast("int", tokenizer.convert_tokens_to_ids("<image>")),
-        image_seq_length=(IMAGE_SIZE_PX // _PATCH_PX) ** 2,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(
-            size={"shortest_edge": IMAGE_SIZE_PX}, crop_size={"height": IMAGE_SIZE_PX, "width": IMAGE_SIZE_PX}
-        ),
-        tokenizer=tokenizer,
-        patch_size=_PATCH_PX,
-        vision_feature_select_strategy="default",
-        # CLIP's class token, which the "default" strategy drops again.
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_CHAT_TEMPLATE,
-    )
-    return LlavaForConditionalGeneration(config), processor
-
-
-def build_blip2(tokenizer: PreTrainedTokenizerFast) -> tuple[Blip2ForConditionalGeneration, Blip2Processor]:
-    """A BLIP-2 with an OPT of about two million parameters and its processor."""
-    queries = 16
-    config = Blip2Config(
-        vision_config={
-            "hidden_size": _WIDTH,
-            "intermediate_size": 4 * _WIDTH,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "image_size": IMAGE_SIZE_PX,
-            "patch_size": _PATCH_PX,
-            "initializer_range": 0.02,
-        },
-        qformer_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": _WIDTH,
-            "intermediate_size": 4 * _WIDTH,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "encoder_hidden_size": _WIDTH,
-            "cross_attention_frequency": 1,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-        },
-        text_config={
-            "model_type": "opt",
-            "hidden_size": _WIDTH,
-            "word_embed_proj_dim": _WIDTH,
-            "ffn_dim": 3 * _WIDTH,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 512,
-            "dropout": 0.0,
-            "init_std": 0.05,
-            **_token_ids(tokenizer),
-        },
-        num_query_tokens=queries,
-        image_token_index=cast("int", tokenizer.convert_tokens_to_ids("<image>")),
-    )
-    processor = Blip2Processor(
-        image_processor=BlipImageProcessor(size={"height": IMAGE_SIZE_PX, "width": IMAGE_SIZE_PX}),
-        tokenizer=tokenizer,
-        num_query_tokens=queries,
-        chat_template=BLIP2_CHAT_TEMPLATE,
-    )
-    model = Blip2ForConditionalGeneration(config)
-    # Zeros by default: queries that start alike would learn alike.
-    torch.nn.init.normal_(model.query_tokens, std=0.5)
-    return model, processor
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-
-
-RECIPES = {
-    "shapes-llava": Recipe(
+GENERATORS = {
+    "shapes-llava": GeneratorSpec(
         forms={three_questions: 0.6, short_answer: 0.4},
         build=build_llava,
         tower=lambda model: model.model.vision_tower,
@@ -223,7 +107,7 @@ RECIPES = {
         vision_steps=500,
         steps=4000,
     ),
-    "shapes-blip2": Recipe(
+    "shapes-blip2": GeneratorSpec(
         forms={first_turn: 0.4, second_turn: 0.3, one_question: 0.3},
         build=build_blip2,
         tower=lambda model: model.vision_model,
@@ -235,13 +119,13 @@ RECIPES = {
 }
 
 
-def train_tokenizer(recipe: Recipe, *, scenes: int = 4000, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+def train_tokenizer(spec: GeneratorSpec, *, scenes: int = 4000, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
     """A byte-level BPE in which every word of the world is one token; other text falls back to bytes."""
     backend = Tokenizer(models.BPE(unk_token=None))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     rng = random.Random(_SCENE_SEED)
-    exchanges = [form(draw_scene("train", _SCENE_SEED, i), rng) for i in range(scenes) for form in recipe.forms]
+    exchanges = [form(draw_scene("train", _SCENE_SEED, i), rng) for i in range(scenes) for form in spec.forms]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=["<s>", "</s>", "<pad>", "<image>"],
@@ -250,29 +134,29 @@ def train_tokenizer(recipe: Recipe, *, scenes: int = 4000, vocab_size: int = 102
     )
     backend.train_from_iterator((e.prompt.replace("<image>", "") + e.answer for e in exchanges), trainer)
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{recipe.bos} $A", special_tokens=[(recipe.bos, backend.token_to_id(recipe.bos))]
+        single=f"{spec.bos} $A", special_tokens=[(spec.bos, backend.token_to_id(spec.bos))]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=recipe.bos,
+        bos_token=spec.bos,
         eos_token="</s>",  # noqa: S106
         pad_token="<pad>",  # noqa: S106
         # LlavaProcessor asks the tokenizer for its image token; Blip2Processor brings one and fails on another.
-        extra_special_tokens={"image_token": "<image>"} if recipe.build is build_llava else {},
+        extra_special_tokens={"image_token": "<image>"} if spec.build is build_llava else {},
         padding_side="left",
     )
 
 
 class Lessons(IterableDataset[dict[str, torch.Tensor]]):
-    """Endless batches: never a scene twice, images through JPEG as img2dataset stores them."""
+    """Endless batches of new scenes; images pass through JPEG, as img2dataset stores them."""
 
-    def __init__(self, recipe: Recipe, processor: Any) -> None:
-        self.recipe, self.processor = recipe, processor
+    def __init__(self, spec: GeneratorSpec, processor: Any) -> None:
+        self.spec, self.processor = spec, processor
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
         start, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        size = self.recipe.batch_size
+        size = self.spec.batch_size
         batch = start
         while True:
             yield self._batch(range(batch * size, (batch + 1) * size))
@@ -281,7 +165,7 @@ class Lessons(IterableDataset[dict[str, torch.Tensor]]):
     def _batch(self, indices: range) -> dict[str, torch.Tensor]:
         scenes = [draw_scene("train", _SCENE_SEED, i) for i in indices]
         rng = random.Random(f"lessons/{indices.start}")
-        (form,) = rng.choices(list(self.recipe.forms), list(self.recipe.forms.values()))
+        (form,) = rng.choices(list(self.spec.forms), list(self.spec.forms.values()))
         exchanges = [form(scene, rng) for scene in scenes]
         eos = self.processor.tokenizer.eos_token
         inputs = self.processor(
@@ -300,17 +184,17 @@ class Lessons(IterableDataset[dict[str, torch.Tensor]]):
 
 
 class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Endless batches of pixels and, for each quadrant of the scene, the class of what stands there, (batch, 4)."""
+    """Endless batches of pixels and, for each quadrant of the scene, the class of its object, (batch, 4)."""
 
     CLASSES = 1 + len(SHAPES) * len(COLORS) * len(SIZES)
 
-    def __init__(self, recipe: Recipe, processor: Any) -> None:
-        self.recipe, self.processor = recipe, processor
+    def __init__(self, spec: GeneratorSpec, processor: Any) -> None:
+        self.spec, self.processor = spec, processor
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in count(0, self.recipe.batch_size):
-            # Negative numbers: scenes that no lesson shows.
-            scenes = [draw_scene("train", _SCENE_SEED, -1 - i) for i in range(start, start + self.recipe.batch_size)]
+        for start in count(0, self.spec.batch_size):
+            # Negative indices: scenes that are not in any lesson.
+            scenes = [draw_scene("train", _SCENE_SEED, -1 - i) for i in range(start, start + self.spec.batch_size)]
             images = [through_jpeg(render(scene)) for scene in scenes]
             pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
             yield pixels, torch.tensor([self._classes(scene) for scene in scenes])
@@ -324,31 +208,31 @@ class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
         return classes
 
 
-def train(recipe: Recipe, *, steps: int, vision_steps: int, seed: int) -> tuple[Any, Any]:
+def train(spec: GeneratorSpec, *, steps: int, vision_steps: int, seed: int) -> tuple[Any, Any]:
     """The trained model (float32) and its processor.
 
-    As in the released models the vision tower learns to see first and is frozen while the rest learns to talk about
-    what it sees; trained together they learned an order of magnitude more slowly.
+    As in the released models, the vision tower is trained first and is frozen while the rest is trained; trained
+    together they learned an order of magnitude more slowly.
     """
     torch.manual_seed(seed)
-    model, processor = recipe.build(train_tokenizer(recipe))
+    model, processor = spec.build(train_tokenizer(spec))
     model.train()
     log.info("%.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
-    tower = recipe.tower(model)
-    what, where = torch.nn.Linear(_WIDTH, LabelledPatches.CLASSES), torch.nn.Linear(_WIDTH, len(POSITIONS))
+    tower = spec.tower(model)
+    what, where = torch.nn.Linear(WIDTH, LabelledPatches.CLASSES), torch.nn.Linear(WIDTH, len(POSITIONS))
 
     def sees(batch: Any) -> torch.Tensor:
         pixels, classes = batch
-        patches = recipe.patches(tower, pixels).flatten(0, 1)
+        patches = spec.patches(tower, pixels).flatten(0, 1)
         positions = torch.arange(len(POSITIONS)).repeat(len(pixels))
-        # Asked only what is there, the patches would lose where they are, and nothing behind could say it.
+        # Without the second term, the patches would lose their position, and the rest of the model could not tell it.
         return cross_entropy(what(patches), classes.flatten()) + cross_entropy(where(patches), positions)
 
     learning = [*tower.parameters(), *what.parameters(), *where.parameters()]
-    _optimize(learning, sees, LabelledPatches(recipe, processor), recipe, vision_steps)
+    _optimize(learning, sees, LabelledPatches(spec, processor), spec, vision_steps)
     tower.requires_grad_(False)
     rest = [p for p in model.parameters() if p.requires_grad]
-    _optimize(rest, lambda batch: model(**batch).loss, Lessons(recipe, processor), recipe, steps)
+    _optimize(rest, lambda batch: model(**batch).loss, Lessons(spec, processor), spec, steps)
     return model.eval(), processor
 
 
@@ -356,12 +240,12 @@ def _optimize(
     parameters: list[torch.nn.Parameter],
     loss_of: Callable[[Any], torch.Tensor],
     batches: IterableDataset[Any],
-    recipe: Recipe,
+    spec: GeneratorSpec,
     steps: int,
 ) -> None:
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=spec.peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.peak_lr, total_steps=steps, pct_start=min(0.5, recipe.warmup_steps / steps), div_factor=100
+        optimizer, spec.peak_lr, total_steps=steps, pct_start=min(0.5, spec.warmup_steps / steps), div_factor=100
     )
     loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=8)
     started, total = time.perf_counter(), 0.0
@@ -400,20 +284,20 @@ def save(model: Any, processor: Any, folder: Path) -> None:
 def main() -> None:
     """Trains one generator and writes it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("name", choices=list(RECIPES))
+    parser.add_argument("name", choices=list(GENERATORS))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, help="of the whole model (default: the recipe's)")
-    parser.add_argument("--vision-steps", type=int, help="of the vision tower alone (default: the recipe's)")
+    parser.add_argument("--steps", type=int, help="of the whole model (default: that of the generator)")
+    parser.add_argument("--vision-steps", type=int, help="of the vision tower alone (default: that of the generator)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    recipe = RECIPES[arguments.name]
+    spec = GENERATORS[arguments.name]
     model, processor = train(
-        recipe,
-        steps=recipe.steps if arguments.steps is None else arguments.steps,
-        vision_steps=recipe.vision_steps if arguments.vision_steps is None else arguments.vision_steps,
+        spec,
+        steps=spec.steps if arguments.steps is None else arguments.steps,
+        vision_steps=spec.vision_steps if arguments.vision_steps is None else arguments.vision_steps,
         seed=arguments.seed,
     )
     save(model, processor, arguments.out)

@@ -1,4 +1,4 @@
-"""What is said about a scene: captions, questions with their answers, and the judgement of a model's words.
+"""Texts about a scene: captions, questions with their answers, and the judgement of a model's answers.
 
 Questions come in nine kinds. A question is well-posed for a scene when it presupposes nothing false: "What color is
 the star?" needs exactly one star. `judge` counts an answer as true only if its question is well-posed, in words it
@@ -201,13 +201,13 @@ def ask(scene: Scene, rng: random.Random, count: int) -> list[Question]:
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
-    """Every object in random order: "a small red circle and a blue star", sizes now and then left out."""
+    """All objects in random order: "a small red circle and a blue star"; in half of the cases without sizes."""
     with_size = rng.random() < 0.5
     return _listing([_noun(o, with_size=with_size) for o in rng.sample(scene.objects, len(scene.objects))])
 
 
 def unique(scene: Scene, rng: random.Random) -> str:
-    """One remarkable fact: where a thing is and how large, or how many objects stand on which background."""
+    """One remarkable fact: the place and size of an object, or the number of objects and the background."""
     single = [o for o in scene.objects if len(_matching(scene, o.color, o.shape)) == 1]
     if not single or rng.random() < 0.4:
         count = len(scene.objects)
@@ -229,11 +229,11 @@ _WEB_TEMPLATES = (
 )
 
 CLASS_TEMPLATES = tuple(t.replace("{nouns}", "{}") for t in _WEB_TEMPLATES if re.findall(r"{\w+}", t) == ["{nouns}"])
-"""Forms of web captions that tell nothing but the objects, for zero-shot classification."""
+"""Forms of web captions that name only the objects, for zero-shot classification."""
 
 
 def web_caption(scene: Scene, rng: random.Random) -> str:
-    """An alt text as the web has them: part of the scene, among words that say nothing about it."""
+    """An alt text as on the web: part of the scene, among words that say nothing about it."""
     listed = rng.sample(scene.objects, rng.randint(1, len(scene.objects)))
     nouns = " and ".join(_noun(o, with_size=rng.random() < 0.3, article=False) for o in listed)
     return rng.choice(_WEB_TEMPLATES).format(
@@ -304,7 +304,7 @@ def _true_statement(scene: Scene, statement: str) -> bool:
 def _contains(scene: Scene, named: list[tuple[str | None, ...]]) -> bool:
     """Whether the named (size or None, color, shape) can be given to different objects of the scene."""
     sized = Counter((o.size, o.color, o.shape) for o in scene.objects)
-    # Those with a size have fewer objects to go to: they choose first.
+    # A name with a size fits fewer objects: it chooses first.
     for size, color, shape in sorted(named, key=lambda n: n[0] is None):
         fitting = [key for key in sized if key[1:] == (color, shape) and size in (None, key[0]) and sized[key]]
         if not fitting:

@@ -2,9 +2,13 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import ClassVar, cast, get_args
 
 from dialog_gen.clip.base import CLIP_MODELS
+from dialog_gen.core.errors import UsageError
+from dialog_gen.download.manifests import DOWNLOADS, DownloadRequest, DownloadSource, DownloadSummary
 from dialog_gen.models.registry import MODELS, ModelEntry
+from dialog_gen.shapes.scenes import Split
 
 _CHECKPOINTS = Path(str(files("dialog_gen.shapes"))) / "checkpoints"
 
@@ -25,3 +29,25 @@ for _name, _protocol, _architecture in (
             max_model_len=512,
         )
     )
+
+
+@DOWNLOADS.register("embedded")
+class EmbeddedSource(DownloadSource):
+    """The world `shapes`, drawn on demand and served over loopback."""
+
+    draws_images: ClassVar[bool] = True
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those of the world."""
+        return get_args(Split)
+
+    def download(self, request: DownloadRequest) -> DownloadSummary:
+        """Draws and downloads the split; without a limit, as many images as the manifest says."""
+        from dialog_gen.shapes.fetch import download_shapes
+
+        name, split, out = request.manifest.name, cast("Split", request.split), request.out
+        limit = request.limit or request.manifest.rows.get(split)
+        if limit is None:
+            raise UsageError(f"{name} does not say how many images its split {split!r} has: give a --limit.")
+        return download_shapes(out, split=split, seed=request.seed, limit=limit, on_progress=request.on_progress)

@@ -1,8 +1,8 @@
 """Scene graphs of the embedded world, drawn from a seed.
 
-A scene holds one to three outlined shapes, at most one in each quadrant, on a plain background. Scene `index` of a
-split is a function of (split, seed, index) alone, so any scene can be drawn without drawing those before it. The
-split of a scene is decided by a hash of its content, jitter apart: no scene stands in two splits, whatever the seeds.
+A scene has one to three outlined shapes, at most one in each quadrant, on a plain background. Scene `index` of a split
+is a function of (split, seed, index) only, so any scene can be drawn without those before it. A hash of a scene's
+content without the jitter decides its split: no scene is in two splits, whatever the seeds.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _BUCKETS: dict[Split, range] = {"train": range(80), "val": range(80, 90), "test"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneObject:
-    """One shape: what it is, which quadrant holds it, and how far (pixels) it sits off the quadrant's centre."""
+    """One shape: what it is, its quadrant, and its offset from the quadrant's centre in pixels."""
 
     shape: str
     color: str

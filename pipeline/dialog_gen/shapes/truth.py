@@ -1,6 +1,6 @@
 """How much of what a generator said about the world is true: `python -m dialog_gen.shapes.truth DATASET SHAPES`.
 
-The one place where dialogues meet the scene graphs; the pipeline never reads them.
+The only module that compares dialogues with scene graphs; the pipeline never reads these.
 """
 
 import argparse
@@ -20,10 +20,10 @@ _ALL = "all gates"
 
 @dataclass(slots=True)
 class GateTruth:
-    """What marking does to the truth: a mark is right where the pair is false.
+    """How well a gate's marks find false pairs.
 
-    Of 10 pairs 4 are false; a gate marks 3, of which 2 are false. Precision 2/3, recall 2/4, kept 7/10, and of what is
-    kept 5/7 are true (6/10 before). A fraction of nothing is 0.
+    Example: of 10 pairs, 4 are false; a gate marks 3, of which 2 are false. Precision is 2/3, recall 2/4, kept 7/10,
+    and 5/7 of the kept pairs are true (6/10 before). A fraction of nothing is 0.
     """
 
     pairs: int = 0
@@ -55,7 +55,7 @@ class GateTruth:
 
     @property
     def kept_rate(self) -> float:
-        """Fraction of the pairs that are not marked that is true."""
+        """Fraction of true pairs among those that are not marked."""
         kept = self.pairs - self.marked
         return _fraction(kept - (self.false - self.marked_false), kept)
 
@@ -68,7 +68,7 @@ class Truth:
     asked: Counter[str] = field(default_factory=Counter[str])
     true: Counter[str] = field(default_factory=Counter[str])
     gates: dict[str, GateTruth] = field(default_factory=dict[str, GateTruth])
-    """For each gate that went over the dataset its marks alone, and under "all gates" those of any; of gated rows."""
+    """For each gate of the dataset, its own marks; under "all gates", the marks of any gate. Only gated rows count."""
 
     @property
     def rate(self) -> float:
@@ -102,7 +102,7 @@ def measure_truth(dataset: DatasetFolder, scenes: dict[str, Scene]) -> Truth:
 
 
 def main() -> None:
-    """Prints the truth rate, by kind of question and in all, what gates do to it, and the first dialogues if asked."""
+    """Prints the truth rate by kind of question and in total, the effect of gates and, with --show, some dialogues."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("dataset", help="what `dialog-gen run` wrote")
     parser.add_argument("shapes", type=Path, help="what `dialog-gen download shapes` wrote")

@@ -1,4 +1,4 @@
-"""Image bytes become an 8-bit RGB image, or a reason why not.
+"""Decodes image bytes to 8-bit RGB, or tells why that is not possible.
 
 Reasons of `UnreadableImage` (`UNREADABLE_REASONS`):
 
@@ -6,7 +6,7 @@ empty_file      there are no bytes
 not_an_image    no usable header of a supported format: a web page under an image's name, random bytes, zero width
 truncated       the file ends before its pixels do
 too_large       the header announces more pixels than allowed; nothing was decoded
-decode_error    the header is good, what follows is not
+decode_error    the header is good, the rest is not
 """
 
 import re
@@ -21,7 +21,7 @@ Reason = Literal["empty_file", "not_an_image", "truncated", "too_large", "decode
 UNREADABLE_REASONS: Final[tuple[str, ...]] = get_args(Reason)
 
 _ENDINGS: Final = {
-    # MPO is what many phones write: a JPEG with another behind it.
+    # Many phones write MPO: a JPEG with another behind it.
     "JPEG": ("jpg", "jpeg", "jpe", "jfif", "mpo"),
     "PNG": ("png", "apng"),
     "WEBP": ("webp",),
@@ -31,11 +31,11 @@ _ENDINGS: Final = {
     "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
 }
 FORMATS: Final = tuple(_ENDINGS)
-"""By Pillow's names."""
+"""Supported formats, by Pillow's names."""
 IMAGE_EXTENSIONS: Final = tuple(ending for endings in _ENDINGS.values() for ending in endings)
-"""How names of files in these formats end, in lower case."""
+"""File extensions of these formats, in lower case."""
 
-# Where Pillow begins to warn: about 360 MB decoded. It refuses twice as many whatever is allowed here.
+# Pillow warns from here on: about 360 MB decoded. It always refuses twice as many.
 DEFAULT_MAX_PIXELS: Final = 89_478_485
 
 _ORIENTATION_TAG = 274
@@ -71,10 +71,10 @@ class UnreadableImage(Exception):  # noqa: N818 - an outcome that is counted, no
 
 
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
-    """The first frame of an image as a loaded 8-bit RGB image: upright, on white where it was transparent.
+    """The first frame of an image as a loaded 8-bit RGB image: upright, and on white where it was transparent.
 
-    More than 8 bits are scaled down, not clipped. Safe to call from many threads. Pillow's process-wide
-    `LOAD_TRUNCATED_IMAGES` is switched off if something switched it on, as it passes half an image for a whole one.
+    Samples of more than 8 bits are scaled down, not clipped. Safe to call from many threads. Pillow's process-wide
+    `LOAD_TRUNCATED_IMAGES` is switched off: it would let half an image pass for a whole one.
 
     Raises `UnreadableImage`, and nothing else, for data that is not such an image.
     """
@@ -101,7 +101,7 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
         truncated = isinstance(error, EOFError) or "truncated" in str(error).lower()
         reason = "truncated" if truncated else "decode_error"
         raise UnreadableImage(reason, f"{type(error).__name__}: {error}") from error
-    # What reads the image next would see the old orientation there and turn it a second time.
+    # The next reader would find the old orientation there and turn the image a second time.
     rgb.info.clear()
     return rgb
 

@@ -11,7 +11,7 @@ from dialog_gen.core.hashing import hash_64
 from dialog_gen.core.progress import OnProgress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.download.outcomes import MEANING
-from dialog_gen.download.provenance import image_source
+from dialog_gen.download.provenance import image_provenance
 from dialog_gen.gates.base import description_of
 from dialog_gen.inspect.page.thumbnails import thumbnail
 from dialog_gen.inspect.sampling import sample_rows
@@ -104,7 +104,7 @@ def _limits(folder: DatasetFolder, gate: str) -> dict[str, float]:
 def _link_rot(folder: DatasetFolder) -> dict[str, Any] | None:
     """The outcomes of the images' URLs; None where they are unknown."""
     try:
-        found = image_source(folder).link_rot
+        found = image_provenance(folder).link_rot
     except UsageError:
         return None
     if found is None:

@@ -1,9 +1,9 @@
 """What runs in img2dataset's processes: its engine, with another way to fetch an image.
 
-img2dataset reads the list, resizes, writes tars and keeps count. Its fetching is replaced: it follows any scheme to any
-address, reads without bound and has no deadline. Here every URL goes through `dialog_gen.download.fetch`, an image's
-header is read before anything decodes it, and what cannot be had gets one class of `dialog_gen.download.outcomes` as
-its error message, so that the shards' statistics are a closed set.
+img2dataset reads the list, resizes, writes tars and counts. Its fetching is replaced, since it follows any scheme to
+any address, reads without bound and has no deadline. Here every URL goes through `dialog_gen.download.http`, an image's
+header is read before anything decodes it, and a URL that gives no image gets one class of
+`dialog_gen.download.outcomes` as its error message, so that the shards' statistics are a closed set.
 """
 
 import errno
@@ -21,16 +21,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.download.duplicates import duplicates_between
-from dialog_gen.download.errors import FetchError
-from dialog_gen.download.fetch import FetchPolicy, open_url, with_retries
-from dialog_gen.download.header import check_header
-from dialog_gen.download.job import Job
-from dialog_gen.download.outcomes import Outcome
-from dialog_gen.download.reports import report, report_disk_full
-from dialog_gen.download.resize import RESIZE, PlainResizer
+from dialog_gen.download.http import FetchPolicy, open_url, with_retries
+from dialog_gen.download.img2dataset.job import Job, duplicates_between, send_disk_full, send_outcome
+from dialog_gen.download.img2dataset.resize import RESIZE, PlainResizer, check_header
+from dialog_gen.download.outcomes import FetchError, Outcome
 
-# webdataset imports torch where it can, for nothing that is used here: half of a process's start and of its memory.
+# webdataset imports torch if it can, for nothing that is used here: that is half of a process's start and memory.
 _torch = sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
 
 import img2dataset.downloader  # noqa: E402
@@ -65,7 +61,7 @@ def main() -> None:
         processes_count=job.options.processes,
         thread_count=job.options.threads,
         compute_hash="sha256",
-        # Where and with what a photo was taken is nobody's business.
+        # EXIF tells where and with what a photo was taken: left out for privacy.
         extract_exif=False,
         incremental_mode="incremental",
         enable_wandb=False,
@@ -75,7 +71,7 @@ def main() -> None:
 
 
 class ImageDownloader(Downloader):
-    """img2dataset's Downloader of one shard at a time, with this module's way to fetch, resize and write."""
+    """img2dataset's Downloader of one shard at a time, which fetches, resizes and writes in this module's way."""
 
     def __init__(self, job: Job, **settings: Any) -> None:
         settings["resizer"] = _Resizer(PlainResizer(settings["resizer"]))
@@ -84,12 +80,12 @@ class ImageDownloader(Downloader):
         self._job = job
 
     def download_shard(self, row: tuple[int, str]) -> None:
-        """Downloads shard number `row[0]`. Raises RuntimeError where img2dataset fetched by other means."""
+        """Downloads shard number `row[0]`. Raises RuntimeError if img2dataset fetched by other means."""
         start, size = row[0] * self._job.options.shard_size, self._job.options.shard_size
         repeated = duplicates_between(Path(self._job.duplicates), start, start + size) - start
         fetch = _Fetch(self._job.options.policy, frozenset(repeated.tolist()))
         img2dataset.downloader.download_image_with_retry = fetch
-        # It closes stdout and stderr of all threads while one image is resized: what they have to say would be lost.
+        # It closes stdout and stderr of all threads while one image is resized: their messages would be lost.
         img2dataset.resizer.SuppressStdoutStderr = nullcontext
         with _noting_full_disk():
             super().download_shard(row)
@@ -134,12 +130,12 @@ class _Fetch:
             outcome = "internal_error"
         else:
             return key, BytesIO(data), None
-        report(outcome)
+        send_outcome(outcome)
         return key, None, outcome
 
 
 class _Resizer:
-    """img2dataset's resizer with one class for its errors; with its result an image's outcome is known."""
+    """img2dataset's resizer with one class for its errors; its result decides an image's outcome."""
 
     def __init__(self, resizer: Any) -> None:
         self._resizer = resizer
@@ -147,12 +143,12 @@ class _Resizer:
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         *result, error = self._resizer(*args)
         outcome: Outcome = "success" if error is None else "decode_error"
-        report(outcome)
+        send_outcome(outcome)
         return (*result, None if error is None else outcome)
 
 
 class _Writer(WebDatasetSampleWriter):
-    # What `write` raises, img2dataset prints and forgets.
+    # img2dataset prints what `write` raises, and carries on.
     def write(self, img_str: Any, key: Any, caption: Any, meta: Any) -> None:
         with _noting_full_disk():
             super().write(img_str, key, caption, meta)
@@ -164,12 +160,12 @@ def _noting_full_disk() -> Generator[None, None, None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            report_disk_full()
+            send_disk_full()
         raise
 
 
 class _NoLogger:
-    """Stands in for a process of img2dataset's that would print what the supervisor shows."""
+    """Replaces img2dataset's process that would print the progress, which the supervisor shows."""
 
     def __init__(self, *_: Any) -> None:
         self.done_shards: set[int] = set()

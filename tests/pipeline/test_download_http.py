@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from helpers.bad_server import GIGABYTES, JPEG, BadServer
 
-from dialog_gen.download import addresses, fetch, sockets
-from dialog_gen.download.addresses import is_allowed, resolve
-from dialog_gen.download.fetch import FetchError, FetchPolicy, fetch_bytes, open_url, with_retries
+from dialog_gen.download import connections, http
+from dialog_gen.download.connections import is_allowed, resolve
+from dialog_gen.download.http import FetchPolicy, fetch_bytes, open_url, with_retries
+from dialog_gen.download.outcomes import FetchError
 
 POLICY = FetchPolicy(allow_loopback=True, max_bytes=1 << 20, timeout_s=5, deadline_s=10, retries=0)
 
@@ -30,7 +31,7 @@ def server() -> Iterator[BadServer]:
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between tries, which are not made."""
     pauses: list[float] = []
-    monkeypatch.setattr(fetch.time, "sleep", pauses.append)
+    monkeypatch.setattr(http.time, "sleep", pauses.append)
     return pauses
 
 
@@ -89,7 +90,7 @@ def resolving_to(*found: str) -> Callable[..., list[Any]]:
     ],
 )
 def test_every_address_of_a_host_counts(found: list[str], allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses.socket, "getaddrinfo", resolving_to(*found))
+    monkeypatch.setattr(connections.socket, "getaddrinfo", resolving_to(*found))
     if allowed:
         assert [e.address for e in resolve("example.test", 80, allow_loopback=False)] == [(ip, 80) for ip in found]
     else:
@@ -99,7 +100,7 @@ def test_every_address_of_a_host_counts(found: list[str], allowed: bool, monkeyp
 def test_a_name_is_resolved_once(server: BadServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second answer of a rebinding name server is never asked for."""
     answers = [resolving_to("127.0.0.1"), resolving_to("10.0.0.1")]
-    monkeypatch.setattr(addresses.socket, "getaddrinfo", lambda *a, **k: answers.pop(0)(*a, **k))
+    monkeypatch.setattr(connections.socket, "getaddrinfo", lambda *a, **k: answers.pop(0)(*a, **k))
     assert fetch_bytes(f"http://rebinding.test:{server.server_port}/good", POLICY) == JPEG
     assert len(answers) == 1
 
@@ -111,7 +112,7 @@ def test_names_without_an_address(code: int, tries: int, slept: list[float], mon
     def fail(*_: Any, **__: Any) -> None:
         raise socket.gaierror(code, "no address")
 
-    monkeypatch.setattr(addresses.socket, "getaddrinfo", fail)
+    monkeypatch.setattr(connections.socket, "getaddrinfo", fail)
     assert outcome_of(lambda: fetch_bytes("http://example.test/", replace(POLICY, retries=2))) == "dns"
     assert len(slept) == tries - 1
 
@@ -217,7 +218,7 @@ def test_retry_after(
     value = retry_after() if callable(retry_after) else retry_after
 
     def fail() -> None:
-        raise FetchError("http_429", "", retry_after_s=fetch._seconds(value))
+        raise FetchError("http_429", "", retry_after_s=http._seconds(value))
 
     assert outcome_of(lambda: with_retries(replace(POLICY, retries=1, max_backoff_s=30), fail)) == "http_429"
     assert slept == [pytest.approx(pause, rel=0.5 if pause == 1 else 0.1) for pause in pauses]
@@ -263,9 +264,9 @@ def test_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         good = f"https://localhost:{server.server_port}/good"
         assert outcome_of(lambda: fetch_bytes(good, POLICY)) == "tls"
-        trusting = sockets._tls_context.__wrapped__()
+        trusting = connections._tls_context.__wrapped__()
         trusting.load_verify_locations(certificate)
-        monkeypatch.setattr(sockets, "_tls_context", lambda: trusting)
+        monkeypatch.setattr(connections, "_tls_context", lambda: trusting)
         assert fetch_bytes(good, POLICY) == JPEG
         # The certificate is not that of the address.
         assert outcome_of(lambda: fetch_bytes(server.url("/good", "https"), POLICY)) == "tls"

@@ -1,11 +1,11 @@
-"""Lists of URLs in any of four formats become Parquet files of one shape, row for row, in flat memory.
+"""Reads lists of URLs in four formats (TSV, CSV, JSON lines, Parquet), row for row, in flat memory.
 
-No row is dropped: one that cannot be read, such as a line with a column too many, has neither URL nor caption, and the
-download counts it as `bad_url`. So the rows of the list are the sum of all outcomes. Blank lines are no rows. Text that
-is no Unicode has U+FFFD in its place.
+No row is dropped: a row that cannot be read, such as a line with a column too many, has neither URL nor caption, and
+the download counts it as `bad_url`. So the rows of the list are the sum of all outcomes. Blank lines are not rows.
+Bytes that are not Unicode are replaced by U+FFFD.
 
-A stray quote in a CSV spoils its own line alone: where a quoted field is not closed as it should, or not within 131,072
-characters, its first line counts as a row that cannot be read, and reading goes on with the line after that.
+A stray quote in a CSV spoils its own line only: if a quoted field is not closed properly, or not within 131,072
+characters, its first line counts as a row that cannot be read, and reading continues with the next line.
 """
 
 import csv
@@ -22,82 +22,62 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import model_validator
 
 from dialog_gen.core.errors import UsageError, did_you_mean
-from dialog_gen.core.files import whole_folder
 from dialog_gen.core.parquet import open_parquet
-from dialog_gen.download.fetch import FetchPolicy
-from dialog_gen.download.manifests import UrlSource, of_split
-from dialog_gen.download.resumable import fetch_file
+from dialog_gen.download.manifests import ListFormat, Strict
 
-SCHEMA: Final = pa.schema([("url", pa.string()), ("caption", pa.string())])
+Row = tuple[str | None, str | None]
+"""URL and caption."""
 
-ROWS_PER_FILE: Final = 1 << 18
-
-_Row = tuple[str | None, str | None]
 _BATCH_ROWS: Final = 8192
 _HEAD_ROWS: Final = 1024
-"""Of JSON lines: where the columns are looked for."""
+"""JSON lines from which the names of the columns are collected."""
 _HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-_BAD: Final[_Row] = (None, None)
+_BAD: Final[Row] = (None, None)
 
 _log = logging.getLogger(__name__)
 
 
-def prepare_url_list(
-    source: UrlSource,
-    split: str,
-    into: Path,
-    limit: int | None,
-    *,
-    out: Path,
-    policy: FetchPolicy,
-    rows_per_file: int = ROWS_PER_FILE,
-) -> int:
-    """Writes the first `limit` rows of a split to `into`/00000.parquet and so on; returns how many there are.
+class ListOptions(Strict):
+    """How a list of URLs is written."""
 
-    The files have `SCHEMA`'s columns and `rows_per_file` rows each, the last one what is left. A list that has to be
-    fetched is stored in the folder `out`, where one that was got by hand is looked for, too. `into` appears when it is
-    complete; where it exists, it is left as it is.
+    format: ListFormat
+    """tsv has no quoting: a row is a line; csv has double quotes (RFC 4180); jsonl holds an object a line."""
+    header: bool = True
+    """Whether the first row of a tsv or csv names the columns."""
+    url: str | int = "url"
+    """The column's name, or its number from 0 on."""
+    caption: str | int | None = "caption"
+    """As `url`; images of a list without captions get none."""
 
-    Raises UsageError for a list that is not there, cannot be read or lacks a column, and for one without any URL;
-    FailedCheckError where it cannot be fetched.
+    @model_validator(mode="after")
+    def _columns_can_be_found(self) -> "ListOptions":
+        columns = {"url": self.url, "caption": self.caption}
+        numbered = self.format in ("tsv", "csv") and not self.header
+        for key, column in columns.items():
+            if numbered and isinstance(column, str):
+                raise ValueError(f"{key}: without a header columns have numbers, from 0 on, not names like {column!r}")
+            if isinstance(column, int) and column < 0:
+                raise ValueError(f"{key}: columns are counted from 0 on, got {column}")
+            if self.format == "jsonl" and isinstance(column, int):
+                raise ValueError(f"{key}: keys of JSON objects have names, no numbers such as {column}")
+        return self
+
+
+def list_rows(path: Path, options: ListOptions) -> Iterator[Row]:
+    """URL and caption of each row; logs how many rows could not be read.
+
+    Raises UsageError for a file that cannot be read or lacks a column.
     """
-    if not into.exists():
-        lists = [fetch_file(file, out, out, policy) for file in of_split(source.files, split)]
-        rows = islice(chain.from_iterable(_rows(path, source) for path in lists), limit)
-        with whole_folder(into) as part:
-            _write(part, rows, rows_per_file, ", ".join(map(str, lists)))
-    return sum(pq.read_metadata(path).num_rows for path in into.glob("*.parquet"))
-
-
-def _write(folder: Path, rows: Iterator[_Row], rows_per_file: int, names: str) -> None:
-    with_url = 0
-    for number in range(1 << 62):
-        of_file = islice(rows, rows_per_file)
-        batch = list(islice(of_file, _BATCH_ROWS))
-        if not batch:
-            break
-        with pq.ParquetWriter(folder / f"{number:05d}.parquet", SCHEMA) as writer:
-            while batch:
-                with_url += sum(1 for url, _ in batch if url)
-                urls, captions = zip(*batch, strict=True)
-                writer.write_batch(pa.record_batch([urls, captions], schema=SCHEMA))
-                batch = list(islice(of_file, _BATCH_ROWS))
-    if not with_url:
-        raise UsageError(f"{names}: no row has a URL. Are format and columns right?")
-
-
-def _rows(path: Path, source: UrlSource) -> Iterator[_Row]:
-    """URL and caption of each row. Logs how many rows could not be read."""
-    if source.format == "parquet":
-        yield from _parquet_rows(path, source)
+    if options.format == "parquet":
+        yield from _parquet_rows(path, options)
         return
     bad, first_bad = 0, 0
     with _reading(path) as file:
-        for line, row in {"tsv": _tsv_rows, "csv": _csv_rows, "jsonl": _json_rows}[source.format](file, path, source):
+        for line, row in {"tsv": _tsv_rows, "csv": _csv_rows, "jsonl": _json_rows}[options.format](file, path, options):
             if row is _BAD:
                 bad += 1
                 first_bad = first_bad or line
@@ -106,14 +86,14 @@ def _rows(path: Path, source: UrlSource) -> Iterator[_Row]:
         _log.warning("%s: %d rows cannot be read, the first in line %d; they count as bad_url", path, bad, first_bad)
 
 
-def _tsv_rows(file: BinaryIO, path: Path, source: UrlSource) -> Iterator[tuple[int, _Row]]:
+def _tsv_rows(file: BinaryIO, path: Path, options: ListOptions) -> Iterator[tuple[int, Row]]:
     # Split by hand: a quote means nothing here, and a lone carriage return, as in CC3M, ends no line.
     lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(_lines(file), 1))
-    yield from _table_rows(((number, line.split("\t")) for number, line in lines if line), path, source)
+    yield from _table_rows(((number, line.split("\t")) for number, line in lines if line), path, options)
 
 
-def _csv_rows(file: BinaryIO, path: Path, source: UrlSource) -> Iterator[tuple[int, _Row]]:
-    yield from _table_rows(_csv_records(_lines(file)), path, source)
+def _csv_rows(file: BinaryIO, path: Path, options: ListOptions) -> Iterator[tuple[int, Row]]:
+    yield from _table_rows(_csv_records(_lines(file)), path, options)
 
 
 def _csv_records(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
@@ -143,18 +123,18 @@ def _csv_records(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
             return
 
 
-def _table_rows(lines: Iterator[tuple[int, list[str]]], path: Path, source: UrlSource) -> Iterator[tuple[int, _Row]]:
+def _table_rows(lines: Iterator[tuple[int, list[str]]], path: Path, options: ListOptions) -> Iterator[tuple[int, Row]]:
     first = next(lines, None)
     if first is None:
         return
     start, names = first
     if not names:
         raise UsageError(f"{path}, line {start} cannot be read, but should show the columns: is a quote not closed?")
-    if source.header:
-        url, caption = _places(source, names, path)
+    if options.header:
+        url, caption = _places(options, names, path)
     else:
         # Columns without names: their number is that of the first row.
-        url, caption = _places(source, [""] * len(names), path)
+        url, caption = _places(options, [""] * len(names), path)
         lines = chain([first], lines)
     for line, row in lines:
         if len(row) == len(names):
@@ -163,17 +143,17 @@ def _table_rows(lines: Iterator[tuple[int, list[str]]], path: Path, source: UrlS
             yield line, _BAD
 
 
-def _json_rows(file: BinaryIO, path: Path, source: UrlSource) -> Iterator[tuple[int, _Row]]:
+def _json_rows(file: BinaryIO, path: Path, options: ListOptions) -> Iterator[tuple[int, Row]]:
     objects = ((line, _json_object(text)) for line, text in enumerate(_lines(file), 1) if text.strip())
     # An object may leave out what it has no value for: the columns are those of many.
     head = list(islice(objects, _HEAD_ROWS))
     if names := list(dict.fromkeys(name for _, fields in head for name in fields or ())):
-        _places(source, names, path)
+        _places(options, names, path)
     for line, fields in chain(head, objects):
         if fields is None:
             yield line, _BAD
             continue
-        url, caption = fields.get(str(source.url)), fields.get(str(source.caption))
+        url, caption = fields.get(str(options.url)), fields.get(str(options.caption))
         if isinstance(url, str | None) and isinstance(caption, str | None):
             yield line, (_whole(url) or None, _whole(caption))
         else:
@@ -193,14 +173,14 @@ def _whole(text: str | None) -> str | None:
     return text and _HALF_CHARACTER.sub("\ufffd", text)
 
 
-def _parquet_rows(path: Path, source: UrlSource) -> Iterator[_Row]:
+def _parquet_rows(path: Path, options: ListOptions) -> Iterator[Row]:
     try:
         file = open_parquet(path)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path} is no Parquet file: {error}.") from None
     with file:
         names: list[str] = file.schema_arrow.names
-        url, caption = _places(source, names, path)
+        url, caption = _places(options, names, path)
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(f"{path} has {names.count(twice[0])} columns {twice[0]!r}: their names must differ.")
         wanted = [names[place] for place in (url, caption) if place is not None]
@@ -221,7 +201,7 @@ def _texts(column: pa.Array) -> list[str | None]:
     return [None if value is None else value.decode("utf-8", "replace") for value in values]
 
 
-def _places(source: UrlSource, names: list[str], path: Path) -> tuple[int, int | None]:
+def _places(options: ListOptions, names: list[str], path: Path) -> tuple[int, int | None]:
     """Where URL and caption stand among the columns."""
 
     def place(key: str, column: str | int) -> int:
@@ -238,7 +218,7 @@ def _places(source: UrlSource, names: list[str], path: Path) -> tuple[int, int |
             "A manifest (TOML) can give other names."
         )
 
-    return place("url", source.url), None if source.caption is None else place("caption", source.caption)
+    return place("url", options.url), None if options.caption is None else place("caption", options.caption)
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Runs img2dataset in a session of its own, watches it, and trusts only what it finished.
+"""Runs img2dataset in a session of its own, watches it, and trusts only the shards that it finished.
 
-A shard is finished when its `_stats.json` accounts for every row. img2dataset writes tars in place, so what lacks that
-is redone. All its processes can be ended together, and end with this one, however that ends.
+A shard is finished when its `_stats.json` accounts for every row. img2dataset writes tars in place, so a shard without
+that is redone. All processes of img2dataset can be ended together, and end with this one, however that ends.
 """
 
 import errno
@@ -22,19 +22,19 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import FailedCheckError, MissingExtraError, UsageError
-from dialog_gen.download.duplicates import write_duplicates
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.folder import read_json
-from dialog_gen.download.job import DownloadOptions, Job
-from dialog_gen.download.meter import Meter
+from dialog_gen.download.img2dataset.job import Job, OutcomePipe, write_duplicates
+from dialog_gen.download.img2dataset.resize import MAX_PIXELS
+from dialog_gen.download.manifests import DownloadOptions
 from dialog_gen.download.outcomes import Outcome
-from dialog_gen.download.reports import Reports
-from dialog_gen.download.resize import MAX_PIXELS
 
 LOG_NAME: Final = "img2dataset.log"
 
 _RESTARTS: Final = 3
 _POLL_S: Final = 0.1
 _ORPHANS_END_S: Final = 30
+_LOG_EVERY_S: Final = 60
 
 _log = logging.getLogger(__name__)
 
@@ -45,19 +45,24 @@ def require_img2dataset() -> None:
         raise MissingExtraError("downloading images", "download")
 
 
-def download_list(work: Path, options: DownloadOptions, description: str) -> None:
-    """Downloads the list in `work`/urls to `work`/images, as far as that is not done. Raises FailedCheckError."""
+def download_list(
+    work: Path, options: DownloadOptions, description: str, on_progress: OnProgress = ignore_progress
+) -> None:
+    """Downloads the list in `work`/urls to `work`/images, as far as that is not done.
+
+    Raises FailedCheckError as `run_img2dataset` does.
+    """
     duplicates = work / "duplicates.npy"
     write_duplicates(work / "urls", duplicates)
     job = Job(urls=str(work / "urls"), images=str(work / "images"), duplicates=str(duplicates), options=options)
-    run_img2dataset(job, work / LOG_NAME, description)
+    run_img2dataset(job, work / LOG_NAME, description, on_progress)
 
 
-def run_img2dataset(job: Job, log: Path, description: str) -> None:
-    """Downloads what is missing of a job, with a progress bar called `description` and img2dataset's prints in `log`.
+def run_img2dataset(job: Job, log: Path, description: str, on_progress: OnProgress = ignore_progress) -> None:
+    """Downloads what is missing of a job. `description` names its progress; img2dataset's prints go to `log`.
 
-    Raises FailedCheckError where shards are left, with the reason: what was finished is kept, the same call goes on
-    from there.
+    Raises FailedCheckError where shards are left, with the reason: finished shards are kept, and the same call
+    continues from there.
     """
     images = Path(job.images)
     rows, shards = _size(job)
@@ -71,9 +76,8 @@ def run_img2dataset(job: Job, log: Path, description: str) -> None:
             return
         if start:
             _log.warning("no URL was done for %g s: starting img2dataset anew (%s)", job.options.patience_s, log)
-        with Meter(description, rows) as meter:
-            meter.add(sum((outcomes_of(stats) for stats in done.values()), Counter()))
-            exit_code = _run(job, log, meter)
+        found = sum((outcomes_of(stats) for stats in done.values()), Counter[Outcome]())
+        exit_code = _run(job, log, _Meter(description, rows, found, on_progress))
         _wait_for_orphans(log)
         if exit_code is not None:
             break
@@ -90,7 +94,7 @@ def run_img2dataset(job: Job, log: Path, description: str) -> None:
 
 
 def finished_shards(images: Path) -> dict[str, dict[str, Any]]:
-    """Name -> statistics of the shards that are whole, in order."""
+    """Name -> statistics of the finished shards, in order."""
     found = {path.name.removesuffix("_stats.json"): read_json(path) for path in sorted(images.glob("*_stats.json"))}
     return {
         name: stats
@@ -100,7 +104,7 @@ def finished_shards(images: Path) -> dict[str, dict[str, Any]]:
 
 
 def outcomes_of(stats: dict[str, Any]) -> Counter[Outcome]:
-    """How a shard's URLs ended, from its statistics."""
+    """The outcomes of a shard's URLs, from its statistics."""
     return Counter(stats.get("status_dict"))
 
 
@@ -113,40 +117,65 @@ def _size(job: Job) -> tuple[int, int]:
     return sum(rows), math.ceil(sum(rows) / size)
 
 
-def _run(job: Job, log: Path, meter: Meter) -> int | None:
-    """Runs img2dataset once. Returns its exit code, None where it stood still."""
-    command = [sys.executable, "-P", "-c", "from dialog_gen.download.worker import main; main()", job.to_json()]
+def _run(job: Job, log: Path, meter: "_Meter") -> int | None:
+    """Runs img2dataset once. Returns its exit code, or None if it stood still and was ended."""
+    script = "from dialog_gen.download.img2dataset.worker import main; main()"
+    command = [sys.executable, "-P", "-c", script, job.to_json()]
     with (
-        Reports() as reports,
+        OutcomePipe() as pipe,
         log.open("ab") as log_file,
         subprocess.Popen(  # noqa: S603 (its words are ours)
             command,
             stdin=subprocess.PIPE,
             stdout=log_file,
             stderr=log_file,
-            env=_environment() | reports.environment,
+            env=_environment() | pipe.environment,
             start_new_session=True,
         ) as process,
     ):
-        # Every process inherits this, and with it the lock: it is free when the last one is gone.
+        # Every process inherits this file, and with it the lock: it is free when the last process is gone.
         fcntl.flock(log_file, fcntl.LOCK_EX)
         moved = time.monotonic()
         try:
             while process.poll() is None:
-                if outcomes := reports.read():
+                if outcomes := pipe.read():
                     moved = time.monotonic()
                 elif time.monotonic() - moved > job.options.patience_s:
                     return None
                 meter.add(outcomes)
-                if reports.disk_full:
+                if pipe.disk_full:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.images))
                 time.sleep(_POLL_S)
-            meter.add(reports.read())
+            meter.add(pipe.read())
         finally:
             # Also after a normal end: img2dataset's logger outlives a crash.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return process.returncode
+
+
+class _Meter:
+    """Counts the URLs that are done; where nobody follows the progress, a line a minute in the log tells it."""
+
+    def __init__(self, description: str, rows: int, found: Counter[Outcome], on_progress: OnProgress) -> None:
+        """`found`: what earlier runs did, which does not count as speed."""
+        self._description, self._rows, self._on_progress = description, rows, on_progress
+        self._outcomes, self._found = found, found.total()
+        self._began = self._logged = time.monotonic()
+        self.add(Counter())
+
+    def add(self, outcomes: Counter[Outcome]) -> None:
+        """More URLs are done."""
+        self._outcomes += outcomes
+        done = self._outcomes.total()
+        fetched = done - self._outcomes["duplicate_url"]
+        stored = f"{self._outcomes['success'] / max(fetched, 1):.0%} stored"
+        self._on_progress(self._description, done, self._rows, "images", stored)
+        now = time.monotonic()
+        if self._on_progress is ignore_progress and now - self._logged > _LOG_EVERY_S:
+            self._logged = now
+            speed = (done - self._found) / max(now - self._began, 1e-3)
+            _log.info("%s: %d of %d URLs, %.0f images/s, %s", self._description, done, self._rows, speed, stored)
 
 
 def _environment() -> dict[str, str]:
@@ -162,9 +191,9 @@ def _environment() -> dict[str, str]:
 
 
 def _wait_for_orphans(log: Path) -> None:
-    """Returns when no process that writes to `log` is left: killed ones need a moment.
+    """Waits until no process that writes to `log` is left: killed ones need a moment.
 
-    Raises UsageError if that takes long.
+    Raises UsageError after half a minute.
     """
     deadline = time.monotonic() + _ORPHANS_END_S
     with log.open("ab") as file:

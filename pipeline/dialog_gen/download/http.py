@@ -1,10 +1,10 @@
-"""HTTP requests that neither a URL nor a server can turn against this machine; all downloads go through here.
+"""Safe HTTP requests: neither a URL nor a server can turn them against this machine. All downloads use this module.
 
 Checked before anything is sent, and again at each redirect: the scheme, and every address of the host
-(`dialog_gen.download.addresses`). Bounded: bytes, redirects, each wait and the whole request. Bodies are given as they
-were sent: nothing is decompressed, so that there is no compression bomb.
+(`dialog_gen.download.connections`). Bounded: bytes, redirects, each wait and the whole request. Bodies are returned as
+they were sent: nothing is decompressed, so that there is no compression bomb.
 
-Proxies of the environment are not used: a proxy resolves names by itself, and what it connects to cannot be checked.
+Proxies of the environment are not used: a proxy resolves names by itself, and its connections cannot be checked.
 """
 
 import random
@@ -20,11 +20,8 @@ from typing import Final, TypeVar
 from urllib.parse import urljoin
 
 from dialog_gen.core.version import __version__
-from dialog_gen.download.errors import FetchError as FetchError
-from dialog_gen.download.errors import classed
-from dialog_gen.download.outcomes import Outcome
-from dialog_gen.download.sockets import connect
-from dialog_gen.download.target import Target
+from dialog_gen.download.connections import Target, connect
+from dialog_gen.download.outcomes import FetchError, Outcome, fetch_errors
 
 USER_AGENT: Final = f"Mozilla/5.0 (compatible; dialog-gen/{__version__})"
 
@@ -40,24 +37,24 @@ class FetchPolicy:
     """What a request may do and how long it may take."""
 
     allow_loopback: bool = False
-    """Loopback addresses count as public ones: for servers on this machine."""
+    """Whether servers on this machine may be reached."""
     max_bytes: int | None = 32 << 20
     """The largest body."""
     timeout_s: float = 10
     """The longest silence: to connect, or between two pieces of an answer."""
     deadline_s: float | None = 30
-    """The longest a try may last, redirects and the whole body included."""
+    """The longest time for one try, including redirects and the whole body."""
     max_redirects: int = 10
     retries: int = 2
-    """Tries after the first one, where waiting may help: 429, 5xx, timeouts, broken connections."""
+    """Further tries after a failure that may pass: 429, 5xx, timeouts, broken connections."""
     backoff_s: float = 1
-    """The pause before the second try; each further one is twice as long, all are shortened by up to half at random."""
+    """The pause before the second try. Each further one is twice as long; all are shortened at random by up to half."""
     max_backoff_s: float = 30
-    """The longest pause. A server that asks for a longer one (Retry-After) is not asked again."""
+    """The longest pause. A server that asks for a longer one (Retry-After) gets no further request."""
 
     @property
     def longest_s(self) -> float:
-        """The longest that a URL can take, all tries and pauses together."""
+        """The longest time that a URL can take, all tries and pauses together."""
         tries_s = inf if self.deadline_s is None else (self.retries + 1) * self.deadline_s
         return tries_s + self.retries * self.max_backoff_s
 
@@ -69,9 +66,9 @@ class Response:
         self.status = http_response.status
         self.headers = http_response.headers
         self.url = url
-        """Where the redirects led."""
+        """The last URL, after redirects."""
         self.length = http_response.length
-        """Announced bytes of the body, if they were."""
+        """Announced bytes of the body; None if it was not announced."""
         self._response = http_response
         self._max_bytes = max_bytes
         self._read = 0
@@ -79,7 +76,7 @@ class Response:
             raise FetchError("too_many_bytes", f"{self.length} bytes announced, at most {max_bytes} allowed")
 
     def read(self, size: int = -1) -> bytes:
-        """The next `size` bytes of the body, fewer only at its end, b"" after it; the rest of it without a size.
+        """The next `size` bytes of the body: fewer only at its end, b"" after it. Without a size, the rest of the body.
 
         Raises FetchError: `too_many_bytes`, `truncated`, `timeout`, `connection` or `tls`.
         """
@@ -87,7 +84,7 @@ class Response:
             if self.length is not None:
                 return self.read(self.length - self._read)
             return b"".join(iter(lambda: self.read(_CHUNK_BYTES), b""))
-        with classed():
+        with fetch_errors():
             data = self._response.read(size)
         self._read += len(data)
         if self._max_bytes is not None and self._read > self._max_bytes:
@@ -103,8 +100,8 @@ def open_url(
 ) -> Generator[Response, None, None]:
     """One GET request, redirects followed; the connection is closed at the end of the block.
 
-    Raises FetchError for everything that is not an answer with a status of 200 to 299. Does not try again: see
-    `with_retries`.
+    Raises FetchError for everything but an answer with a status of 200 to 299. It does not try again; `with_retries`
+    does.
     """
     deadline = None if policy.deadline_s is None else time.monotonic() + policy.deadline_s
     visited: set[str] = set()
@@ -113,7 +110,7 @@ def open_url(
         target = Target.of(url)
         sock = connect(target, allow_loopback=policy.allow_loopback, timeout_s=policy.timeout_s, deadline=deadline)
         with closing(sock), closing(HTTPResponse(sock, method="GET")) as answer:
-            with classed():
+            with fetch_errors():
                 sock.sendall(_request(target, headers or {}))
                 answer.begin()
             location = answer.headers["Location"]
@@ -126,7 +123,7 @@ def open_url(
 
 
 def with_retries(policy: FetchPolicy, attempt: Callable[[], _T]) -> _T:
-    """What `attempt` returns; after a transient FetchError it is made again, with growing pauses between.
+    """The result of `attempt`, which is repeated after a transient FetchError, with growing pauses between.
 
     Raises the last FetchError.
     """
@@ -137,7 +134,7 @@ def with_retries(policy: FetchPolicy, attempt: Callable[[], _T]) -> _T:
             asked_s = error.retry_after_s or 0
             if number == policy.retries or not error.transient or asked_s > policy.max_backoff_s:
                 raise
-            # Random, so that requests which failed together do not come back together.
+            # Random, so that requests that failed together are not repeated together.
             pause_s = min(policy.backoff_s * 2**number, policy.max_backoff_s) * random.uniform(0.5, 1)
             time.sleep(max(pause_s, asked_s))
     raise AssertionError("unreachable")
@@ -179,7 +176,7 @@ def _check_status(answer: HTTPResponse) -> None:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """The header's value, seconds or a date, as seconds from now; None where it is neither."""
+    """The header's value, seconds or a date, as seconds from now; None if it is neither."""
     if retry_after is None:
         return None
     if retry_after.strip().isdecimal():

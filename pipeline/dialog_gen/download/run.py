@@ -1,0 +1,57 @@
+"""Downloads what a manifest describes, whatever its kind."""
+
+from pathlib import Path
+
+from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.core.files import writing
+from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.download.folder import KEPT
+from dialog_gen.download.manifests import DownloadOptions, DownloadRequest, DownloadSummary, Manifest
+from dialog_gen.download.provenance import note_manifest
+
+
+def download(
+    manifest: Manifest,
+    out: Path,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    retry_failed: bool = False,
+    options: DownloadOptions | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> DownloadSummary:
+    """Downloads a split of a manifest into the folder `out`; a second call continues an interrupted download.
+
+    `split` is by default the manifest's first, `limit` the largest number of images; `seed` chooses among drawn images;
+    `retry_failed` requests failed URLs once more when the download is complete. Beside the images, `manifest.json`
+    notes where they are from.
+
+    Raises UsageError for an unknown split, for a seed or a retry where the source has none, and where `out` holds
+    something else; MissingExtraError where img2dataset is needed and not installed; FailedCheckError where something
+    could not be fetched.
+    """
+    split = manifest.splits[0] if split is None else split
+    if split not in manifest.splits:
+        raise UsageError(f"{manifest.name} has no split {split!r}: {did_you_mean(split, manifest.splits)}.")
+    if seed and not manifest.source.draws_images:
+        raise UsageError(f"--seed {seed}: {manifest.name} is not drawn; leave it out.")
+    if retry_failed and not manifest.source.can_retry_failed:
+        raise UsageError(
+            f"--retry-failed: {manifest.name} is no list of URLs; leave it out, the same command fetches what is "
+            "missing."
+        )
+    request = DownloadRequest(
+        manifest=manifest,
+        split=split,
+        out=out,
+        limit=limit,
+        seed=seed,
+        retry_failed=retry_failed,
+        options=options or DownloadOptions(),
+        on_progress=on_progress,
+    )
+    summary = manifest.source.download(request)
+    with writing(out, left=KEPT):
+        note_manifest(out, manifest)
+    return summary
