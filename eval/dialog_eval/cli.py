@@ -100,7 +100,8 @@ def _evaluate(tasks: Sequence[str], given: dict[str, Any], blends: Sequence[tupl
 def _add_tasks() -> None:
     """The commands of the tasks, and `sweep`."""
     swept: dict[str, type[TaskDefinition[Any]]] = {}
-    for name in TASKS.names():
+    # The registry's order is that of imports, which may differ.
+    for name in sorted(TASKS.names()):
         try:
             task = get_task(name)
         except UsageError as error:

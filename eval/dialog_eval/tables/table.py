@@ -182,13 +182,8 @@ def _html(sections: list[Section], png: bytes | None) -> str:
         for section, (title, details) in zip(sections, _headings(sections), strict=True)
     ]
     if systems := overview(sections):
-        overall: dict[str, object] = {
-            "title": "Overview",
-            "details": "",
-            "groups": systems,
-            "caption": _overview_caption(systems),
-        }
-        parts.insert(0, overall)
+        caption = _overview_caption(systems)
+        parts.insert(0, {"title": "Overview", "details": "", "groups": systems, "caption": caption})
     environment = Environment(
         loader=PackageLoader("dialog_eval.tables", ""),
         autoescape=True,
