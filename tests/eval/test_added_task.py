@@ -104,13 +104,8 @@ def test_is_measured_from_the_command_line(site: Path, split: Path, clips: tuple
 def test_help_shows_it_with_its_options(site: Path) -> None:
     done = run(site, "--help")
     assert done.returncode == 0, done.stderr
-    for line in (
-        "preference  Whether images are nearer to one word",
-        "broken      Cannot be used",
-        "retrieval",
-        "sweep",
-    ):
-        assert line in done.stdout
+    for said in ("preference  Whether images are nearer to", "broken      Cannot be used", "retrieval", "sweep"):
+        assert said in done.stdout
     done = run(site, "preference", "--help")
     assert "--other-word" in done.stdout
     assert "Than to this." in done.stdout
@@ -126,6 +121,16 @@ def test_one_that_cannot_be_imported_is_named(site: Path, tmp_path: Path) -> Non
         "retrieval",
     ):
         assert said in done.stderr
+
+
+def test_one_that_redefines_a_common_option_is_named(site: Path) -> None:
+    (site / "words_of_a_test.py").write_text(TASK.replace("other_word", "device"))
+    done = run(site, "preference", "--word", "x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr
+        == "error: evaluation task 'preference': its option 'device' is one of all evaluations; rename it.\n"
+    )
 
 
 def test_the_others_work_beside_it(site: Path, split: Path, tmp_path: Path) -> None:
