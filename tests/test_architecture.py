@@ -33,6 +33,23 @@ LAYERS = {
         "",
         "cli",
     ),
+    "dialog_eval": (
+        "metrics",
+        "results",
+        "models",
+        "data",
+        "writers",
+        "scores",
+        "options",
+        "tasks",
+        "tables",
+        "session",
+        "api",
+        "retrieval",
+        "vqa",
+        "",
+        "cli",
+    ),
 }
 """Rooms of a package, each with what it may import before it; "" is the package itself."""
 

@@ -44,7 +44,8 @@ def test_top_level_names(wheel: zipfile.ZipFile) -> None:
 @pytest.mark.parametrize("package", ["pipeline/dialog_gen", "train/dialog_train", "eval/dialog_eval"])
 def test_every_module_is_packed_and_typed(wheel: zipfile.ZipFile, package: str) -> None:
     names = packed(wheel, f"{Path(package).name}/")
-    assert {name for name in names if name.endswith(".py")} == on_disk(ROOT / package, "*.py")
+    for pattern in ("*.py", "*.jinja"):
+        assert {name for name in names if name.endswith(pattern[1:])} == on_disk(ROOT / package, pattern)
     assert "py.typed" in names
 
 

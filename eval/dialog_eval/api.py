@@ -7,10 +7,12 @@ from typing import Any
 
 from dialog_eval.options import Common, make_options, parameters_of
 from dialog_eval.results import Blend, Results, check_writable
-from dialog_eval.tables.table import write_table as write_table_of_paths
+from dialog_eval.tables.table import write_table
 from dialog_eval.tasks.base import get_task
 from dialog_gen.core.errors import MissingExtraError, UsageError, did_you_mean
 from dialog_gen.core.progress import OnProgress, ignore_progress
+
+__all__ = ["evaluate", "write_table"]
 
 
 def evaluate(
@@ -106,17 +108,3 @@ def evaluate(
     if out is not None:
         results.save(Path(out))
     return results
-
-
-def write_table(
-    files: Sequence[str | PathLike[str]], out: str | PathLike[str], plot: str | PathLike[str] | None = None
-) -> None:
-    """Puts several results.json into one table, with the differences to the baseline.
-
-    `out` is a .md or .html file; `plot`, a .png file for the plot of a sweep.
-
-    Raises UsageError for files that are no results or do not go together, for other suffixes, and where no file is a
-    sweep though `plot` is given; MissingExtraError where matplotlib is needed and not installed; DialogGenError where
-    nothing can be written.
-    """
-    write_table_of_paths([Path(file) for file in files], Path(out), None if plot is None else Path(plot))

@@ -8,6 +8,7 @@ Exit codes: 0 all done; 2 wrong use; 130 Ctrl-C.
 
 import inspect
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -31,6 +32,8 @@ from dialog_gen.core.progress import progress_bars
 # What a command needs beyond this is imported inside it: `dialog-eval --help` should not wait for torch.
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+_log = logging.getLogger(__name__)
 
 _Parameters = dict[str, inspect.Parameter]
 
@@ -89,6 +92,8 @@ def _evaluate(tasks: Sequence[str], given: dict[str, Any], blends: Sequence[tupl
     check_writable(out)
     with progress_bars() as on_progress:
         results = evaluate(tasks, **given, blends=blends, on_progress=on_progress)
+    if cut := results.settings["truncated_texts"]:
+        _log.warning("%d of %d texts were cut to the model's context", cut, results.settings["texts"])
     # Before the file is written: figures that took hours are not lost with it.
     if as_json:
         typer.echo(json.dumps(_without_items(results), indent=2))
@@ -100,7 +105,8 @@ def _evaluate(tasks: Sequence[str], given: dict[str, Any], blends: Sequence[tupl
 def _add_tasks() -> None:
     """The commands of the tasks, and `sweep`."""
     swept: dict[str, type[TaskDefinition[Any]]] = {}
-    for name in TASKS.names():
+    # The registry's order is that of imports, which may differ.
+    for name in sorted(TASKS.names()):
         try:
             task = get_task(name)
         except UsageError as error:

@@ -1,7 +1,6 @@
 """One evaluation, from its options to results. Imports torch: `dialog_eval.api` calls it."""
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -21,8 +20,6 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import OnProgress
 from dialog_gen.core.version import __version__
 
-_log = logging.getLogger(__name__)
-
 
 def measure(
     definitions: Sequence[TaskDefinition[Any]],
@@ -32,10 +29,10 @@ def measure(
 ) -> Results:
     """Measures the models on the tasks, in one pass over the images.
 
-    `blends`: of a sweep, which also measures its two ends: the baseline and the checkpoint, or the text tower and the
-    third tower of a checkpoint that has one.
+    `blends` makes it a sweep, which also measures its two ends: the baseline and the checkpoint, or the text tower and
+    the third tower of a checkpoint that has one.
 
-    Raises UsageError for wrong use, before anything is encoded except for an image that cannot be decoded.
+    Raises UsageError for wrong use; except for an image that cannot be decoded, it does so before anything is encoded.
     """
     device = _device(common.device)
     index = ImageIndex(common.images)
@@ -47,8 +44,6 @@ def measure(
         more_entries, more_references = task.evaluate(models, images, on_progress)
         entries += more_entries
         references += more_references
-    if models.truncated_texts:
-        _log.warning("%d of %d texts were cut to the model's context", models.truncated_texts, models.texts)
     options = asdict(common)
     for definition in definitions:
         options |= asdict(definition.options)

@@ -29,7 +29,7 @@ class Captions:
     file_names: dict[int, str] | None
     """Image id -> file name; None where the file has no list of images"""
     split: str | None = None
-    """Which split it is, where the file holds several"""
+    """Name of the split, where the file holds several"""
 
 
 class _Image(TypedDict):
@@ -74,13 +74,14 @@ class _Kind(BaseModel):
 
 
 def load_captions(path: Path, split: str | None = None) -> Captions:
-    """Reads a captions file. `split`: of those in a file of Karpathy's; "test" where None is given.
+    """Reads a captions file.
 
-    "train" takes "restval" with it. Images have COCO's id there, too, or, in the other datasets' files, `imgid`.
+    `split` chooses one of the splits in a file of Karpathy's; None means "test", and "train" includes "restval". The
+    images in such a file have COCO's ids or, in the files of other datasets, those of `imgid`.
 
-    Raises UsageError for a file that cannot be read or is no such file, no captions, an image without captions or
-    listed twice, a caption of an image that is not listed, a split that the file does not hold, and a split of a file
-    that holds but one.
+    Raises UsageError for a file that cannot be read or has another layout, no captions, an image without captions or
+    listed twice, a caption of an image that is not listed, a split that the file does not hold, and any split of a file
+    that holds only one.
     """
     if read_json_file(path, _Kind, "is not a captions file").dataset is not None:
         return _of_split(path, split or DEFAULT_SPLIT)

@@ -1,8 +1,8 @@
 """The images of an evaluation, found in any source that the pipeline reads (`dialog_gen.sources.base.open_source`).
 
-VQAv1 and COCO call an image by an integer. Where a COCO file lists the images, `file_name` leads to the source's image
-id: both are compared without the extension, first whole, then by the last component of their paths. Without a list, the
-integer is the digits at the end of the source's id: COCO_val2014_000000000042 is image 42.
+VQAv1 and COCO name an image by an integer. Where a COCO file lists the images, its `file_name` is matched with the ids
+in the index, without the extensions: first the whole name, then the last component of its path. Without such a list,
+the digits at the end of an id in the index are the integer: COCO_val2014_000000000042 is image 42.
 """
 
 import re
@@ -21,7 +21,7 @@ _Key = TypeVar("_Key", int, str)
 
 
 class ImageIndex:
-    """The ids at once, the images when they are asked for."""
+    """The ids of a source's images, which are listed at once; the images themselves are read when they are needed."""
 
     def __init__(self, spec: str) -> None:
         """Lists the source. Raises UsageError where it holds no images, or what `open_source` refuses."""
@@ -30,9 +30,9 @@ class ImageIndex:
         self.image_ids = [image_id for shard in self._shards for image_id in shard.image_ids()]
 
     def by_file_name(self, file_names: Mapping[_Key, str]) -> dict[_Key, str]:
-        """The source's id of each image whose file name is given.
+        """The index's id of each image whose file name is given.
 
-        Raises UsageError that names some of the images that are not there, or that several could be.
+        Raises UsageError, naming some of the images, where images are missing or several images fit a name.
         """
         whole, last = _by(self.image_ids, _stem), _by(self.image_ids, _last)
 
@@ -43,7 +43,7 @@ class ImageIndex:
         return self._choose(file_names, candidates, lambda key: repr(file_names[key]), "Is it the right folder?")
 
     def by_number(self, numbers: Iterable[int]) -> dict[int, str]:
-        """The source's id of each integer id. Raises UsageError as `by_file_name` does."""
+        """The index's id of each integer id. Raises UsageError as `by_file_name` does."""
         known = _by(self.image_ids, _number)
         advice = "The number is looked for at the end of each image's id: give a COCO file that lists the images."
         return self._choose(numbers, lambda number: known.get(number, []), str, advice)

@@ -40,7 +40,7 @@ def embed_images(
 ) -> ImageVectors:
     """Encodes these images, each once by each image tower; one batch of pixels is held at a time.
 
-    Raises UsageError for an image that cannot be decoded: an evaluation that leaves out images is another one.
+    Raises UsageError for an image that cannot be decoded: without it, the results could not be compared with others.
     """
     on_progress("images", 0, len(image_ids), "images")
     rows: dict[str, int] = {}

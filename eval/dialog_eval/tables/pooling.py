@@ -1,8 +1,8 @@
-"""Entries of several results.json, pooled over repetitions and paired with the baseline: what a table shows.
+"""What a table shows: entries of several results.json, pooled over repetitions and paired with the baseline.
 
-Same label, task, dataset and protocol: repetitions of one thing, such as seeds. An item's value is then its mean over
-them, and intervals come from these means, drawn by image. They say how far a figure would move with other images; how
-far it moves with another seed is the spread, shown apart.
+Entries with the same label, task, dataset and protocol are repetitions, such as seeds. An item's value is its mean over
+the repetitions, and intervals are bootstrapped from these means, by image. An interval says how far a figure would move
+with other images; the spread, which is shown separately, says how far it moves with another seed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,7 +44,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One measure, all of whose cells are of the same items."""
+    """One measure; all its cells are of the same items."""
 
     name: str
     items: int
@@ -61,7 +61,7 @@ class Row:
     blend: str | None
     beta: float | None
     noise: float | None
-    """Of text-only training"""
+    """Standard deviation of the noise in text-only training"""
     cells: dict[str, Cell]
 
 
@@ -87,13 +87,15 @@ class Section(Comparison):
 
 
 def pool(files: Sequence[Path]) -> list[Section]:
-    """The sections of these results.json; sections, rows and columns in order of first appearance, the baseline first.
+    """The sections of these results.json.
+
+    Sections, rows and columns are in order of first appearance, except for the baseline, which comes first.
 
     The same weights measured in several files are one repetition, with the mean of its measurements. Files with
-    different baselines make sections of their own; one that names none goes with the only baseline there is.
+    different baselines make sections of their own; a file that names none takes the only baseline of the others.
 
-    Raises UsageError for files that are none or hold no entries, that name a baseline that none of them measured, that
-    use a label for different blends, and where items or references of one dataset differ.
+    Raises UsageError for files that are no results or hold no entries, for a baseline that no file measured, a label
+    that stands for different blends, and items or references of one dataset that differ.
     """
     loaded = _loaded(files)
     entries: dict[_Key, list[_Sourced]] = {}
@@ -113,7 +115,7 @@ def pool(files: Sequence[Path]) -> list[Section]:
 
 
 def _loaded(files: Iterable[Path]) -> list[tuple[Path, Results]]:
-    """The files' contents, the only baseline being everyone's."""
+    """The files' contents. Where the files name only one baseline, it becomes the baseline of all."""
     loaded = [(path, load_results(path)) for path in files]
     named = {results.baseline for _, results in loaded} - {None}
     if len(named) > 1:
@@ -122,7 +124,7 @@ def _loaded(files: Iterable[Path]) -> list[tuple[Path, Results]]:
 
 
 def _references(key: _Key, loaded: Iterable[tuple[Path, Results]]) -> dict[str, dict[str, float]]:
-    """Those of the files that have entries of this section: a reference does not tell its protocol."""
+    """The references of the files that have entries of this section: a reference does not name its protocol."""
     _, task, dataset, protocol = key
     found: dict[str, dict[str, float]] = {}
     for path, results in loaded:
@@ -182,7 +184,7 @@ def _section(key: _Key, entries: list[_Sourced], references: dict[str, dict[str,
 
 
 def _measures(entries: Iterable[_Sourced]) -> dict[str, Metric]:
-    """Every measure's first metric, of whose items all others must be."""
+    """Measure -> its first metric. All others of the measure must have the same items."""
     first: dict[str, tuple[Metric, Path]] = {}
     for entry, path in entries:
         for metric in entry.metrics:
@@ -215,7 +217,7 @@ def _settings(label: str, same: Iterable[_Sourced]) -> tuple[str | None, float |
 
 
 def _repetitions(same: Iterable[_Sourced], name: str) -> Floats | None:
-    """(repetitions, items): the values for each of the weights measured; None where there are none."""
+    """(repetitions, items): the values for each of the weights that were measured; None without any."""
     by_weights: dict[str, list[list[float]]] = {}
     for entry, _ in same:
         metric = entry.metric(name)

@@ -3,7 +3,8 @@
 import base64
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,15 +20,20 @@ from dialog_gen.core.files import write_file
 _PLOT = "Measures over the share of the baseline in blends, or over the noise of a training, with 95 % intervals"
 
 
-def write_table(files: list[Path], out: Path, plot: Path | None = None) -> None:
+def write_table(
+    files: Sequence[str | PathLike[str]], out: str | PathLike[str], plot: str | PathLike[str] | None = None
+) -> None:
     """Writes the table of these results.json to `out` (.md or .html), and the plot of their sweep to `plot` (.png).
 
     A section for each task, dataset, protocol and baseline, with a row for each label and a column for each measure;
     before them an overview, where there are several tasks. The HTML is one file with the plot in it; the Markdown links
     to the plot. Existing files are replaced once all is computed.
 
-    Raises UsageError for other suffixes, where nothing can be written, and as `pool` and `sweep_plot` do.
+    Raises UsageError for other suffixes, for files that are no results or do not go together (see `pool`), and where a
+    plot is wanted and no file is a sweep; MissingExtraError where the plot needs matplotlib and it is not installed;
+    DialogGenError where nothing can be written.
     """
+    files, out, plot = [Path(file) for file in files], Path(out), None if plot is None else Path(plot)
     if out.suffix not in (".md", ".html"):
         raise UsageError(
             f"{out}: a table is written as .md or .html, not as {out.suffix or 'a file without suffix'!r}."
@@ -128,7 +134,7 @@ def _markdown(sections: list[Section], plot: str | None) -> str:
         lines += ["## Overview", "", *_aligned(table), "", _overview_caption(systems), ""]
     for section, (title, details) in zip(sections, _headings(sections), strict=True):
         table = [_md_head(section), *_md_rows(section), ["items", *map(_items, section.columns)]]
-        lines += [f"## {title}: {_md(details)}", "", *_aligned(table), "", _caption(section, _md), ""]
+        lines += [f"## {_md(title)}: {_md(details)}", "", *_aligned(table), "", _caption(section, _md), ""]
     if plot is not None:
         lines += ["## Sweep", "", f"![{_PLOT}]({quote(plot)})", ""]
     return "\n".join(lines)
@@ -182,13 +188,8 @@ def _html(sections: list[Section], png: bytes | None) -> str:
         for section, (title, details) in zip(sections, _headings(sections), strict=True)
     ]
     if systems := overview(sections):
-        overall: dict[str, object] = {
-            "title": "Overview",
-            "details": "",
-            "groups": systems,
-            "caption": _overview_caption(systems),
-        }
-        parts.insert(0, overall)
+        caption = _overview_caption(systems)
+        parts.insert(0, {"title": "Overview", "details": "", "groups": systems, "caption": caption})
     environment = Environment(
         loader=PackageLoader("dialog_eval.tables", ""),
         autoescape=True,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from dialog_eval.options import Common, parameters_of
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import OnProgress
 from dialog_gen.core.registry import Registry
@@ -69,11 +70,12 @@ class TaskDefinition(ABC, Generic[Options]):
     """The help text of the command."""
     options_type: ClassVar[type[Any]]
     """A frozen, keyword-only dataclass. A field is an option of the command: `Annotated[type, typer.Option(help=...)]`.
-    Its name is none of `dialog_eval.options.Common`'s."""
+    Options of all evaluations (`dialog_eval.options.Common`) cannot be redefined."""
     presentations: ClassVar[Sequence[Presentation]]
     """How the results are shown that the task makes, one for each `Entry.task`."""
     in_sweep: ClassVar[bool] = False
-    """Also an option of `dialog-eval sweep`, which measures it where its required options are given. It needs some."""
+    """`dialog-eval sweep` has the task's options, too, and measures it where its required options are given. Such a
+    task has at least one required option."""
 
     def __init__(self, options: Options) -> None:
         """Raises UsageError for options that are wrong by themselves; nothing is read yet."""
@@ -91,6 +93,8 @@ class TaskDefinition(ABC, Generic[Options]):
         return None
 
 
+_RESERVED = parameters_of(Common).keys() | {"task", "out", "json_output", "blends", "on_progress"}
+
 TASKS = Registry[type[TaskDefinition[Any]]]("evaluation task", "dialog_eval.tasks")
 
 
@@ -100,6 +104,8 @@ def get_task(name: str) -> type[TaskDefinition[Any]]:
     # Another package may have registered anything.
     if not (isinstance(found, type) and issubclass(found, TaskDefinition)):
         raise UsageError(f"evaluation task {name!r} is no TaskDefinition of dialog_eval.tasks.base.")
+    if taken := _RESERVED & parameters_of(found.options_type).keys():
+        raise UsageError(f"evaluation task {name!r}: its option {min(taken)!r} is one of all evaluations; rename it.")
     return found
 
 

@@ -52,9 +52,7 @@ class Classification(TaskDefinition[ClassificationOptions]):
     options_type = ClassificationOptions
     presentations = (
         Presentation(
-            task="classification",
-            title="Zero-shot classification",
-            headlines={"top-1": "classification, top-1"},
+            task="classification", title="Zero-shot classification", headlines={"top-1": "classification, top-1"}
         ),
     )
 
