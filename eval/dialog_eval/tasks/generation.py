@@ -30,7 +30,7 @@ from dialog_eval.tasks.retrieval import RetrievalTask, load_retrieval
 from dialog_eval.tasks.vqa import Measure, VqaOptions, VqaTask, load_vqa_task
 from dialog_eval.writers import Asked, Contexts, Seen, contexts, suffixes
 from dialog_gen.clip.base import TextWriter, WritingTask
-from dialog_gen.clip.close import CONTRADICTS, FOLLOWS
+from dialog_gen.clip.close.layout import CONTRADICTS, FOLLOWS
 from dialog_gen.core.errors import MissingExtraError, UsageError, did_you_mean
 
 

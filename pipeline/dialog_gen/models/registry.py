@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from jinja2 import TemplateError
 
-from dialog_gen.clip.mammut import MODEL_TYPE as MAMMUT
+from dialog_gen.clip.mammut.layout import MODEL_TYPE as MAMMUT
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, render_chat
 

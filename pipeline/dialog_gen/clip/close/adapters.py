@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.close import AdapterKind
+from dialog_gen.clip.close.layout import AdapterKind
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.tensors import save_tensors
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from dialog_gen.clip.base import CLIP_MODELS, Clip, TextWriter, WritingPrompt, WritingTask
-from dialog_gen.clip.close import CLOSE, CLOSE_FILE, PROMPTS
 from dialog_gen.clip.close.adapters import Adapter, load_adapter, save_adapter
 from dialog_gen.clip.close.decoder import CloseDecoder, load_t5, no_progress_bars
+from dialog_gen.clip.close.layout import CLOSE, CLOSE_FILE, PROMPTS
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json

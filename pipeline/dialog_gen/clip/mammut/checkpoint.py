@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from dialog_gen.clip.base import Clip, TextWriter, WritingPrompt, WritingTask
-from dialog_gen.clip.mammut import MODEL_TYPE
+from dialog_gen.clip.mammut.layout import MODEL_TYPE, PROTOCOL_FILE, WEIGHTS_FILE
 from dialog_gen.clip.mammut.model import (
     IMAGE_TOKEN,
     Mammut,
@@ -29,9 +29,6 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json
 from dialog_gen.core.tensors import save_tensors, sha256_of_weights
 
-WEIGHTS_FILE = "model.safetensors"
-# Read by `dialog_gen.models`.
-_PROTOCOL_FILE = "protocol.toml"
 _PREFIX = "mammut."
 _ANSWER_TOKENS = 48
 # Questions and answers in turn, as in the training texts.
@@ -101,7 +98,7 @@ def save_mammut(clip: MammutClip, folder: Path, changed: Mapping[str, Tensor]) -
     config = clip.model.config
     folder.mkdir(parents=True, exist_ok=True)
     if config.questions:
-        (folder / _PROTOCOL_FILE).write_text(protocol_toml(config.questions), encoding="utf-8")
+        (folder / PROTOCOL_FILE).write_text(protocol_toml(config.questions), encoding="utf-8")
     config.architectures = [MammutForConditionalGeneration.__name__]
     config.save_pretrained(folder)
     generation = {"eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}

@@ -20,8 +20,8 @@ from transformers import (
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from dialog_gen.clip.mammut import MODEL_TYPE
 from dialog_gen.clip.mammut.decoder import MammutText
+from dialog_gen.clip.mammut.layout import MODEL_TYPE
 from dialog_gen.core.errors import UsageError
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 - no secret
