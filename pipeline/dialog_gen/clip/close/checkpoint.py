@@ -100,9 +100,9 @@ def save_close(close: CloseClip, folder: Path, changed: Mapping[str, Tensor]) ->
 
 
 def load_close(folder: Path) -> CloseClip:
-    """Reads what `save_close` wrote, without network but for a CLIP that is not there yet.
+    """Reads what `save_close` wrote; only a CLIP that is not on this machine needs the network.
 
-    Raises UsageError for a folder that holds none, a damaged one, and a CLIP that is gone or has other weights.
+    Raises UsageError for a folder without a decoder, a damaged one, and a CLIP that is missing or has other weights.
     """
     file = folder / CLOSE_FILE
     try:
