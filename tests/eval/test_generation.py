@@ -24,9 +24,9 @@ from dialog_eval.tables.pooling import pool
 from dialog_eval.tables.table import write_table
 from dialog_eval.tasks.generation import GenerationOptions, GenerationTask, load_generation
 from dialog_eval.writers import open_writer
-from dialog_gen.clip.close import PROMPTS
 from dialog_gen.clip.close.adapters import Adapter
 from dialog_gen.clip.close.checkpoint import load_close
+from dialog_gen.clip.close.layout import PROMPTS
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import ignore_progress

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dialog_gen.clip.loader import load_clip, save_clip
-from dialog_gen.clip.open_clip import CONFIG_FILE, WEIGHTS_FILE
+from dialog_gen.clip.open_clip.layout import CONFIG_FILE, WEIGHTS_FILE
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.tensors import sha256_of_weights
 from dialog_train.data.derived import identity_of

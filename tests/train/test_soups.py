@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import load_clip
-from dialog_gen.clip.open_clip import CONFIG_FILE
+from dialog_gen.clip.open_clip.layout import CONFIG_FILE
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.shapes.language import web_caption

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from dialog_gen.clip.text import tower as text_module
 from dialog_gen.clip.text.tower import TextTower, passes
-from dialog_train import text as text_module
 
 TEXTS = ["a cat", "what is the cat doing on the old wooden table by the window?", "x"]
 SMALL = {

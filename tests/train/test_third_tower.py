@@ -16,8 +16,8 @@ from torch.nn.functional import normalize, pad
 
 from dialog_gen.clip.base import SEARCH, Clip
 from dialog_gen.clip.loader import load_clip
-from dialog_gen.clip.third_tower import CONFIG_FILE, WEIGHTS_FILE
 from dialog_gen.clip.third_tower.checkpoint import ThirdTowerClip
+from dialog_gen.clip.third_tower.layout import CONFIG_FILE, WEIGHTS_FILE
 from dialog_gen.core.errors import UsageError
 from dialog_train.config import ThirdTowerLossSettings, ThirdTowerRecipe, load_recipe
 from dialog_train.losses import third_tower_loss

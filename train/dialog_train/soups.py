@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import check_clip, load_clip, save_clip
-from dialog_gen.clip.open_clip import CONFIG_FILE, WEIGHTS_FILE
+from dialog_gen.clip.open_clip.layout import CONFIG_FILE, WEIGHTS_FILE
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import whole_folder, write_json

@@ -4,7 +4,8 @@
     loader.py     load, check and save a model of any format
     text/         texts -> token ids -> vectors
     open_clip/ third_tower/ mammut/ close/
-                  one format each: `__init__.py` registers it, `checkpoint.py` loads and saves it
+                  one format each: `__init__.py` registers it, `layout.py` names the files of its folders,
+                  `checkpoint.py` loads and saves them
 
 A format's `__init__.py` is light at import; torch and open_clip are imported where a model is loaded.
 """

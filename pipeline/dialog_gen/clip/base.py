@@ -210,5 +210,5 @@ def check_capabilities(name: str, form: ClipFormat, needs: Sequence[Capability])
     """Raises UsageError where a model of this format lacks what is needed; `name` is the model's."""
     for need in needs:
         if need not in form.can:
-            able = " or a ".join(other.kind for other in FORMATS.all().values() if need in other.can)
+            able = " or a ".join(sorted(other.kind for other in FORMATS.all().values() if need in other.can))
             raise UsageError(f"{name} {_LACKS[need]}, being a {form.kind}: give a {able}.")

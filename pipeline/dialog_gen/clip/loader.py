@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dialog_gen.clip.base import CLIP_MODELS, FORMATS, TUNING, Capability, Clip, ClipFormat, check_capabilities
-from dialog_gen.clip.open_clip import CONFIG_FILE, OPEN_CLIP, WEIGHTS_FILE
+from dialog_gen.clip.open_clip.layout import CONFIG_FILE, OPEN_CLIP, WEIGHTS_FILE
 from dialog_gen.core.errors import UsageError
 
 if TYPE_CHECKING:

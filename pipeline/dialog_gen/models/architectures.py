@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
-from dialog_gen.clip.mammut import MODEL_TYPE as MAMMUT
+from dialog_gen.clip.mammut.layout import MODEL_TYPE as MAMMUT
 from dialog_gen.core.errors import MissingExtraError
 from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.clip.mammut import PROTOCOL_FILE
+from dialog_gen.clip.mammut.layout import PROTOCOL_FILE
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.models.templates import render_chat
 from dialog_gen.protocols.protocol import conversation

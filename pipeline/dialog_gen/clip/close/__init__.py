@@ -1,30 +1,13 @@
-"""CLOSE (arXiv 2211.09778): a text decoder that reads the vectors of a frozen CLIP.
-
-FOLDER/decoder/             T5 and tokenizer as transformers writes them (safetensors)
-FOLDER/projection.safetensors
-FOLDER/adapter.safetensors  what training did to text vectors; evaluation does not need it
-FOLDER/close.json           which CLIP, by name and the hash of its weights, and the recipe; written last
-"""
+"""CLOSE (arXiv 2211.09778): a text decoder that reads the vectors of a frozen CLIP."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from typing_extensions import override
 
-from dialog_gen.clip.base import FORMATS, Clip, ClipFormat, WritingTask
-
-CLOSE = "close"
-CLOSE_FILE = "close.json"
-AdapterKind = Literal["none", "mean", "linear", "cov"]
-PROMPTS: dict[WritingTask, str] = {
-    "vqa": "question: {question}",
-    "captioning": "caption:",
-    "entailment": "entailment: {question} {answer}",
-}
-"""The decoder's prompt of each task, in training and evaluation."""
-FOLLOWS, CONTRADICTS = "yes", "no"
-"""What it writes of a statement, in entailment."""
+from dialog_gen.clip.base import FORMATS, Clip, ClipFormat
+from dialog_gen.clip.close.layout import CLOSE, CLOSE_FILE
 
 
 class CloseFormat(ClipFormat):

@@ -18,14 +18,14 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.close import AdapterKind
+from dialog_gen.clip.close.layout import AdapterKind
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.tensors import save_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """What was fitted, in float32; None where the kind has no such part."""
+    """The fitted parts, in float32; None for a part that the kind does not have."""
 
     kind: AdapterKind = "none"
     matrix: Tensor | None = None
@@ -36,7 +36,7 @@ class Adapter:
     """(D, D)"""
 
     def noise_root(self, noise: float) -> Tensor | float:
-        """What standard normal numbers are multiplied with to get both noises at once: R R^T = covariance + w^2 I."""
+        """The factor R of standard normal numbers that gives both noises at once: R R^T = covariance + w^2 I."""
         if self.covariance is None:
             return noise
         values, vectors = torch.linalg.eigh(self.covariance.double())
@@ -44,13 +44,13 @@ class Adapter:
 
     def __call__(self, texts: Tensor, normal: Tensor, root: Tensor | float) -> Tensor:
         """Unit-norm text vectors (N, D), standard normal numbers (N, D) and the `noise_root` -> (N, D), unit-norm."""
-        moved = texts if self.matrix is None else texts @ self.matrix.T
-        moved = moved if self.shift is None else moved + self.shift
-        moved = moved if self.matrix is None else normalize(moved, dim=-1)
-        return normalize(moved + (normal @ root if isinstance(root, Tensor) else normal * root), dim=-1)
+        adapted = texts if self.matrix is None else texts @ self.matrix.T
+        adapted = adapted if self.shift is None else adapted + self.shift
+        adapted = adapted if self.matrix is None else normalize(adapted, dim=-1)
+        return normalize(adapted + (normal @ root if isinstance(root, Tensor) else normal * root), dim=-1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The parts that there are."""
+        """The parts that the kind has, by name."""
         parts = {"matrix": self.matrix, "shift": self.shift, "covariance": self.covariance}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -86,18 +86,18 @@ def fit_adapter(kind: AdapterKind, pairs: Iterable[tuple[Tensor, Tensor]]) -> Ad
             shift=shift.float(),
             covariance=(moments[image, image] + moments[text, text] - cross - cross.T).float(),
         )
-    # A direction that texts do not take has no slope: the pseudo-inverse leaves it out.
+    # A direction in which texts do not vary has no slope: the pseudo-inverse leaves it out.
     matrix = moments[image, text] @ torch.linalg.pinv(moments[text, text], rtol=1e-8, hermitian=True)
     return Adapter(kind=kind, matrix=matrix.float(), shift=(means[image] - matrix @ means[text]).float())
 
 
 def save_adapter(adapter: Adapter, file: Path) -> None:
-    """As safetensors; the kind is in the header."""
+    """Writes a safetensors file, with the kind in its header."""
     save_tensors(adapter.tensors(), file, {"kind": adapter.kind})
 
 
 def load_adapter(file: Path) -> Adapter:
-    """What `save_adapter` wrote. Raises OSError or SafetensorError for a file that cannot be read."""
+    """Reads what `save_adapter` wrote. Raises OSError or SafetensorError for a file that cannot be read."""
     with safe_open(file, "pt") as content:
         kind: AdapterKind = content.metadata()["kind"]
         return Adapter(kind=kind, **{name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118

@@ -14,9 +14,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from dialog_gen.clip.base import CLIP_MODELS, Clip, TextWriter, WritingPrompt, WritingTask
-from dialog_gen.clip.close import CLOSE, CLOSE_FILE, PROMPTS
 from dialog_gen.clip.close.adapters import Adapter, load_adapter, save_adapter
 from dialog_gen.clip.close.decoder import CloseDecoder, load_t5, no_progress_bars
+from dialog_gen.clip.close.layout import CLOSE, CLOSE_FILE, PROMPTS
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json
@@ -100,9 +100,9 @@ def save_close(close: CloseClip, folder: Path, changed: Mapping[str, Tensor]) ->
 
 
 def load_close(folder: Path) -> CloseClip:
-    """Reads what `save_close` wrote, without network but for a CLIP that is not there yet.
+    """Reads what `save_close` wrote; only a CLIP that is not on this machine needs the network.
 
-    Raises UsageError for a folder that holds none, a damaged one, and a CLIP that is gone or has other weights.
+    Raises UsageError for a folder without a decoder, a damaged one, and a CLIP that is missing or has other weights.
     """
     file = folder / CLOSE_FILE
     try:

@@ -16,7 +16,7 @@ _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 class CloseDecoder(nn.Module):
-    """One linear layer makes of a vector of width D the first few vectors, of width d_model, that the encoder reads."""
+    """A linear layer turns a vector of width D into the first few vectors, of width d_model, that the encoder reads."""
 
     def __init__(self, t5: T5ForConditionalGeneration, tokenizer: Any, width: int, prefix_vectors: int = 4) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class CloseDecoder(nn.Module):
 
     @torch.inference_mode()
     def write(self, vectors: Tensor, prompts: Sequence[str], *, beams: int = 5, max_tokens: int = 32) -> list[str]:
-        """What it says of each of N vectors (N, D) and prompts, by beam search, without randomness."""
+        """The text for each of N vectors (N, D) and prompts, by beam search, without randomness."""
         ids = self.token_ids(prompts, max_tokens=None)[0].to(vectors.device)
         inputs = self._inputs(vectors, ids)
         written = self.t5.generate(**inputs, num_beams=beams, max_new_tokens=max_tokens, do_sample=False)
@@ -42,7 +42,7 @@ class CloseDecoder(nn.Module):
         return [text.strip() for text in texts]
 
     def token_ids(self, texts: Sequence[str], max_tokens: int | None) -> tuple[Tensor, int]:
-        """(N, L) padded, each with its end, and how many were cut to `max_tokens`."""
+        """Padded token ids (N, L), each with its end token, and the number of texts that were cut to `max_tokens`."""
         rows: list[list[int]] = self.tokenizer(list(texts))["input_ids"]
         cut = 0
         if max_tokens is not None:
@@ -53,7 +53,7 @@ class CloseDecoder(nn.Module):
 
     @property
     def pad_id(self) -> int:
-        """Of the tokenizer."""
+        """The tokenizer's padding id."""
         return self.tokenizer.pad_token_id
 
     def _inputs(self, vectors: Tensor, prompts: Tensor) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ class CloseDecoder(nn.Module):
 
 @contextmanager
 def no_progress_bars() -> Generator[None]:
-    """While transformers reads or writes a file or two."""
+    """Hides the progress bars that transformers shows for every file that it reads or writes."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
@@ -76,7 +76,7 @@ def no_progress_bars() -> Generator[None]:
 
 
 def load_t5(name: str, revision: str | None = None, *, local: bool = False) -> tuple[Any, Any]:
-    """Model (float32) and tokenizer; `local`: of a folder, without network. Raises UsageError where there is no T5."""
+    """Model (float32) and tokenizer; `local`: of a folder, without network. Raises UsageError for any other model."""
     options: dict[str, Any] = {"revision": revision or "main", "local_files_only": local}
     try:
         with no_progress_bars():
@@ -93,11 +93,11 @@ def load_t5(name: str, revision: str | None = None, *, local: bool = False) -> t
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A word, or a mark of punctuation, is a token; what `texts` do not have is unknown."""
+    """A tokenizer whose tokens are the words and punctuation marks of `texts`; anything else is unknown."""
     backend = Tokenizer(models.WordLevel(unk_token=_UNKNOWN))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # Joins words by spaces, but for marks of punctuation. No word has the prefix: "#" is such a mark.
+    # Joins words with spaces, except before punctuation. No word has the prefix, since "#" is punctuation.
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     special = [_PAD, _END, _UNKNOWN]
     backend.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))

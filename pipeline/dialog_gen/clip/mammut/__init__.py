@@ -1,13 +1,6 @@
 """MaMMUT (arXiv 2303.16839): an image tower and one text decoder, which embeds texts in one pass and writes in another.
 
-A checkpoint is a model folder as Hugging Face lays them out. As a `Clip` it is searched with, and as a generator it
-answers questions about images (`dialog-gen run --model`):
-
-    FOLDER/config.json        MammutConfig
-    FOLDER/generation_config.json, chat_template.jinja
-    FOLDER/protocol.toml      the questions that a run asks by default; only for a model that was trained on dialogues
-    FOLDER/tokenizer.json ... where the tokenizer is one of Hugging Face's
-    FOLDER/model.safetensors  written last
+As a `Clip` it is searched with; as a generator it answers questions about images (`dialog-gen run --model`).
 """
 
 import json
@@ -18,11 +11,7 @@ from typing import Any
 from typing_extensions import override
 
 from dialog_gen.clip.base import FORMATS, Clip, ClipFormat
-
-MODEL_TYPE = "mammut"
-"""The `model_type` in config.json, and the name of the format."""
-PROTOCOL_FILE = "protocol.toml"
-"""In a model folder: the questions that a run asks where no protocol is named."""
+from dialog_gen.clip.mammut.layout import CONFIG_FILE, MODEL_TYPE
 
 
 class MammutFormat(ClipFormat):
@@ -34,7 +23,7 @@ class MammutFormat(ClipFormat):
     @override
     def recognises(self, folder: Path) -> bool:
         try:
-            return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
+            return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
         except (OSError, ValueError, KeyError, TypeError):
             return False
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from dialog_gen.clip.base import Clip, TextWriter, WritingPrompt, WritingTask
-from dialog_gen.clip.mammut import MODEL_TYPE, PROTOCOL_FILE
+from dialog_gen.clip.mammut.layout import MODEL_TYPE, PROTOCOL_FILE, WEIGHTS_FILE
 from dialog_gen.clip.mammut.model import (
     IMAGE_TOKEN,
     Mammut,
@@ -29,7 +29,6 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json
 from dialog_gen.core.tensors import save_tensors, sha256_of_weights
 
-WEIGHTS_FILE = "model.safetensors"
 _PREFIX = "mammut."
 _ANSWER_TOKENS = 48
 # Questions and answers in turn, as in the training texts.

@@ -1,7 +1,7 @@
-"""The text decoder, which has two passes over one set of weights (arXiv 2303.16839, section 3.1).
+"""The text decoder: two passes over one set of weights (arXiv 2303.16839, section 3.1).
 
-contrastive   every token attends every other, none attends the image; the mean over the tokens is the text's vector
-captioning    a token attends those before it and, in every few layers, the image; the next token is predicted
+contrastive   every token attends to every other, none to the image; the mean over the tokens is the text's vector
+captioning    a token attends to those before it and, in every few layers, to the image; the next token is predicted
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from dialog_gen.clip.text.tokens import padding_of
 
 
 class CrossAttention(nn.Module):
-    """Tokens attend the image; keys and values of the image are made once, by `read`."""
+    """Tokens attend to the image, whose keys and values are computed once, by `read`."""
 
     def __init__(self, width: int, heads: int, image_width: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class CrossAttention(nn.Module):
         return both.permute(0, 2, 3, 1, 4)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        """(N, L, width), and what `read` gave -> (N, L, width)."""
+        """(N, L, width), and the result of `read` -> (N, L, width)."""
         queries = _split(self.queries(self.norm(x)), self._heads)
         keys, values = image.to(queries.dtype).unbind(1)
         return self.out(_joined(scaled_dot_product_attention(queries, keys, values)))
@@ -40,8 +40,8 @@ class CrossAttention(nn.Module):
 class MammutText(nn.Module):
     """A CLIP's own text tower as a decoder: its blocks, embeddings, final norm and projection, and cross-attention.
 
-    Its table of tokens has one more, `image_id`, with which every text of the captioning pass begins. The table's
-    weights predict the next token, too.
+    Its token table has one entry more, `image_id`, with which every text of the captioning pass begins. The table's
+    weights also predict the next token.
     """
 
     def __init__(self, clip: Any, image_width: int, cross_attention_every: int, pad_id: int) -> None:
@@ -67,11 +67,11 @@ class MammutText(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """Tokens that fit."""
+        """The most tokens that a text may have."""
         return len(self.positional_embedding)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The contrastive pass: token ids (N, L), padded behind -> text vectors (N, D), not of unit norm."""
+        """The contrastive pass: token ids (N, L), padded at the end -> text vectors (N, D), not unit-norm."""
         kept = ~padding_of(tokens, self.pad_id)  # (N, L)
         x = self.embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         for block in self.blocks:
@@ -84,14 +84,14 @@ class MammutText(nn.Module):
         return pooled if self.text_projection is None else pooled @ self.text_projection
 
     def read(self, image: Tensor) -> Tensor:
-        """Image tokens (N, M, image width) -> keys and values (N, layers that read, 2, heads, M, width / heads)."""
+        """Image tokens (N, M, image width) -> keys and values (N, cross layers, 2, heads, M, width / heads)."""
         return torch.stack([layer.read(image) for layer in self.cross_attention], 1)  # type: ignore[operator]
 
     def next_token_logits(self, tokens: Tensor, image: Tensor, kept: Tensor | None = None, cache: Any = None) -> Tensor:
-        """The captioning pass: token ids (N, L) and what `read` gave -> logits (N, L, V) of the token behind each.
+        """The captioning pass: token ids (N, L) and the result of `read` -> logits (N, L, V) of the token after each.
 
-        `cache`: transformers' `Cache`, for tokens that go on after others. `kept` (N, K), True but for padding, is of
-        all tokens, those in the cache included. Raises ValueError where there are more than fit.
+        `cache`: transformers' `Cache` of the tokens before these. `kept` (N, K): False for padding, over all tokens,
+        those in the cache included. Raises ValueError for more tokens than the context holds.
         """
         count = tokens.shape[1]
         total = count if cache is None else count + cache.get_seq_length()
@@ -103,7 +103,7 @@ class MammutText(nn.Module):
             positions = places[total - count :]
         else:
             positions = (kept.long().cumsum(-1) - 1).clamp_min(0)[:, total - count :]
-            # A row of padding attends itself: of nothing to attend the result is not a number.
+            # A padding token attends to itself: with nothing to attend to, the result would be NaN.
             mask = mask & (kept[:, None, None] | (places == places[total - count :, None])[None, None])
         x = self.embedding(tokens) + self.positional_embedding[positions]
         for layer, block in enumerate(self.blocks):

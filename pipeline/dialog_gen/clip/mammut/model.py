@@ -1,4 +1,4 @@
-"""The model, and what makes a generator of Hugging Face's kind of it."""
+"""The model, and its form as a generator in Hugging Face's transformers."""
 
 from typing import Any
 
@@ -20,15 +20,15 @@ from transformers import (
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from dialog_gen.clip.mammut import MODEL_TYPE
 from dialog_gen.clip.mammut.decoder import MammutText
+from dialog_gen.clip.mammut.layout import MODEL_TYPE
 from dialog_gen.core.errors import UsageError
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 - no secret
 
 
 class Mammut(nn.Module):
-    """Image tower and text decoder. Both are taken from a CLIP; what reads the image is new."""
+    """Image tower and text decoder. Both are taken from a CLIP; the cross-attention to the image is new."""
 
     def __init__(self, clip: Any, config: "MammutConfig") -> None:
         """`clip`: open_clip's `CLIP` of this configuration, whose modules are taken, not copied.
@@ -64,7 +64,7 @@ class Mammut(nn.Module):
         return _normalized(self.text(text), normalize)
 
     def read(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W) -> what the captioning pass reads of an image: see `MammutText.read`."""
+        """Pixels (N, 3, H, W) -> the images' keys and values for the captioning pass, from `MammutText.read`."""
         return self.text.read(self.visual(pixels)[1])
 
 
@@ -85,15 +85,15 @@ class MammutConfig(PreTrainedConfig):
     ) -> None:
         """`clip`, `preprocess`: open_clip's configuration of model and preprocessing.
 
-        `text_start`, `text_end`: the token ids that the tokenizer puts around a text. `questions`: what a run asks by
-        default.
+        `text_start`, `text_end`: the token ids that the tokenizer puts around a text. `questions`: those that a run
+        asks by default.
         """
         self.clip, self.preprocess = clip or {}, preprocess or {}
         self.cross_attention_every = cross_attention_every
         self.text_start, self.text_end = text_start or [], text_end or []
         self.questions = questions or []
         text = self.clip.get("text_cfg", {})
-        # By these names `generate` knows them.
+        # `generate` reads these names.
         self.num_hidden_layers: int = text.get("layers", 12)
         self.num_attention_heads: int = text.get("heads", 8)
         self.hidden_size: int = text.get("width", 512)
@@ -120,7 +120,7 @@ class MammutForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
 
     def __init__(self, config: MammutConfig, mammut: Mammut | None = None) -> None:
-        """`mammut`: one that is there already."""
+        """`mammut`: an existing model to wrap."""
         super().__init__(config)
         self.mammut = Mammut(config.new_clip(), config) if mammut is None else mammut
         self.post_init()
@@ -134,7 +134,7 @@ class MammutForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (N, L, V) of the tokens behind `input_ids` (N, L), of pixels or of what `Mammut.read` gave."""
+        """Logits (N, L, V) of the token after each of `input_ids` (N, L), given pixels or what `Mammut.read` gave."""
         if image is None:
             if pixel_values is None:
                 raise ValueError("needs pixel_values or image")
@@ -152,7 +152,7 @@ class MammutForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return generator.generate(*arguments, **options)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: a folder without one of the weights is damaged, and one that is complete needs none drawn."""
+        """Does nothing: a folder that lacks a weight is damaged, and a complete one needs no random weights."""
 
 
 class MammutProcessor:
@@ -165,17 +165,17 @@ class MammutProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: Any, **_: Any) -> "MammutProcessor":
-        """Of a model folder."""
+        """The processor of a model folder."""
         config: Any = MammutConfig.from_pretrained(folder)
         return cls(config, tokenizer_of(config, folder))
 
     def __call__(self, images: list[Any], text: list[str], **_: Any) -> BatchFeature:
-        """PIL images and prompts -> input_ids and attention_mask (N, L), padded in front; pixel_values (N, 3, H, W)."""
+        """PIL images and prompts -> input_ids and attention_mask (N, L), left-padded; pixel_values (N, 3, H, W)."""
         pixels = torch.stack([self._transform(image) for image in images])
         return BatchFeature({**self.padded([self.tokenizer.encode(prompt) for prompt in text]), "pixel_values": pixels})
 
     def padded(self, prompts: list[list[int]]) -> dict[str, Tensor]:
-        """The token ids of prompts as input_ids and attention_mask (N, L), padded in front."""
+        """The token ids of prompts as input_ids and attention_mask (N, L), left-padded."""
         longest = max(map(len, prompts))
         missing = [longest - len(row) for row in prompts]
         ids = [[self.tokenizer.pad_id] * count + row for count, row in zip(missing, prompts, strict=True)]
@@ -191,17 +191,17 @@ class PromptTokenizer:
         self.pad_id: int = config.pad_token_id  # type: ignore[assignment]
 
     def encode(self, prompt: str) -> list[int]:
-        """A prompt begins with the image; what a caption begins with, the tokenizer's start, is left to the caller."""
+        """Token ids of a prompt, the image first. A caption's start token is left to the caller."""
         before, image, rest = prompt.partition(IMAGE_TOKEN)
         start, end = self._config.text_start, self._config.text_end
-        # One token more than the context shows what is too long: `generate` refuses it.
+        # With one token more than the context, `generate` refuses a prompt that is too long.
         length = self._config.max_position_embeddings + len(start) + len(end) + 1
         ids: list[int] = self._tokenizer([before + rest], context_length=length)[0].tolist()
         ids = ids[len(start) : ids.index(end[0], len(start))]
         return [self._config.image_token_id] * bool(image) + ids
 
     def decode(self, token_ids: list[int], **_: Any) -> str:
-        """The text of what was written, without special tokens."""
+        """The text of generated tokens, without special tokens."""
         special = {self._config.image_token_id, self._config.pad_token_id}
         special.update(self._config.text_start, self._config.text_end)
         kept = [token for token in token_ids if token not in special]
@@ -209,12 +209,12 @@ class PromptTokenizer:
         return inner.decode(kept).strip()
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
-        """The id of the token for an image; there is no other to ask for."""
+        """The id of the image token; None for any other."""
         return self._config.image_token_id if token == IMAGE_TOKEN else None
 
 
 def tokenizer_of(config: MammutConfig, folder: Any) -> Any:
-    """open_clip's tokenizer of the texts. Raises ValueError for one that has not the model's padding."""
+    """open_clip's tokenizer of the texts. Raises ValueError for a tokenizer whose padding is not the model's."""
     text = config.clip["text_cfg"]
     options: dict[str, Any] = {"context_length": config.max_position_embeddings, **text.get("tokenizer_kwargs", {})}
     if "hf_tokenizer_name" in text:
@@ -230,7 +230,7 @@ def _normalized(vectors: Tensor, wanted: bool) -> Tensor:
 
 
 def register_mammut() -> None:
-    """Makes it known to transformers' Auto classes."""
+    """Registers MaMMUT with transformers' Auto classes. Calling it again does nothing."""
     AutoConfig.register(MODEL_TYPE, MammutConfig, exist_ok=True)
     AutoModelForImageTextToText.register(MammutConfig, MammutForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(MammutConfig, MammutProcessor, exist_ok=True)

@@ -1,13 +1,4 @@
-"""open_clip's own checkpoints, which are plain CLIPs.
-
-FOLDER/open_clip_config.json, FOLDER/open_clip_model.safetensors and, where the tokenizer is not CLIP's, its files. It
-loads with
-
-    open_clip.create_model_and_transforms("local-dir:FOLDER")
-    open_clip.create_model_and_transforms(NAME, pretrained="FOLDER/open_clip_model.safetensors")
-
-A text tower of Hugging Face's adds its `config.json`, which open_clip would get from the Hub; here none is needed.
-"""
+"""open_clip's own checkpoints, which are plain CLIPs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +7,7 @@ from typing import Any
 from typing_extensions import override
 
 from dialog_gen.clip.base import FORMATS, Clip, ClipFormat
-
-OPEN_CLIP = "open_clip"
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
+from dialog_gen.clip.open_clip.layout import CONFIG_FILE, OPEN_CLIP, WEIGHTS_FILE
 
 
 class OpenClipFormat(ClipFormat):

@@ -13,7 +13,7 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from safetensors import SafetensorError
 
 from dialog_gen.clip.base import CLIP_MODELS, Clip
-from dialog_gen.clip.open_clip import CONFIG_FILE, WEIGHTS_FILE
+from dialog_gen.clip.open_clip.layout import CONFIG_FILE, WEIGHTS_FILE
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.core.files import write_json
 from dialog_gen.core.tensors import save_tensors, sha256_of_weights

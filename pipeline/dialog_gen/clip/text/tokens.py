@@ -14,11 +14,11 @@ Ids = npt.NDArray[np.int32]
 
 
 class TextEncoder:
-    """Gives the ids that a tokenizer gives, start and end tokens included, cut to the context, without the padding."""
+    """Token ids of texts as a tokenizer gives them, start and end tokens included, cut to the context, unpadded."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        # open_clip's wrappers of Hugging Face's tokenizers hold them so; its own pads with 0.
+        # open_clip wraps Hugging Face's tokenizers in this way; its own pads with 0.
         inner: Any = getattr(tokenizer, "tokenizer", None)
         self.context_length: int = tokenizer.context_length
         self.pad_id: int = 0 if inner is None else inner.pad_token_id
@@ -29,7 +29,7 @@ class TextEncoder:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What decides the ids, as JSON values."""
+        """Everything that decides the ids, as JSON values."""
         names = ("vocabulary_sha256", "context_length", "pad_id", "start", "end")
         return {name: getattr(self, name) for name in names}
 
@@ -66,7 +66,7 @@ class TextEncoder:
 
 
 def join_ids(texts: Iterable[Ids], start: Sequence[int], end: Sequence[int], context_length: int) -> Ids:
-    """The ids of the texts behind one another, between one start and one end, cut to the context."""
+    """The ids of several texts in a row, between one start and one end, cut to the context."""
     contents = [ids[len(start) : len(ids) - len(end)] for ids in texts]
     content = np.concatenate(contents)[: context_length - len(start) - len(end)]
     return np.concatenate([np.asarray(start, np.int32), content, np.asarray(end, np.int32)])
@@ -81,11 +81,11 @@ def padded(texts: Sequence[Ids], pad_id: int, length: int) -> Tensor:
 
 
 def last_tokens(tokens: Tensor, pad_id: int) -> Tensor:
-    """Token ids (N, L), padded behind -> the place of the last token of each text (N,)."""
+    """Token ids (N, L), padded at the end -> index of the last token of each text (N,); it may equal the padding."""
     places = torch.arange(tokens.shape[1], device=tokens.device)
     return torch.where(tokens != pad_id, places, 0).amax(-1)
 
 
 def padding_of(tokens: Tensor, pad_id: int) -> Tensor:
-    """Token ids (N, L) -> True behind the last token of each text (N, L)."""
+    """Token ids (N, L), padded at the end -> True after the last token of each text (N, L)."""
     return torch.arange(tokens.shape[1], device=tokens.device) > last_tokens(tokens, pad_id).unsqueeze(-1)

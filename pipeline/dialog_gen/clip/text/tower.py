@@ -1,8 +1,8 @@
-"""The text tower of an open_clip model, run on just the tokens that can change its output.
+"""The text tower of an open_clip model, run only on the tokens that can change its output.
 
-A causal transformer that is pooled at the end-of-text token gives the same vector whatever stands behind that token,
+A causal transformer that is pooled at the end-of-text token gives the same vector whatever follows that token,
 so the padding to open_clip's fixed context can go: exact, no approximation. Texts of similar length are encoded
-together, in as many passes as pay, so that one long text does not bring its padding to all others.
+together, in as many passes as are worth their cost, so that one long text does not pad all others.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from dialog_gen.clip.text.tokens import Ids, TextEncoder, last_tokens
 from dialog_gen.core.errors import UsageError
 
-# What one more pass costs, in tokens: hundreds of kernels to launch on a GPU, a few calls on a CPU.
+# The cost of one more pass, in tokens: hundreds of kernels to launch on a GPU, a few calls on a CPU.
 _TOKENS_A_PASS = {"cpu": 32}
 _TOKENS_A_PASS_GPU = 2048
 
@@ -116,8 +116,9 @@ def encode_ids(
 ) -> Tensor:
     """Token ids of N texts, as `encoder` gave them -> unit-norm vectors (N, D), float32, on the tower's device.
 
-    `advance` hears how many texts each batch had. Raises UsageError, with the model's `name`, where a vector is not
-    finite.
+    `advance` is called with the number of texts of each batch.
+
+    Raises UsageError, with the model's `name`, where a vector is not finite.
     """
     device = next(tower.parameters()).device
     # Texts of one length together: a batch costs what its longest text costs.
@@ -147,7 +148,7 @@ def mixed(shares: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
 
 
 def passes(lengths: Sequence[int], tokens_a_pass: int) -> list[int]:
-    """How many texts each pass takes, of texts sorted by length: the least tokens, padding and passes included.
+    """The number of texts in each pass, for texts sorted by length: the fewest tokens, with padding and cost of passes.
 
     Exact, by dynamic programming over the distinct lengths.
     """

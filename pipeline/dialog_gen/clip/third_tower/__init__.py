@@ -1,10 +1,4 @@
-"""CLIP-3Modal: a third tower, for dialogues, beside a CLIP's frozen image and text towers (thesis, section 4.3).
-
-A checkpoint is the base model's own folder, which loads in open_clip as the base model, with two files more:
-
-    FOLDER/third_tower.json          the base model's name and hash of weights; beta, its share in a text's vector
-    FOLDER/third_tower.safetensors   the third tower, by the names that `TextTower` has for its parameters
-"""
+"""CLIP-3Modal: a third tower, for dialogues, beside a CLIP's frozen image and text towers (thesis, section 4.3)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +7,7 @@ from typing import Any
 from typing_extensions import override
 
 from dialog_gen.clip.base import FORMATS, Clip, ClipFormat
-
-THIRD_TOWER = "third_tower"
-CONFIG_FILE, WEIGHTS_FILE = "third_tower.json", "third_tower.safetensors"
+from dialog_gen.clip.third_tower.layout import CONFIG_FILE, THIRD_TOWER
 
 
 class ThirdTowerFormat(ClipFormat):

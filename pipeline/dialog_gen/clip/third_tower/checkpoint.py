@@ -16,7 +16,7 @@ from typing_extensions import override
 from dialog_gen.clip.base import Clip, TextPart
 from dialog_gen.clip.loader import load_clip, save_clip
 from dialog_gen.clip.text.tower import TextTower
-from dialog_gen.clip.third_tower import CONFIG_FILE, THIRD_TOWER, WEIGHTS_FILE
+from dialog_gen.clip.third_tower.layout import CONFIG_FILE, THIRD_TOWER, WEIGHTS_FILE
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json
 from dialog_gen.core.tensors import save_tensors, sha256_of_weights

@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from dialog_gen.clip.base import WritingTask
-from dialog_gen.clip.close import AdapterKind
+from dialog_gen.clip.close.layout import AdapterKind
 from dialog_train.config import BaseRecipe, Settings
 
 Context = Literal["caption", "dialogue"]

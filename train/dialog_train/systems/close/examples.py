@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from dialog_gen.clip.base import WritingTask
-from dialog_gen.clip.close import CONTRADICTS, FOLLOWS, PROMPTS
+from dialog_gen.clip.close.layout import CONTRADICTS, FOLLOWS, PROMPTS
 from dialog_gen.inspect.statistics import question_type
 
 
