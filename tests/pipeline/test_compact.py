@@ -15,7 +15,9 @@ from helpers.inputs import sha256
 from helpers.progress import Heard
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
+from dialog_gen.cli.remedies import explained
 from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.dataset.errors import OtherConfigError
 from dialog_gen.dataset.folder import DatasetFolder, ShardManifest
 from dialog_gen.dataset.verify import totals, verify
 from dialog_gen.dataset.writer import check_config, open_writer
@@ -281,8 +283,9 @@ def test_where_it_may_not_go(source: Path, tmp_path: Path) -> None:
 
 def test_a_run_does_not_go_on_in_it(source: Path, tmp_path: Path) -> None:
     merged(source, tmp_path / "out")
-    with pytest.raises(UsageError, match="was made by `dialog-gen compact`: a run goes on in its own folder only"):
+    with pytest.raises(OtherConfigError) as caught:
         check_config(str(tmp_path / "out"), CONFIG)
+    assert "was made by `dialog-gen compact`: a run goes on in its own folder only" in explained(caught.value)
 
 
 @pytest.mark.parametrize("path", ["../x.parquet", "data/../x.parquet", "/etc/x.parquet", "data/x", "other/x.parquet"])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import huggingface_hub
 import huggingface_hub.constants
 import huggingface_hub.file_download
@@ -370,8 +371,34 @@ def test_a_damaged_dataset_is_not_pushed(hub: StandIn, source: Path) -> None:
     assert hub.repos == {}
 
 
+@pytest.mark.parametrize("name", ["v1", "v2", "v2-gated"])
+def test_a_dataset_of_an_older_version_is_pushed_as_one_of_the_current_version(
+    hub: StandIn, name: str, tmp_path: Path
+) -> None:
+    stored = Path(shutil.copytree(Path(__file__).parents[1] / "data" / name, tmp_path / name))
+    before = files_of(stored)
+    for _ in range(2):
+        summary = pushed(stored, replace=False)
+        assert (summary.images, summary.pairs) == (8, 24)
+        assert files_of(stored) == before
+    there = hub.repos[REPO].files
+    assert json.loads(there["config.json"])["schema_version"] == 3
+    assert b"One row an image (version 3 of the record)." in there["README.md"]
+    assert (b"17 of 24 pairs (70.8%) are unmarked" in there["README.md"]) is (name == "v2-gated")
+    pulled(tmp_path)
+    rows, found = list(DatasetFolder(str(stored)).rows()), list(DatasetFolder(str(tmp_path / "pulled")).rows())
+    assert found == rows
+    loaded = datasets.load_dataset(
+        "parquet",
+        data_files=str(tmp_path / "pulled" / "data" / "*.parquet"),
+        cache_dir=str(tmp_path / "c"),
+        split="train",
+    )
+    assert loaded.remove_columns("images")[0]["gates"] == rows[0]["gates"]
+
+
 @pytest.mark.parametrize("check", [False, True])
-def test_a_dataset_of_an_older_record_is_not_pushed(
+def test_a_dataset_of_another_record_is_not_pushed(
     hub: StandIn, source: Path, monkeypatch: pytest.MonkeyPatch, check: bool
 ) -> None:
     schema = store_module.DIALOGUES

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset import writer as store_module
+from dialog_gen.dataset.errors import OtherConfigError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import verify
 from dialog_gen.dataset.writer import DatasetWriter, ShardWriter, check_config, open_writer
@@ -501,3 +502,140 @@ def test_the_engines_log_begins_anew(tmp_path: Path) -> None:
             log = store.engine_log()
             assert (log, log.read_bytes()) == (tmp_path / "engine.log", b"")
             log.write_text("words")
+
+
+# Several writers
+
+
+SHARED = """
+import sys, time
+from helpers.rows import make_row, shard_of, write_shard
+from dialog_gen.dataset.writer import open_writer
+out, crash = sys.argv[1:]
+made = []
+with open_writer(out, {"model": "m", "seed": 1}, shared=True) as writer:
+    print("in", flush=True)
+    sys.stdin.readline()
+    for number in range(12):
+        unit = shard_of(f"s{number:02}", 2)
+        if not writer.claim(unit):
+            continue
+        rows = [make_row(2 * number + k) for k in range(2)]
+        if crash == unit.name:
+            (writer.tmp / "half").touch()
+            print("claimed", flush=True)
+            time.sleep(600)
+        time.sleep(0.02)
+        write_shard(writer, unit, rows)
+        made.append(unit.name)
+print(*made, flush=True)
+"""
+
+
+class Other:
+    """A process that writes to `out` together with others; it begins when it is told, and stops at the shard `crash`."""
+
+    def __init__(self, out: Path, crash: str = "") -> None:
+        command = [sys.executable, "-c", SHARED, str(out), crash]
+        environment = {**os.environ, "PYTHONPATH": PATH}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
+        assert self.said() == "in"
+
+    def said(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def made(self) -> list[str]:
+        """The shards that it made, when it has ended."""
+        made = self.said().split()
+        assert self.process.wait() == 0
+        return made
+
+
+def test_several_writers_make_each_shard_once(tmp_path: Path) -> None:
+    with open_writer(str(tmp_path / "alone"), CONFIG) as store:
+        for number in range(12):
+            write_shard(store, shard_of(f"s{number:02}", 2), [make_row(2 * number + k) for k in range(2)])
+    out = tmp_path / "out"
+    others = [Other(out) for _ in range(3)]
+    for other in others:
+        other.go()
+    made = [other.made() for other in others]
+    assert sorted(name for names in made for name in names) == [f"s{number:02}" for number in range(12)]
+    assert sum(map(bool, made)) > 1
+    assert files_of(out) == files_of(tmp_path / "alone")
+    assert not (out / ".tmp").exists()
+    assert verify(DatasetFolder(str(out))).problems == []
+
+
+def test_a_killed_writer_gives_its_shard_back(tmp_path: Path) -> None:
+    dies, lives = Other(tmp_path, crash="s05"), Other(tmp_path)
+    dies.go()
+    assert dies.said() == "claimed"
+    unit = shard_of("s05", 2)
+    with open_writer(str(tmp_path), CONFIG, shared=True) as store:
+        assert not store.claim(unit)
+        leftovers = list(tmp_path.glob(".tmp/*/half"))
+        dies.process.kill()
+        dies.process.wait()
+        assert len(leftovers) == 1
+        assert leftovers[0].exists()
+        assert store.claim(unit)
+    lives.go()
+    assert lives.made() == [f"s{number:02}" for number in range(5, 12)]
+    # The one who lived was there before the other died: the next one clears up.
+    with open_writer(str(tmp_path), CONFIG, shared=True):
+        assert not leftovers[0].exists()
+    assert not (tmp_path / ".tmp").exists()
+    assert len(DatasetFolder(str(tmp_path)).shards()) == 12
+
+
+def test_one_who_wants_the_folder_alone_waits_for_all_others(tmp_path: Path) -> None:
+    other = Other(tmp_path)
+    with pytest.raises(UsageError, match="another run is writing"), open_writer(str(tmp_path), CONFIG):
+        pass
+    with open_writer(str(tmp_path), CONFIG, shared=True) as store:
+        assert not (store.tmp / "mine").exists()
+    other.go()
+    assert len(other.made()) == 12
+    with open_writer(str(tmp_path), CONFIG) as store:
+        assert not store.claim(shard_of("s00", 2))
+        with pytest.raises(UsageError, match="another run is writing"), open_writer(str(tmp_path), CONFIG, shared=True):
+            pass
+    assert not (tmp_path / ".tmp").exists()
+
+
+def test_writers_that_share_a_folder_agree_on_the_configuration(tmp_path: Path) -> None:
+    with open_writer(str(tmp_path), CONFIG, shared=True):
+        # There is no shard yet; alone it might be changed.
+        with pytest.raises(OtherConfigError), open_writer(str(tmp_path), {"model": "x"}, shared=True):
+            pass
+        assert DatasetFolder(str(tmp_path)).config() == CONFIG
+        with open_writer(str(tmp_path), CONFIG, shared=True) as second:
+            assert second.claim(shard_of("a", 1))
+    with open_writer(str(tmp_path), {"model": "x"}, shared=True):
+        pass
+    assert DatasetFolder(str(tmp_path)).config() == {"model": "x"}
+    with pytest.raises(UsageError, match="is not on local disk"), open_writer("memory://x", CONFIG, shared=True):
+        pass
+
+
+def test_a_claim_ends_with_its_writer_and_with_its_shard(tmp_path: Path) -> None:
+    unit, config = shard_of("a", 1), CONFIG
+    with open_writer(str(tmp_path), config, shared=True) as one, open_writer(str(tmp_path), config, shared=True) as two:
+        assert one.claim(unit)
+        assert one.claim(unit)
+        assert not two.claim(unit)
+        write_shard(one, unit, [make_row(0)])
+        assert not two.claim(unit)  # it is complete
+        assert two.claim(shard_of("a", 1, fingerprint="changed"))
+        with open_writer(str(tmp_path), config, shared=True) as three:
+            assert three.claim(shard_of("b", 1))
+        assert one.claim(shard_of("b", 1))
+        assert one.engine_log() == two.engine_log() == tmp_path / f"engine-{os.getpid()}.log"

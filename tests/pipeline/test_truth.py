@@ -91,12 +91,12 @@ GATED = [
     make_row(
         0,
         texts=pairs((COLOR, "red"), (COLOR, "blue"), (COUNT, "1")),
-        gates=gates_of([["leak"], ["length", "leak"], []], length=[1.0, 1.0, 1.0], leak=[0.0, None, 0.0]),
+        gates=gates_of([["leak"], ["length", "leak"], []], leak=[0.0, None, 0.0], length=[1.0, 1.0, 1.0]),
     ),
     make_row(
         1,
         texts=pairs((COUNT, "2"), (COUNT, "3"), (COUNT, "2")),
-        gates=gates_of([[], ["leak"], []], length=[1.0, 1.0, 1.0], leak=[0.0, None, 0.0]),
+        gates=gates_of([[], ["leak"], []], leak=[0.0, None, 0.0], length=[1.0, 1.0, 1.0]),
     ),
 ]
 

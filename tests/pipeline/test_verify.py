@@ -180,8 +180,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         ["rejects/s0.parquet: 'image 4': image_sha256 is not that of the image"],
     ),
     "scores and marks of other pairs, signed": (
-        lambda out: edit_rows(out, lambda rows: rows[0].update(gate_leak=[0.0, 1.0], marks=[])),
-        ["gate_leak has 2 entries for 1 pairs", "marks has 0 entries for 1 pairs"],
+        lambda out: edit_rows(out, lambda rows: rows[0].update(answer_logprobs=[0.0, 1.0], gates=[])),
+        ["answer_logprobs has 2 entries for 1 pairs", "gates has 0 entries for 1 pairs"],
     ),
     "an id twice in a shard, signed": (
         lambda out: edit_rows(out, lambda rows: rows[0].update(image_id="image 3")),

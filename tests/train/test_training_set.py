@@ -459,3 +459,28 @@ def test_summary_is_json(tiny_set: TrainingSet) -> None:
     config = json.loads((tiny_set.out / "config.json").read_text())
     assert config["dialogue_format"] == "question_answer"
     assert config["tokenizer"]["context_length"] == CONTEXT
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "v2-gated"])
+def test_datasets_of_older_versions_are_trained_on(name: str, clip: Clip, tmp_path: Path) -> None:
+    stored = Path(__file__).parents[1] / "data" / name
+    dataset = DatasetFolder.existing(str(stored))
+    rows = json.loads((stored.parent / f"{name}.rows.json").read_text())["data"]
+    usable = {row["image_sha256"]: row for row in reversed(rows) if row["caption"]}
+    embed_dataset(dataset, clip, tmp_path / "v")
+    vectors = VectorStore(tmp_path / "v")
+    everything = build_training_set(dataset, vectors, clip, tmp_path / "t")
+    assert (everything.rows, everything.pairs) == (len(usable), sum(len(row["texts"]) for row in usable.values()))
+    if name != "v2-gated":
+        with pytest.raises(UsageError, match="no gates went over shard set-000"):
+            build_training_set(dataset, vectors, clip, tmp_path / "kept", kept_only=True)
+        return
+    kept = build_training_set(dataset, vectors, clip, tmp_path / "kept", kept_only=True)
+    assert kept.rows == len(usable)
+    assert kept.pairs == sum(sum(not marks for marks in row["marks"]) for row in usable.values()) < everything.pairs
+    first = next(row for row in rows if row["image_sha256"] in usable)
+    texts = [pair for pair, marks in zip(first["texts"], first["marks"], strict=True) if not marks]
+    expected = padded([f"{pair['user']} {pair['assistant']}" for pair in texts])
+    found = TrainingSet(tmp_path / "kept")
+    asked = [found.batch([0], epoch, concatenate=False).dialogue_tokens[0].tolist() for epoch in range(len(texts))]
+    assert {tuple(filter(None, ids)) for ids in asked} == {tuple(filter(None, ids)) for ids in expected.tolist()}

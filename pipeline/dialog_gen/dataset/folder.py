@@ -96,10 +96,11 @@ class DatasetFolder:
 
     @classmethod
     def existing(cls, location: str) -> "DatasetFolder":
-        """A folder that holds a dataset. Raises NoDatasetError where there is none."""
+        """A folder that holds a dataset. Raises NoDatasetError where there is none, and what `config` raises."""
         folder = cls(location)
         if not folder.exists("config.json"):
             raise NoDatasetError(location, exists=folder.exists(""))
+        folder.config()
         return folder
 
     @classmethod

@@ -69,8 +69,8 @@ def upgrade(location: str, on_progress: OnProgress = ignore_progress) -> Upgrade
         writer.remove(UPGRADE)
     if damaged:
         raise FailedCheckError(
-            f"{len(damaged)} shards of {location} are damaged and were not upgraded, first {damaged[0]}: all others are; "
-            "make these anew."
+            f"{len(damaged)} shards of {location} are damaged and were not upgraded, first {damaged[0]}: run again to "
+            "make them anew; all others are upgraded."
         )
     return _summary(folder, before.schema_version, done)
 

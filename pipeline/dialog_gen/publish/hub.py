@@ -23,6 +23,8 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.core.parquet import open_parquet
+from dialog_gen.dataset.folder import upgraded
+from dialog_gen.dataset.record import SCHEMA_VERSION
 from dialog_gen.publish.compact import COMPACTED
 
 NOTES = ("README.md", "config.json", "run.json", "gates.json", "rehydrate.json", "images.json")
@@ -207,6 +209,8 @@ def is_transient(error: BaseException) -> bool:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """How two config.json differ that belong to different datasets; empty for two versions of one dataset."""
+    if there.get("schema_version") == SCHEMA_VERSION:
+        here = upgraded(here)  # as it is pushed
     if there.get("schema_version") != here.get("schema_version"):
         return [f"schema_version: {there.get('schema_version')!r} there, {here.get('schema_version')!r} here"]
     keys = [key for key in {**there, **here} if key not in _FREE_KEYS and there.get(key) != here.get(key)]
