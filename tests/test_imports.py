@@ -21,7 +21,15 @@ MAY_IMPORT_THE_WORLD = (
 PICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve"}
 RISKY_FLAGS = {"trust_remote_code", "allow_pickle"}
 # Importable in a moment: by the CLI's --help and by programs that only read the datasets.
-LIGHT = ("core.errors", "parsing", "core.toml_files", "protocols.protocol", "download.manifests", "dataset.record")
+LIGHT = (
+    "core.errors",
+    "parsing",
+    "core.toml_files",
+    "protocols.protocol",
+    "download.manifests",
+    "dataset.record",
+    "gates.base",
+)
 HEAVY = {"torch", "transformers", "vllm"}
 
 

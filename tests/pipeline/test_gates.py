@@ -1,6 +1,8 @@
 """Scores of single rows, against answers worked out by hand."""
 # ruff: noqa: RUF001 - letters of other scripts are what is tested
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.gates.language import Language
-from dialog_gen.gates.pair_scores import echo, leak, length, logprob, near_duplicates, repetition, truncation
-from dialog_gen.gates.scorer import Row, Scores
-from dialog_gen.gates.settings import LanguageSettings
+from dialog_gen.gates.base import GATES, Row, Scores
+from dialog_gen.gates.language import Language, LanguageSettings
 from dialog_gen.gates.words import jaccard, shingles, words
+
+
+def scores_by(name: str) -> Callable[[Row], Scores]:
+    gate = GATES.get(name)
+    return gate(gate.settings_class(), {}).score_row
+
+
+empty, leak, length, logprob, near_duplicates, repetition, truncation = map(
+    scores_by, ("empty", "leak", "length", "logprob", "near_duplicate", "repetition", "truncation")
+)
 
 
 def row_of(*pairs: tuple[str, str], **columns: Any) -> dict[str, Any]:
@@ -42,14 +52,14 @@ def test_words(text: str, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("score", "question", "answer", "expected"),
     [
-        (echo, "What color is it?", "what color is it", 1),
-        (echo, "What color is it?", "It is red.", 1 / 4),
-        (echo, "What color is it?", "...", 1),
-        (echo, "What color is it?", "", 1),
-        (echo, "What color is it?", "blue", 0),
-        (echo, "Is it red?", "Is it red? Yes, it is red.", 3 / 7),
-        (echo, "Is the star small or large?", "large", 1 / 6),
-        (echo, "?", "yes", 0),
+        (empty, "What color is it?", "what color is it", 1),
+        (empty, "What color is it?", "It is red.", 1 / 4),
+        (empty, "What color is it?", "...", 1),
+        (empty, "What color is it?", "", 1),
+        (empty, "What color is it?", "blue", 0),
+        (empty, "Is it red?", "Is it red? Yes, it is red.", 3 / 7),
+        (empty, "Is the star small or large?", "large", 1 / 6),
+        (empty, "?", "yes", 0),
         (repetition, "?", "a red, a red, a red star", 4 / 7),
         (repetition, "?", "very very good", 1 / 3),
         (repetition, "?", "a red and a blue star", 0),
@@ -111,7 +121,7 @@ def test_logprob_is_as_recorded() -> None:
 
 @pytest.fixture(scope="module")
 def english() -> Language:
-    return Language(LanguageSettings())
+    return Language(LanguageSettings(), {})
 
 
 @pytest.mark.parametrize(
@@ -139,14 +149,14 @@ def test_of_a_short_pair_no_language_is_told(english: Language, pair: tuple[str,
 
 
 def test_another_language_can_be_expected() -> None:
-    german = Language(LanguageSettings(expected="de"))
+    german = Language(LanguageSettings(expected="de"), {})
     [scores] = german.score([row_of(("Was ist auf dem Bild?", "Eine Katze."), ("What is it?", "A dog on a street."))])
     assert scores[0] is not None
     assert scores[1] is not None
     assert scores[0] > 0.9
     assert scores[1] < 0.1
     with pytest.raises(UsageError, match="expected = 'eng' is no language that can be told: did you mean 'en'"):
-        Language(LanguageSettings(expected="eng"))
+        Language(LanguageSettings(expected="eng"), {})
 
 
 texts = st.lists(st.sampled_from(["a", "b", "red", "Dog", "狗", "or", "?", "..."])).map(" ".join) | st.text()
@@ -155,7 +165,7 @@ texts = st.lists(st.sampled_from(["a", "b", "red", "Dog", "狗", "or", "?", "...
 @given(question=texts, answer=texts)
 def test_scores_are_fractions(question: str, answer: str) -> None:
     row = row_of((question, answer), (answer, question))
-    for score in (echo, repetition, leak, near_duplicates):
+    for score in (empty, repetition, leak, near_duplicates):
         assert all(value is None or 0 <= value <= 1 for value in score(row))
     assert length(row)[0] == len(words(answer))
 
@@ -178,3 +188,10 @@ def test_similarity_of_texts(first: str, second: str) -> None:
     one, other = shingles(first), shingles(second)
     assert jaccard(one, one) == 1
     assert jaccard(one, other) == jaccard(other, one) == pytest.approx(1 - len(one ^ other) / len(one | other))
+
+
+def test_asking_for_a_gate_imports_no_library_that_only_scoring_needs() -> None:
+    slow = {"torch", "transformers", "vllm", "open_clip", "datasketch", "scipy", "py3langid"}
+    script = f"import sys; from dialog_gen.gates.base import GATES; GATES.names(); print({slow} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr

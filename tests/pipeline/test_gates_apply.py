@@ -20,13 +20,16 @@ from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.verify import verify
 from dialog_gen.dataset.writer import DatasetWriter, open_writer
-from dialog_gen.gates.apply import GatePass
-from dialog_gen.gates.pair_scores import echo, length
-from dialog_gen.gates.settings import GATES, GateSettings, Limits, load_gates
+from dialog_gen.gates import apply
+from dialog_gen.gates.base import GATES, Limits
+from dialog_gen.gates.settings import load_gates
+from dialog_gen.gates.yes_bias import YesBiasSettings
 
 CONFIG = {"model": "m", "engine": "e"}
 SPEC = "empty,length,yes_bias,near_duplicate"
 ANSWERS = ("yes", "yes", "no", "A red star.", "...", "word " * 70)
+NAMES = ["empty", "repetition", "truncation", "leak", "near_duplicate", "set_duplicate", "yes_bias", "language"]
+NAMES += ["length", "similarity", "logprob", "self_consistency"]
 
 
 def gated_row(number: int, **columns: Any) -> dict[str, Any]:
@@ -62,8 +65,12 @@ PATH = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
 
 
 def apply_gates(out: Path, spec: str = SPEC) -> dict[str, Any]:
-    with open_writer(str(out), CONFIG) as store:
-        return GatePass.of(spec, CONFIG).apply(store)
+    return apply.apply_gates(str(out), spec)
+
+
+def expected_of(name: str, row: dict[str, Any]) -> list[float | None]:
+    gate = GATES.get(name)
+    return gate(gate.settings_class(), {}).score_row(row)
 
 
 @pytest.fixture
@@ -88,13 +95,13 @@ def test_columns_and_marks_are_written_and_nothing_else_changes(dataset: Path, t
     after = rows_of(dataset, volatile=True)
     assert [{**row, "gates": None} for row in after] == before
     assert rows_of(dataset, "rejects", volatile=True) == rejects
-    limits = load_gates(spec).chosen()
+    limits = load_gates(spec)
     for row in after:
-        assert scores_of(row, "length") == length(row)
-        assert scores_of(row, "empty") == pytest.approx(echo(row))
+        assert scores_of(row, "length") == expected_of("length", row)
+        assert scores_of(row, "empty") == pytest.approx(expected_of("empty", row))
         for scores, marks in zip(row["gates"], marks_of(row) or (), strict=True):
             assert [score["gate"] for score in scores] == list(limits)
-            assert marks == [s["gate"] for s in scores if limits[s["gate"]].speak_against(s["score"])]
+            assert marks == [s["gate"] for s in scores if limits[s["gate"]].is_violated(s["score"])]
     answers = [pair["assistant"].strip() for row in after for pair in kept_pairs(row)]
     assert sorted(set(answers)) == ["A red star.", "no", "yes"]
     assert answers.count("yes") == answers.count("no") == 8
@@ -153,6 +160,20 @@ def test_only_shards_that_would_change_are_done_again(tmp_path: Path) -> None:
         name: data for name, data in before.items() if name.startswith(("data/s", "shards/s"))
     }
     assert all(scores_of(row, "length") for row in rows_of(out))
+
+
+def test_progress_goes_through_a_callback_and_nothing_is_printed(
+    dataset: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    apply.apply_gates(str(dataset), {"length": {"max": 3}, "yes_bias": {}}, lambda *call: calls.append(call))
+    for stage in ("quality gates: survey", "quality gates"):
+        counts = [done for name, done, total, unit in calls if (name, total, unit) == (stage, 12, "images")]
+        assert counts == sorted(counts)
+        assert counts[-1] == 12
+    assert {call[0] for call in calls} == {"quality gates: survey", "quality gates"}
+    assert capfd.readouterr() == ("", "")
+    assert json.loads((dataset / "gates.json").read_text())["settings"]["length"] == {"min": 1, "max": 3}
 
 
 class Killed(BaseException):
@@ -221,12 +242,12 @@ def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> N
 
 
 def test_every_gate_has_settings_and_a_meaning() -> None:
-    assert list(GateSettings.model_fields) == list(GATES) == list(load_gates("all").chosen())
-    assert set(GATES) - set(load_gates("text").chosen()) == {"similarity", "self_consistency"}
-    assert list(load_gates("leak, length").chosen()) == ["leak", "length"]
-    assert load_gates("similarity,text,length") == load_gates(",".join(set(GATES) - {"self_consistency"}))
-    words = GateSettings.model_validate({"yes_bias": {"yes": ["Yes ", "YEAH"]}}).yes_bias
-    assert words is not None
+    assert list(load_gates("all")) == NAMES
+    assert set(NAMES) - set(load_gates("text")) == {"similarity", "self_consistency"}
+    assert list(load_gates("leak, length")) == ["leak", "length"]
+    assert load_gates("similarity,text,length") == load_gates(",".join(set(NAMES) - {"self_consistency"}))
+    words = load_gates({"yes_bias": {"yes": ["Yes ", "YEAH"]}})["yes_bias"]
+    assert isinstance(words, YesBiasSettings)
     assert words.yes == ("yes", "yeah")
 
 
@@ -242,7 +263,7 @@ def test_every_gate_has_settings_and_a_meaning() -> None:
 )
 def test_limits(limits: Limits, marked: list[float]) -> None:
     stored = 0.6000000238418579  # 0.6 as it comes back from a column of float32
-    assert [score for score in (0.1, 0.6, stored, 2.0, None) if limits.speak_against(score)] == marked
+    assert [score for score in (0.1, 0.6, stored, 2.0, None) if limits.is_violated(score)] == marked
 
 
 def test_the_command(dataset: Path, dialog_gen_cli: Cli) -> None:
@@ -267,9 +288,12 @@ def test_a_dataset_without_rows(tmp_path: Path, dialog_gen_cli: Cli) -> None:
 
 def test_the_list_of_gates(dialog_gen_cli: Cli) -> None:
     lines = dialog_gen_cli("gates").out.splitlines()[1:]
-    assert [line.split()[0] for line in lines] == list(GATES)
+    assert [line.split()[0] for line in lines] == NAMES
     listed = json.loads(dialog_gen_cli("gates", "--json").out)
     assert {row["name"]: row["settings"]["min"] for row in listed}["length"] == 1
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = "".join(f"| `{row['name']}` | {row['description']} | {row['limits']} |\n" for row in listed)
+    assert f"| Gate | Score of a pair | Limits |\n|---|---|---|\n{table}\n" in readme
 
 
 MISTAKES = {

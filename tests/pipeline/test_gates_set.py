@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dialog_gen.gates.base import Row, Scores, SetGate
 from dialog_gen.gates.hash_collections import HashList, HashSet, index_in
-from dialog_gen.gates.scorer import Row, Scores, SetScorer
-from dialog_gen.gates.set_duplicate import SetDuplicate
-from dialog_gen.gates.settings import SetDuplicateSettings, YesBiasSettings
-from dialog_gen.gates.yes_bias import YesBias
+from dialog_gen.gates.set_duplicate import SetDuplicate, SetDuplicateSettings
+from dialog_gen.gates.yes_bias import YesBias, YesBiasSettings
 
 
 def rows_of(answers: Sequence[str], question: str = "Is there a dog?", a_row: int = 2) -> list[dict[str, Any]]:
@@ -24,12 +23,12 @@ def rows_of(answers: Sequence[str], question: str = "Is there a dog?", a_row: in
     return [{"image_id": f"image {i}", "texts": pairs[i : i + a_row]} for i in range(0, len(pairs), a_row)]
 
 
-def scores_of(scorer: SetScorer, rows: Sequence[Row], batch: int = 7) -> dict[str, Scores]:
+def scores_of(gate: SetGate[Any], rows: Sequence[Row], batch: int = 7) -> dict[str, Scores]:
     """image_id -> scores; surveyed and scored in batches."""
     for start in range(0, len(rows), batch):
-        scorer.survey(rows[start : start + batch])
-    scorer.settle()
-    return dict(zip((row["image_id"] for row in rows), scorer.score(rows), strict=True))
+        gate.survey(rows[start : start + batch])
+    gate.settle()
+    return dict(zip((row["image_id"] for row in rows), gate.score(rows), strict=True))
 
 
 def flat(scores: dict[str, Scores]) -> Scores:
@@ -37,7 +36,7 @@ def flat(scores: dict[str, Scores]) -> Scores:
 
 
 def small_yes_bias(**settings: Any) -> YesBias:
-    return YesBias(YesBiasSettings(least_answers=1, **settings))
+    return YesBias(YesBiasSettings(least_answers=1, **settings), {})
 
 
 @pytest.mark.parametrize(
@@ -62,15 +61,15 @@ def test_as_many_yeses_are_marked_as_bring_the_share_to_the_limit(yeses: int, no
     settings = YesBiasSettings(least_answers=1, max=most)
     answers = ["yes"] * yeses + ["no"] * noes
     random.Random(0).shuffle(answers)
-    scores = flat(scores_of(YesBias(settings), rows_of(answers)))
-    kept = yeses - sum(settings.speak_against(score) for score in scores)
+    scores = flat(scores_of(YesBias(settings, {}), rows_of(answers)))
+    kept = yeses - sum(settings.is_violated(score) for score in scores)
     assert kept == min(yeses, math.floor(most * noes / (1 - most) + 1e-9))
 
 
 def test_too_few_answers_tell_no_bias() -> None:
     answers = ["yes"] * 99
-    assert flat(scores_of(YesBias(YesBiasSettings()), rows_of(answers))) == [None] * 99
-    assert None not in flat(scores_of(YesBias(YesBiasSettings()), rows_of([*answers, "yes"])))
+    assert flat(scores_of(YesBias(YesBiasSettings(), {}), rows_of(answers))) == [None] * 99
+    assert None not in flat(scores_of(YesBias(YesBiasSettings(), {}), rows_of([*answers, "yes"])))
 
 
 def test_the_words_for_yes_and_no_can_be_told() -> None:
@@ -100,7 +99,7 @@ def test_near_duplicates_are_those_that_comparing_all_texts_finds(limit: float) 
     for family in range(150):
         texts.append(sentence(rng, 30))
         texts.append(with_changes(texts[-1], family % 12, rng))
-    scorer = SetDuplicate(SetDuplicateSettings(similarity=limit))
+    scorer = SetDuplicate(SetDuplicateSettings(similarity=limit), {})
     places = flat(scores_of(scorer, rows_of(texts, question="the", a_row=1)))
     sets = [{f"the {text}"[i : i + 3] for i in range(len(text) + 2)} for text in texts]
     near, far = list[bool](), list[bool]()
@@ -124,7 +123,7 @@ def test_places_among_copies() -> None:
     texts = [sentence(rng, 20) for _ in range(4)]
     copies = [texts[0]] * 5 + [texts[1].upper() + "!", texts[1] + ".", texts[2], texts[3]]
     rng.shuffle(copies)
-    places = flat(scores_of(SetDuplicate(SetDuplicateSettings()), rows_of(copies)))
+    places = flat(scores_of(SetDuplicate(SetDuplicateSettings(), {}), rows_of(copies)))
     by_text: dict[str, list[float | None]] = {}
     for copy, place in zip(copies, places, strict=True):
         by_text.setdefault(copy.lower().strip("!."), []).append(place)
@@ -133,17 +132,17 @@ def test_places_among_copies() -> None:
 
 def test_short_pairs_are_alike_by_necessity() -> None:
     rows = rows_of(["yes"] * 3 + ["one two three four five six seven eight"] * 2)  # after the question's four words
-    assert flat(scores_of(SetDuplicate(SetDuplicateSettings()), rows))[:3] == [None] * 3
-    assert flat(scores_of(SetDuplicate(SetDuplicateSettings()), rows))[3:] in ([1, 2], [2, 1])
+    assert flat(scores_of(SetDuplicate(SetDuplicateSettings(), {}), rows))[:3] == [None] * 3
+    assert flat(scores_of(SetDuplicate(SetDuplicateSettings(), {}), rows))[3:] in ([1, 2], [2, 1])
 
 
-@pytest.mark.parametrize("scorer", [small_yes_bias, lambda: SetDuplicate(SetDuplicateSettings(least_words=1))])
+@pytest.mark.parametrize("scorer", [small_yes_bias, lambda: SetDuplicate(SetDuplicateSettings(least_words=1), {})])
 @pytest.mark.parametrize("rows", [[], [{"image_id": "a", "texts": []}]])
 def test_nothing_to_survey(scorer: Any, rows: list[Row]) -> None:
     assert flat(scores_of(scorer(), rows)) == []
 
 
-@pytest.mark.parametrize("make", [small_yes_bias, lambda: SetDuplicate(SetDuplicateSettings())])
+@pytest.mark.parametrize("make", [small_yes_bias, lambda: SetDuplicate(SetDuplicateSettings(), {})])
 def test_the_order_of_rows_changes_nothing(make: Any) -> None:
     rng = random.Random(2)
     answers = ["yes " + sentence(rng, 20) for _ in range(10)] * 3 + ["no " + sentence(rng, 20)] * 9
@@ -156,7 +155,7 @@ def test_the_order_of_rows_changes_nothing(make: Any) -> None:
     assert len({score for score in flat(expected) if score is not None}) > 2
 
 
-@pytest.mark.parametrize("make", [small_yes_bias, lambda: SetDuplicate(SetDuplicateSettings())])
+@pytest.mark.parametrize("make", [small_yes_bias, lambda: SetDuplicate(SetDuplicateSettings(), {})])
 def test_what_a_survey_knows_is_told_by_its_hash(make: Any) -> None:
     def settled(rows: Sequence[Row]) -> str:
         scorer = make()

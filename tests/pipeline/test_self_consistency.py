@@ -13,8 +13,7 @@ from helpers.rows import make_row
 from dialog_gen.core.errors import UsageError
 from dialog_gen.engines.base import Request
 from dialog_gen.gates import self_consistency
-from dialog_gen.gates.self_consistency import SelfConsistency, agreement
-from dialog_gen.gates.settings import SelfConsistencySettings
+from dialog_gen.gates.self_consistency import SelfConsistency, SelfConsistencySettings, agreement
 
 CONFIG: dict[str, Any] = {"model": "shapes-llava", "engine": "transformers", "dtype": "float32", "max_model_len": 1024}
 

@@ -11,8 +11,7 @@ from PIL import Image
 
 from dialog_gen.clip.loader import EMBEDDED
 from dialog_gen.core.errors import UsageError
-from dialog_gen.gates.settings import SimilaritySettings
-from dialog_gen.gates.similarity import Similarity
+from dialog_gen.gates.similarity import Similarity, SimilaritySettings
 from dialog_gen.shapes.language import ask
 from dialog_gen.shapes.render import render_png
 from dialog_gen.shapes.scenes import draw_scene
@@ -31,7 +30,7 @@ def row(number: int) -> dict[str, Any]:
 def test_scores_are_cosines_of_open_clip() -> None:
     rows = [row(number) for number in range(5)]
     rows[1]["images"], rows[3]["images"] = None, [{"bytes": b"no image", "path": None}]
-    scorer = Similarity(SHAPES_CLIP)
+    scorer = Similarity(SHAPES_CLIP, {})
     scores = scorer.score(rows)
     scorer.close()
     place = f"local-dir:{EMBEDDED['shapes-clip']}"
@@ -53,11 +52,11 @@ def test_scores_are_cosines_of_open_clip() -> None:
 
 def test_without_any_image() -> None:
     rows = [make_row(0, images=None)]
-    scorer = Similarity(SHAPES_CLIP)
+    scorer = Similarity(SHAPES_CLIP, {})
     assert scorer.score(rows) == [[None]]
     scorer.close()
 
 
 def test_an_unknown_model_is_said_before_anything_is_loaded() -> None:
     with pytest.raises(UsageError, match="unknown model 'ViT-B-23'"):
-        Similarity(SimilaritySettings(model="ViT-B-23"))
+        Similarity(SimilaritySettings(model="ViT-B-23"), {})

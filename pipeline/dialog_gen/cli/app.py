@@ -23,8 +23,6 @@ from dialog_gen.core.progress import progress_bars
 
 if TYPE_CHECKING:
     from dialog_gen.dataset.upgrade import UpgradeSummary
-    from dialog_gen.dataset.writer import DatasetWriter
-    from dialog_gen.gates.apply import GatePass
 
 # What a command needs beyond this is imported inside it: `dialog-gen --help` should not wait for torch.
 
@@ -165,8 +163,8 @@ def run(
     from dialog_gen.dataset.writer import check_config, open_writer
     from dialog_gen.engines.base import ENGINES, EngineOptions, engine_starter
     from dialog_gen.gates.apply import GatePass, ungated_images
-    from dialog_gen.gates.report import report_text
-    from dialog_gen.gates.settings import load_gates
+    from dialog_gen.gates.settings import columns_read, load_gates
+    from dialog_gen.gates.summary import summary_text as gates_text
     from dialog_gen.generation.plan import make_plan
 
     if engine is not None and engine not in ENGINES:
@@ -190,8 +188,8 @@ def run(
             gpu_memory_utilization=gpu_memory_utilization,
             tensor_parallel_size=tensor_parallel_size,
             deterministic=deterministic,
-            # Only while an answer is sampled can it be told how likely it was.
-            logprobs=gates is not None and load_gates(gates).logprob is not None,
+            # Log-probabilities are known only while an answer is sampled.
+            logprobs=gates is not None and "answer_logprobs" in columns_read(load_gates(gates)),
         ),
         download=not dry_run,
     )
@@ -230,8 +228,9 @@ def run(
             store.put_json("run.json", report)
         text = summary_text(out, report, result)
         if gate_pass is not None:
-            report["gates"] = _apply_gates(gate_pass, store)
-            text += f"\n\n{report_text(out, report['gates'])}"
+            with progress_bars() as show:
+                report["gates"] = gate_pass.apply(store, show)
+            text += f"\n\n{gates_text(out, report['gates'])}"
         elif unseen := ungated_images(store):
             _log.warning("%d images have not been seen by the gates: `dialog-gen gate %s` goes over all", unseen, out)
     print_result(report, text, json_output)
@@ -316,23 +315,21 @@ def report(
 def gate(
     directory: DatasetOption,
     gates: Annotated[
-        str, typer.Option(help="text (all that need no model), all, names with commas between, or a TOML file.")
+        str,
+        typer.Option(
+            help="Names separated by commas (`dialog-gen gates` lists them), among them text (all that need no model) "
+            "and all; or a TOML file."
+        ),
     ] = "text",
     json_output: Json = False,
 ) -> None:
     """Score every question-answer pair and mark what is doubtful; deletes nothing, replaces what gates said before."""
-    from dialog_gen.dataset.folder import DatasetFolder
-    from dialog_gen.dataset.writer import open_writer
-    from dialog_gen.gates.apply import GatePass
-    from dialog_gen.gates.report import report_text
+    from dialog_gen.gates.apply import apply_gates
+    from dialog_gen.gates.summary import summary_text
 
-    if not DatasetFolder.existing(directory).is_current():
-        _log.warning("%s", _upgrade(directory))
-    config = DatasetFolder(directory).config()
-    gate_pass = GatePass.of(gates, config)
-    with open_writer(directory, config) as store:
-        report = _apply_gates(gate_pass, store)
-    print_result(report, report_text(directory, report), json_output)
+    with progress_bars() as show:
+        summary = apply_gates(directory, gates, show)
+    print_result(summary, summary_text(directory, summary), json_output)
 
 
 @app.command()
@@ -366,12 +363,13 @@ def protocols(json_output: Json = False) -> None:
 @app.command()
 def gates(json_output: Json = False) -> None:
     """List the quality gates: what their scores say, and beyond which limits a pair is marked unless told otherwise."""
-    from dialog_gen.gates.settings import GATES, load_gates
+    from dialog_gen.gates.base import gates_in_order
 
-    rows = [
-        {"name": name, "limits": limits.limits_text(), "settings": limits.model_dump(), "description": GATES[name]}
-        for name, limits in load_gates("all").chosen().items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, gate in gates_in_order().items():
+        settings = gate.settings_class()
+        limits = {"limits": settings.limits_text(), "settings": settings.model_dump()}
+        rows.append({"name": name, **limits, "description": gate.description})
     _print_table(rows, json_output)
 
 
@@ -402,12 +400,6 @@ def _upgrade(directory: str) -> "UpgradeSummary":
 
     with progress_bars() as on_progress:
         return upgrade_folder(directory, on_progress)
-
-
-def _apply_gates(gate_pass: "GatePass", store: "DatasetWriter") -> dict[str, Any]:
-    with progress_bar() as progress:
-        task = progress.add_task("quality gates", total=gate_pass.rows_to_go(store))
-        return gate_pass.apply(store, lambda rows: progress.advance(task, rows))
 
 
 def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -32,20 +32,30 @@ def read_toml_model(path: Path, model: type[Model], what: str, overrides: Iterab
 
     Raises UsageError for a file that cannot be read, is not TOML, or does not fit the model.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{what} file {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what} file {path} is not valid TOML: {error}.") from None
+    content = read_toml(path, what)
     if "name" in model.model_fields:
         content = {"name": path.stem, **content}
     for override in overrides:
         _override(content, override)
+    return fit_model(content, model, f"{what} file {path}")
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """What a file holds. Raises UsageError for one that cannot be read or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{what} file {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what} file {path} is not valid TOML: {error}.") from None
+
+
+def fit_model(content: Mapping[str, Any], model: type[Model], where: str) -> Model:
+    """The model of that content. Raises UsageError where it does not fit, in a message that begins with `where`."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{what} file {path}: {_explain(error, model)}") from None
+        raise UsageError(f"{where}: {_explain(error, model)}") from None
 
 
 def _override(content: dict[str, Any], override: str) -> None:

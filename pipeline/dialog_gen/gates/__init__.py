@@ -1,9 +1,9 @@
-"""Quality gates: scores of question-answer pairs, and marks where a score lies beyond its limits.
+"""Quality gates: scores of question-answer pairs, and marks where a score violates its limits.
 
-    settings.py     which gates, and their limits
-    scorer.py       what a gate is; scorers.py makes one from its settings
-    apply.py        the pass over a dataset: the column `gates`, exactly once
-    report.py       gates.json and the table: what the gates found
+    base.py         what a gate is, its limits, the registry; each gate is a file of its own
+    settings.py     which gates are applied, and with which settings
+    apply.py        the pass over a dataset: scores and marks, exactly once
+    summary.py      gates.json and the table: what gates found
 
-Nothing is deleted: `dialog_gen.dataset.record.kept_pairs` leaves out what is marked, whoever reads may do so or not.
+Nothing is deleted: a reader may leave out marked pairs by `dialog_gen.dataset.record.kept_pairs`.
 """

@@ -1,120 +1,143 @@
 """The pass that applies gates to a dataset: the column `gates` of every shard, exactly once.
 
-Gates that look at the whole dataset survey it first. Then each shard is rewritten as a whole, and its manifest gets a
-hash of all that the scores depend on: a run that was killed goes on where it stopped, and shards are done again only
-where something would change.
+Gates that judge by the whole dataset survey it first. Then each shard is rewritten as a whole, and its manifest gets a
+hash of everything that the scores depend on: a pass that was killed resumes where it stopped, and only shards that
+would change are rewritten.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from dialog_gen.dataset.folder import sha256_json
+from dialog_gen.core.errors import DialogGenError
+from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.dataset.folder import DatasetFolder, sha256_json
 from dialog_gen.dataset.record import DIALOGUES
-from dialog_gen.dataset.writer import DatasetWriter
-from dialog_gen.gates.report import gate_report
-from dialog_gen.gates.scorer import Row, Scorer, Scores, SetScorer
-from dialog_gen.gates.scorers import make_scorers
-from dialog_gen.gates.settings import GateSettings, load_gates
+from dialog_gen.dataset.upgrade import upgrade
+from dialog_gen.dataset.writer import DatasetWriter, open_writer
+from dialog_gen.gates.base import Gate, Row, Scores, SetGate, gates_in_order
+from dialog_gen.gates.settings import GateSettings, columns_read, load_gates, versions
+from dialog_gen.gates.summary import gate_summary
+
+_log = logging.getLogger(__name__)
 
 
-def ungated_images(store: DatasetWriter) -> int:
+def apply_gates(
+    location: str, spec: str | Mapping[str, Any], on_progress: OnProgress = ignore_progress
+) -> dict[str, Any]:
+    """Scores every pair of a dataset and marks what is doubtful; deletes nothing, replaces what gates said before.
+
+    `location` is a dataset folder, local or an fsspec URL; `spec` says which gates, as in `load_gates`. Returns the
+    summary that gates.json holds. A dataset of an older version of the record is upgraded first.
+
+    Raises UsageError for wrong settings, a folder that is no dataset or cannot be read, MissingExtraError where a gate
+    needs an extra, DialogGenError where writing fails or a model cannot be used, and what `upgrade` raises.
+    """
+    folder = DatasetFolder.existing(location)
+    gate_pass = GatePass.of(spec, folder.config())
+    if not folder.is_current():
+        _log.warning("%s", upgrade(location, on_progress))
+    with open_writer(location, folder.config()) as writer:
+        return gate_pass.apply(writer, on_progress)
+
+
+def ungated_images(folder: DatasetFolder) -> int:
     """Accepted images that the last pass of gates did not see; 0 where there was none."""
-    if not store.exists("gates.json"):
+    if not folder.exists("gates.json"):
         return 0
-    return sum(manifest.accepted for manifest in store.manifests() if manifest.gates_sha256 is None)
+    return sum(manifest.accepted for manifest in folder.manifests() if manifest.gates_sha256 is None)
 
 
 @dataclass(frozen=True, slots=True)
 class GatePass:
-    """Gates, ready to go over a dataset once."""
+    """Gates with their settings, ready for one pass over a dataset."""
 
     settings: GateSettings
-    scorers: Mapping[str, Scorer]
-    """One for each gate that is chosen."""
+    gates: Mapping[str, Gate[Any]]
+    """One for each of the settings."""
 
     @classmethod
-    def of(cls, spec: str, dataset_config: Mapping[str, Any]) -> "GatePass":
-        """By a user's word, see `load_gates`, for dialogues made with `dataset_config`.
+    def of(cls, spec: str | Mapping[str, Any], dataset_config: Mapping[str, Any]) -> "GatePass":
+        """The gates of `spec`, as in `load_gates`, for dialogues made with `dataset_config`; loads no model.
 
-        Raises UsageError for whatever is wrong with the settings, MissingExtraError where a gate needs an extra.
+        Raises UsageError for wrong settings, MissingExtraError where a gate needs an extra.
         """
         settings = load_gates(spec)
-        return cls(settings, make_scorers(settings, dataset_config))
+        gates = gates_in_order(settings)
+        return cls(settings, {name: gates[name](limits, dataset_config) for name, limits in settings.items()})
 
-    def rows_to_go(self, store: DatasetWriter) -> int:
-        """Rows that `apply` will tell of: each one twice if a gate surveys the dataset."""
-        return sum(manifest.accepted for manifest in store.manifests()) * (2 if self._surveyors() else 1)
-
-    def apply(self, store: DatasetWriter, on_rows: Callable[[int], None] = lambda rows: None) -> dict[str, Any]:
+    def apply(self, writer: DatasetWriter, on_progress: OnProgress = ignore_progress) -> dict[str, Any]:
         """Replaces the column `gates` of all shards, and gates.json, whose content it returns.
 
-        Gates that are not chosen have no entry in it. `on_rows` is called with numbers of rows that were surveyed,
-        scored, or found done. Raises UsageError for files that cannot be read, DialogGenError where writing fails, and
-        what scorers raise; shards that are done by then are not done again.
+        What gates that are not in this pass said before is removed. Raises UsageError for files that cannot be read,
+        DialogGenError where writing fails, and what gates raise; shards that are finished by then stay so.
         """
+        total = sum(manifest.accepted for manifest in writer.manifests())
+        done = 0
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows
+            on_progress("quality gates", done, total, "images")
 
         def gated(table: pa.Table) -> pa.Table:
-            on_rows(table.num_rows)
+            advance(table.num_rows)
             return self._gated(table)
 
         with ExitStack() as stack:
-            for scorer in self.scorers.values():
-                stack.callback(scorer.close)
-            gates_sha256 = self._survey(store, on_rows)
-            for manifest in store.manifests():
+            for gate in self.gates.values():
+                stack.callback(gate.close)
+            gates_sha256 = self._survey(writer, total, on_progress)
+            for manifest in writer.manifests():
                 if manifest.gates_sha256 == gates_sha256:
-                    store.remove_replaced(manifest)
-                    on_rows(manifest.accepted)
+                    writer.remove_replaced(manifest)
+                    advance(manifest.accepted)
                 else:
-                    store.rewrite(manifest, gated, gates_sha256=gates_sha256)
-        report = gate_report(store, self.settings)
-        store.put_json("gates.json", report)
-        return report
+                    writer.rewrite(manifest, gated, gates_sha256=gates_sha256)
+        summary = gate_summary(writer, self.settings)
+        writer.put_json("gates.json", summary)
+        return summary
 
-    def _survey(self, store: DatasetWriter, on_rows: Callable[[int], None]) -> str:
-        """The hash of all that the scores depend on beside the rows themselves."""
-        surveyors = self._surveyors()
+    def _survey(self, folder: DatasetFolder, total: int, on_progress: OnProgress) -> str:
+        """The hash of everything that the scores depend on beside the rows themselves."""
+        surveyors = {name: gate for name, gate in self.gates.items() if isinstance(gate, SetGate)}
         if surveyors:
-            for table in store.tables(_columns(surveyors)):
+            done = 0
+            for table in folder.tables(columns_read(surveyors)):
                 rows = table.to_pylist()
-                for scorer in surveyors.values():
-                    scorer.survey(rows)
-                on_rows(len(rows))
+                for gate in surveyors.values():
+                    gate.survey(rows)
+                done += len(rows)
+                on_progress("quality gates: survey", done, total, "images")
         return sha256_json(
             {
-                "settings": self.settings.model_dump(exclude_none=True),
-                "versions": self.settings.versions(),
-                "of_the_set": {name: scorer.settle() for name, scorer in surveyors.items()},
+                "settings": {name: limits.model_dump(exclude_none=True) for name, limits in self.settings.items()},
+                "versions": versions(self.settings),
+                "of_the_set": {name: gate.settle() for name, gate in surveyors.items()},
             }
         )
 
     def _gated(self, table: pa.Table) -> pa.Table:
         """The rows with new scores and marks."""
-        rows: list[Row] = table.select(_columns(self.scorers)).to_pylist()
-        scores = {name: scorer.score(rows) for name, scorer in self.scorers.items()}
+        rows: list[Row] = table.select(columns_read(self.gates)).to_pylist()
+        scores = {name: gate.score(rows) for name, gate in self.gates.items()}
+        for name, of_rows in scores.items():
+            if [len(of_row) for of_row in of_rows] != [len(row["texts"]) for row in rows]:
+                raise DialogGenError(f"gate {name!r} did not give one score for each pair: mend its package.")
         gates = [self._of_row(row, {name: of[i] for name, of in scores.items()}) for i, row in enumerate(rows)]
         field = DIALOGUES.field("gates")
         return table.set_column(table.schema.get_field_index("gates"), field, pa.array(gates, field.type))
 
     def _of_row(self, row: Row, scores: Mapping[str, Scores]) -> list[list[dict[str, Any]]]:
-        """For each pair what each gate says; a gate that gives no score is there too."""
-        limits = self.settings.chosen()
+        """For each pair the score and mark of each gate, also where the score is None."""
         return [
             [
-                {"gate": name, "score": of_row[place], "marked": limits[name].speak_against(of_row[place])}
+                {"gate": name, "score": of_row[place], "marked": self.settings[name].is_violated(of_row[place])}
                 for name, of_row in scores.items()
             ]
             for place in range(len(row["texts"]))
         ]
-
-    def _surveyors(self) -> dict[str, SetScorer]:
-        return {name: scorer for name, scorer in self.scorers.items() if isinstance(scorer, SetScorer)}
-
-
-def _columns(scorers: Mapping[str, Scorer]) -> list[str]:
-    """What any of the scorers reads, and `texts`."""
-    return sorted({"texts"}.union(*(scorer.columns for scorer in scorers.values())))

@@ -1,4 +1,4 @@
-"""Collections of 64-bit hashes that take 8 bytes a hash: a dataset may hold a hundred million pairs."""
+"""Hash collections: lists and sets of 64-bit hashes at 8 bytes each, for datasets of a hundred million pairs."""
 
 import hashlib
 from array import array
@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dialog_gen.core.hashing import hash_64
-from dialog_gen.gates.scorer import Row
+from dialog_gen.gates.base import Row
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -23,13 +23,13 @@ class HashList:
         self._hashes.append(value)
 
     def take(self) -> Hashes:
-        """All of them; the list is empty afterwards."""
+        """All hashes; empties the list."""
         taken, self._hashes = self._hashes, array("Q")
         return np.frombuffer(taken, np.uint64)
 
 
 class HashSet:
-    """A set that only grows: a sorted array, and a small set of what came last."""
+    """A set that only grows: a sorted array, and a small set of the latest hashes."""
 
     def __init__(self, merge_at: int = 1 << 17) -> None:
         self._sorted = np.empty(0, np.uint64)
@@ -37,7 +37,7 @@ class HashSet:
         self._merge_at = merge_at
 
     def add(self, value: int) -> bool:
-        """Whether it was not there before."""
+        """Adds a hash; returns whether it is new."""
         if value in self._recent or index_in(self._sorted, value) is not None:
             return False
         self._recent.add(value)
@@ -48,18 +48,18 @@ class HashSet:
 
 
 def index_in(hashes: Hashes, value: int) -> int | None:
-    """Where a hash stands in a sorted array."""
+    """The index of a hash in a sorted array; None if it is not there."""
     index = int(np.searchsorted(hashes, np.uint64(value)))
     return index if index < len(hashes) and hashes[index] == value else None
 
 
 def hash_of_pair(row: Row, place: int) -> int:
-    """Orders the pairs of a dataset as good as randomly, whatever the order of its shards."""
+    """A hash by which the pairs of a dataset have an order as good as random, whatever the order of its shards."""
     return hash_64(f"{row['image_id']}/{place}")
 
 
 def sha256_of_arrays(*arrays: npt.NDArray[np.generic]) -> str:
-    """Hash of what arrays hold, in hex."""
+    """Hash of types, shapes and contents of arrays, in hex."""
     digest = hashlib.sha256()
     for each in arrays:
         digest.update(f"{each.dtype}{each.shape}".encode())

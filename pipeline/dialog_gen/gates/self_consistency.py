@@ -1,7 +1,7 @@
-"""Self-consistency: each question is put to the model again, on its own, and the answers are compared.
+"""Answers that the model does not give again: each question is asked again on its own, and the answers are compared.
 
-The idea is that of arXiv 2203.11171 (agreement of sampled answers) applied to single questions about an image: an
-answer that was a slip of sampling, or that only the dialogue before it suggested, is not given again.
+This applies arXiv 2203.11171 (agreement of sampled answers) to single questions about an image: an answer that was a
+slip of sampling, or that only the earlier dialogue suggested, is not given again.
 """
 
 import asyncio
@@ -9,14 +9,14 @@ import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from PIL import Image
+from pydantic import Field, model_validator
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.engines.base import Engine, EngineName, EngineOptions, RefusedRequestError, Request, engine_starter
-from dialog_gen.gates.scorer import Row, Scores
-from dialog_gen.gates.settings import SelfConsistencySettings
+from dialog_gen.gates.base import GATES, Gate, Limit, Limits, Row, Scores
 from dialog_gen.gates.words import FUNCTION_WORDS, words
 from dialog_gen.models.registry import MODELS, GeneratorModel, resolve_model
 from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, SHORT_ANSWER, render_chat
@@ -29,18 +29,51 @@ _NUMBERS = {"no": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five"
 _POLAR = {"yes", "no"}
 
 
-class SelfConsistency:
-    """Mean agreement, in [0, 1], of an answer with those to the same question asked again; see `agreement`.
+class SelfConsistencySettings(Limits):
+    """Which model is asked, and how."""
+
+    min: Limit = 0.8
+    samples: int = Field(default=4, ge=1, le=64)
+    """How often each question is asked again."""
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    """0 is greedy, and only makes sense with one sample."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=32, ge=1)
+    model: str | None = None
+    """A generator's name, Hugging Face id or folder. Default: the model that generated the dialogues."""
+    engine: Literal["vllm", "transformers"] | None = None
+    """Default: the engine of the dialogues."""
+    prompt: str | None = None
+    """The user's text with {question} in it. Default: the model's own form for short answers."""
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _asks_something_else(self) -> "SelfConsistencySettings":
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples = {self.samples} at temperature = 0 are all the same: set a temperature")
+        if self.prompt is not None and "{question}" not in self.prompt:
+            raise ValueError(f"prompt = {self.prompt!r} does not hold {{question}}")
+        return self
+
+
+@GATES.register("self_consistency")
+class SelfConsistency(Gate[SelfConsistencySettings]):
+    """Mean `agreement`, in [0, 1], of an answer with the answers to the same question asked again.
 
     None for a row without image bytes, and where the model gave no answer. With `samples = 1` and `temperature = 0`
     the question is asked again once, greedily.
     """
 
+    description = "agreement with the answers to the same question asked again on its own"
+    settings_class = SelfConsistencySettings
     columns = ("texts", "images", "image_sha256")
+    needs_model = True
+    order = 120
 
     def __init__(self, settings: SelfConsistencySettings, dataset_config: Mapping[str, Any]) -> None:
+        super().__init__(settings, dataset_config)
         name = settings.model or dataset_config["model"]
-        self._settings = settings
         self._revision = None if settings.model else dataset_config.get("model_revision")
         self._model = self._resolve(name, download=False)
         self._sampling = Sampling(
@@ -57,34 +90,34 @@ class SelfConsistency:
             asks_often=True,
         )
         self._engine_name: EngineName = engine
-        # Checks that this engine is there and serves the model.
+        # Checks that this engine is installed and serves the model.
         engine_starter(engine, self._model, self._sampling, self._options)
         self._engine: Engine | None = None
         # One loop for all calls: vLLM's engine belongs to the loop that it first answered in.
         self._loop = asyncio.Runner()
 
     def score(self, rows: Sequence[Row]) -> list[Scores]:
-        """See `Scorer`. The engine starts at the first call; raises EngineDiedError."""
+        """The engine starts at the first call. Raises EngineDiedError."""
         if self._engine is None:
             log = Path(tempfile.mkdtemp(prefix="dialog-gen-")) / "engine.log"
-            model = self._resolve(self._settings.model or self._model.name, download=True)
+            model = self._resolve(self.settings.model or self._model.name, download=True)
             self._engine = engine_starter(self._engine_name, model, self._sampling, self._options)(log)
         return self._loop.run(self._score(self._engine, rows))
 
     def close(self) -> None:
-        """See `Scorer`."""
+        """Stops the engine."""
         if self._engine is not None:
             self._loop.run(self._engine.close())
         self._loop.close()
 
     def _resolve(self, name: str, *, download: bool) -> GeneratorModel:
         entry = MODELS.get(name)
-        if self._settings.model is None and entry is None and "/" not in name and not Path(name).is_dir():
+        if self.settings.model is None and entry is None and "/" not in name and not Path(name).is_dir():
             raise UsageError(
                 f"self_consistency: the dialogues were held by {name!r}, a local folder then. Name it in a gates file: "
                 'model = "FOLDER" under [self_consistency].'
             )
-        # What ships with the package and local folders have no revision to ask for.
+        # Shipped models and local folders have no revision.
         of_hub = (entry is None and not Path(name).is_dir()) or (entry is not None and not entry.shipped)
         return resolve_model(name, revision=self._revision if of_hub else None, download=download)
 
@@ -98,7 +131,7 @@ class SelfConsistency:
         data = row["images"][0]["bytes"] if row["images"] else None
         if data is None:
             return [None] * len(row["texts"])
-        # An image's questions together: the engine still has its prefix.
+        # All questions about an image together, while the engine still holds its prefix.
         async with slots:
             try:
                 image = await asyncio.to_thread(decode_image, data)
@@ -124,22 +157,22 @@ class SelfConsistency:
                 return 0.0
 
         try:
-            agreements = await asyncio.gather(*map(ask, range(self._settings.samples)))
+            agreements = await asyncio.gather(*map(ask, range(self.settings.samples)))
         except RefusedRequestError:
             return None
         return sum(agreements) / len(agreements)
 
     def _form(self) -> str:
-        if self._settings.prompt is not None:
-            return self._settings.prompt
-        # LLaVA-1.5 was trained with this line; to the OPT of a BLIP-2 it would be a part of the question.
+        if self.settings.prompt is not None:
+            return self.settings.prompt
+        # LLaVA-1.5 was trained with this line; the OPT of a BLIP-2 would take it for a part of the question.
         return "{question}" if self._model.chat_template == BLIP2_CHAT_TEMPLATE else "{question}\n" + SHORT_ANSWER
 
 
 def agreement(answer: str, again: str) -> float:
-    """How much of the shorter answer the longer one says, too: |A & B| / min(|A|, |B|) of their content words.
+    """How much of the shorter answer the longer one also says: |A & B| / min(|A|, |B|) of their content words.
 
-    0 where one says yes and the other no. A short answer agrees with a sentence that holds it:
+    0 where one says yes and the other no. A short answer agrees with a sentence that contains it:
     "It is a red star." and "red" -> 1; "a red star" and "a blue star" -> 1/2; "Yes, it is." and "no" -> 0;
     "two" and "2" -> 1.
     """
@@ -152,6 +185,6 @@ def agreement(answer: str, again: str) -> float:
     return len(one & other) / min(len(one), len(other))
 
 
-def _content(said: list[str]) -> frozenset[str]:
-    content = frozenset(_NUMBERS.get(word, word) for word in said if word not in FUNCTION_WORDS)
-    return content or frozenset(said)
+def _content(answer: list[str]) -> frozenset[str]:
+    content = frozenset(_NUMBERS.get(word, word) for word in answer if word not in FUNCTION_WORDS)
+    return content or frozenset(answer)

@@ -1,43 +1,58 @@
-"""Pairs that the dataset holds many times over."""
+"""Pairs that the dataset holds many times."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from datasketch import MinHash, MinHashLSH
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from pydantic import Field
 
 from dialog_gen.core.hashing import hash_64
+from dialog_gen.gates.base import GATES, Limit, Limits, Row, Scores, SetGate
 from dialog_gen.gates.hash_collections import Hashes, HashList, HashSet, hash_of_pair, index_in, sha256_of_arrays
-from dialog_gen.gates.scorer import Row, Scores
-from dialog_gen.gates.settings import SetDuplicateSettings
 from dialog_gen.gates.words import pair_text, shingles, words
 
 _PERMUTATIONS = 128
 _EDGES_AT_ONCE = 1 << 16
 
 
-class SetDuplicate:
+class SetDuplicateSettings(Limits):
+    """How many nearly identical pairs are kept, and what counts as one."""
+
+    max: Limit = 10.0
+    similarity: float = Field(default=0.95, ge=0.5, le=0.98)
+    """Jaccard similarity from which two pairs count as nearly identical."""
+    least_words: int = Field(default=12, ge=1)
+    """Words of question and answer together; shorter pairs are bound to be alike and get no score."""
+
+
+@GATES.register("set_duplicate")
+class SetDuplicate(SetGate[SetDuplicateSettings]):
     """The pair's place among the pairs of the dataset that are nearly identical to it: 1 for the first.
 
-    Pairs with the same words are identical. Those whose shingles (`words.shingles`) have a Jaccard similarity of about
-    `similarity` or more are nearly so. They are found by MinHash and locality-sensitive hashing (Leskovec, Rajaraman
-    and Ullman, Mining of Massive Datasets, chapter 3): signatures of 128 hashes are cut into bands; texts that agree in
-    a band, and then in `similarity` of the signature's hashes (their lowest bytes, arXiv 0910.3349), are of one group.
-    Places in a group follow a hash of image and pair, which is as good as random: `max = 10` leaves ten of each. Of
-    three copies of a pair one scores 1, one 2 and one 3; a pair like no other scores 1. None for pairs of less than
-    `least_words` words.
+    Pairs with the same words are identical. Pairs whose shingles (`words.shingles`) have a Jaccard similarity of about
+    `similarity` or more are nearly identical. They are found by MinHash and locality-sensitive hashing (Leskovec,
+    Rajaraman and Ullman, Mining of Massive Datasets, chapter 3): signatures of 128 hashes are cut into bands; texts
+    that agree in a band, and then in the fraction `similarity` of the signature's hashes (their lowest bytes, arXiv
+    0910.3349), form a group. Places in a group follow a hash of image and pair, which is as good as random: `max = 10`
+    keeps ten of each group. Three copies of a pair score 1, 2 and 3; a unique pair scores 1. None for pairs of fewer
+    than `least_words` words.
 
-    Memory, of pairs that are long enough: 16 bytes a pair, and for each distinct one 144 more and 8 a band (0.95 has 5
-    bands: 200 bytes in all). It doubles for a moment when the survey ends; of pairs like no other nothing is left then.
+    Memory, for pairs that are long enough: 16 bytes a pair, and for each distinct one 144 more and 8 a band (0.95 has 5
+    bands: 200 bytes in all). It doubles for a moment when the survey ends; afterwards unique pairs take none.
     """
 
+    description = "place among the pairs of the dataset that are nearly identical to it; 1 for the first"
+    settings_class = SetDuplicateSettings
     columns = ("image_id", "texts")
+    libraries = ("datasketch",)
+    order = 60
 
-    def __init__(self, settings: SetDuplicateSettings) -> None:
-        self._least_words, self._similarity = settings.least_words, settings.similarity
+    def __init__(self, settings: SetDuplicateSettings, dataset_config: Mapping[str, Any]) -> None:
+        from datasketch import MinHash, MinHashLSH
+
+        super().__init__(settings, dataset_config)
         # Rather too many candidates than too few: the signatures decide.
         best = MinHashLSH(threshold=settings.similarity, num_perm=_PERMUTATIONS, weights=(0.1, 0.9))
         self._bands, self._rows = best.b, best.r
@@ -47,7 +62,7 @@ class SetDuplicate:
         self._distinct_texts, self._pair_texts, self._pairs = HashList(), HashList(), HashList()
 
     def survey(self, rows: Sequence[Row]) -> None:
-        """See `SetScorer`."""
+        """Signs each distinct text, and notes every pair."""
         for row in rows:
             for place, pair in enumerate(row["texts"]):
                 if (text := self._text_hash(pair)) is None:
@@ -59,17 +74,17 @@ class SetDuplicate:
                     self._sign(pair)
 
     def settle(self) -> str:
-        """See `SetScorer`."""
+        """Groups the texts; the hash of the groups that have several pairs."""
         self._seen = HashSet()
         texts = self._distinct_texts.take()
         order = np.argsort(texts)
-        # Whatever the order of the survey was.
+        # Sorted, so that the hash does not depend on the order of the survey.
         texts, bands = texts[order], self._band_hashes.take().reshape(-1, self._bands)[order]
         signatures = np.frombuffer(self._signatures, np.uint8).reshape(-1, _PERMUTATIONS)[order]
         self._signatures = bytearray()
         groups = self._groups_of(bands, signatures)
         pair_groups = groups[np.searchsorted(texts, self._pair_texts.take())]
-        # A pair like no other needs no memory, nor a number: whatever is not found is the first and only one.
+        # Unique pairs need no memory: whatever is not found later is the first and only one.
         shared = np.bincount(pair_groups, minlength=len(texts)) > 1
         numbers = np.cumsum(shared) - 1
         of_shared = shared[pair_groups]
@@ -80,12 +95,9 @@ class SetDuplicate:
         self._texts, self._groups = texts[shared[groups]], numbers[groups[shared[groups]]]
         return sha256_of_arrays(self._texts, self._groups, self._ordered)
 
-    def score(self, rows: Sequence[Row]) -> list[Scores]:
-        """See `Scorer`."""
-        return [[self._score(row, place) for place in range(len(row["texts"]))] for row in rows]
-
-    def close(self) -> None:
-        """See `Scorer`."""
+    def score_row(self, row: Row) -> Scores:
+        """One score a pair."""
+        return [self._score(row, place) for place in range(len(row["texts"]))]
 
     def _score(self, row: Row, place: int) -> float | None:
         text = self._text_hash(row["texts"][place])
@@ -96,8 +108,8 @@ class SetDuplicate:
         return 1.0 + float(np.searchsorted(group_pairs, np.uint64(hash_of_pair(row, place))))
 
     def _text_hash(self, pair: dict[str, str]) -> int | None:
-        said = words(pair_text(pair))
-        return hash_64(" ".join(said)) if len(said) >= self._least_words else None
+        text = words(pair_text(pair))
+        return hash_64(" ".join(text)) if len(text) >= self.settings.least_words else None
 
     def _sign(self, pair: dict[str, str]) -> None:
         self._minhash.clear()
@@ -108,17 +120,20 @@ class SetDuplicate:
             self._band_hashes.append(hash_64(signature[start : start + self._rows].tobytes().hex()))
 
     def _groups_of(self, bands: Hashes, signatures: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-        """For each text the number of its group, given a row of band hashes and one of signature bytes each."""
+        """For each text the number of its group, given its row of band hashes and its row of signature bytes."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         joined = [np.empty((2, 0), np.int64)]
         for i in range(self._bands):
-            # Of texts that agree in this band, those that agree in another one, too, stand side by side.
+            # Among texts that agree in this band, those that also agree in the previous one become neighbours.
             order = np.lexsort((bands[:, i - 1], bands[:, i]))
             ordered = bands[order, i]
             same = np.flatnonzero(ordered[1:] == ordered[:-1])
             for start in range(0, len(same), _EDGES_AT_ONCE):
                 some = same[start : start + _EDGES_AT_ONCE]
                 ends = np.stack([order[some], order[some + 1]])
-                alike = (signatures[ends[0]] == signatures[ends[1]]).mean(axis=1) >= self._similarity
+                alike = (signatures[ends[0]] == signatures[ends[1]]).mean(axis=1) >= self.settings.similarity
                 joined.append(ends[:, alike])
         first, second = np.concatenate(joined, axis=1)
         edges = coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(len(bands), len(bands)))

@@ -1,59 +1,92 @@
-"""Image-text similarity under a CLIP model, the filter of LAION and its like (arXiv 2111.02114)."""
+"""Pairs that do not fit their image, by a CLIP model: the filter of LAION and similar datasets (arXiv 2111.02114)."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.nn.functional import normalize
+from pydantic import model_validator
 
-from dialog_gen.clip.loader import Clip, check_clip, load_clip
-from dialog_gen.gates.scorer import Row, Scores
-from dialog_gen.gates.settings import SimilaritySettings
+from dialog_gen.gates.base import GATES, Gate, Limits, Row, Scores
 from dialog_gen.gates.words import pair_text
-from dialog_gen.sources.images import UnreadableImage, decode_image
+
+if TYPE_CHECKING:
+    import torch
+
+    from dialog_gen.clip.loader import Clip
 
 
-class Similarity:
+class SimilaritySettings(Limits):
+    """Which model. There is no limit by default, since the same cosine means different things in different models."""
+
+    model: str = "ViT-B-32-quickgelu"
+    """open_clip's name, a checkpoint folder, or `shapes-clip`."""
+    pretrained: str | None = "laion400m_e31"
+    """open_clip's tag or a safetensors file. Where `model` is set there is no default: a folder has its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _another_model_has_other_weights(cls, values: Any) -> Any:
+        return {"pretrained": None, **values} if isinstance(values, dict) and "model" in values else values
+
+
+@GATES.register("similarity")
+class Similarity(Gate[SimilaritySettings]):
     """Cosine of the image and of question and answer as one text, in [-1, 1]; None for a row without image bytes.
 
-    A text that is longer than the model's context is cut there.
+    A text that is longer than the model's context is truncated.
     """
 
+    description = "cosine of image and pair under a CLIP model"
+    settings_class = SimilaritySettings
     columns = ("texts", "images")
+    needs_model = True
+    order = 100
 
-    def __init__(self, settings: SimilaritySettings) -> None:
+    def __init__(self, settings: SimilaritySettings, dataset_config: Mapping[str, Any]) -> None:
+        from dialog_gen.clip.loader import check_clip
+
+        super().__init__(settings, dataset_config)
         check_clip(settings.model, settings.pretrained)
-        self._settings = settings
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._clip: Clip | None = None
 
-    @torch.inference_mode()
     def score(self, rows: Sequence[Row]) -> list[Scores]:
-        """See `Scorer`. The model is loaded at the first call."""
+        """The model is loaded at the first call."""
+        import torch
+
+        from dialog_gen.clip.loader import load_clip
+
         if self._clip is None:
-            self._clip = load_clip(self._settings.model, self._settings.pretrained)
-            self._clip.model.to(self._device)
-        pixels = [_pixels(self._clip, row) for row in rows]
-        seen = [i for i, tensor in enumerate(pixels) if tensor is not None and rows[i]["texts"]]
-        if not seen:
-            return [[None] * len(row["texts"]) for row in rows]
-        batch: Any = torch.stack([pixels[i] for i in seen])  # type: ignore[arg-type]
-        texts = [pair_text(pair) for i in seen for pair in rows[i]["texts"]]
-        images = normalize(self._clip.model.encode_image(batch.to(self._device)), dim=-1)
-        words = normalize(self._clip.model.encode_text(self._clip.tokenizer(texts).to(self._device)), dim=-1)
-        counts = torch.tensor([len(rows[i]["texts"]) for i in seen], device=self._device)
-        cosines = (images.repeat_interleave(counts, dim=0) * words).sum(dim=-1).tolist()
-        scores: list[Scores] = [[None] * len(row["texts"]) for row in rows]
-        for i in seen:
-            scores[i], cosines = cosines[: len(rows[i]["texts"])], cosines[len(rows[i]["texts"]) :]
-        return scores
+            self._clip = load_clip(self.settings.model, self.settings.pretrained)
+            self._clip.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        with torch.inference_mode():
+            return _cosines(self._clip, rows)
 
     def close(self) -> None:
-        """See `Scorer`."""
+        """Releases the model."""
         self._clip = None
 
 
-def _pixels(clip: Clip, row: Row) -> torch.Tensor | None:
+def _cosines(clip: "Clip", rows: Sequence[Row]) -> list[Scores]:
+    import torch
+    from torch.nn.functional import normalize
+
+    device = next(clip.model.parameters()).device
+    scores: list[Scores] = [[None] * len(row["texts"]) for row in rows]
+    pixels = {i: image for i, row in enumerate(rows) if row["texts"] and (image := _pixels(clip, row)) is not None}
+    if not pixels:
+        return scores
+    texts = [pair_text(pair) for i in pixels for pair in rows[i]["texts"]]
+    images = normalize(clip.model.encode_image(torch.stack([*pixels.values()]).to(device)), dim=-1)
+    words = normalize(clip.model.encode_text(clip.tokenizer(texts).to(device)), dim=-1)
+    counts = torch.tensor([len(scores[i]) for i in pixels], device=device)
+    cosines = (images.repeat_interleave(counts, dim=0) * words).sum(dim=-1).tolist()
+    for i in pixels:
+        scores[i], cosines = cosines[: len(scores[i])], cosines[len(scores[i]) :]
+    return scores
+
+
+def _pixels(clip: "Clip", row: Row) -> "torch.Tensor | None":
+    from dialog_gen.sources.images import UnreadableImage, decode_image
+
     data = row["images"][0]["bytes"] if row["images"] else None
     if data is None:
         return None

@@ -1,4 +1,4 @@
-"""Words of texts in any script, and how alike two texts are."""
+"""The words of texts in any script, and how similar two texts are."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ from functools import lru_cache
 
 # Scripts that put no spaces between words: each of their letters counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-# Marks that belong to the letter before them, which `\w` leaves out.
+# Combining marks: they belong to the letter before them, but `\w` does not match them.
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
 _WORD = re.compile(
     rf"[{_UNSPACED}]|[^\W_{_UNSPACED}](?:[^\W_{_UNSPACED}]|[{_MARKS}]|['\u2019](?=\w)|(?<=\d)[.,](?=\d))*"
@@ -20,7 +20,7 @@ FUNCTION_WORDS = frozenset(
     "of in on at to from by with for as and but so than then that's there's what which who whom whose where when why "
     "how".split()
 )
-"""English words that say nothing by themselves; yes, no and not do."""
+"""English words without content of their own; yes, no and not have content."""
 
 
 def words(text: str) -> list[str]:
@@ -30,12 +30,12 @@ def words(text: str) -> list[str]:
 
 @lru_cache(1 << 12)
 def _words(text: str) -> tuple[str, ...]:
-    """One gate after another asks for the words of a hundred rows."""
+    # Cached, since one gate after another asks for the words of the same hundred rows.
     return tuple(_WORD.findall(unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")))
 
 
 def shingles(text: str) -> frozenset[str]:
-    """The sequences of three characters in the words of a text, single spaces between them; a shorter text is one."""
+    """All sequences of three characters of a text, as its words with single spaces; a shorter text is one shingle."""
     plain = " ".join(words(text))
     return frozenset(plain[i : i + _SHINGLE] for i in range(max(len(plain) - _SHINGLE + 1, 1)))
 

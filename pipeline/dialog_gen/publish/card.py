@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCardData
 
 from dialog_gen.core.version import __version__
 from dialog_gen.dataset.record import DIALOGUES, REJECTS, SCHEMA_VERSION
-from dialog_gen.gates.settings import GATES
+from dialog_gen.gates.base import description_of
 from dialog_gen.protocols.protocol import load_protocol, shipped_protocols
 from dialog_gen.publish.card_data import CardData, GateNotes, KnownModel, known_model
 from dialog_gen.publish.compact import has_images
@@ -152,7 +152,7 @@ def _gates(notes: GateNotes) -> list[tuple[object, ...]]:
     """Name, meaning of the score, limits and counts of each gate."""
     return [
         (
-            *(name, Markdown(GATES.get(name, "")), _limits(notes.settings.get(name, {}))),
+            *(name, description_of(name), _limits(notes.settings.get(name, {}))),
             *(gate.scored, gate.marked, rate(gate.marked, notes.pairs)),
         )
         for name, gate in notes.gates.items()

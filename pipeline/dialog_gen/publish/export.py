@@ -13,7 +13,7 @@ from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.intact import footer, intact_manifests
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.verify import totals
-from dialog_gen.gates.report import without_gates
+from dialog_gen.gates.summary import without_gates
 from dialog_gen.publish.formats.base import FORMATS, Sample
 
 _COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "gates")

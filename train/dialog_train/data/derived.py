@@ -19,7 +19,7 @@ from dialog_gen.dataset.folder import DatasetFolder, sha256_json
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.versions import RowFile
 from dialog_gen.dataset.writer import DatasetWriter, open_writer
-from dialog_gen.gates.report import without_gates
+from dialog_gen.gates.summary import without_gates
 
 CONFIG_FILE = "config.json"
 

@@ -30,7 +30,7 @@ from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.dataset.folder import DatasetFolder, sha256_json
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.writer import DatasetWriter
-from dialog_gen.gates.report import without_gates
+from dialog_gen.gates.summary import without_gates
 from dialog_train.data.derived import (
     CONFIG_FILE,
     Source,

@@ -12,7 +12,7 @@ from dialog_gen.core.progress import OnProgress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.download.outcomes import MEANING
 from dialog_gen.download.provenance import image_source
-from dialog_gen.gates.settings import GATES
+from dialog_gen.gates.base import description_of
 from dialog_gen.inspect.page.thumbnails import thumbnail
 from dialog_gen.inspect.sampling import sample_rows
 from dialog_gen.inspect.statistics import Stats
@@ -34,7 +34,7 @@ def overview(folder: DatasetFolder, stats: Stats, *, seed: int) -> dict[str, Any
         "engine_version": (run.get("engine") or {}).get("version"),
         "versions": run.get("versions") or {},
         "stats": asdict(stats),
-        "gates": {name: {"meaning": GATES.get(name, "")} | _limits(folder, name) for name in stats.gates},
+        "gates": {name: {"meaning": description_of(name)} | _limits(folder, name) for name in stats.gates},
         "rejects": _rejects(folder, stats, seed),
         "link_rot": _link_rot(folder),
     }

@@ -1,4 +1,4 @@
-"""What the gates of a dataset found: for programs in gates.json, for people as a table."""
+"""What gates found in a dataset: for programs in gates.json, for people as a table."""
 
 from collections import Counter
 from typing import Any
@@ -6,15 +6,16 @@ from typing import Any
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import kept_pairs, marking_gates
-from dialog_gen.gates.settings import GateSettings, YesBiasSettings
-from dialog_gen.gates.yes_bias import says_yes
+from dialog_gen.gates.base import Limits
+from dialog_gen.gates.settings import GateSettings, versions
+from dialog_gen.gates.yes_bias import YesBiasSettings, says_yes
 
 
-def gate_report(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any]:
-    """The content of gates.json: a function of the rows and the settings."""
-    chosen = settings.chosen()
+def gate_summary(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any]:
+    """The content of gates.json, from the rows and the settings of the gates that scored them."""
     counts, scored, marked, alone = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    yes_and_no = settings.yes_bias or YesBiasSettings()
+    chosen = settings.get("yes_bias")
+    yes_and_no = chosen if isinstance(chosen, YesBiasSettings) else YesBiasSettings()
     for row in folder.rows(["texts", "gates"]):
         for pair, scores in zip(row["texts"], row["gates"], strict=True):
             marks = marking_gates(scores)
@@ -23,9 +24,9 @@ def gate_report(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any]
             counts["kept"] += not marks
             marked.update(marks)
             alone.update(marks if len(marks) == 1 else ())
-            said = says_yes(pair, yes_and_no)
-            counts["yes"] += said is True
-            counts["no"] += said is False
+            answer = says_yes(pair, yes_and_no)
+            counts["yes"] += answer is True
+            counts["no"] += answer is False
         counts["images"] += 1
         counts["images_kept"] += bool(kept_pairs(row))
     return {
@@ -42,24 +43,24 @@ def gate_report(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any]
                 "marked_alone": alone[name],
                 "rate": _share(marked[name], counts["pairs"]),
             }
-            for name in chosen
+            for name in settings
         },
-        "settings": {name: limits.model_dump(mode="json") for name, limits in chosen.items()},
-        "versions": settings.versions(),
+        "settings": {name: limits.model_dump(mode="json") for name, limits in settings.items()},
+        "versions": versions(settings),
     }
 
 
-def report_text(location: str, report: dict[str, Any]) -> str:
-    """The report in a few lines."""
+def summary_text(location: str, summary: dict[str, Any]) -> str:
+    """The summary as a table with a line for each gate, and a line for the dataset at `location`."""
     lines = [_line("gate", "limits", "scored", "marked", "alone", "rate")]
-    chosen = GateSettings.model_validate(report["settings"]).chosen()
-    for name, found in report["gates"].items():
+    for name, found in summary["gates"].items():
+        limits = Limits(**{key: summary["settings"][name][key] for key in ("min", "max")})
         counts = (found[key] for key in ("scored", "marked", "marked_alone"))
-        lines.append(_line(name, chosen[name].limits_text(), *counts, _percent(found["rate"])))
-    yes = "" if report["yes_share"] is None else f"; of the yes/no answers {_percent(report['yes_share'])} are yes"
+        lines.append(_line(name, limits.limits_text(), *counts, _percent(found["rate"])))
+    yes = "" if summary["yes_share"] is None else f"; of the yes/no answers {_percent(summary['yes_share'])} are yes"
     lines.append(
-        f"{location}: {report['kept']} of {report['pairs']} pairs kept, on {report['images_kept']} of "
-        f"{report['images']} images{yes}"
+        f"{location}: {summary['kept']} of {summary['pairs']} pairs kept, on {summary['images_kept']} of "
+        f"{summary['images']} images{yes}"
     )
     return "\n".join(lines)
 
@@ -77,7 +78,7 @@ def _line(gate: str, limits: str, *rest: object) -> str:
 
 
 def without_gates(location: str, shard: str, option: str) -> UsageError:
-    """What there is to say where `option` wants kept pairs only, of a shard that no gate was applied to."""
+    """The error where `option` wants kept pairs only, and no gate was applied to a shard."""
     return UsageError(
         f"{location}: no gates went over shard {shard}, so that none of its pairs is known to be good: "
         f"run `dialog-gen gate {location}`, or leave out {option}."

@@ -1,0 +1,31 @@
+"""Answers that were cut off."""
+
+from dialog_gen.gates.base import GATES, Gate, Limit, Limits, Row, Scores
+
+
+class TruncationSettings(Limits):
+    """Every answer that was cut off is marked."""
+
+    max: Limit = 0.5
+
+
+@GATES.register("truncation")
+class Truncation(Gate[TruncationSettings]):
+    """1 if generation of the answer stopped at the token limit, else 0.
+
+    Where one output lists several pairs, parsing has dropped the pair that was cut: those that are left are whole.
+    Where one row mixes both kinds of turns and one was cut, finish reasons do not say which pair it was: None.
+    """
+
+    description = "1 if the answer was cut off at the token limit"
+    settings_class = TruncationSettings
+    columns = ("texts", "finish_reasons")
+    order = 30
+
+    def score_row(self, row: Row) -> Scores:
+        """One score a pair."""
+        pairs, reasons = len(row["texts"]), row["finish_reasons"]
+        if len(reasons) == pairs:
+            return [float(reason == "length") for reason in reasons]
+        known = len(reasons) == 1 or "length" not in reasons
+        return [0.0 if known else None] * pairs
