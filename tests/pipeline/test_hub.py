@@ -383,7 +383,7 @@ def test_a_dataset_of_an_older_version_is_pushed_as_one_of_the_current_version(
         assert files_of(stored) == before
     there = hub.repos[REPO].files
     assert json.loads(there["config.json"])["schema_version"] == 3
-    assert b"One row an image (version 3 of the record)." in there["README.md"]
+    assert b"One row per image (version 3 of the record)." in there["README.md"]
     assert (b"17 of 24 pairs (70.8%) are unmarked" in there["README.md"]) is (name == "v2-gated")
     pulled(tmp_path)
     rows, found = list(DatasetFolder(str(stored)).rows()), list(DatasetFolder(str(tmp_path / "pulled")).rows())

@@ -152,7 +152,7 @@ def _gates(notes: GateNotes) -> list[tuple[object, ...]]:
     """Name, meaning of the score, limits and counts of each gate."""
     return [
         (
-            *(name, Markdown(description_of(name)), _limits(notes.settings.get(name, {}))),
+            *(name, description_of(name), _limits(notes.settings.get(name, {}))),
             *(gate.scored, gate.marked, rate(gate.marked, notes.pairs)),
         )
         for name, gate in notes.gates.items()
