@@ -533,7 +533,7 @@ print(*made, flush=True)
 
 
 class Other:
-    """A process that writes to `out` together with others; it begins when it is told, and stops at the shard `crash`."""
+    """A process that writes to `out` together with others, from `go` on; it stops at the shard `crash`."""
 
     def __init__(self, out: Path, crash: str = "") -> None:
         command = [sys.executable, "-c", SHARED, str(out), crash]

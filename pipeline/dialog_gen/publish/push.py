@@ -148,7 +148,7 @@ def _has_images_of(hub: Hub, repository: Repository, folder: DatasetFolder) -> b
 def _staged(
     folder: DatasetFolder, *, without_images: bool, on_shard: Callable[[int], None]
 ) -> Generator[tuple[DatasetFolder, Path]]:
-    """The folder to upload; a copy, without images or in the current version of the record, is kept until it is there."""
+    """The folder to upload; a copy that is made for it is kept until it is uploaded."""
     assert folder.local_root is not None  # noqa: S101 - checked before
     without_images = without_images and has_images(folder.config())
     if folder.is_current() and not without_images:
