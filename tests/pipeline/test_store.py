@@ -533,7 +533,7 @@ print(*made, flush=True)
 
 
 class Other:
-    """A process that writes to `out` together with others; it begins when it is told, and stops at the shard `crash`."""
+    """A process that writes to `out` together with others, from `go` on; it stops at the shard `crash`."""
 
     def __init__(self, out: Path, crash: str = "") -> None:
         command = [sys.executable, "-c", SHARED, str(out), crash]
@@ -604,6 +604,10 @@ def test_one_who_wants_the_folder_alone_waits_for_all_others(tmp_path: Path) -> 
         assert not (store.tmp / "mine").exists()
     other.go()
     assert len(other.made()) == 12
+    (tmp_path / ".tmp").mkdir()
+    (tmp_path / ".tmp" / "data-s00.parquet").touch()  # of one who was killed
+    with open_writer(str(tmp_path), CONFIG, shared=True):
+        assert not (tmp_path / ".tmp" / "data-s00.parquet").exists()
     with open_writer(str(tmp_path), CONFIG) as store:
         assert not store.claim(shard_of("s00", 2))
         with pytest.raises(UsageError, match="another run is writing"), open_writer(str(tmp_path), CONFIG, shared=True):

@@ -133,7 +133,8 @@ def _remove_dead(tmp: Path, own: Path) -> bool:
             shutil.rmtree(path, ignore_errors=True)
             if lock is not None:
                 os.close(lock)
-    if alone:  # else a living one may be about to lock it
-        for path in tmp.glob(f"*{_LOCK}"):
-            path.unlink()
+    if alone:  # else a living one may be about to lock one of them
+        for path in tmp.iterdir():
+            if not path.is_dir():
+                path.unlink()
     return alone

@@ -278,12 +278,12 @@ class ShardWriter:
     Rows are held only until those before them are there. Not for use from several threads at a time.
     """
 
-    def __init__(self, store: DatasetWriter, shard: WorkUnit) -> None:
+    def __init__(self, dataset: DatasetWriter, unit: WorkUnit) -> None:
         """Writes nothing yet."""
-        self._store, self._shard = store, shard
+        self._dataset, self._unit = dataset, unit
         self._waiting: dict[int, tuple[str, dict[str, Any]]] = {}
         self._next = 0
-        self._parts = {name: _Part(store.tmp, name, shard.name) for name in ("data", "rejects")}
+        self._parts = {name: _Part(dataset.tmp, name, unit.name) for name in ("data", "rejects")}
         self._counts = Counter[str]()
         self._reasons = {"rejected": Counter[str](), "unreadable": Counter[str]()}
         self._output_tokens = 0
@@ -296,7 +296,7 @@ class ShardWriter:
             self._reasons[status][row["reason"]] += 1
         self._output_tokens += output_tokens
         self._waiting[index] = ("data" if status == "accepted" else "rejects", row)
-        with _writing(self._store.location):
+        with _writing(self._dataset.location):
             while self._next in self._waiting:
                 part, ready = self._waiting.pop(self._next)
                 self._parts[part].add(ready)
@@ -304,13 +304,13 @@ class ShardWriter:
 
     def commit(self) -> ShardManifest:
         """Makes the shard part of the dataset. Raises ValueError unless every row came."""
-        if self._next != self._shard.count:
-            raise ValueError(f"{self._shard.name}: {self._next} of {self._shard.count} rows")
+        if self._next != self._unit.count:
+            raise ValueError(f"{self._unit.name}: {self._next} of {self._unit.count} rows")
         manifest = ShardManifest(
-            shard=self._shard.name,
-            config_sha256=self._store.config_sha256,
-            input_fingerprint=self._shard.fingerprint,
-            images=self._shard.count,
+            shard=self._unit.name,
+            config_sha256=self._dataset.config_sha256,
+            input_fingerprint=self._unit.fingerprint,
+            images=self._unit.count,
             accepted=self._counts["accepted"],
             rejected=self._counts["rejected"],
             unreadable=self._counts["unreadable"],
@@ -318,7 +318,7 @@ class ShardWriter:
             output_tokens=self._output_tokens,
             files=[],
         )
-        return self._store.commit(manifest, list(self._parts.values()))
+        return self._dataset.commit(manifest, list(self._parts.values()))
 
 
 class _Part:
