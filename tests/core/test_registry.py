@@ -39,6 +39,7 @@ def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[int]:
 
 def test_names_are_those_of_the_modules_then_those_of_other_packages(colours: Registry[int]) -> None:
     assert colours.names() == ["blue", "red", "green", "grey", "pink", "yellow"]
+    assert colours.own() == {"blue": 1, "red": 2}
 
 
 @pytest.mark.parametrize(("name", "value"), [("blue", 1), ("red", 2), ("green", 3), ("yellow", 4)])

@@ -35,7 +35,7 @@ _READ_AHEAD = 16
 _ROWS_A_WRITE = 32
 # Batches of rows on their way to a slow disk or bucket, at which no further dialogue begins.
 _WRITES_AHEAD = 4
-# Dialogues beyond what the engine holds: their images are being decoded and their prompts rendered.
+# Dialogues beyond those in the engine: their images are decoded, their next requests are prepared.
 _PREPARED = 64
 
 
@@ -60,7 +60,7 @@ class Runner:
             return
         began = time.perf_counter()
         log = self.store.engine_log()
-        # Before the event loop, which would hold back a Ctrl-C until the engine stands.
+        # Before the event loop, which would hold back a Ctrl-C until the engine has started.
         engine = self.engine.start(log)
         report(
             EngineStarted(
@@ -99,7 +99,7 @@ class Runner:
                         await work.feed(shard, reader, tasks)
                         shard = await loop.run_in_executor(reader, next, rest, None)
             except BaseExceptionGroup as group:
-                # One cause, however many dialogues it ended.
+                # There is one cause, even if it ended many dialogues.
                 raise _first(group) from None
             finally:
                 await engine.close()

@@ -118,7 +118,7 @@ def parse_qa_list(text: str, *, pairs: int, truncated: bool) -> list[QAPair]:
 
 
 def parse_answer(text: str, *, question: str) -> str:
-    """The answer to `question`, without its label and without any turns the model went on to invent."""
+    """The answer to `question`, without its label and without further turns that the model invented."""
     text, _ = _clean(text)
     # Mid-sentence only the capitalised word counts: it is how the prompt spells the next turn.
     marks = [m for m in _marks(text) if m.kind in "QA" and (m.strong or m.word.startswith("Question"))]
@@ -151,7 +151,7 @@ def _clean(text: str) -> tuple[str, bool]:
     if opening := _OPENING.match(text):
         text = text[opening.end() :]
     stop = _STOP.search(text)
-    # "<**image>" is a special token only now.
+    # "<**image>" has become a special token only now.
     text = without_special_tokens(_HEADING.sub("", _BOLD.sub("", text[: stop.start()] if stop else text)))
     return re.sub(r" ?\n[ \n]*", "\n", text).strip(), stop is not None
 
@@ -189,7 +189,7 @@ def _ends(marks: list[_Mark], text: str) -> list[int]:
 
 
 def _segments(text: str) -> list[_Mark]:
-    """The marks that open a question or an answer, as such: a segment runs to the start of the next one."""
+    """The segments that labels open: each runs from its question or answer label to the next label."""
     marks = _marks(text)
     labelled = any(m.kind == "Q" and m.strong for m in marks)
     marks = [m for m in marks if m.kind != "A" or m.strong or labelled]
@@ -223,7 +223,7 @@ def _segments(text: str) -> list[_Mark]:
 
 
 def _unlabelled_segments(text: str, marks: list[_Mark]) -> list[_Mark]:
-    """Without answer labels an answer is what follows the question mark, or an item that asks nothing."""
+    """Where there are no answer labels, an answer is the text after a question mark, or an item that is no question."""
     labels = [m for m in marks if m.kind == "Q" and m.strong]
     numbers = [m for m in marks if m.kind == "N"]
     lines = [m._replace(end=m.start) if m.kind == "N" else m for m in marks if m.kind in "NL"]
@@ -251,7 +251,7 @@ def _unlabelled_segments(text: str, marks: list[_Mark]) -> list[_Mark]:
 
 
 def _pair_up(text: str, segments: list[_Mark]) -> list[tuple[str, str]]:
-    """Questions with their answers: a run of questions is answered in turn by a run of as many answers."""
+    """Questions with their answers: several questions in a row are answered by as many answers in a row."""
     spans = [(s.kind, s.end, end) for s, end in zip(segments, _ends(segments, text), strict=True)]
     runs = [(kind, list(run)) for kind, run in groupby(spans, key=lambda span: span[0])]
     found: list[tuple[str, str]] = []
