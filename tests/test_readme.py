@@ -20,11 +20,15 @@ from dialog_gen.download.manifests import load_manifest
 from dialog_gen.engines.base import ENGINES
 from dialog_gen.models.registry import MODELS
 from dialog_gen.protocols.protocol import load_protocol
-from dialog_train.config import BaseRecipe, ClipRecipe, DraftRecipe, ThirdTowerRecipe, load_recipe
+from dialog_train.api import load_recipe
+from dialog_train.config import Recipe
+from dialog_train.systems.clip.config import ClipRecipe
 from dialog_train.systems.close.config import CloseRecipe
+from dialog_train.systems.draft import DraftRecipe
 from dialog_train.systems.mammut.config import MammutRecipe
 from dialog_train.systems.mult.config import MultRecipe
 from dialog_train.systems.multitask.config import MultitaskRecipe
+from dialog_train.systems.third_tower.config import ThirdTowerRecipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,7 +36,7 @@ PROGRAMS: dict[str, Any] = {
     "dialog-gen": typer.main.get_command(app),
     "dialog-eval": typer.main.get_command(eval_app),
 }
-RECIPES: dict[str, type[BaseRecipe]] = {
+RECIPES: dict[str, type[Recipe]] = {
     "train/draft.py": DraftRecipe,
     "train/third_tower.py": ThirdTowerRecipe,
     "train/close.py": CloseRecipe,

@@ -25,7 +25,7 @@ from dialog_eval.results import Entry, Metric, Task
 from dialog_gen.clip.loader import Clip, sha256_of_weights
 from dialog_gen.core.errors import UsageError
 from dialog_train.data.tokens import Ids, TextEncoder
-from dialog_train.systems.third_tower import ThirdTowerClip
+from dialog_train.systems.third_tower.training import ThirdTowerClip
 from dialog_train.text import TextTower, encode_ids
 
 Blend = Literal["embedding", "weight"]

@@ -24,7 +24,7 @@ from dialog_eval.results import Metric, Results
 from dialog_gen.clip.loader import Clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.version import __version__
-from dialog_train.systems.third_tower import ThirdTowerClip, load_model
+from dialog_train.systems.third_tower.training import ThirdTowerClip, load_model
 
 _log = logging.getLogger(__name__)
 

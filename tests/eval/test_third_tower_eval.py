@@ -14,7 +14,7 @@ from dialog_eval.models import Models
 from dialog_eval.results import Entry, Results, load_results
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
-from dialog_train.systems.third_tower import ThirdTower, ThirdTowerClip, load_model
+from dialog_train.systems.third_tower.training import ThirdTower, ThirdTowerClip, load_model
 from dialog_train.text import TextTower
 
 Measure = Callable[..., Results]

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from dialog_gen.clip.loader import Clip, load_clip
 from dialog_gen.clip.mammut.folder import new_mammut, save_mammut
-from dialog_train.config import ClipRecipe
 from dialog_train.data.pixel_set import PixelBatches
 from dialog_train.data.tokens import TextEncoder
 from dialog_train.loop import FitResult, fit
+from dialog_train.systems.clip.config import ClipRecipe
 from dialog_train.systems.mammut.config import MammutRecipe
 from dialog_train.systems.mammut.training import MammutBatches, MammutTraining
 from helpers.loops import CONTEXT, VOCABULARY, make_clip

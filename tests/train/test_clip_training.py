@@ -19,8 +19,9 @@ from helpers.training import TINY_CLIP, write_recipe
 from dialog_eval.cli import app
 from dialog_gen.clip.loader import Clip, load_clip, new_clip
 from dialog_gen.core.errors import UsageError
-from dialog_train.config import ClipRecipe, load_recipe
-from dialog_train.systems.clip import ClipTraining
+from dialog_train.api import load_recipe
+from dialog_train.systems.clip.config import ClipRecipe
+from dialog_train.systems.clip.training import ClipTraining
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "train" / "clip.py"

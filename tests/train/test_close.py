@@ -18,7 +18,8 @@ from torch.nn.functional import normalize
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_train.config import OptimSettings, load_recipe
+from dialog_train.api import load_recipe
+from dialog_train.config import OptimSettings
 from dialog_train.data.vectors import VectorStore, embed_dataset
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
 from dialog_train.optim import learning_rate

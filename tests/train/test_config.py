@@ -5,8 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from dialog_gen.core.errors import UsageError
-from dialog_train.config import DraftLossSettings, DraftRecipe, load_recipe
+from dialog_train.api import load_recipe
 from dialog_train.losses import draft_loss
+from dialog_train.systems.draft import DraftLossSettings, DraftRecipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("draft-*.toml"))
 MINIMAL = """

@@ -22,7 +22,7 @@ from dialog_train.config import OptimSettings
 from dialog_train.data.tokens import TextEncoder, join_ids
 from dialog_train.hf_export import export_hf
 from dialog_train.optim import select_trainable
-from dialog_train.systems.third_tower import ThirdTowerClip, load_model
+from dialog_train.systems.third_tower.training import ThirdTowerClip, load_model
 from dialog_train.text import TextTower
 
 WORDS = [

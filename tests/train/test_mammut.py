@@ -29,10 +29,11 @@ from dialog_gen.clip.loader import load_clip
 from dialog_gen.clip.mammut.model import Mammut, MammutForConditionalGeneration
 from dialog_gen.core.errors import UsageError
 from dialog_gen.protocols.protocol import load_protocol
-from dialog_train.config import ClipRecipe, load_recipe
+from dialog_train.api import load_recipe
 from dialog_train.data.pixel_set import Normalization, PixelBatch, PixelBatches
 from dialog_train.losses import contrastive_loss, focal_contrastive_loss
 from dialog_train.system import EVERYTHING, Share
+from dialog_train.systems.clip.config import ClipRecipe
 from dialog_train.systems.mammut.config import MammutRecipe
 from dialog_train.systems.mammut.training import MammutBatches, MammutTraining, cropped_positions, random_boxes
 

@@ -18,8 +18,9 @@ from torch.nn.functional import layer_norm, normalize
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.padding import padding_of
-from dialog_train.config import ClipRecipe, load_recipe
+from dialog_train.api import load_recipe
 from dialog_train.losses.three_way import three_way_loss
+from dialog_train.systems.clip.config import ClipRecipe
 from dialog_train.systems.mult.config import FusionSettings, MultRecipe
 from dialog_train.systems.mult.training import FUSION_FILE, CrossmodalBlock, Fusion, MultTraining, patches
 

@@ -16,9 +16,10 @@ from torch.nn.functional import normalize, pad
 
 from dialog_gen.clip.loader import Clip, load_clip
 from dialog_gen.core.errors import UsageError
-from dialog_train.config import ThirdTowerLossSettings, ThirdTowerRecipe, load_recipe
+from dialog_train.api import load_recipe
 from dialog_train.losses import third_tower_loss
-from dialog_train.systems.third_tower import CONFIG_FILE, WEIGHTS_FILE, ThirdTower, ThirdTowerClip, load_model
+from dialog_train.systems.third_tower.config import ThirdTowerLossSettings, ThirdTowerRecipe
+from dialog_train.systems.third_tower.training import CONFIG_FILE, WEIGHTS_FILE, ThirdTower, ThirdTowerClip, load_model
 
 SCRIPTS = Path(__file__).parents[2] / "train"
 RECIPES = sorted((SCRIPTS / "recipes").glob("third-tower-*.toml"))

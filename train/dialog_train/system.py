@@ -17,7 +17,7 @@ class System(Protocol):
 
     name: str
     """For people."""
-    facts: dict[str, Any]
+    fingerprint: dict[str, Any]
     """What tells this model before its training from another, as JSON values: a hash of its weights."""
     model: nn.Module
     """Owns the trained parameters; names of theirs are its names for them."""
@@ -65,7 +65,7 @@ EVERYTHING = Share(0, 1)
 class Data(Protocol):
     """Batches by number: a step gets the same rows in every run, whatever the number of processes."""
 
-    facts: dict[str, Any]
+    fingerprint: dict[str, Any]
     """What tells these rows from others, as JSON values."""
     steps_per_epoch: int
 
@@ -74,7 +74,7 @@ class Data(Protocol):
         ...
 
 
-def moved(batch: AnyDataclass, device: torch.device) -> AnyDataclass:
+def to_device(batch: AnyDataclass, device: torch.device) -> AnyDataclass:
     """A dataclass with its tensors on a device."""
     own: Any = batch
     tensors = {f.name: value for f in fields(own) if isinstance(value := getattr(own, f.name), Tensor)}

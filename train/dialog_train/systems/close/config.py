@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dialog_train.config import BaseRecipe, Settings
+from dialog_train.config import Recipe, Settings
 
 TaskName = Literal["vqa", "captioning", "entailment"]
 Context = Literal["caption", "dialogue"]
@@ -49,7 +49,7 @@ class DecoderSettings(Settings):
         return self
 
 
-class CloseRecipe(BaseRecipe):
+class CloseRecipe(Recipe):
     """CLOSE: a decoder that reads noisy text vectors, so that it can read image vectors."""
 
     data: TextSettings

@@ -10,15 +10,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dialog_gen.clip.loader import Clip, sha256_of_weights
-from dialog_gen.dataset.folder import sha256_json
+from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_train.data.prepare import prepare_vectors
 from dialog_train.data.training_set import EpochOrder, columns_of
 from dialog_train.data.vectors import VectorStore
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
-from dialog_train.system import Share, gather_rows, moved
+from dialog_train.system import Share, gather_rows, to_device
 from dialog_train.systems.close.adapters import Adapter, fit_adapter
 from dialog_train.systems.close.checkpoint import save_close
 from dialog_train.systems.close.config import CloseRecipe, TaskName
@@ -30,7 +33,7 @@ from dialog_train.systems.close.examples import (
     vqa_example,
     wrong_answer,
 )
-from dialog_train.systems.close.texts import TextRow, Texts, matrix
+from dialog_train.systems.close.texts import TextRow, Texts, build_texts, matrix
 
 # So many other images are looked at for a wrong answer.
 _LOOKED_AT = 64
@@ -52,7 +55,7 @@ class CloseBatch:
 
     def to(self, device: torch.device) -> "CloseBatch":
         """With its tensors on a device."""
-        return moved(self, device)
+        return to_device(self, device)
 
     def statistics(self) -> dict[str, float]:
         """What is logged of each batch."""
@@ -71,7 +74,7 @@ class CloseTraining:
         self.module: nn.Module = _Trainee(decoder)
         self.trainable = dict(decoder.named_parameters())
         self._decoder, self._clip, self._adapter, self._recipe = decoder, clip, adapter, recipe
-        self.facts: dict[str, Any] = {
+        self.fingerprint: dict[str, Any] = {
             "weights_sha256": clip.weights_sha256,
             "decoder_sha256": sha256_of_weights(decoder.state_dict()),
         }
@@ -112,7 +115,7 @@ class CloseBatches:
         self._root = adapter.noise_root(recipe.noise)
         self._order = EpochOrder(len(rows), recipe.optim.batch_size, recipe.seed)
         self.steps_per_epoch = self._order.steps_per_epoch
-        self.facts: dict[str, Any] = {
+        self.fingerprint: dict[str, Any] = {
             "rows": len(rows),
             "config_sha256": sha256_json(rows.config),
             "adapter_sha256": sha256_of_weights(adapter.tensors()),
@@ -162,6 +165,24 @@ class CloseBatches:
     def _normal(self, step: int, rows: int, width: int) -> Tensor:
         seed = hashlib.sha256(f"noise/{self._recipe.seed}/{step}".encode()).digest()[:7]
         return torch.randn(rows, width, generator=torch.Generator().manual_seed(int.from_bytes(seed)))
+
+
+def prepare_texts(
+    recipe: CloseRecipe, clip: Clip, accelerator: Accelerator, on_progress: OnProgress = ignore_progress
+) -> tuple[Texts, Adapter]:
+    """Makes what is missing of text vectors and, for an adapter, of image vectors; in one process, others wait.
+
+    Raises what `build_texts`, `embed_dataset` and `fit_adapter` raise.
+    """
+    images, texts = recipe.data.work / "vectors", recipe.data.work / "texts"
+    if accelerator.is_main_process:
+        dataset = DatasetFolder.existing(recipe.data.dialogues)
+        if recipe.adapter != "none":
+            prepare_vectors(dataset, clip, images, str(accelerator.device), on_progress)
+        build_texts(dataset, clip, texts, kept_only=recipe.data.kept_only, device=accelerator.device)
+    accelerator.wait_for_everyone()
+    found = Texts(texts)
+    return found, fitted_adapter(recipe, found, None if recipe.adapter == "none" else VectorStore(images))
 
 
 def training_texts(recipe: CloseRecipe, rows: Iterator[TextRow]) -> Iterator[str]:

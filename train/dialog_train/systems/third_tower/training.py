@@ -23,11 +23,11 @@ from dialog_gen.clip.loader import Clip, load_clip, save_clip, sha256_of_weights
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json
 from dialog_gen.core.tensors import save_tensors
-from dialog_train.config import ThirdTowerRecipe
 from dialog_train.data.training_set import Batch
 from dialog_train.losses import third_tower_loss
 from dialog_train.optim import select_trainable
 from dialog_train.system import gather_rows
+from dialog_train.systems.third_tower.config import ThirdTowerRecipe
 from dialog_train.text import TextTower
 
 CONFIG_FILE, WEIGHTS_FILE = "third_tower.json", "third_tower.safetensors"
@@ -66,7 +66,7 @@ class ThirdTower:
         self._clip, self._beta = clip, recipe.beta
         self._towers = _Towers(clip, recipe)
         self.name = clip.name
-        self.facts: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
+        self.fingerprint: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
         self.model: nn.Module = self._towers
         self.module: nn.Module = self._towers
         self.logit_scale: nn.Parameter | None = self._towers.logit_scale
