@@ -20,7 +20,6 @@ from dialog_eval.cli import app
 from dialog_gen.clip.loader import Clip, load_clip, new_clip
 from dialog_gen.core.errors import UsageError
 from dialog_train.api import load_recipe
-from dialog_train.systems.clip.config import ClipRecipe
 from dialog_train.systems.clip.training import ClipTraining
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +158,7 @@ def test_damaged_model_configuration(tmp_path: Path, content: str, said: str) ->
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_shipped_recipes_load(file: Path) -> None:
-    recipe = load_recipe(file, kind=ClipRecipe)
+    recipe = load_recipe(file, system="clip")
     assert recipe.from_scratch
     if file.stem == "clip-vit-b-32":
         optim = recipe.optim

@@ -26,7 +26,6 @@ from dialog_train.optim import learning_rate
 from dialog_train.system import EVERYTHING, Share
 from dialog_train.systems.close.adapters import Adapter, fit_adapter, load_adapter, save_adapter
 from dialog_train.systems.close.checkpoint import load_close, save_close
-from dialog_train.systems.close.config import CloseRecipe
 from dialog_train.systems.close.decoder import word_tokenizer
 from dialog_train.systems.close.examples import Pair, entailment_example, wrong_answer
 from dialog_train.systems.close.texts import Texts, build_texts
@@ -384,11 +383,11 @@ def test_refuses_what_it_did_not_write(saved: Path, spoil: Any, said: str) -> No
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_shipped_recipes_load(file: Path) -> None:
-    assert load_recipe(file, kind=CloseRecipe).tasks
+    assert load_recipe(file, system="close").tasks
 
 
 def test_published_settings() -> None:
-    recipe = load_recipe(next(file for file in RECIPES if file.stem == "close-vit-l-14"), kind=CloseRecipe)
+    recipe = load_recipe(next(file for file in RECIPES if file.stem == "close-vit-l-14"), system="close")
     assert (recipe.model, recipe.pretrained, recipe.decoder.name) == (
         "ViT-L-14-quickgelu",
         "openai",
@@ -413,7 +412,7 @@ def test_published_settings() -> None:
 )
 def test_refuses_recipes(override: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        load_recipe(RECIPES[0], [override], CloseRecipe)
+        load_recipe(RECIPES[0], [override], system="close")
 
 
 def test_linear_schedule() -> None:

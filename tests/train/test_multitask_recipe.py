@@ -17,7 +17,7 @@ PUBLISHED = [
 
 
 def load(*overrides: str, name: str = "multitask-vit-b-32") -> MultitaskRecipe:
-    return load_recipe(RECIPES[name], overrides, MultitaskRecipe)
+    return load_recipe(RECIPES[name], overrides, system="multitask")
 
 
 @pytest.mark.parametrize("name", RECIPES)
