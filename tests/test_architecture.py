@@ -30,6 +30,26 @@ LAYERS = {
         "",
         "cli",
     ),
+    "dialog_train": (
+        "losses",
+        "config",
+        "system",
+        "data",
+        "text",
+        "optim",
+        "checkpoint",
+        "loop",
+        "text_tuning",
+        "hf_export",
+        "soups",
+        "systems",
+        "api",
+        "launch",
+        "world_clip",
+        "",
+        "cli",
+        "__main__",
+    ),
 }
 """Rooms of a package, each with what it may import before it; "" is the package itself."""
 

@@ -144,7 +144,7 @@ def test_goes_on_after_a_kill(
     decode = vectors_module.decode_image
     monkeypatch.setattr(vectors_module, "decode_image", lambda data: seen.append("image") or decode(data))
     heard: list[int] = []
-    summary = embed(tiny_dialogues, clip, out, on_progress=lambda stage, done, total, unit: heard.append(done))
+    summary = embed(tiny_dialogues, clip, out, on_progress=lambda _, done, *__: heard.append(done))
     assert len(seen) == TINY_SHARDS["b"] + TINY_SHARDS["c"]
     assert (summary.skipped_shards, summary.vectors, heard[-1]) == (1, 48, 48)
     assert files(out) == files(tmp_path / "whole")
@@ -293,7 +293,7 @@ def test_refusing_disk(tiny_dialogues: Path, clip: Clip, tmp_path: Path, monkeyp
 
 
 def test_memory_does_not_grow(clip: Clip, tmp_path: Path) -> None:
-    def look(_: int) -> None:
+    def look(*_: object) -> None:
         tensors = [value for value in gc.get_objects() if type(value) is torch.Tensor]
         size = sum(tensor.nbytes for tensor in tensors) + tracemalloc.get_traced_memory()[0]
         held.append((len(tensors), size + pa.total_allocated_bytes()))
