@@ -106,7 +106,7 @@ def test_wrong_use_from_python(recipe: Path, options: dict[str, Any], said: str)
 
 @pytest.mark.slow
 def test_embed(
-    recipe: Path, tiny_clip: Path, tiny_dialogues: Path, run_script: Callable[..., int], capsys: Any
+    tiny_clip: Path, tiny_dialogues: Path, run_script: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--dialogues", str(tiny_dialogues), "--model", str(tiny_clip), "--workers", "0", "--device", "cpu"]
     assert run(["embed", *arguments, "--out", "vectors"]) == 0
@@ -116,24 +116,25 @@ def test_embed(
 
 
 LAUNCH = [str(BIN / "accelerate"), "launch", "--cpu"]
+MODULE = ["-m", "dialog_train", "draft"]
 QUIET = [str(BIN / "accelerate"), "launch", "-q", "--cpu"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "more", "code"),
+    ("launcher", "target", "more", "code"),
     [
-        ([sys.executable], [], 2),
-        ([sys.executable], ["--processes", "2"], 2),
+        ([sys.executable], MODULE, [], 2),
+        ([sys.executable], MODULE, ["--processes", "2"], 2),
         # Accelerate's own code for any error is 1; ended before its traceback, it is that of SIGTERM.
-        (QUIET, [], 1),
-        (LAUNCH, [], -15),
-        ([*LAUNCH, "--num_processes", "2"], [], -15),
+        (QUIET, MODULE, [], 1),
+        (LAUNCH, MODULE, [], -15),
+        (LAUNCH, [str(ROOT / "train" / "draft.py")], [], -15),
+        ([*LAUNCH, "--num_processes", "2"], MODULE, [], -15),
     ],
 )
-@pytest.mark.parametrize("target", [["-m", "dialog_train", "draft"], [str(ROOT / "train" / "draft.py")]])
 def test_an_error_ends_in_one_line(
-    recipe: Path, launcher: list[str], more: list[str], code: int, target: list[str]
+    recipe: Path, launcher: list[str], target: list[str], more: list[str], code: int
 ) -> None:
     done = launched([*launcher, *target, "--config", "recipe.toml", "--set", "loss.a=7", *more])
     assert done.returncode == code, done.stderr

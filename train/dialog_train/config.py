@@ -39,7 +39,7 @@ class DataSettings(Settings):
     dialogues: str
     """The dataset that `dialog-gen run --out` wrote: a folder or an fsspec URL."""
     work: Path
-    """Local folder for what is made of it once: `vectors` and `training_set`. Trainings of one model share it."""
+    """Local folder for data that is derived once: `vectors` and `training_set`. Trainings of one model share it."""
     kept_only: bool = False
     """Leave out question-answer pairs that a quality gate marked: see `dialog-gen gate`."""
     crops: int = Field(default=0, ge=0)
@@ -54,7 +54,7 @@ class PixelSettings(Settings):
     images: str | None = None
     """What `dialog-gen run --images` takes, with captions: webdataset tars, image files with .txt beside, Parquet."""
     work: Path
-    """Local folder for what is made of it once: `pixel_set`. Trainings of one input size and tokenizer share it."""
+    """Local folder for data that is derived once: `pixel_set`. Trainings of one input size and tokenizer share it."""
     kept_only: bool = False
     """Leave out question-answer pairs that a quality gate marked, and images that keep none."""
     crop_area: float = Field(default=1.0, gt=0, le=1)
@@ -85,7 +85,7 @@ class OptimSettings(Settings):
     """How the learning rate goes to 0."""
     epochs: int = Field(default=1, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
-    """So many steps, whatever `epochs` says."""
+    """Number of steps; it takes precedence over `epochs`."""
     batch_size: int = Field(ge=2)
     """Images a step over all processes: every text has the images of all of them as negatives."""
     grad_clip: float | None = Field(default=None, gt=0)
@@ -93,7 +93,7 @@ class OptimSettings(Settings):
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Of the text tower; features, losses and weights are float32 always."""
     train_last_layers: int | None = Field(default=None, ge=1)
-    """Train only so many of the last transformer layers, with the final norm and projection. None: all."""
+    """Train only this many of the last transformer layers, with the final norm and projection. None: all."""
     logit_scale: Literal["learn", "fixed"] = "learn"
     """Starts from the model's own; learned, it stays within [1, 100] as in CLIP."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
@@ -108,7 +108,7 @@ class LogSettings(Settings):
     wandb: bool = False
     """To Weights & Biases, under the account of the environment."""
     every_steps: int = Field(default=10, ge=1)
-    """Each point is the mean of so many steps."""
+    """Each point is the mean over this many steps."""
 
 
 class Recipe(Settings):
@@ -125,7 +125,7 @@ class Recipe(Settings):
     optim: OptimSettings
     log: LogSettings = LogSettings()
     seed: int = Field(default=0, ge=0)
-    """Of the order of the images, of dropout, and of whatever else is drawn."""
+    """For the order of the images, dropout, and everything else that is random."""
     save_every_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints that `--resume auto` goes on from. None: only the trained model is written."""
 

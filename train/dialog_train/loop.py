@@ -98,7 +98,7 @@ def start(recipe: Recipe) -> Generator[Accelerator]:
             if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
                 _log.warning(
                     "this is the only process, though more were asked for. On CPU start them with "
-                    "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N SCRIPT"
+                    "dialog-train SYSTEM --processes N"
                 )
         yield accelerator
     except BaseException:

@@ -96,6 +96,6 @@ class PairBatches:
         self.fingerprint: dict[str, Any] = {"rows": len(rows), "config_sha256": sha256_json(rows.config)}
 
     def batch(self, step: int, share: Share) -> Batch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         epoch, chosen = self._order.rows(step, share)
         return self._rows.batch(chosen, epoch, concatenate=self._concatenate, full_length=self._full_length)

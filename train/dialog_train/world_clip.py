@@ -113,7 +113,7 @@ class CaptionedScenes:
         self.fingerprint: dict[str, Any] = {"scenes": _SCENES, "seed": _SCENE_SEED}
 
     def batch(self, step: int, share: Share) -> PixelBatch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         start = step * self._batch_size
         numbers = range(start, start + self._batch_size)
         scenes = [draw_scene("train", _SCENE_SEED, number) for number in numbers]

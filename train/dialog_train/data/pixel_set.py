@@ -142,7 +142,7 @@ class PixelBatches:
         self.fingerprint: dict[str, Any] = {"rows": len(rows), "config_sha256": sha256_json(rows.config)}
 
     def batch(self, step: int, share: Share) -> PixelBatch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         epoch, chosen = self._order.rows(step, share)
         batch = self._rows.batch(chosen, epoch, dialogues=self._dialogues, full_length=self._full_length)
         if self._crop_area == 1:

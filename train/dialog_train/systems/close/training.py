@@ -35,8 +35,8 @@ from dialog_train.systems.close.examples import (
 )
 from dialog_train.systems.close.texts import TextRow, Texts, build_texts, matrix
 
-# So many other images are looked at for a wrong answer.
-_LOOKED_AT = 64
+# Number of other images that are searched for a wrong answer.
+_CANDIDATES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ class CloseBatches:
         }
 
     def batch(self, step: int, share: Share) -> CloseBatch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         epoch, chosen = self._order.rows(step, share)
         rows = [self._rows[row] for row in chosen.tolist()]
         examples = [self.example(row, epoch) for row in rows]
@@ -158,7 +158,7 @@ class CloseBatches:
         rng = random.Random(f"entailment/{self._recipe.seed}/{epoch}/{row.image_id}")
         if rng.random() < 0.5:
             return entailment_example(pair, None)
-        others = (rng.choice(self._rows[rng.randrange(len(self._rows))].pairs) for _ in range(_LOOKED_AT))
+        others = (rng.choice(self._rows[rng.randrange(len(self._rows))].pairs) for _ in range(_CANDIDATES))
         # Without one, the statement stays the true one.
         return entailment_example(pair, wrong_answer(pair, others))
 

@@ -14,11 +14,11 @@ class MammutRecipe(TowersRecipe):
     loss: LossName = "focal"
     """The contrastive one, such as "focal", a focal loss of each pair, or "clip", a softmax over the batch."""
     gamma: float = Field(default=2.0, ge=0)
-    """Of the focal loss: the higher, the less count pairs that are told apart well."""
+    """Of the focal loss: the higher it is, the less do pairs count that the model tells apart well."""
     contrastive_weight: float = Field(default=1.0, ge=0)
     captioning_weight: float = Field(default=1.0, ge=0)
     cross_attention_every: int = Field(default=2, ge=1)
-    """So many layers of the decoder to one that reads the image."""
+    """One in this many layers of the decoder reads the image."""
     cropped_positions: bool = False
     """Positions of a random region, resized, in place of the whole image's (arXiv 2305.07011, section 3.2)."""
     dialogues: DialogueUse = "rotate"

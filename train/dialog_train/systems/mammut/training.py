@@ -116,7 +116,7 @@ class MammutBatches:
         self.steps_per_epoch = batches.steps_per_epoch
 
     def batch(self, step: int, share: Share) -> PixelBatch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         batch = self._batches.batch(step, share)
         if not self._recipe.cropped_positions:
             return batch

@@ -46,7 +46,7 @@ class MultitaskBatch:
 
     @property
     def image_ids(self) -> list[str]:
-        """See `AnyBatch`."""
+        """The ids of the images."""
         return self.images.image_ids
 
     def to(self, device: torch.device) -> "MultitaskBatch":
@@ -87,7 +87,7 @@ class MultitaskBatches:
         self.fingerprint: dict[str, Any] = {**self._images.fingerprint, "texts": of_texts}
 
     def batch(self, step: int, share: Share) -> MultitaskBatch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         _, chosen = self._order.rows(step, share)
         texts = self._texts.batch(chosen, full_length=self._full_length)
         return MultitaskBatch(images=self._images.batch(step, share), texts=texts)
