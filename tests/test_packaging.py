@@ -100,7 +100,11 @@ def test_the_constraints_satisfy_what_is_declared() -> None:
 
 @pytest.mark.parametrize(
     ("folder", "source"),
-    [("dialog_gen/protocols/", "pipeline/dialog_gen/protocols"), ("dialog_gen/data_manifests/", "data_manifests")],
+    [
+        ("dialog_gen/protocols/", "pipeline/dialog_gen/protocols"),
+        ("dialog_gen/data_manifests/", "data_manifests"),
+        ("dialog_train/recipes/", "train/recipes"),
+    ],
 )
 def test_toml_files_are_packed(wheel: zipfile.ZipFile, folder: str, source: str) -> None:
     files = on_disk(ROOT / source, "*.toml")
@@ -126,12 +130,17 @@ def test_what_is_unpacked_finds_its_files(wheel: zipfile.ZipFile, tmp_path: Path
     script = """if True:
         from dialog_gen.download.manifests import load_manifest, shipped_manifests
         from dialog_gen.protocols.protocol import load_protocol, shipped_protocols
+        from dialog_train.config import shipped_recipes
         for name in shipped_manifests(): load_manifest(name)
         for name in shipped_protocols(): load_protocol(name)
-        print(*shipped_manifests().values(), *shipped_protocols().values(), sep="\\n")
+        print(*shipped_manifests().values(), *shipped_protocols().values(), *shipped_recipes().values(), sep="\\n")
     """
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [Path(line).relative_to(tmp_path / "site").as_posix() for line in done.stdout.splitlines()]
-    assert {"dialog_gen/data_manifests/shapes.toml", "dialog_gen/protocols/llava-3qa.toml"} <= set(found)
+    assert {
+        "dialog_gen/data_manifests/shapes.toml",
+        "dialog_gen/protocols/llava-3qa.toml",
+        "dialog_train/recipes/draft-shapes.toml",
+    } <= set(found)

@@ -20,26 +20,13 @@ from dialog_gen.download.manifests import load_manifest
 from dialog_gen.engines.base import ENGINES
 from dialog_gen.models.registry import MODELS
 from dialog_gen.protocols.protocol import load_protocol
-from dialog_train.config import BaseRecipe, ClipRecipe, DraftRecipe, ThirdTowerRecipe, load_recipe
-from dialog_train.systems.close.config import CloseRecipe
-from dialog_train.systems.mammut.config import MammutRecipe
-from dialog_train.systems.mult.config import MultRecipe
-from dialog_train.systems.multitask.config import MultitaskRecipe
+from dialog_train.api import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS: dict[str, Any] = {
     "dialog-gen": typer.main.get_command(app),
     "dialog-eval": typer.main.get_command(eval_app),
-}
-RECIPES: dict[str, type[BaseRecipe]] = {
-    "train/draft.py": DraftRecipe,
-    "train/third_tower.py": ThirdTowerRecipe,
-    "train/close.py": CloseRecipe,
-    "train/clip.py": ClipRecipe,
-    "train/mult.py": MultRecipe,
-    "train/multitask.py": MultitaskRecipe,
-    "train/mammut.py": MammutRecipe,
 }
 DRAFT_FLAGS = {"--config", "--set", "--resume", "--export-hf"}
 FLAGS = DRAFT_FLAGS | {
@@ -70,7 +57,7 @@ def shown(text: str, program: str) -> list[str]:
 
 
 OUT_FOLDERS = {
-    str(load_recipe(ROOT / recipe, kind=RECIPES[script]).out)
+    str(load_recipe(ROOT / recipe, system=Path(script).stem).out)
     for script, recipe in re.findall(r"(train/\w+\.py) --config (\S+)", README)
 }
 IN_README = [line for program in PROGRAMS for line in shown(README, program)]
@@ -170,7 +157,7 @@ def check_training(words: list[str]) -> None:
     assert {argument for argument in arguments if argument.startswith("--")} <= DRAFT_FLAGS
     pairs = list(itertools.pairwise(arguments))
     (config,) = [value for flag, value in pairs if flag == "--config"]
-    load_recipe(ROOT / config, [value for flag, value in pairs if flag == "--set"], RECIPES[script])
+    load_recipe(ROOT / config, [value for flag, value in pairs if flag == "--set"], system=Path(script).stem)
 
 
 def test_flags_in_prose() -> None:

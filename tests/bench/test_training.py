@@ -27,13 +27,12 @@ from dialog_gen.clip.loader import load_clip, save_clip
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.tensors import sha256_of_weights
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_train.config import DraftLossSettings, DraftRecipe
 from dialog_train.data.training_set import Batch, TrainingSet, build_training_set, epoch_batches
 from dialog_train.data.vectors import VectorStore, embed_dataset
 from dialog_train.loop import fit
 from dialog_train.losses import draft_loss, mmd2_rbf
-from dialog_train.systems.draft import draft_objective
-from dialog_train.systems.text_tuning import PairBatches, TextTuning
+from dialog_train.systems.draft import DraftLossSettings, DraftRecipe, draft_objective
+from dialog_train.text_tuning import PairBatches, TextTuning
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow]
 

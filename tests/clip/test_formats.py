@@ -17,7 +17,7 @@ from PIL import Image
 from dialog_gen.clip.base import FORMATS, GENERATION, SEARCH, TUNING, Capability
 from dialog_gen.clip.loader import check_clip, load_clip, save_clip
 from dialog_gen.core.errors import UsageError
-from dialog_train.systems.third_tower import ThirdTower
+from dialog_train.systems.third_tower.training import ThirdTower
 
 TEXTS = ["a red circle", "", "is there a large blue square " * 5, "no"]
 

@@ -17,7 +17,7 @@ from dialog_gen.clip.loader import load_clip
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.clip.third_tower.checkpoint import ThirdTowerClip
 from dialog_gen.core.errors import UsageError
-from dialog_train.systems.third_tower import ThirdTower
+from dialog_train.systems.third_tower.training import ThirdTower
 
 Measure = Callable[..., Results]
 

@@ -9,14 +9,15 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.tensors import sha256_of_weights
-from dialog_train.config import DraftRecipe, OptimSettings, Recipe, ThirdTowerRecipe
+from dialog_train.config import DialogueRecipe, OptimSettings
 from dialog_train.data.training_set import Batch
 from dialog_train.loop import FitResult, fit
-from dialog_train.systems.draft import draft_objective
-from dialog_train.systems.text_tuning import PairBatches, TextTuning
-from dialog_train.systems.third_tower import ThirdTower
+from dialog_train.systems.draft import DraftRecipe, draft_objective
+from dialog_train.systems.third_tower.config import ThirdTowerRecipe
+from dialog_train.systems.third_tower.training import ThirdTower
+from dialog_train.text_tuning import PairBatches, TextTuning
 
-RECIPES: dict[str, type[Recipe]] = {"draft": DraftRecipe, "third-tower": ThirdTowerRecipe}
+RECIPES: dict[str, type[DialogueRecipe]] = {"draft": DraftRecipe, "third-tower": ThirdTowerRecipe}
 """What `train` trains, for tests that hold for every system of text towers."""
 WIDTH, CONTEXT, VOCABULARY = 16, 12, 64
 CONFIG: dict[str, Any] = {
@@ -85,14 +86,14 @@ def make_recipe(out: Path, kind: str = "draft", **changes: Any) -> Any:
     return RECIPES[kind].model_validate({**content, "log": {"tensorboard": False}, **changes})
 
 
-def make_system(recipe: Recipe, clip: Clip) -> TextTuning | ThirdTower:
+def make_system(recipe: DialogueRecipe, clip: Clip) -> TextTuning | ThirdTower:
     if isinstance(recipe, ThirdTowerRecipe):
         return ThirdTower(clip, recipe)
     assert isinstance(recipe, DraftRecipe)
     return TextTuning(clip, draft_objective(recipe.loss, caption_only=recipe.caption_only), recipe.optim)
 
 
-def train(recipe: Recipe, clip: Clip | None = None, rows: TinyRows | None = None, **options: Any) -> FitResult:
+def train(recipe: DialogueRecipe, clip: Clip | None = None, rows: TinyRows | None = None, **options: Any) -> FitResult:
     """`fit` with the recipe's system."""
     system = make_system(recipe, clip or make_clip())
     return fit(recipe, system, PairBatches(recipe, rows or TinyRows(), full_length=system.sees_padding), **options)

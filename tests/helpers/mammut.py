@@ -15,9 +15,9 @@ from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import load_clip, save_clip
 from dialog_gen.clip.mammut.checkpoint import new_mammut
 from dialog_gen.clip.text.tokens import TextEncoder
-from dialog_train.config import ClipRecipe
 from dialog_train.data.pixel_set import PixelBatches
 from dialog_train.loop import FitResult, fit
+from dialog_train.systems.clip.config import ClipRecipe
 from dialog_train.systems.mammut.config import MammutRecipe
 from dialog_train.systems.mammut.training import MammutBatches, MammutTraining
 from helpers.loops import CONTEXT, VOCABULARY, make_clip

@@ -10,7 +10,7 @@ from dialog_train.loop import FitResult, fit
 from dialog_train.systems.multitask.config import MultitaskRecipe, StageRecipe
 from dialog_train.systems.multitask.pairs import TextBatch
 from dialog_train.systems.multitask.training import MultitaskBatches, multitask_objective
-from dialog_train.systems.text_tuning import TextTuning
+from dialog_train.text_tuning import TextTuning
 from helpers.loops import CONTEXT, VOCABULARY, TinyRows, make_clip, padded
 
 STAGE = {"texts": "triplets", "captions": "long", "text_batch_size": 6}

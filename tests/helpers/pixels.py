@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from dialog_gen.clip.base import Clip
-from dialog_train.config import ClipRecipe, OptimSettings
+from dialog_train.config import OptimSettings
 from dialog_train.data.pixel_set import PixelBatch, PixelBatches
 from dialog_train.loop import FitResult, fit
-from dialog_train.systems.clip import ClipTraining
+from dialog_train.systems.clip.config import ClipRecipe
+from dialog_train.systems.clip.training import ClipTraining
 from helpers.loops import CONTEXT, VOCABULARY, make_clip, padded
 
 

@@ -1,10 +1,9 @@
 """For the tests of training."""
 
-import importlib.util
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
@@ -40,21 +39,17 @@ def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerate: None) -> Callable[..., int]:
     """Runs `train/NAME.py ARGUMENTS...` within this process, in `tmp_path`, and gives its exit code."""
     # Processes that decode cost more than these images.
-    monkeypatch.setattr("dialog_train.script.DECODERS", 0)
+    for module in ("data.prepare", "soups"):
+        monkeypatch.setattr(f"dialog_train.{module}.DECODERS", 0)
     monkeypatch.chdir(tmp_path)
 
     def run(name: str, *arguments: str) -> int:
         file = SCRIPTS / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(f"{name}_script", file)
-        assert spec
-        assert spec.loader
-        script: Any = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
-        if hasattr(script, "DECODERS"):
-            monkeypatch.setattr(script, "DECODERS", 0)
         monkeypatch.setattr(sys, "argv", [file.name, *arguments])
-        code = script.main()
+        with pytest.raises(SystemExit) as ending:
+            runpy.run_path(str(file), run_name="__main__")
         AcceleratorState._reset_state(reset_partial_state=True)
-        return code
+        assert isinstance(ending.value.code, int)
+        return ending.value.code
 
     return run

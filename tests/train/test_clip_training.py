@@ -20,8 +20,8 @@ from dialog_eval.cli import app
 from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import load_clip, new_clip
 from dialog_gen.core.errors import UsageError
-from dialog_train.config import ClipRecipe, load_recipe
-from dialog_train.systems.clip import ClipTraining
+from dialog_train.api import load_recipe
+from dialog_train.systems.clip.training import ClipTraining
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "train" / "clip.py"
@@ -54,17 +54,20 @@ def test_a_step_is_that_of_open_clip(tmp_path: Path, loss: Any) -> None:
 
     extra = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0} if loss == "siglip" else {}
     torch.manual_seed(0)
-    model = open_clip.CLIP(**CONFIG, **extra)
+    model = open_clip.CLIP(**CONFIG, **extra).double()
     mean, std = (torch.tensor(PREPROCESS[name]).view(3, 1, 1) for name in ("mean", "std"))
     tokens = TinyPixels().batch(range(8), 0, full_length=True).caption_tokens
-    images, texts, *scalars = model((batch.pixels / 255 - mean) / std, tokens)
+    images, texts, *scalars = model((batch.pixels.double() / 255 - mean) / std, tokens)
     expected = (open_clip.loss.SigLipLoss() if extra else open_clip.ClipLoss())(images, texts, *scalars)
     expected.backward()
-    torch.testing.assert_close(sum(parts.values()), expected)
+    torch.testing.assert_close(sum(parts.values()).double(), expected, rtol=1e-6, atol=0)
     wanted = {name: p.grad for name, p in model.named_parameters()}
     assert set(system.trainable) == set(wanted)
     for name, parameter in system.trainable.items():
-        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-6)
+        # Ours is float32, where an element that is a sum of large terms keeps few digits (here positional_embedding,
+        # 0.026 in a gradient of norm 87): so it is measured on the scale of the whole gradient, which keeps 1e-6 of it.
+        difference = (parameter.grad.double() - wanted[name]).norm()
+        assert difference <= 1e-5 * wanted[name].norm(), name
 
 
 def changed(before: dict[str, torch.Tensor], clip: Clip) -> set[str]:
@@ -159,7 +162,7 @@ def test_damaged_model_configuration(tmp_path: Path, content: str, said: str) ->
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_shipped_recipes_load(file: Path) -> None:
-    recipe = load_recipe(file, kind=ClipRecipe)
+    recipe = load_recipe(file, system="clip")
     assert recipe.from_scratch
     if file.stem == "clip-vit-b-32":
         optim = recipe.optim

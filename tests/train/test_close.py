@@ -21,12 +21,12 @@ from dialog_gen.clip.close.decoder import word_tokenizer
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_train.config import OptimSettings, load_recipe
+from dialog_train.api import load_recipe
+from dialog_train.config import OptimSettings
 from dialog_train.data.vectors import VectorStore, embed_dataset
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
 from dialog_train.optim import learning_rate
 from dialog_train.system import EVERYTHING, Share
-from dialog_train.systems.close.config import CloseRecipe
 from dialog_train.systems.close.examples import Pair, entailment_example, wrong_answer
 from dialog_train.systems.close.texts import Texts, build_texts
 from dialog_train.systems.close.training import CloseBatches, CloseTraining, fitted_adapter
@@ -383,11 +383,11 @@ def test_refuses_what_it_did_not_write(saved: Path, spoil: Any, said: str) -> No
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_shipped_recipes_load(file: Path) -> None:
-    assert load_recipe(file, kind=CloseRecipe).tasks
+    assert load_recipe(file, system="close").tasks
 
 
 def test_published_settings() -> None:
-    recipe = load_recipe(next(file for file in RECIPES if file.stem == "close-vit-l-14"), kind=CloseRecipe)
+    recipe = load_recipe(next(file for file in RECIPES if file.stem == "close-vit-l-14"), system="close")
     assert (recipe.model, recipe.pretrained, recipe.decoder.name) == (
         "ViT-L-14-quickgelu",
         "openai",
@@ -412,7 +412,7 @@ def test_published_settings() -> None:
 )
 def test_refuses_recipes(override: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        load_recipe(RECIPES[0], [override], CloseRecipe)
+        load_recipe(RECIPES[0], [override], system="close")
 
 
 def test_linear_schedule() -> None:

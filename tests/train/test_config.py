@@ -5,8 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from dialog_gen.core.errors import UsageError
-from dialog_train.config import DraftLossSettings, DraftRecipe, load_recipe
+from dialog_train.api import load_recipe
 from dialog_train.losses import draft_loss
+from dialog_train.systems.draft import DraftLossSettings
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("draft-*.toml"))
 MINIMAL = """
@@ -29,7 +30,7 @@ def write(folder: Path, text: str = MINIMAL) -> Path:
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_shipped_recipes_load(file: Path) -> None:
-    assert load_recipe(file).data.dialogues
+    assert load_recipe(file, system="draft").data.dialogues
 
 
 def test_recipes_are_shipped() -> None:
@@ -37,7 +38,7 @@ def test_recipes_are_shipped() -> None:
 
 
 def test_published_settings() -> None:
-    recipe = load_recipe(next(file for file in RECIPES if file.stem == "draft-vit-b-32"))
+    recipe = load_recipe(next(file for file in RECIPES if file.stem == "draft-vit-b-32"), system="draft")
     assert (recipe.model, recipe.pretrained) == ("ViT-B-32-quickgelu", "laion400m_e31")
     assert (recipe.optim.batch_size, recipe.optim.lr, recipe.optim.weight_decay) == (1536, 1e-5, 0.1)
 
@@ -62,11 +63,11 @@ def test_loss_settings_are_the_keyword_arguments_of_the_loss() -> None:
     ],
 )
 def test_overrides(tmp_path: Path, override: str, get: Any, value: object) -> None:
-    assert get(load_recipe(write(tmp_path), [override])) == value
+    assert get(load_recipe(write(tmp_path), [override], system="draft")) == value
 
 
 def test_the_last_override_wins(tmp_path: Path) -> None:
-    assert load_recipe(write(tmp_path), ["seed=1", "seed=2"]).seed == 2
+    assert load_recipe(write(tmp_path), ["seed=1", "seed=2"], system="draft").seed == 2
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_the_last_override_wins(tmp_path: Path) -> None:
 )
 def test_refuses(tmp_path: Path, overrides: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        load_recipe(write(tmp_path), overrides)
+        load_recipe(write(tmp_path), overrides, system="draft")
 
 
 @pytest.mark.parametrize(
@@ -103,12 +104,12 @@ def test_refuses(tmp_path: Path, overrides: list[str], said: str) -> None:
 )
 def test_refuses_files(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        load_recipe(write(tmp_path, text))
+        load_recipe(write(tmp_path, text), system="draft")
     with pytest.raises(UsageError, match="No such file"):
-        load_recipe(tmp_path / "none.toml")
+        load_recipe(tmp_path / "none.toml", system="draft")
 
 
 def test_is_frozen(tmp_path: Path) -> None:
-    recipe: DraftRecipe = load_recipe(write(tmp_path))
+    recipe = load_recipe(write(tmp_path), system="draft")
     with pytest.raises(ValidationError, match="frozen"):
         recipe.seed = 3  # type: ignore[misc]

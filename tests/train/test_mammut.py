@@ -29,11 +29,10 @@ from dialog_gen.clip.loader import load_clip
 from dialog_gen.clip.mammut.model import Mammut, MammutForConditionalGeneration
 from dialog_gen.core.errors import UsageError
 from dialog_gen.protocols.protocol import load_protocol
-from dialog_train.config import ClipRecipe, load_recipe
+from dialog_train.api import load_recipe
 from dialog_train.data.pixel_set import Normalization, PixelBatch, PixelBatches
 from dialog_train.losses import contrastive_loss, focal_contrastive_loss
 from dialog_train.system import EVERYTHING, Share
-from dialog_train.systems.mammut.config import MammutRecipe
 from dialog_train.systems.mammut.training import MammutBatches, MammutTraining, cropped_positions, random_boxes
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("mammut-*.toml"))
@@ -373,10 +372,10 @@ def test_cropped_positions_are_of_square_images(tmp_path: Path) -> None:
 
 
 def test_shipped_recipes_load() -> None:
-    recipes = {file.stem: load_recipe(file, kind=MammutRecipe) for file in RECIPES}
+    recipes = {file.stem: load_recipe(file, system="mammut") for file in RECIPES}
     assert recipes.keys() == {"mammut-vit-b-32", "mammut-shapes"}
     # Against the same steps of train/clip.py.
-    ours, plain = recipes["mammut-shapes"], load_recipe(RECIPES[0].with_name("clip-shapes.toml"), kind=ClipRecipe)
+    ours, plain = recipes["mammut-shapes"], load_recipe(RECIPES[0].with_name("clip-shapes.toml"), system="clip")
     assert (ours.model, ours.optim, ours.from_scratch) == (plain.model, plain.optim, plain.from_scratch)
 
 

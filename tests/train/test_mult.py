@@ -18,9 +18,9 @@ from torch.nn.functional import layer_norm, normalize
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.clip.text.tokens import padding_of
 from dialog_gen.core.errors import UsageError
-from dialog_train.config import ClipRecipe, load_recipe
+from dialog_train.api import load_recipe
 from dialog_train.losses.three_way import three_way_loss
-from dialog_train.systems.mult.config import FusionSettings, MultRecipe
+from dialog_train.systems.mult.config import FusionSettings
 from dialog_train.systems.mult.training import FUSION_FILE, CrossmodalBlock, Fusion, MultTraining, patches
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("mult-*.toml"))
@@ -233,10 +233,10 @@ def test_refuses(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
 
 
 def test_shipped_recipes_load() -> None:
-    recipes = {file.stem: load_recipe(file, kind=MultRecipe) for file in RECIPES}
+    recipes = {file.stem: load_recipe(file, system="mult") for file in RECIPES}
     assert recipes.keys() == {"mult-vit-b-32", "mult-shapes"}
     # Against the same steps of train/clip.py.
-    ours, plain = recipes["mult-shapes"], load_recipe(RECIPES[0].with_name("clip-shapes.toml"), kind=ClipRecipe)
+    ours, plain = recipes["mult-shapes"], load_recipe(RECIPES[0].with_name("clip-shapes.toml"), system="clip")
     assert (ours.optim, ours.data, ours.from_scratch) == (plain.optim, plain.data, plain.from_scratch)
 
 

@@ -152,7 +152,7 @@ def run(recipe: MultitaskRecipe, **options: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         # Processes that decode cost more than these images.
-        patch.setattr("dialog_train.script.DECODERS", 0)
+        patch.setattr("dialog_train.data.prepare.DECODERS", 0)
         try:
             with start(recipe) as accelerator:
                 clip = load_clip(recipe.model)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from dialog_gen.core.errors import UsageError
-from dialog_train.config import load_recipe
+from dialog_train.api import load_recipe
 from dialog_train.systems.multitask.config import MultitaskRecipe
 
 RECIPES = {file.stem: file for file in (Path(__file__).parents[2] / "train" / "recipes").glob("multitask-*.toml")}
@@ -17,7 +17,7 @@ PUBLISHED = [
 
 
 def load(*overrides: str, name: str = "multitask-vit-b-32") -> MultitaskRecipe:
-    return load_recipe(RECIPES[name], overrides, MultitaskRecipe)
+    return load_recipe(RECIPES[name], overrides, system="multitask")
 
 
 @pytest.mark.parametrize("name", RECIPES)

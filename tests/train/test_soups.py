@@ -1,10 +1,8 @@
-import importlib.util
+import functools
 import json
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,7 +24,6 @@ from dialog_train.data.pixel_set import Normalization
 from dialog_train.data.pixel_sources import DialogueImages
 from dialog_train.soups import average, greedy_soup, held_out_score, save_soup, uniform_soup
 
-SCRIPT = Path(__file__).parents[2] / "train" / "soup.py"
 NAME = "text_projection"
 
 
@@ -150,21 +147,9 @@ def test_says_where_the_start_is_not_known(checkpoints: list[Path], caplog: pyte
 
 
 @pytest.fixture
-def soup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def soup(run_script: Callable[..., int]) -> Callable[..., int]:
     """Runs the script within this process, in `tmp_path`."""
-    spec = importlib.util.spec_from_file_location("soup_script", SCRIPT)
-    assert spec
-    assert spec.loader
-    script: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(script, "DECODERS", 0)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["soup.py", *arguments])
-        return script.main()
-
-    return run
+    return functools.partial(run_script, "soup")
 
 
 def test_a_full_disk(checkpoints: list[Path], tmp_path: Path) -> None:
@@ -199,6 +184,7 @@ def test_script(
         (["--out", "x", "--greedy"], "--greedy and held-out data go together"),
         (["--out", "x", "--images", "held"], "--greedy and held-out data go together"),
         (["--out", "x", "--greedy", "--images", "none"], "nothing is at"),
+        (["--out", "x", "--greedy", "--images", "held", "--dialogues", "y"], "not both"),
     ):
         assert soup(*names, *arguments) == 2
         assert said in capsys.readouterr().err

@@ -19,9 +19,10 @@ from dialog_gen.clip.loader import load_clip
 from dialog_gen.clip.third_tower.checkpoint import ThirdTowerClip
 from dialog_gen.clip.third_tower.layout import CONFIG_FILE, WEIGHTS_FILE
 from dialog_gen.core.errors import UsageError
-from dialog_train.config import ThirdTowerLossSettings, ThirdTowerRecipe, load_recipe
+from dialog_train.api import load_recipe
 from dialog_train.losses import third_tower_loss
-from dialog_train.systems.third_tower import ThirdTower
+from dialog_train.systems.third_tower.config import ThirdTowerLossSettings, ThirdTowerRecipe
+from dialog_train.systems.third_tower.training import ThirdTower
 
 SCRIPTS = Path(__file__).parents[2] / "train"
 RECIPES = sorted((SCRIPTS / "recipes").glob("third-tower-*.toml"))
@@ -74,7 +75,7 @@ def test_loss_refuses(options: dict[str, Any], said: str) -> None:
 
 def test_settings_of_the_thesis_are_the_defaults() -> None:
     assert ThirdTowerLossSettings().model_dump() == third_tower_loss.__kwdefaults__
-    recipes = {file.stem: load_recipe(file, kind=ThirdTowerRecipe) for file in RECIPES}
+    recipes = {file.stem: load_recipe(file, system="third_tower") for file in RECIPES}
     assert recipes.keys() == {"third-tower-vit-b-32", "third-tower-shapes"}
     published = recipes["third-tower-vit-b-32"]
     assert (published.loss.a, published.beta, published.dialogues) == (0.65, 0.9, "concatenate")

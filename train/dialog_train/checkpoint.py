@@ -52,12 +52,12 @@ class Trained:
                 self.optimizer.state[parameter][key] = value.to(parameter.device)
 
 
-def save_training(folder: Path, step: int, trained: Trained, facts: dict[str, Any]) -> None:
-    """Writes the state after `step` steps; `facts` is JSON."""
+def save_training(folder: Path, step: int, trained: Trained, fingerprint: dict[str, Any]) -> None:
+    """Writes the state after `step` steps; `fingerprint` is JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in trained.tensors().items()}
     part = folder / "saving.part"
-    save_file(tensors, part, metadata={_META: json.dumps({"step": step, **facts})})
+    save_file(tensors, part, metadata={_META: json.dumps({"step": step, **fingerprint})})
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     earlier = _files(folder)
@@ -73,7 +73,7 @@ def newest_training(folder: Path) -> Path | None:
     return max(_files(folder), default=None)
 
 
-def read_facts(file: Path) -> dict[str, Any]:
+def read_fingerprint(file: Path) -> dict[str, Any]:
     """The JSON of a state. Raises UsageError for a damaged file."""
     try:
         with safe_open(file, "pt") as content:

@@ -1,4 +1,4 @@
-"""The training loop of all systems, on Accelerate: what is trained, and on what, is for `system.py` to say.
+"""The training loop of all systems, on Accelerate: `system.py` says what is trained, and on what.
 
     OUT/model/, OUT/model-ema/   the trained model, as its system writes it
     OUT/train.json               how the training went; written last, it is the mark of completion
@@ -36,10 +36,10 @@ from torch.optim import AdamW
 
 from dialog_gen.core.errors import FailedCheckError, MissingExtraError, UsageError
 from dialog_gen.core.files import write_json, writing
-from dialog_train.checkpoint import Trained, load_training, newest_training, read_facts, save_training
-from dialog_train.config import BaseRecipe
+from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_train.checkpoint import Trained, load_training, newest_training, read_fingerprint, save_training
+from dialog_train.config import Recipe
 from dialog_train.optim import learning_rate, parameter_groups
-from dialog_train.progress import StepProgress
 from dialog_train.system import EVERYTHING, AnyBatch, Data, Share, System
 
 REPORT_FILE, MODEL_FOLDER, EMA_FOLDER = "train.json", "model", "model-ema"
@@ -55,8 +55,11 @@ _LOGIT_SCALE_RANGE = (0.0, math.log(100))
 # Not part of what a training is: these may change when it goes on.
 _FREE: Any = {"out": True, "log": True, "save_every_steps": True, "data": {"work"}}
 _SHOWN_IDS = 8
+_STAGE = "training"
 _writing = partial(writing, left="--resume auto goes on from the newest checkpoint")
 _log = logging.getLogger(__name__)
+points_log = logging.getLogger(f"{__name__}.points")
+"""A line for every point of the log: for where no progress bar is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,7 @@ class FitResult:
 
 
 @contextmanager
-def start(recipe: BaseRecipe) -> Generator[Accelerator]:
+def start(recipe: Recipe) -> Generator[Accelerator]:
     """Accelerate as a recipe wants it, with its trackers and processes ended on leaving. Logs the number of processes.
 
     Raises UsageError for a precision that the device has not, MissingExtraError for a tracker that is not installed.
@@ -95,7 +98,7 @@ def start(recipe: BaseRecipe) -> Generator[Accelerator]:
             if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
                 _log.warning(
                     "this is the only process, though more were asked for. On CPU start them with "
-                    "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N SCRIPT"
+                    "dialog-train SYSTEM --processes N"
                 )
         yield accelerator
     except BaseException:
@@ -109,13 +112,14 @@ def start(recipe: BaseRecipe) -> Generator[Accelerator]:
 
 
 def fit(
-    recipe: BaseRecipe,
+    recipe: Recipe,
     system: System,
     data: Data,
     *,
     accelerator: Accelerator | None = None,
     resume: Resume = "never",
     on_step: OnStep | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> FitResult:
     """Trains a system in place and writes its model to the recipe's folder.
 
@@ -127,18 +131,19 @@ def fit(
     """
     with nullcontext(accelerator) if accelerator else start(recipe) as accelerator:
         course = _Course(recipe, data, accelerator)
-        facts = {"recipe": recipe.model_dump(mode="json", exclude=_FREE), **system.facts, "training_set": data.facts}
-        if done := _completed(recipe.out, facts, resume):
+        content = recipe.model_dump(mode="json", exclude=_FREE)
+        fingerprint = {"recipe": content, **system.fingerprint, "training_set": data.fingerprint}
+        if done := _completed(recipe.out, fingerprint, resume):
             return done
         stepper = _Stepper(recipe, system, accelerator)
-        first = _resumed(recipe.out, facts, stepper.trained)
+        first = _resumed(recipe.out, fingerprint, stepper.trained)
         if first and accelerator.is_main_process:
             _log.info("going on after step %d of %d", first, course.total)
-        result = _train(course, stepper, first, facts, on_step)
+        result = _train(course, stepper, first, fingerprint, on_step, on_progress)
         if accelerator.is_main_process:
             report = {**asdict(result), "processes": accelerator.num_processes, "device": accelerator.device.type}
             packages = ("accelerate", "open_clip_torch", "torch")
-            report |= {**facts, "model": system.name, "versions": {name: version(name) for name in packages}}
+            report |= {**fingerprint, "model": system.name, "versions": {name: version(name) for name in packages}}
             with _writing(recipe.out):
                 system.save(recipe.out / MODEL_FOLDER, {})
                 if stepper.trained.ema is not None:
@@ -152,7 +157,7 @@ def fit(
 class _Course:
     """The batches of a training, the same for any number of processes."""
 
-    def __init__(self, recipe: BaseRecipe, data: Data, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: Recipe, data: Data, accelerator: Accelerator) -> None:
         self.recipe, self.data = recipe, data
         self.total = recipe.optim.max_steps or recipe.optim.epochs * data.steps_per_epoch
         self._mine = Share(accelerator.process_index, accelerator.num_processes)
@@ -171,7 +176,7 @@ class _Course:
 class _Stepper:
     """System, optimizer and what a step does with them."""
 
-    def __init__(self, recipe: BaseRecipe, system: System, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: Recipe, system: System, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
         self._logit_scale = system.logit_scale
         parameters = system.trainable
@@ -231,49 +236,52 @@ def _train(
     course: _Course,
     stepper: _Stepper,
     first: int,
-    facts: dict[str, Any],
+    fingerprint: dict[str, Any],
     on_step: OnStep | None,
+    on_progress: OnProgress,
 ) -> FitResult:
     recipe, accelerator = course.recipe, stepper.accelerator
     with _writing(recipe.out):
         accelerator.init_trackers(
             _PROJECT,
-            _flat(facts),
+            _flat(fingerprint),
             {"tensorboard": {"purge_step": first}, "wandb": {"name": recipe.out.name, "dir": str(recipe.out)}},
         )
-    began, rate = time.perf_counter(), 0.0
+    began, rate, note = time.perf_counter(), 0.0, ""
     sums, point = Counter[str](), dict[str, float]()
-    with StepProgress(course.total, first, accelerator.is_main_process) as progress:
-        for step, batch in enumerate(course.batches(first), first):
-            try:
-                values = stepper.step(step, course.total, batch)
-            except FloatingPointError as error:
-                raise _not_finite(course, step, str(error), accelerator.is_main_process) from None
-            if on_step:
-                on_step(step + 1, values)
-            if step == first:
-                began = time.perf_counter()
-            else:
-                rate = (step - first) * recipe.optim.batch_size / (time.perf_counter() - began)
-            # Of this process's share of the batch: there may be more among all.
-            sums.update({**values, **batch.statistics(), "steps": 1})
-            if (step + 1) % recipe.log.every_steps == 0 or step + 1 == course.total:
-                point = {name: total / sums["steps"] for name, total in sums.items() if name != "steps"}
-                point |= {"epoch": (step + 1) / course.data.steps_per_epoch, "pairs_per_s": rate}
-                with _writing(recipe.out):
-                    accelerator.log(point, step=step + 1)
-                progress.point(step + 1, point)
-                sums.clear()
-            progress.step()
-            due = recipe.save_every_steps and (step + 1) % recipe.save_every_steps == 0
-            if due and accelerator.is_main_process:
-                with _writing(recipe.out):
-                    save_training(recipe.out / _CHECKPOINTS, step + 1, stepper.trained, facts)
+    on_progress(_STAGE, first, course.total)
+    for step, batch in enumerate(course.batches(first), first):
+        try:
+            values = stepper.step(step, course.total, batch)
+        except FloatingPointError as error:
+            raise _not_finite(course, step, str(error), accelerator.is_main_process) from None
+        if on_step:
+            on_step(step + 1, values)
+        if step == first:
+            began = time.perf_counter()
+        else:
+            rate = (step - first) * recipe.optim.batch_size / (time.perf_counter() - began)
+        # Of this process's share of the batch: there may be more among all.
+        sums.update({**values, **batch.statistics(), "steps": 1})
+        if (step + 1) % recipe.log.every_steps == 0 or step + 1 == course.total:
+            point = {name: total / sums["steps"] for name, total in sums.items() if name != "steps"}
+            point |= {"epoch": (step + 1) / course.data.steps_per_epoch, "pairs_per_s": rate}
+            with _writing(recipe.out):
+                accelerator.log(point, step=step + 1)
+            note = f"loss {point['loss']:.4f}  {rate:.0f} pairs/s"
+            if accelerator.is_main_process:
+                points_log.info("step %d of %d: %s", step + 1, course.total, note)
+            sums.clear()
+        on_progress(_STAGE, step + 1, course.total, note=note)
+        due = recipe.save_every_steps and (step + 1) % recipe.save_every_steps == 0
+        if due and accelerator.is_main_process:
+            with _writing(recipe.out):
+                save_training(recipe.out / _CHECKPOINTS, step + 1, stepper.trained, fingerprint)
     losses = {name: value for name, value in point.items() if name.endswith("loss")}
     return FitResult(steps=course.total, pairs_per_s=rate, losses=losses)
 
 
-def _completed(out: Path, facts: dict[str, Any], resume: Resume) -> FitResult | None:
+def _completed(out: Path, fingerprint: dict[str, Any], resume: Resume) -> FitResult | None:
     """What a completed training in `out` gave. Raises UsageError for one that is not to be touched."""
     report = out / REPORT_FILE
     if resume == "never":
@@ -287,18 +295,18 @@ def _completed(out: Path, facts: dict[str, Any], resume: Resume) -> FitResult | 
         result = FitResult(**{name: found[name] for name in ("steps", "pairs_per_s", "losses")})
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{report} is damaged: remove it.") from None
-    _refuse_other(out, {name: found.get(name) for name in facts}, facts)
+    _refuse_other(out, {name: found.get(name) for name in fingerprint}, fingerprint)
     _log.info("%s is complete: nothing to do", out)
     return result
 
 
-def _resumed(out: Path, facts: dict[str, Any], trained: Trained) -> int:
+def _resumed(out: Path, fingerprint: dict[str, Any], trained: Trained) -> int:
     """Restores what the newest checkpoint holds. Gives the number of steps done."""
     file = newest_training(out / _CHECKPOINTS)
     if file is None:
         return 0
-    found = read_facts(file)
-    _refuse_other(out, {name: found.get(name) for name in facts}, facts)
+    found = read_fingerprint(file)
+    _refuse_other(out, {name: found.get(name) for name in fingerprint}, fingerprint)
     load_training(file, trained)
     return found["step"]
 

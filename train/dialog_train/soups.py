@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
@@ -21,8 +22,12 @@ from dialog_gen.clip.open_clip.layout import CONFIG_FILE, WEIGHTS_FILE
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import whole_folder, write_json
+from dialog_train.config import PixelSettings
 from dialog_train.data.derived import read_json
+from dialog_train.data.pixel_building import build_pixel_set
 from dialog_train.data.pixel_set import Normalization, PixelRows
+from dialog_train.data.pixel_sources import open_pixel_source
+from dialog_train.data.vectors import DECODERS
 from dialog_train.loop import REPORT_FILE
 
 State = dict[str, Tensor]
@@ -36,12 +41,47 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Soup:
-    """A model, what went into it, and, where it was tasted, how that went."""
+    """A model, what went into it, and the scores of what was tried."""
 
     clip: Clip
     ingredients: list[str]
     scores: list[tuple[list[str], float]]
     """What was tried, in order, with its score."""
+
+
+def make_soup(
+    checkpoints: Sequence[Path],
+    out: Path,
+    *,
+    greedy: bool = False,
+    images: str | None = None,
+    dialogues: str | None = None,
+) -> Soup:
+    """Builds a soup of checkpoint folders and writes it to `out`.
+
+    `greedy` chooses among them by held-out images with captions: `images` (webdataset tars, image files, Parquet) or
+    `dialogues` (a dialogues dataset). Their pixels are kept only meanwhile.
+
+    Raises UsageError for checkpoints that do not go together, for `greedy` without held-out data or the reverse, and
+    where `out` exists; DialogGenError for what the disk refuses.
+    """
+    if images and dialogues:
+        raise UsageError("held-out data is one of --images and --dialogues, not both.")
+    if greedy != bool(images or dialogues):
+        raise UsageError("--greedy and held-out data go together: give it and --images or --dialogues, or neither.")
+    if out.exists():
+        raise UsageError(f"--out {out} exists: choose another folder.")
+    if greedy:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with TemporaryDirectory() as work:
+            source = open_pixel_source(PixelSettings(images=images, dialogues=dialogues, work=Path(work)))
+            clip = load_clip(str(checkpoints[0]))
+            rows = build_pixel_set(source, clip, Path(work) / "pixel_set", workers=DECODERS)
+            soup = greedy_soup(checkpoints, held_out_score(rows, device))
+    else:
+        soup = uniform_soup(checkpoints)
+    save_soup(soup, out)
+    return soup
 
 
 def uniform_soup(folders: Sequence[Path]) -> Soup:
@@ -59,17 +99,17 @@ def greedy_soup(folders: Sequence[Path], score: Score) -> Soup:
     clip = _base(folders)
     scores: list[tuple[list[str], float]] = []
 
-    def taste(chosen: Sequence[Path]) -> float:
+    def evaluate(chosen: Sequence[Path]) -> float:
         clip.model.load_state_dict(average(_states(chosen)))
         scores.append(([str(folder) for folder in chosen], score(clip)))
         _log.info("%.4f: %s", scores[-1][1], " + ".join(scores[-1][0]))
         return scores[-1][1]
 
-    alone = {folder: taste([folder]) for folder in folders}
+    alone = {folder: evaluate([folder]) for folder in folders}
     first, *others = sorted(alone, key=lambda folder: alone[folder], reverse=True)
     chosen, best = [first], alone[first]
     for folder in others:
-        if (found := taste([*chosen, folder])) >= best:
+        if (found := evaluate([*chosen, folder])) >= best:
             chosen, best = [*chosen, folder], found
     clip.model.load_state_dict(average(_states(chosen)))
     return Soup(clip=clip, ingredients=[str(folder) for folder in chosen], scores=scores)
@@ -118,8 +158,9 @@ def save_soup(soup: Soup, folder: Path) -> None:
 
     Raises UsageError where `folder` exists, DialogGenError for what the disk refuses.
     """
-    tasted = [{"checkpoints": names, "score": score} for names, score in soup.scores]
-    content = {"ingredients": soup.ingredients, "tasted": tasted}
+    tried = [{"checkpoints": names, "score": score} for names, score in soup.scores]
+    # "tasted" is the key of files that were written before.
+    content = {"ingredients": soup.ingredients, "tasted": tried}
     with whole_folder(folder) as part:
         write_json(part / "soup.json", content)
         save_clip(soup.clip, part)

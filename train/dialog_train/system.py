@@ -17,10 +17,10 @@ class System(Protocol):
 
     name: str
     """For people."""
-    facts: dict[str, Any]
-    """What tells this model before its training from another, as JSON values: a hash of its weights."""
+    fingerprint: dict[str, Any]
+    """Identifies the model before its training, as JSON values: a hash of its weights."""
     model: nn.Module
-    """Owns the trained parameters; names of theirs are its names for them."""
+    """Owns the trained parameters; they are known by the names it has for them."""
     module: nn.Module
     """One call a step: this process's batch -> named losses of the batch of all processes, whose sum is minimised.
     Every process computes the same (see `gather_rows`), features and losses in float32."""
@@ -39,7 +39,7 @@ class AnyBatch(Protocol):
 
     @property
     def image_ids(self) -> list[str]:
-        """What the rows are called, for a message about a batch that went wrong."""
+        """The ids of the rows, for a message about a batch that went wrong."""
         ...
 
     def to(self, device: torch.device) -> "AnyBatch":
@@ -65,8 +65,8 @@ EVERYTHING = Share(0, 1)
 class Data(Protocol):
     """Batches by number: a step gets the same rows in every run, whatever the number of processes."""
 
-    facts: dict[str, Any]
-    """What tells these rows from others, as JSON values."""
+    fingerprint: dict[str, Any]
+    """Identifies the rows, as JSON values."""
     steps_per_epoch: int
 
     def batch(self, step: int, share: Share) -> AnyBatch:
@@ -74,7 +74,7 @@ class Data(Protocol):
         ...
 
 
-def moved(batch: AnyDataclass, device: torch.device) -> AnyDataclass:
+def to_device(batch: AnyDataclass, device: torch.device) -> AnyDataclass:
     """A dataclass with its tensors on a device."""
     own: Any = batch
     tensors = {f.name: value for f in fields(own) if isinstance(value := getattr(own, f.name), Tensor)}
@@ -82,7 +82,7 @@ def moved(batch: AnyDataclass, device: torch.device) -> AnyDataclass:
 
 
 def share_of_repeated(rows: Tensor) -> float:
-    """The share, 0 to 1, of rows (N, ...) that are equal to another one: as negatives of that they are none."""
+    """The share, 0 to 1, of rows (N, ...) that are equal to another one, and so are no true negatives of it."""
     _, belongs, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
     return float((counts[belongs] > 1).double().mean())
 

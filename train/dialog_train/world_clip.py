@@ -27,12 +27,13 @@ from dialog_gen.core.tensors import sha256_of_weights
 from dialog_gen.shapes.language import ask, describe, retrieval_captions, unique, web_caption
 from dialog_gen.shapes.render import IMAGE_SIZE_PX, render, through_jpeg
 from dialog_gen.shapes.scenes import draw_scene
-from dialog_train.config import ClipRecipe, LogSettings, OptimSettings, PixelSettings
+from dialog_train.config import LogSettings, OptimSettings, PixelSettings
 from dialog_train.data.pixel_set import PixelBatch
 from dialog_train.data.training_set import columns_of
 from dialog_train.loop import fit
 from dialog_train.system import Share
-from dialog_train.systems.clip import ClipTraining
+from dialog_train.systems.clip.config import ClipRecipe
+from dialog_train.systems.clip.training import ClipTraining
 
 NAME = "shapes-clip"
 CONTEXT_LENGTH = 32
@@ -111,10 +112,10 @@ class CaptionedScenes:
     def __init__(self, clip: Clip, recipe: ClipRecipe) -> None:
         self._tokenizer, self._batch_size = clip.tokenizer, recipe.optim.batch_size
         self.steps_per_epoch = recipe.optim.max_steps or 1
-        self.facts: dict[str, Any] = {"scenes": _SCENES, "seed": _SCENE_SEED}
+        self.fingerprint: dict[str, Any] = {"scenes": _SCENES, "seed": _SCENE_SEED}
 
     def batch(self, step: int, share: Share) -> PixelBatch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         start = step * self._batch_size
         numbers = range(start, start + self._batch_size)
         scenes = [draw_scene("train", _SCENE_SEED, number) for number in numbers]

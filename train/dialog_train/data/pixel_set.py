@@ -19,7 +19,7 @@ from dialog_train.config import DialogueUse, PixelRecipe
 from dialog_train.data.derived import CONFIG_FILE, read_json
 from dialog_train.data.row_files import RowFiles, TokenBatches
 from dialog_train.data.training_set import EpochOrder, TrainingSetSummary, columns_of
-from dialog_train.system import Share, moved, share_of_repeated
+from dialog_train.system import Share, share_of_repeated, to_device
 
 KIND = "pixel set"
 PART = "rows"
@@ -42,7 +42,7 @@ class PixelBatch:
 
     def to(self, device: torch.device) -> "PixelBatch":
         """With its tensors on a device."""
-        return moved(self, device)
+        return to_device(self, device)
 
     def statistics(self) -> dict[str, float]:
         """`duplicate_captions`: the share, 0 to 1, of captions that another image has too: negatives that are none."""
@@ -139,10 +139,10 @@ class PixelBatches:
         self._crop_area, self._seed, self._batch_size = recipe.data.crop_area, recipe.seed, recipe.optim.batch_size
         self._order = EpochOrder(len(rows), self._batch_size, recipe.seed)
         self.steps_per_epoch = self._order.steps_per_epoch
-        self.facts: dict[str, Any] = {"rows": len(rows), "config_sha256": sha256_json(rows.config)}
+        self.fingerprint: dict[str, Any] = {"rows": len(rows), "config_sha256": sha256_json(rows.config)}
 
     def batch(self, step: int, share: Share) -> PixelBatch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         epoch, chosen = self._order.rows(step, share)
         batch = self._rows.batch(chosen, epoch, dialogues=self._dialogues, full_length=self._full_length)
         if self._crop_area == 1:

@@ -47,7 +47,7 @@ from dialog_train.data.derived import (
 )
 from dialog_train.data.row_files import RowFiles, TokenBatches, count_rows, rows_schema, text_columns
 from dialog_train.data.vectors import VectorStore
-from dialog_train.system import Share, moved, share_of_repeated
+from dialog_train.system import Share, share_of_repeated, to_device
 
 DialogueFormat = Literal["question_answer", "labelled", "answer"]
 DIALOGUE_FORMATS: dict[DialogueFormat, str] = {
@@ -105,7 +105,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """With its tensors on a device."""
-        return moved(self, device)
+        return to_device(self, device)
 
     def statistics(self) -> dict[str, float]:
         """What is logged of each batch."""

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.writer import DatasetWriter
 from dialog_gen.sources.images import UnreadableImage, decode_image
@@ -112,11 +113,11 @@ def embed_dataset(
     device: torch.device | str = "cpu",
     workers: int = 0,
     crops: int = 0,
-    on_batch: Callable[[int], None] = lambda images: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> EmbedSummary:
     """Makes the vectors that are not there yet. The model is left on `device`.
 
-    Images are decoded in `workers` processes, or in this one where that is 0; `on_batch` hears how many are done.
+    Images are decoded in `workers` processes, or in this one where that is 0.
     `crops`: views of each image beside the whole one, see `crop_boxes`; a trainer takes another one each epoch.
     Memory grows neither with the dataset nor with the shard. An image that cannot be read is left out and counted.
 
@@ -133,6 +134,13 @@ def embed_dataset(
     }
     sources = {source.shard: source for source in sources_of(dataset)}
     summary = EmbedSummary(shards=len(sources))
+    done, total = 0, sum(source.rows for source in sources.values())
+
+    def advance(images: int) -> None:
+        nonlocal done
+        done += images
+        on_progress("image vectors", done, total, "images")
+
     with open_derived(out, config, _PART) as store:
         todo: list[Source] = []
         for source in sources.values():
@@ -142,13 +150,13 @@ def embed_dataset(
                 continue
             summary.skipped_shards += 1
             _add(summary, metadata)
-            on_batch(source.rows)
+            advance(source.rows)
         rows = _Batches(dataset, todo, batch_size)
         decoder: Any = _Decoder(clip.preprocess, crops)
         loader: Any = DataLoader(decoder, batch_sampler=rows, num_workers=workers, collate_fn=_collate)
         model = clip.model.to(device)
         for shard, batches in groupby(loader, lambda batch: batch.shard):
-            _add(summary, _embed_shard(store, sources[shard], batches, model, (1 + crops) * _width(clip), on_batch))
+            _add(summary, _embed_shard(store, sources[shard], batches, model, (1 + crops) * _width(clip), advance))
         remove_others(store, _PART, {f"{shard}.parquet" for shard in sources})
     return summary
 
@@ -245,7 +253,7 @@ def _embed_shard(
     batches: Iterator[_Batch],
     model: Any,
     width: int,
-    on_batch: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> dict[str, Any]:
     schema = pa.schema(
         [
@@ -265,7 +273,7 @@ def _embed_shard(
                 values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().reshape(-1)), width)
                 writer.write_table(pa.table([batch.image_ids, batch.image_sha256s, values], schema=schema))
                 count += len(values)
-            on_batch(len(batch.image_ids) + len(batch.lost))
+            advance(len(batch.image_ids) + len(batch.lost))
         if count + sum(lost.values()) != source.rows:
             raise UsageError(
                 f"{source.path} has not the {source.rows} rows its sidecar states: see `dialog-gen verify`."

@@ -1,12 +1,12 @@
 """The contrastive loss of CLIP (arXiv 2103.00020), in either or both directions."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-Direction = Literal["symmetric", "t2i", "i2t"]
+from dialog_train.losses.base import LOSSES, Direction, PairLoss
 
 
 def contrastive_loss(
@@ -33,3 +33,10 @@ def contrastive_loss(
     if direction == "i2t":
         return cross_entropy(logits.T, targets)
     return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
+
+
+LOSSES.register("clip")(
+    PairLoss(
+        description="CLIP: softmax over the batch in both directions (arXiv 2103.00020)", function=contrastive_loss
+    )
+)

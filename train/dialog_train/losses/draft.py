@@ -6,10 +6,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dialog_train.losses.contrastive import Direction, contrastive_loss
+from dialog_train.losses.base import Direction, MmdOver
+from dialog_train.losses.contrastive import contrastive_loss
 from dialog_train.losses.mmd import median_sigma, median_sigma_rows, mmd2_rbf, mmd2_rbf_rows
 
-MmdOver = Literal["scalars", "rows", "positives", "negatives", "apart"]
 # The gradient of sqrt is singular at 0, where both distributions agree.
 _SQRT_EPS = 1e-8
 

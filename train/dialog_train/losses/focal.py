@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from dialog_train.losses.base import LOSSES, PairLoss
+
 
 def focal_contrastive_loss(
     image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float, *, gamma: float = 2.0
@@ -31,3 +33,12 @@ def focal_contrastive_loss(
     # 1 - p, from the side where it loses no digits.
     weights = (gamma * logsigmoid(-signs * logits)).exp()
     return -(weights * log_p).sum() / len(logits)
+
+
+LOSSES.register("focal")(
+    PairLoss(
+        description="MaMMUT: a sigmoid for each pair, in which well told pairs count less (arXiv 2303.16839)",
+        function=focal_contrastive_loss,
+        options=("gamma",),
+    )
+)

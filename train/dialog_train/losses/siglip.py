@@ -1,8 +1,12 @@
 """The sigmoid loss of SigLIP (arXiv 2303.15343)."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from dialog_train.losses.base import LOSSES, PairLoss
 
 
 def siglip_loss(
@@ -25,3 +29,15 @@ def siglip_loss(
     logits = logit_scale * image_features @ text_features.T + logit_bias
     signs = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
     return -logsigmoid(signs * logits).sum() / len(logits)
+
+
+# It starts from the belief that nothing matches, at a low temperature (section 3.2).
+LOSSES.register("siglip")(
+    PairLoss(
+        description="SigLIP: a sigmoid for each pair, with a learned bias (arXiv 2303.15343)",
+        function=siglip_loss,
+        label="siglip_loss",
+        init_logit_scale=math.log(10),
+        init_logit_bias=-10.0,
+    )
+)

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from dialog_train.losses.contrastive import Direction, contrastive_loss
+from dialog_train.losses.base import Direction
+from dialog_train.losses.contrastive import contrastive_loss
 
 
 def third_tower_loss(

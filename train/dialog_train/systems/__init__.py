@@ -1,1 +1,1 @@
-"""What can be trained: one module or folder for each system."""
+"""Training systems, one file or folder each: what is trained, by which losses, on which data. `base` registers them."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from dialog_gen.clip.base import WritingTask
 from dialog_gen.clip.close.layout import AdapterKind
-from dialog_train.config import BaseRecipe, Settings
+from dialog_train.config import Recipe, Settings
 
 Context = Literal["caption", "dialogue"]
 
@@ -34,7 +34,7 @@ class DecoderSettings(Settings):
     width: int = Field(default=128, ge=1)
     """Of a T5 with random weights, as `layers`, `heads` and `dropout`; a pretrained one brings its own."""
     layers: int = Field(default=2, ge=1)
-    """So many in the encoder, so many in the decoder."""
+    """Number of layers in the encoder, and again in the decoder."""
     heads: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     prefix_vectors: int = Field(default=4, ge=1)
@@ -49,7 +49,7 @@ class DecoderSettings(Settings):
         return self
 
 
-class CloseRecipe(BaseRecipe):
+class CloseRecipe(Recipe):
     """CLOSE: a decoder that reads noisy text vectors, so that it can read image vectors."""
 
     data: TextSettings

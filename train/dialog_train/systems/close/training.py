@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -18,12 +19,14 @@ from dialog_gen.clip.close.adapters import Adapter, fit_adapter
 from dialog_gen.clip.close.checkpoint import new_close
 from dialog_gen.clip.close.decoder import CloseDecoder, load_t5, new_t5, word_tokenizer
 from dialog_gen.clip.loader import save_clip
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.core.tensors import sha256_of_weights
-from dialog_gen.dataset.folder import sha256_json
+from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_train.data.prepare import prepare_vectors
 from dialog_train.data.training_set import EpochOrder, columns_of
 from dialog_train.data.vectors import VectorStore
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
-from dialog_train.system import Share, gather_rows, moved
+from dialog_train.system import Share, gather_rows, to_device
 from dialog_train.systems.close.config import CloseRecipe, DecoderSettings
 from dialog_train.systems.close.examples import (
     Example,
@@ -32,10 +35,10 @@ from dialog_train.systems.close.examples import (
     vqa_example,
     wrong_answer,
 )
-from dialog_train.systems.close.texts import TextRow, Texts, matrix
+from dialog_train.systems.close.texts import TextRow, Texts, build_texts, matrix
 
-# So many other images are looked at for a wrong answer.
-_LOOKED_AT = 64
+# Number of other images that are searched for a wrong answer.
+_CANDIDATES = 64
 
 
 def new_decoder(settings: DecoderSettings, width: int, texts: Iterable[str], seed: int) -> CloseDecoder:
@@ -72,7 +75,7 @@ class CloseBatch:
 
     def to(self, device: torch.device) -> "CloseBatch":
         """With its tensors on a device."""
-        return moved(self, device)
+        return to_device(self, device)
 
     def statistics(self) -> dict[str, float]:
         """What is logged of each batch."""
@@ -97,7 +100,7 @@ class CloseTraining:
             reference=recipe.model_dump(include={"model", "pretrained", "allow_activation_mismatch"}),
             recipe=recipe.model_dump(mode="json", include={"tasks", "context", "noise", "adapter"}),
         )
-        self.facts: dict[str, Any] = {
+        self.fingerprint: dict[str, Any] = {
             "weights_sha256": clip.weights_sha256,
             "decoder_sha256": sha256_of_weights(decoder.state_dict()),
         }
@@ -138,14 +141,14 @@ class CloseBatches:
         self._root = adapter.noise_root(recipe.noise)
         self._order = EpochOrder(len(rows), recipe.optim.batch_size, recipe.seed)
         self.steps_per_epoch = self._order.steps_per_epoch
-        self.facts: dict[str, Any] = {
+        self.fingerprint: dict[str, Any] = {
             "rows": len(rows),
             "config_sha256": sha256_json(rows.config),
             "adapter_sha256": sha256_of_weights(adapter.tensors()),
         }
 
     def batch(self, step: int, share: Share) -> CloseBatch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         epoch, chosen = self._order.rows(step, share)
         rows = [self._rows[row] for row in chosen.tolist()]
         examples = [self.example(row, epoch) for row in rows]
@@ -181,13 +184,31 @@ class CloseBatches:
         rng = random.Random(f"entailment/{self._recipe.seed}/{epoch}/{row.image_id}")
         if rng.random() < 0.5:
             return entailment_example(pair, None)
-        others = (rng.choice(self._rows[rng.randrange(len(self._rows))].pairs) for _ in range(_LOOKED_AT))
+        others = (rng.choice(self._rows[rng.randrange(len(self._rows))].pairs) for _ in range(_CANDIDATES))
         # Without one, the statement stays the true one.
         return entailment_example(pair, wrong_answer(pair, others))
 
     def _normal(self, step: int, rows: int, width: int) -> Tensor:
         seed = hashlib.sha256(f"noise/{self._recipe.seed}/{step}".encode()).digest()[:7]
         return torch.randn(rows, width, generator=torch.Generator().manual_seed(int.from_bytes(seed)))
+
+
+def prepare_texts(
+    recipe: CloseRecipe, clip: Clip, accelerator: Accelerator, on_progress: OnProgress = ignore_progress
+) -> tuple[Texts, Adapter]:
+    """Makes what is missing of text vectors and, for an adapter, of image vectors; in one process, others wait.
+
+    Raises what `build_texts`, `embed_dataset` and `fit_adapter` raise.
+    """
+    images, texts = recipe.data.work / "vectors", recipe.data.work / "texts"
+    if accelerator.is_main_process:
+        dataset = DatasetFolder.existing(recipe.data.dialogues)
+        if recipe.adapter != "none":
+            prepare_vectors(dataset, clip, images, str(accelerator.device), on_progress)
+        build_texts(dataset, clip, texts, kept_only=recipe.data.kept_only, device=accelerator.device)
+    accelerator.wait_for_everyone()
+    found = Texts(texts)
+    return found, fitted_adapter(recipe, found, None if recipe.adapter == "none" else VectorStore(images))
 
 
 def training_texts(recipe: CloseRecipe, rows: Iterator[TextRow]) -> Iterator[str]:

@@ -1,23 +1,24 @@
 """Recipes of MaMMUT."""
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
-from dialog_train.config import DialogueUse, TowersRecipe
+from dialog_train.config import DialogueUse, LossName, TowersRecipe
+from dialog_train.losses.base import LOSSES
 
 
 class MammutRecipe(TowersRecipe):
     """MaMMUT: an image tower and one text decoder, by a contrastive and a captioning loss (arXiv 2303.16839)."""
 
-    loss: Literal["focal", "clip"] = "focal"
-    """The contrastive one: a focal loss of each pair, or CLIP's softmax over the batch."""
+    loss: LossName = "focal"
+    """The contrastive one, such as "focal", a focal loss of each pair, or "clip", a softmax over the batch."""
     gamma: float = Field(default=2.0, ge=0)
-    """Of the focal loss: the higher, the less count pairs that are told apart well."""
+    """Of the focal loss: the higher it is, the less do pairs count that the model tells apart well."""
     contrastive_weight: float = Field(default=1.0, ge=0)
     captioning_weight: float = Field(default=1.0, ge=0)
     cross_attention_every: int = Field(default=2, ge=1)
-    """So many layers of the decoder to one that reads the image."""
+    """One in this many layers of the decoder reads the image."""
     cropped_positions: bool = False
     """Positions of a random region, resized, in place of the whole image's (arXiv 2305.07011, section 3.2)."""
     dialogues: DialogueUse = "rotate"
@@ -28,6 +29,8 @@ class MammutRecipe(TowersRecipe):
     def _has_an_objective(self) -> Self:
         if not self.contrastive_weight and not self.captioning_weight:
             raise ValueError("contrastive_weight and captioning_weight are both 0: nothing would be learned")
+        if "loss" in self.model_fields_set and LOSSES.get(self.loss).init_logit_bias is not None:
+            raise ValueError(f"loss = {self.loss!r} needs a logit bias, which MaMMUT does not have")
         if self.optim.train_last_layers is not None:
             raise ValueError("optim.train_last_layers is for text towers: MaMMUT trains all of its model")
         return self

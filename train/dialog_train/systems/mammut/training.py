@@ -21,7 +21,7 @@ from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_train.data.pixel_set import Normalization, PixelBatch, PixelBatches
 from dialog_train.data.training_set import columns_of
-from dialog_train.losses import contrastive_loss, focal_contrastive_loss
+from dialog_train.losses.base import LOSSES
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
 from dialog_train.system import Share, gather_rows
 from dialog_train.systems.mammut.config import MammutRecipe
@@ -51,7 +51,7 @@ class MammutTraining:
         config.questions = list(questions) or config.questions
         self._clip = clip
         self.name = clip.name
-        self.facts: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
+        self.fingerprint: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
         model: Any = clip.model
         rows, columns = model.visual.grid_size
         if recipe.cropped_positions and rows != columns:
@@ -73,7 +73,7 @@ class _TwoPasses(nn.Module):
         self.mammut: Any = clip.model
         self.text = TextTower(clip.model)
         self.normalization = Normalization(clip.preprocess_config)
-        self._recipe = recipe
+        self._recipe, self._loss = recipe, LOSSES.get(recipe.loss, where="loss")
 
     def forward(self, batch: PixelBatch) -> dict[str, Tensor]:
         decoder, visual = self.mammut.text, self.mammut.visual
@@ -93,10 +93,7 @@ class _TwoPasses(nn.Module):
             captioning = next_token_loss(gather_rows(torch.cat(sums)))
             images, texts = (gather_rows(normalize(rows.float(), dim=-1)) for rows in (images, texts))
             scale = self.mammut.logit_scale.exp()
-            if self._recipe.loss == "clip":
-                contrastive = contrastive_loss(images, texts, scale)
-            else:
-                contrastive = focal_contrastive_loss(images, texts, scale, gamma=self._recipe.gamma)
+            contrastive = self._loss.function(images, texts, scale, **self._loss.options_of(self._recipe))
             return {
                 "contrastive_loss": self._recipe.contrastive_weight * contrastive,
                 "captioning_loss": self._recipe.captioning_weight * captioning,
@@ -108,11 +105,11 @@ class MammutBatches:
 
     def __init__(self, recipe: MammutRecipe, batches: PixelBatches) -> None:
         self._batches, self._recipe = batches, recipe
-        self.facts: dict[str, Any] = batches.facts
+        self.fingerprint: dict[str, Any] = batches.fingerprint
         self.steps_per_epoch = batches.steps_per_epoch
 
     def batch(self, step: int, share: Share) -> PixelBatch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         batch = self._batches.batch(step, share)
         if not self._recipe.cropped_positions:
             return batch

@@ -4,7 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dialog_train.config import ClipRecipe, Settings
+from dialog_train.config import Settings
+from dialog_train.systems.clip.config import ClipRecipe
 
 View = Literal["rows", "columns"]
 

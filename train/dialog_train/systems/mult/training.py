@@ -22,7 +22,7 @@ from dialog_gen.core.tensors import save_tensors
 from dialog_train.data.pixel_set import Normalization, PixelBatch
 from dialog_train.losses.three_way import three_way_loss
 from dialog_train.system import gather_rows
-from dialog_train.systems.clip import ClipTraining
+from dialog_train.systems.clip.training import ClipTraining
 from dialog_train.systems.mult.config import FusionSettings, MultRecipe, View
 
 FUSION_FILE = "fusion.safetensors"
@@ -92,7 +92,7 @@ class MultTraining:
         """Raises UsageError for towers that `ClipTraining` refuses, and for an image that is no whole patches."""
         self._towers = ClipTraining(clip, recipe)
         self.name = clip.name
-        self.facts: dict[str, Any] = self._towers.facts
+        self.fingerprint: dict[str, Any] = self._towers.fingerprint
         towers = _Towers(self._towers, recipe)
         self.model: nn.Module = towers
         self.module: nn.Module = towers

@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from dialog_gen.core.hashing import hash_64
-from dialog_train.config import DialogueUse, Recipe, Settings
+from dialog_train.config import DialogueRecipe, DialogueUse, Settings
 
 TextTask = Literal["pairs", "triplets"]
 _OF_STAGE = ("lr", "batch_size", "max_steps", "warmup_steps")
@@ -46,7 +46,7 @@ class StageSettings(Settings):
     warmup_steps: int | None = Field(default=None, ge=0)
 
 
-class StageRecipe(Recipe):
+class StageRecipe(DialogueRecipe):
     """One stage, as `loop.fit` takes it."""
 
     texts: TextPairSettings
@@ -58,7 +58,7 @@ class StageRecipe(Recipe):
         return self.stage.text_batch_size or self.optim.batch_size
 
 
-class MultitaskRecipe(Recipe):
+class MultitaskRecipe(DialogueRecipe):
     """Text-text and text-image alignment together, in stages (arXiv 2405.20204). OUT/stage-N holds each of them."""
 
     dialogues: DialogueUse = "concatenate"
@@ -76,7 +76,7 @@ class MultitaskRecipe(Recipe):
         """The recipe of a stage, from 1: it has a folder and, so that its batches are others, a seed of its own."""
         stage = self.stages[number - 1]
         changes = {name: value for name in _OF_STAGE if (value := getattr(stage, name)) is not None}
-        own = {name: getattr(self, name) for name in Recipe.model_fields}
+        own = {name: getattr(self, name) for name in DialogueRecipe.model_fields}
         own |= {"out": self.out / f"stage-{number}", "seed": hash_64(f"{self.seed}/stage-{number}")}
         own["optim"] = self.optim.model_copy(update=changes)
         return StageRecipe(**own, texts=self.texts, stage=stage)

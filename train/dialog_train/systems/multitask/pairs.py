@@ -28,7 +28,7 @@ from dialog_gen.dataset.folder import sha256_json
 from dialog_gen.dataset.writer import DatasetWriter
 from dialog_train.data.derived import CONFIG_FILE, open_derived, put, read_json, remove_others
 from dialog_train.data.row_files import MappedRows, TokenBatches, id_lists, rows_made_from
-from dialog_train.system import moved, share_of_repeated
+from dialog_train.system import share_of_repeated, to_device
 
 _KIND = "text pairs"
 _PART = "rows"
@@ -107,7 +107,7 @@ class TextBatch:
 
     def to(self, device: torch.device) -> "TextBatch":
         """With its tensors on a device."""
-        return moved(self, device)
+        return to_device(self, device)
 
     @property
     def duplicate_targets(self) -> float:

@@ -23,18 +23,19 @@ from dialog_gen.clip.text.tokens import TextEncoder
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import hash_64
+from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
+from dialog_train.data.prepare import prepare_training_set
 from dialog_train.data.training_set import Batch, EpochOrder, TrainingSet
 from dialog_train.loop import EMA_FOLDER, MODEL_FOLDER, FitResult, OnStep, Resume, fit
 from dialog_train.losses.contrastive import contrastive_loss
 from dialog_train.losses.info_nce import info_nce
-from dialog_train.script import prepare_training_set
 from dialog_train.system import Share, gather_rows
 from dialog_train.systems.multitask.config import MultitaskRecipe, StageRecipe, TextTask
 from dialog_train.systems.multitask.long_text import stretch_context, with_context
 from dialog_train.systems.multitask.pairs import PairSource, TextBatch, TextPairs, build_text_pairs
 from dialog_train.systems.multitask.sources import DialoguePairs, DialogueRows, DialogueTriplets, ParquetPairs
-from dialog_train.systems.text_tuning import Encode, Objective, PairBatches, Rows, TextTuning
+from dialog_train.text_tuning import Encode, Objective, PairBatches, Rows, TextTuning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ class MultitaskBatch:
 
     @property
     def image_ids(self) -> list[str]:
-        """See `AnyBatch`."""
+        """The ids of the images."""
         return self.images.image_ids
 
     def to(self, device: torch.device) -> "MultitaskBatch":
@@ -84,10 +85,10 @@ class MultitaskBatches:
         self._order = EpochOrder(len(texts), recipe.text_batch_size, hash_64(f"{recipe.seed}/texts"))
         self.steps_per_epoch = self._images.steps_per_epoch
         of_texts = {"rows": len(texts), "fingerprint": texts.fingerprint}
-        self.facts: dict[str, Any] = {**self._images.facts, "texts": of_texts}
+        self.fingerprint: dict[str, Any] = {**self._images.fingerprint, "texts": of_texts}
 
     def batch(self, step: int, share: Share) -> MultitaskBatch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         _, chosen = self._order.rows(step, share)
         texts = self._texts.batch(chosen, full_length=self._full_length)
         return MultitaskBatch(images=self._images.batch(step, share), texts=texts)
@@ -131,14 +132,16 @@ class MultitaskSets:
     texts: dict[TextTask, Path]
 
 
-def prepare_sets(recipe: MultitaskRecipe, clip: Clip, accelerator: Accelerator) -> MultitaskSets:
+def prepare_sets(
+    recipe: MultitaskRecipe, clip: Clip, accelerator: Accelerator, on_progress: OnProgress = ignore_progress
+) -> MultitaskSets:
     """Makes what is missing, in one process; on several machines `work` is shared.
 
     Raises UsageError where `build_training_set` or `build_text_pairs` do.
     """
     lengths = [stage.context_length or 0 for stage in recipe.stages]
     longest = with_context(clip.tokenizer, max(clip.tokenizer.context_length, *lengths))
-    prepare_training_set(recipe, replace(clip, tokenizer=longest), accelerator)
+    prepare_training_set(recipe, replace(clip, tokenizer=longest), accelerator, on_progress)
     texts: dict[TextTask, Path] = {s.texts: recipe.data.work / f"text_{s.texts}" for s in recipe.stages}
     if accelerator.is_main_process:
         for task, folder in texts.items():
@@ -164,6 +167,7 @@ def train_stages(
     *,
     resume: Resume = "never",
     on_step: OnStep | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> FitResult:
     """Trains one stage after the other; with `resume = "auto"` what is done of them is not done again.
 
@@ -179,7 +183,9 @@ def train_stages(
         system = TextTuning(clip, multitask_objective(stage), stage.optim)
         data = _batches(stage, clip, sets, full_length=system.sees_padding)
         with _logging_to(accelerator, stage.out):
-            result = fit(stage, system, data, accelerator=accelerator, resume=resume, on_step=on_step)
+            result = fit(
+                stage, system, data, accelerator=accelerator, resume=resume, on_step=on_step, on_progress=on_progress
+            )
     assert result is not None  # noqa: S101 - a recipe has stages
     if accelerator.is_main_process:
         for folder in (MODEL_FOLDER, EMA_FOLDER):

@@ -13,7 +13,7 @@ from dialog_gen.clip.loader import save_clip
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import sha256_json
-from dialog_train.config import OptimSettings, Recipe
+from dialog_train.config import DialogueRecipe, OptimSettings
 from dialog_train.data.training_set import Batch, EpochOrder
 from dialog_train.optim import select_trainable
 from dialog_train.system import Share
@@ -47,7 +47,7 @@ class TextTuning:
         except TypeError as error:
             raise UsageError(f"{clip.name} cannot be trained: {error}.") from None
         self.clip, self.name = clip, clip.name
-        self.facts: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
+        self.fingerprint: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
         self.model: nn.Module = clip.model
         self.logit_scale: nn.Parameter | None = clip.model.logit_scale
         self.trainable = select_trainable(clip.model, self.tower, optim)
@@ -88,15 +88,15 @@ class _Trainee(nn.Module):
 class PairBatches:
     """`Data` of images with a caption and a dialogue each, in an order of its own every epoch."""
 
-    def __init__(self, recipe: Recipe, rows: Rows, *, full_length: bool) -> None:
+    def __init__(self, recipe: DialogueRecipe, rows: Rows, *, full_length: bool) -> None:
         """Raises UsageError for a batch that is larger than the data."""
         self._rows, self._full_length = rows, full_length
         self._concatenate = recipe.dialogues == "concatenate"
         self._order = EpochOrder(len(rows), recipe.optim.batch_size, recipe.seed)
         self.steps_per_epoch = self._order.steps_per_epoch
-        self.facts: dict[str, Any] = {"rows": len(rows), "config_sha256": sha256_json(rows.config)}
+        self.fingerprint: dict[str, Any] = {"rows": len(rows), "config_sha256": sha256_json(rows.config)}
 
     def batch(self, step: int, share: Share) -> Batch:
-        """See `Data`."""
+        """A share of the batch of a step, as `Data` describes."""
         epoch, chosen = self._order.rows(step, share)
         return self._rows.batch(chosen, epoch, concatenate=self._concatenate, full_length=self._full_length)

@@ -1,6 +1,5 @@
-"""Contrastive training of a CLIP's image and text tower on pixels: the system; its data: `pixels.set.PixelBatches`."""
+"""Contrastive training of a CLIP's image and text tower on pixels: the system. Its data is `PixelBatches`."""
 
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,14 +14,12 @@ from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import load_clip, new_clip, save_clip
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
-from dialog_train.config import ClipRecipe, TowersRecipe
+from dialog_train.config import TowersRecipe
 from dialog_train.data.pixel_set import Normalization, PixelBatch
-from dialog_train.losses import contrastive_loss, siglip_loss
+from dialog_train.losses.base import LOSSES, PairLoss
 from dialog_train.optim import select_trainable
 from dialog_train.system import gather_rows
-
-# Where SigLIP starts (arXiv 2303.15343, section 3.2): nothing matches, at a low temperature.
-_SIGLIP_START = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
+from dialog_train.systems.clip.config import ClipRecipe
 
 
 def starting_point(recipe: TowersRecipe) -> Clip:
@@ -33,12 +30,13 @@ def starting_point(recipe: TowersRecipe) -> Clip:
 
 
 class ClipTraining:
-    """A `System` that trains the towers of `clip`, in place, by the losses of `contrastive_loss` or `siglip_loss`."""
+    """A `System` that trains the towers of `clip`, in place, by the loss that the recipe names."""
 
     def __init__(self, clip: Clip, recipe: ClipRecipe) -> None:
         """Raises UsageError for towers of an unknown kind, and for settings that do not go together."""
-        self.facts: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
-        self.clip = _with_bias(clip) if recipe.loss == "siglip" else clip
+        self.fingerprint: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
+        loss = LOSSES.get(recipe.loss, where="loss")
+        self.clip = _with_bias(clip, loss)
         self.name = clip.name
         model: Any = clip.model
         try:
@@ -58,11 +56,11 @@ class ClipTraining:
             )
         model.logit_scale.requires_grad_(recipe.optim.logit_scale == "learn")
         if model.logit_bias is not None:
-            model.logit_bias.requires_grad_(recipe.loss == "siglip")
+            model.logit_bias.requires_grad_(loss.init_logit_bias is not None)
         self.model: nn.Module = model
         self.logit_scale: nn.Parameter | None = model.logit_scale
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.module: nn.Module = _Towers(self.clip, self.tower, recipe)
+        self.module: nn.Module = _Towers(self.clip, self.tower, loss, recipe)
         # Hugging Face's towers may have a pooler that goes unused.
         self.may_leave_parameters_unused = not self.tower.is_native
 
@@ -77,12 +75,13 @@ class ClipTraining:
 
 
 class _Towers(nn.Module):
-    def __init__(self, clip: Clip, tower: TextTower, recipe: ClipRecipe) -> None:
+    def __init__(self, clip: Clip, tower: TextTower, loss: PairLoss, recipe: ClipRecipe) -> None:
         super().__init__()
         self.visual, self.text = clip.model.visual, tower
         self.normalization = Normalization(clip.preprocess_config)
         self.logit_scale: nn.Parameter = clip.model.logit_scale
-        self.logit_bias: nn.Parameter | None = clip.model.logit_bias if recipe.loss == "siglip" else None
+        self.logit_bias: nn.Parameter | None = clip.model.logit_bias if loss.init_logit_bias is not None else None
+        self._loss, self._options = loss, loss.options_of(recipe)
         self._locked = recipe.lock_image
 
     def train(self, mode: bool = True) -> "_Towers":
@@ -98,17 +97,19 @@ class _Towers(nn.Module):
         # Accelerate's autocast is meant for the towers; losses need all of float32.
         with torch.autocast(texts.device.type, enabled=False):
             images, texts = (gather_rows(normalize(rows.float(), dim=-1)) for rows in (images, texts))
-            scale = self.logit_scale.exp()
-            if self.logit_bias is None:
-                return {"contrastive_loss": contrastive_loss(images, texts, scale)}
-            return {"siglip_loss": siglip_loss(images, texts, scale, self.logit_bias)}
+            bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
+            value = self._loss.function(images, texts, self.logit_scale.exp(), **bias, **self._options)
+            return {self._loss.label: value}
 
 
-def _with_bias(clip: Clip) -> Clip:
-    """A model with a logit bias; one that had none gets SigLIP's own, and the scale that goes with it."""
+def _with_bias(clip: Clip, loss: PairLoss) -> Clip:
+    """A model with a logit bias, where the loss takes one; a new bias and the scale start as the loss says."""
     model = clip.model
-    if model.logit_bias is not None:
+    if loss.init_logit_bias is None or model.logit_bias is not None:
         return clip
-    model.logit_bias = nn.Parameter(torch.full_like(model.logit_scale, _SIGLIP_START["init_logit_bias"]))
-    model.logit_scale.data.fill_(_SIGLIP_START["init_logit_scale"])
-    return replace(clip, config={**clip.config, **_SIGLIP_START})
+    start = {"init_logit_bias": loss.init_logit_bias}
+    model.logit_bias = nn.Parameter(torch.full_like(model.logit_scale, loss.init_logit_bias))
+    if loss.init_logit_scale is not None:
+        start["init_logit_scale"] = loss.init_logit_scale
+        model.logit_scale.data.fill_(loss.init_logit_scale)
+    return replace(clip, config={**clip.config, **start})

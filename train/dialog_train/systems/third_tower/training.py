@@ -12,11 +12,11 @@ from torch.nn.functional import normalize
 from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import save_clip
 from dialog_gen.clip.third_tower.checkpoint import ThirdTowerClip, new_third_tower, text_tower
-from dialog_train.config import ThirdTowerRecipe
 from dialog_train.data.training_set import Batch
 from dialog_train.losses import third_tower_loss
 from dialog_train.optim import select_trainable
 from dialog_train.system import gather_rows
+from dialog_train.systems.third_tower.config import ThirdTowerRecipe
 
 
 class ThirdTower:
@@ -27,7 +27,7 @@ class ThirdTower:
         self._clip = new_third_tower(clip, recipe.beta)
         self._towers = _Towers(self._clip, recipe)
         self.name = clip.name
-        self.facts: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
+        self.fingerprint: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
         self.model: nn.Module = self._towers
         self.module: nn.Module = self._towers
         self.logit_scale: nn.Parameter | None = self._towers.logit_scale

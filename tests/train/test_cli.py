@@ -1,0 +1,164 @@
+"""`dialog-train`, its recipes, `dialog_train.train`, and how errors end under launchers."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.training import write_recipe
+
+import dialog_train
+from dialog_gen.clip.loader import load_clip
+from dialog_gen.core.errors import UsageError
+from dialog_train.cli import run
+from dialog_train.config import shipped_recipes
+from dialog_train.systems.base import SYSTEMS
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dialog_train.data.prepare.DECODERS", 0)
+    return write_recipe(tmp_path, tiny_clip, tiny_dialogues)
+
+
+def test_shipped_recipes_are_known_by_name_and_by_path() -> None:
+    files = {path.stem: path for path in (ROOT / "train" / "recipes").glob("*.toml")}
+    assert shipped_recipes() == files
+    for name, file in files.items():
+        system = next(s for s in SYSTEMS.names() if name.replace("-", "_").startswith(s + "_"))
+        assert dialog_train.load_recipe(name, system=system) == dialog_train.load_recipe(file, system=system)
+
+
+def test_an_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["draft", "--config", "draft-shape"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: unknown recipe 'draft-shape': did you mean 'draft-shapes'? Known: clip-shapes, ")
+    assert error.count("\n") == 1
+
+
+def test_lists_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipes"]) == 0
+    assert "draft-shapes          DRAFT in the embedded world" in capsys.readouterr().out
+    assert run(["recipes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {name: str(file) for name, file in shipped_recipes().items()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [([], 2), (["--help"], 0), (["draft"], 2), (["draft", "--config", "x", "--resume", "no"], 2)]
+)
+def test_help_and_wrong_flags(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == code
+    printed = capsys.readouterr()
+    assert "Usage: dialog-train" in printed.out + printed.err
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_train_from_python(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    heard: list[tuple[Any, ...]] = []
+    result = dialog_train.train(
+        recipe,
+        system="draft",
+        overrides=["seed=3"],
+        on_progress=lambda stage, done, total, unit="", note="": heard.append((stage, done, total)),
+    )
+    assert (result.model, result.steps) == (Path("out/model"), 3)
+    assert set(result.losses) == {"image_dialogue_loss", "image_caption_loss", "mmd_loss", "loss"}
+    assert sum(value for name, value in result.losses.items() if name != "loss") == pytest.approx(result.losses["loss"])
+    assert load_clip(str(result.model))
+    assert json.loads(Path("out/train.json").read_text())["recipe"]["seed"] == 3
+    assert [entry for entry in heard if entry[0] == "training"] == [("training", step, 3) for step in range(4)]
+    assert ("image vectors", 48, 48) in heard
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_the_system_follows_from_the_class_of_a_recipe(recipe: Path) -> None:
+    settings = dialog_train.load_recipe(recipe, ["beta=0.5"], system="third_tower")
+    result = dialog_train.train(settings)
+    assert (result.model / "third_tower.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "which system is to train by recipe.toml"),
+        ({"system": "drafts"}, "did you mean 'draft'"),
+        ({"system": "draft", "switches": ["export"]}, "unknown switch 'export'; did you mean 'export-hf'"),
+        ({"system": "draft", "overrides": ["optim.warmup=1"]}, "did you mean 'warmup_steps'"),
+        ({"system": "clip", "of": "draft"}, "system 'clip' takes a ClipRecipe, got a DraftRecipe"),
+        ({"of": "draft", "overrides": ["seed=1"]}, "overrides change a recipe that is read from a file"),
+    ],
+)
+def test_wrong_use_from_python(recipe: Path, options: dict[str, Any], said: str) -> None:
+    given = dialog_train.load_recipe(recipe, system=options.pop("of")) if "of" in options else "recipe.toml"
+    with pytest.raises(UsageError, match=said):
+        dialog_train.train(given, **options)
+    assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_embed(
+    tiny_clip: Path, tiny_dialogues: Path, run_script: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dialogues", str(tiny_dialogues), "--model", str(tiny_clip), "--workers", "0", "--device", "cpu"]
+    assert run(["embed", *arguments, "--out", "vectors"]) == 0
+    assert capsys.readouterr().out.startswith("48 image vectors in vectors (")
+    assert run_script("embed", *arguments, "--out", "vectors") == 0
+    assert "3 of 3 shards were there" in capsys.readouterr().out
+
+
+LAUNCH = [str(BIN / "accelerate"), "launch", "--cpu"]
+MODULE = ["-m", "dialog_train", "draft"]
+QUIET = [str(BIN / "accelerate"), "launch", "-q", "--cpu"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "target", "more", "code"),
+    [
+        ([sys.executable], MODULE, [], 2),
+        ([sys.executable], MODULE, ["--processes", "2"], 2),
+        # Accelerate's own code for any error is 1; ended before its traceback, it is that of SIGTERM.
+        (QUIET, MODULE, [], 1),
+        (LAUNCH, MODULE, [], -15),
+        (LAUNCH, [str(ROOT / "train" / "draft.py")], [], -15),
+        ([*LAUNCH, "--num_processes", "2"], MODULE, [], -15),
+    ],
+)
+def test_an_error_ends_in_one_line(
+    recipe: Path, launcher: list[str], target: list[str], more: list[str], code: int
+) -> None:
+    done = launched([*launcher, *target, "--config", "recipe.toml", "--set", "loss.a=7", *more])
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert done.stderr.splitlines()[-1].startswith("error: recipe file recipe.toml: loss.a: ")
+
+
+@pytest.mark.slow
+def test_several_processes(recipe: Path) -> None:
+    done = launched([sys.executable, "-m", "dialog_train", "draft", "--config", "recipe.toml", "--processes", "2"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("3 steps") == 1
+    assert json.loads(Path("out/train.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_accelerate_launches_the_module(recipe: Path) -> None:
+    done = launched([*LAUNCH, "-m", "dialog_train", "draft", "--config", "recipe.toml"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("out/model: 3 steps, ")
+
+
+def launched(command: list[str]) -> subprocess.CompletedProcess[str]:
+    folders = os.pathsep.join(str(ROOT / name) for name in ("pipeline", "train", "eval"))
+    env = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)

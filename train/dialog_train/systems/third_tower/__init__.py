@@ -1,0 +1,31 @@
+"""CLIP-3Modal: a third tower for dialogues, beside the frozen image and text towers of a CLIP (thesis, section 4.3)."""
+
+from typing import TYPE_CHECKING
+
+from dialog_train.systems.base import SYSTEMS, Run, TrainingSystem
+from dialog_train.systems.third_tower.config import ThirdTowerRecipe
+
+if TYPE_CHECKING:
+    from dialog_train.loop import FitResult
+
+
+def train(recipe: ThirdTowerRecipe, run: Run) -> "FitResult":
+    """Trains the third tower on the vectors of images, captions and dialogues."""
+    from dialog_gen.clip.loader import load_clip
+    from dialog_train.data.prepare import prepare_training_set
+    from dialog_train.systems.third_tower.training import ThirdTower
+    from dialog_train.text_tuning import PairBatches
+
+    clip = load_clip(recipe.model, recipe.pretrained, allow_activation_mismatch=recipe.allow_activation_mismatch)
+    training_set = prepare_training_set(recipe, clip, run.accelerator, run.on_progress)
+    system = ThirdTower(clip, recipe)
+    return run.fit(recipe, system, PairBatches(recipe, training_set, full_length=system.sees_padding))
+
+
+SYSTEMS.register("third_tower")(
+    TrainingSystem(
+        description="CLIP-3Modal: a third tower for dialogues beside frozen ones.",
+        recipe=ThirdTowerRecipe,
+        train=train,
+    )
+)

@@ -1,0 +1,24 @@
+"""The recipe of CLIP-3Modal."""
+
+from pydantic import Field
+
+from dialog_train.config import DialogueRecipe, DialogueUse, Settings
+from dialog_train.losses.base import Direction
+
+
+class ThirdTowerLossSettings(Settings):
+    """The options of `dialog_train.losses.third_tower_loss`, which says what they do."""
+
+    a: float = Field(default=0.65, ge=0, le=1)
+    """Weight of the images; captions weigh 1 - a."""
+    direction: Direction = "symmetric"
+    """Softmax over dialogues, over images and captions ("t2i", the thesis' equation), or the mean of both."""
+
+
+class ThirdTowerRecipe(DialogueRecipe):
+    """CLIP-3Modal: a third tower for dialogues, beside frozen image and text towers."""
+
+    loss: ThirdTowerLossSettings = ThirdTowerLossSettings()
+    dialogues: DialogueUse = "concatenate"
+    beta: float = Field(default=0.9, ge=0, le=1)
+    """Share of the text tower in a text's vector, where an evaluation says nothing else."""
