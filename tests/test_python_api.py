@@ -28,7 +28,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "env/bin/python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True, timeout=300)
     site = next((folder / "env/lib").glob("python*/site-packages"))
-    # A path that a .pth file names is searched last, and its own .pth files, such as that of an editable install, are not.
+    # A folder that a .pth file names is searched last, and its own .pth files (an editable install) are not read.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return folder / "env/bin"
 

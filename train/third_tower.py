@@ -8,4 +8,4 @@ import sys
 from dialog_train.cli import run
 
 if __name__ == "__main__":
-    sys.exit(run(["third_tower", *sys.argv[1:]]))
+    sys.exit(run(["third-tower", *sys.argv[1:]]))

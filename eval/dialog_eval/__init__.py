@@ -6,18 +6,15 @@ results = dialog_eval.evaluate("retrieval", checkpoint="OUT/model", images="val2
 dialog_eval.write_table(["results.json"], "table.md")
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dialog_gen.core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from dialog_eval.api import evaluate, write_table
+    from dialog_eval.api import evaluate as evaluate
+    from dialog_eval.api import write_table as write_table
 
-__all__ = ["evaluate", "write_table"]
+_API: dict[str, str] = dict.fromkeys(("evaluate", "write_table"), "dialog_eval.api")
 
-
-def __getattr__(name: str) -> Any:
-    """Imports the API when it is first used: `import dialog_eval` and its submodules stay light."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dialog_eval import api
-
-    return getattr(api, name)
+__all__ = [*_API]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazy_names(__name__, _API)

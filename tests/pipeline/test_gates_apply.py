@@ -66,7 +66,7 @@ PATH = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
 
 
 def apply_gates(out: Path, spec: str = SPEC) -> dict[str, Any]:
-    return apply.apply_gates(str(out), spec)
+    return apply.gate(out, spec)
 
 
 def expected_of(name: str, row: dict[str, Any]) -> list[float | None]:
@@ -167,7 +167,7 @@ def test_progress_goes_through_a_callback_and_nothing_is_printed(
     dataset: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[tuple[Any, ...]] = []
-    apply.apply_gates(str(dataset), {"length": {"max": 3}, "yes_bias": {}}, lambda *call: calls.append(call))
+    apply.gate(dataset, {"length": {"max": 3}, "yes_bias": {}}, on_progress=lambda *call: calls.append(call))
     for stage in ("quality gates: survey", "quality gates"):
         counts = [done for name, done, total, unit in calls if (name, total, unit) == (stage, 12, "images")]
         assert counts == sorted(counts)

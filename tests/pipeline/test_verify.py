@@ -224,8 +224,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 
 
 def test_a_good_dataset_passes(out: Path) -> None:
-    shards: list[None] = []
-    verdict = verify(DatasetFolder.existing(str(out)), on_shard=lambda: shards.append(None))
+    told: list[tuple[Any, ...]] = []
+    verdict = verify(out, on_progress=lambda *call: told.append(call))
     assert verdict == Verdict(
         shards=2,
         images=10,
@@ -235,7 +235,7 @@ def test_a_good_dataset_passes(out: Path) -> None:
         pairs=7,
         reasons={"rejected": {"empty": 1, "too_few_pairs": 1}, "unreadable": {"truncated": 1}},
     )
-    assert len(shards) == 2
+    assert [call[1:3] for call in told] == [(0, 2), (1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -24,6 +24,7 @@ from dialog_gen.dataset.record import DIALOGUES, REJECTS, kept_pairs
 from dialog_gen.dataset.upgrade import upgrade
 from dialog_gen.dataset.verify import verify
 from dialog_gen.dataset.writer import DatasetWriter, open_writer
+from dialog_gen.engines.start import EngineSpec
 
 DATA = Path(__file__).parents[1] / "data"
 STORED = ("v1", "v2", "v2-gated")
@@ -289,7 +290,7 @@ def run(out: Path, dialog_gen_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Call
     """The run that made the stored dataset, by today's code."""
     maker = make_stored()
     maker.write_source()
-    monkeypatch.setattr("dialog_gen.engines.base.engine_starter", lambda *_: lambda log: ScriptedEngine(say=maker.say))
+    monkeypatch.setattr(EngineSpec, "start", lambda spec, log: ScriptedEngine(say=maker.say))
     fixed = ("--model", "shapes-llava", "--engine", "transformers", "--max-losses", "1", "--images", maker.IMAGES)
     own = ("--out", str(out), "--shard-size", "4", "--seed", "5")
     return lambda limit: dialog_gen_cli("run", *fixed, *own, "--limit", str(limit))

@@ -81,7 +81,7 @@ def test_train_from_python(recipe: Path, capfd: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_the_system_follows_from_the_class_of_a_recipe(recipe: Path) -> None:
-    settings = dialog_train.load_recipe(recipe, ["beta=0.5"], system="third_tower")
+    settings = dialog_train.load_recipe(recipe, ["beta=0.5"], system="third-tower")
     result = dialog_train.train(settings)
     assert (result.model / "third_tower.json").exists()
 

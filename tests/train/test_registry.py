@@ -13,7 +13,7 @@ from dialog_train.losses.base import LOSSES
 from dialog_train.systems.base import SYSTEMS
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["clip", "close", "draft", "mammut", "mult", "multitask", "third_tower"]
+NAMES = ["clip", "close", "draft", "mammut", "mult", "multitask", "third-tower"]
 SYSTEM = """
 from typing import Literal
 
@@ -96,8 +96,8 @@ def test_what_there_is() -> None:
     recipes = [SYSTEMS.get(name).recipe for name in NAMES]
     assert len(set(recipes)) == len(recipes)
     for name in NAMES:
-        assert (ROOT / "train" / f"{name}.py").exists()
-        assert len((ROOT / "train" / f"{name}.py").read_text().splitlines()) <= 12
+        assert (ROOT / "train" / f"{name.replace('-', '_')}.py").exists()
+        assert len((ROOT / "train" / f"{name.replace('-', '_')}.py").read_text().splitlines()) <= 12
 
 
 def test_light_until_it_trains() -> None:

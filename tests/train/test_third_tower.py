@@ -75,7 +75,7 @@ def test_loss_refuses(options: dict[str, Any], said: str) -> None:
 
 def test_settings_of_the_thesis_are_the_defaults() -> None:
     assert ThirdTowerLossSettings().model_dump() == third_tower_loss.__kwdefaults__
-    recipes = {file.stem: load_recipe(file, system="third_tower") for file in RECIPES}
+    recipes = {file.stem: load_recipe(file, system="third-tower") for file in RECIPES}
     assert recipes.keys() == {"third-tower-vit-b-32", "third-tower-shapes"}
     published = recipes["third-tower-vit-b-32"]
     assert (published.loss.a, published.beta, published.dialogues) == (0.65, 0.9, "concatenate")

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,10 +208,9 @@ def test_refuses_another_model(tiny_dialogues: Path, clip: Clip, tmp_path: Path)
     before = files(out)
     other = load_clip(str(write_tiny_clip(tmp_path / "other", seed=1)))
     config = {**clip.config, "quick_gelu": True}
-    as_before = {field: getattr(clip, field) for field in Clip.__dataclass_fields__}
-    gelu = Clip(**{**as_before, "config": config})
-    shifted = Clip(**{**as_before, "preprocess_config": {**clip.preprocess_config, "mean": [0, 0, 0]}})
-    renamed = Clip(**{**as_before, "name": "by another name"})
+    gelu = replace(clip, config=config)
+    shifted = replace(clip, preprocess_config={**clip.preprocess_config, "mean": [0, 0, 0]})
+    renamed = replace(clip, name="by another name")
     for model, words in (
         (
             other,

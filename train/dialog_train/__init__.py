@@ -2,22 +2,22 @@
 
     import dialog_train
 
-    result = dialog_train.train("draft-shapes", system="draft", overrides=["optim.max_steps=100"])
+    result = dialog_train.train("draft-shapes", overrides=["optim.max_steps=100"])
     print(result.model, result.losses)
 
 What this offers is imported when it is first used: `import dialog_train` takes no time.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dialog_gen.core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from dialog_train.api import TrainResult, load_recipe, train
+    from dialog_train.api import TrainResult as TrainResult
+    from dialog_train.api import load_recipe as load_recipe
+    from dialog_train.api import train as train
 
-__all__ = ["TrainResult", "load_recipe", "train"]
+_API: dict[str, str] = dict.fromkeys(("TrainResult", "load_recipe", "train"), "dialog_train.api")
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("dialog_train.api"), name)
+__all__ = [*_API]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__, __dir__ = lazy_names(__name__, _API)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dialog_gen.core.errors import MissingExtraError, UsageError, did_you_mean
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.core.toml_files import find_toml, read_toml_model
+from dialog_gen.core.toml_files import apply_overrides, find_toml, fit_model, read_toml
 from dialog_train.config import Recipe, shipped_recipes
 from dialog_train.systems.base import SYSTEMS, Run, TrainingSystem
 
@@ -27,15 +27,24 @@ class TrainResult:
     """Means over the last point of the log; `loss` is the sum of the others."""
 
 
-def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = (), *, system: str) -> Recipe:
-    """The recipe of a training system: a shipped one by its name, or a TOML file.
+def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = (), *, system: str | None = None) -> Recipe:
+    """A recipe: a shipped one by its name, or a TOML file.
 
-    `overrides` change it; they are of the form "optim.lr=1e-4".
+    The training system is the file's key `system`; `system` is needed for a file without that key only. `overrides`
+    change the recipe; they are of the form "optim.lr=1e-4".
 
-    Raises UsageError for an unknown name, a file that cannot be read, an unknown key or a value that does not fit.
+    Raises UsageError for an unknown name, a file that cannot be read or is for another system, an unknown key or a
+    value that does not fit.
     """
     path = find_toml(str(name_or_file), shipped_recipes(), "recipe")
-    return read_toml_model(path, SYSTEMS.get(system).recipe, "recipe", overrides)
+    content = read_toml(path, "recipe")
+    own = content.pop("system", system)
+    if own is None:
+        raise UsageError(f"recipe file {path} does not say its system: add system = NAME, {_known_systems()}.")
+    if system is not None and own != system:
+        raise UsageError(f"recipe file {path} is for the system {own!r}, not for {system!r}: try dialog-train {own}.")
+    apply_overrides(content, overrides)
+    return fit_model(content, SYSTEMS.get(str(own)).recipe, f"recipe file {path}")
 
 
 def train(
@@ -49,8 +58,8 @@ def train(
 ) -> TrainResult:
     """Trains what a recipe says and writes the model to its folder, on the GPU where there is one.
 
-    A recipe file does not say its system: `system` names it where `recipe` is a shipped recipe's name or a file, which
-    `overrides` change (see `load_recipe`). The system of a `Recipe` follows from its class. With `resume = "auto"` the
+    `recipe` is a shipped recipe's name or a file, which `overrides` change (see `load_recipe`, for `system` too), or a
+    `Recipe`, whose system follows from its class. With `resume = "auto"` the
     training goes on from its newest checkpoint. `switches` are those of the system's own, such as "export-hf".
 
     In several processes, each calls it with the same arguments; see `accelerate launch`.
@@ -59,16 +68,13 @@ def train(
     "never"; MissingExtraError for a package that is not installed; FailedCheckError where a loss is not finite;
     DialogGenError where the disk refuses.
     """
-    if isinstance(recipe, Recipe):
-        if overrides:
-            raise UsageError("overrides change a recipe that is read from a file: build the Recipe as it is to be.")
-        chosen = SYSTEMS.get(system) if system else _system_of(recipe)
-        if type(recipe) is not chosen.recipe:
-            raise UsageError(f"system {system!r} takes a {chosen.recipe.__name__}, got a {type(recipe).__name__}.")
-    elif system is None:
-        raise UsageError(f"which system is to train by {recipe}? Give one: {', '.join(SYSTEMS.names())}.")
-    else:
-        chosen, recipe = SYSTEMS.get(system), load_recipe(recipe, overrides, system=system)
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides, system=system)
+    elif overrides:
+        raise UsageError("overrides change a recipe that is read from a file: build the Recipe as it is to be.")
+    chosen = SYSTEMS.get(system) if system else _system_of(recipe)
+    if type(recipe) is not chosen.recipe:
+        raise UsageError(f"system {system!r} takes a {chosen.recipe.__name__}, got a {type(recipe).__name__}.")
     for switch in switches:
         if switch not in chosen.switches:
             raise UsageError(f"unknown switch {switch!r}; {did_you_mean(switch, chosen.switches)}.")
@@ -88,4 +94,8 @@ def _system_of(recipe: Recipe) -> TrainingSystem[Any]:
     for name in SYSTEMS.names():
         if type(recipe) is (found := SYSTEMS.get(name)).recipe:
             return found
-    raise UsageError(f"no training system takes a {type(recipe).__name__}; known: {', '.join(SYSTEMS.names())}.")
+    raise UsageError(f"no training system takes a {type(recipe).__name__}; {_known_systems()}.")
+
+
+def _known_systems() -> str:
+    return f"known: {', '.join(SYSTEMS.names())}"

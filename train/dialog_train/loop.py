@@ -97,7 +97,7 @@ def start(recipe: Recipe) -> Generator[Accelerator]:
             # What `accelerate launch --cpu --num_processes 2` leaves behind in the one process that it starts.
             if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
                 _log.warning(
-                    "this is the only process, though more were asked for. On CPU start them with "
+                    "this is the only process, though more were asked for. On CPU start them with torchrun or "
                     "dialog-train SYSTEM --processes N"
                 )
         yield accelerator

@@ -6,11 +6,10 @@ from typing import Annotated
 
 import typer
 
+import dialog_gen
 from dialog_gen.core.console import DatasetOption, Json, command_with_help, print_result
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.progress import progress_bars
-
-# What a command needs beyond this is imported inside it: `dialog-gen --help` should be fast.
 
 Repo = Annotated[str, typer.Option(metavar="USER/NAME", help="Dataset repository on the Hub.")]
 WithoutImages = Annotated[
@@ -35,10 +34,8 @@ def compact(
     json_output: Json = False,
 ) -> None:
     """Merge a dataset's shards into larger ones for publishing; run again to resume or after the dataset grew."""
-    from dialog_gen.publish.compact import compact as compact_dataset
-
     with progress_bars() as on_progress:
-        summary = compact_dataset(
+        summary = dialog_gen.compact(
             directory, out, shard_mb=shard_mb, without_images=without_images, on_progress=on_progress
         )
     print_result(asdict(summary), str(summary), json_output)
@@ -53,10 +50,8 @@ def export(
     json_output: Json = False,
 ) -> None:
     """Write the accepted dialogues in a format that other programs read."""
-    from dialog_gen.publish.export import export as export_dataset
-
     with progress_bars() as on_progress:
-        summary = export_dataset(directory, out, to=to, kept_only=kept_only, limit=limit, on_progress=on_progress)
+        summary = dialog_gen.export(directory, out, to=to, kept_only=kept_only, limit=limit, on_progress=on_progress)
     print_result(asdict(summary), str(summary), json_output)
 
 
@@ -90,10 +85,8 @@ def push(
     json_output: Json = False,
 ) -> None:
     """Publish a dataset on the Hugging Face Hub, with a card, in one commit; run again to resume."""
-    from dialog_gen.publish.push import push as push_dataset
-
     with progress_bars() as on_progress:
-        summary = push_dataset(
+        summary = dialog_gen.push(
             directory,
             repo,
             without_images=without_images,
@@ -115,10 +108,8 @@ def pull(
     json_output: Json = False,
 ) -> None:
     """Fetch a dataset from the Hugging Face Hub and check every byte of it; run again to resume."""
-    from dialog_gen.publish.pull import pull as pull_dataset
-
     with progress_bars() as on_progress:
-        summary = pull_dataset(repo, out, revision=revision, on_progress=on_progress)
+        summary = dialog_gen.pull(repo, out, revision=revision, on_progress=on_progress)
     print_result(asdict(summary), str(summary), json_output)
 
 
@@ -132,10 +123,8 @@ def rehydrate(
     json_output: Json = False,
 ) -> None:
     """Fetch the images of a dataset that was published without them, and check each; exit 1 if none can be fetched."""
-    from dialog_gen.publish.rehydrate import rehydrate as rehydrate_dataset
-
     with progress_bars() as on_progress:
-        summary = rehydrate_dataset(
+        summary = dialog_gen.rehydrate(
             directory, out, threads=threads, allow_loopback=allow_loopback, on_progress=on_progress
         )
     print_result(summary.to_json(), str(summary), json_output)

@@ -55,9 +55,8 @@ class Registry(Generic[T]):
         return add
 
     def names(self) -> list[str]:
-        """All names: those of this package in the order in which its modules register them, then those of others."""
-        self._search()
-        return [*self._things, *(name for name in self._plugins if name not in self._things)]
+        """All names, sorted: first this package's own, then those of other packages."""
+        return [*self.own(), *sorted({*self._things, *self._plugins} - {*self.own()})]
 
     def get(self, name: str, *, where: str = "") -> T:
         """The thing of that name; `where` begins the message of an error, such as "--engine".
@@ -77,9 +76,9 @@ class Registry(Generic[T]):
         return {name: self.get(name) for name in self.names()}
 
     def own(self) -> dict[str, T]:
-        """Name -> thing, of those that are registered so far: this package's own; other packages are not imported."""
+        """Name -> thing, sorted, of those that this package itself defines; other packages are not imported."""
         self._search()
-        return dict(self._things)
+        return {name: thing for name, thing in sorted(self._things.items()) if name not in self._plugins}
 
     def _search(self) -> None:
         if self._searched:

@@ -27,16 +27,14 @@ def find_toml(name_or_file: str, shipped: Mapping[str, Path], what: str) -> Path
 def read_toml_model(path: Path, model: type[Model], what: str, overrides: Iterable[str] = ()) -> Model:
     """The model that a file holds; a model with a `name` gets the file's stem where the file gives none.
 
-    `overrides` are of the form "table.key=value", the value as in TOML; what TOML cannot read is a string. In a list of
-    tables, "tables.2.key=value" changes the second one.
+    `overrides` change the file's content, see `apply_overrides`.
 
     Raises UsageError for a file that cannot be read, is not TOML, or does not fit the model.
     """
     content = read_toml(path, what)
     if "name" in model.model_fields:
         content = {"name": path.stem, **content}
-    for override in overrides:
-        _override(content, override)
+    apply_overrides(content, overrides)
     return fit_model(content, model, f"{what} file {path}")
 
 
@@ -56,6 +54,16 @@ def fit_model(content: Mapping[str, Any], model: type[Model], where: str) -> Mod
         return model.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{where}: {explain(error, model)}") from None
+
+
+def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Changes what a TOML file holds by overrides of the form "table.key=value".
+
+    The value is read as TOML; what TOML cannot read is a string. In a list of tables, "tables.2.key=value" changes the
+    second one. Raises UsageError for an override of another form or for a place that is not there.
+    """
+    for override in overrides:
+        _override(content, override)
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -103,11 +103,6 @@ class DatasetFolder:
         folder.config()
         return folder
 
-    @classmethod
-    def of(cls, dataset: "str | Path | DatasetFolder") -> "DatasetFolder":
-        """The dataset at a location, or the folder itself if it is open. Raises UsageError where there is none."""
-        return dataset if isinstance(dataset, DatasetFolder) else cls.existing(str(dataset))
-
     def config(self) -> dict[str, Any]:
         """What the dataset was made with. Raises UsageError if it is damaged, or of a later version of the record."""
         try:
@@ -220,6 +215,14 @@ class DatasetFolder:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}".rstrip("/")
+
+
+def open_dataset(dataset: "str | Path | DatasetFolder") -> DatasetFolder:
+    """The dataset at a location, a local folder or an fsspec URL, for reading; an open folder is returned as it is.
+
+    Raises NoDatasetError where there is none.
+    """
+    return dataset if isinstance(dataset, DatasetFolder) else DatasetFolder.existing(str(dataset))
 
 
 def version_of(config: Mapping[str, Any]) -> int:

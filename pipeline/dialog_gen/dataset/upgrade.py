@@ -6,10 +6,20 @@ that was killed goes on where it stopped.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dialog_gen.core.errors import FailedCheckError
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import UPGRADE, DatasetFolder, ShardManifest, Upgrade, sha256_json, upgraded, version_of
+from dialog_gen.dataset.folder import (
+    UPGRADE,
+    DatasetFolder,
+    ShardManifest,
+    Upgrade,
+    open_dataset,
+    sha256_json,
+    upgraded,
+    version_of,
+)
 from dialog_gen.dataset.locks import held_alone
 from dialog_gen.dataset.record import SCHEMA_VERSION
 from dialog_gen.dataset.verify import damage
@@ -33,14 +43,15 @@ class UpgradeSummary:
         return f"{self.location}: {self.shards} shards upgraded from version {self.from_version} to {self.to_version}"
 
 
-def upgrade(location: str, on_progress: OnProgress = ignore_progress) -> UpgradeSummary:
-    """Upgrades the dataset at `location`; does nothing to one of the current version.
+def upgrade(dataset: str | Path, *, on_progress: OnProgress = ignore_progress) -> UpgradeSummary:
+    """Brings a dataset folder, local or an fsspec URL, to the current version of the record, if it is of an older one.
 
     A shard whose bytes are not those that its manifest promises stays as it was, and its rows must be made anew. Raises
     FailedCheckError for such shards after all others are upgraded; NoDatasetError and UsageError where there is no
     dataset to upgrade or another process writes to it, DialogGenError where the folder cannot be written.
     """
-    folder = DatasetFolder.existing(location)
+    folder = open_dataset(dataset)
+    location = folder.location
     if folder.is_current():
         return _summary(folder, SCHEMA_VERSION, 0)
     with held_alone(folder) as tmp:

@@ -5,8 +5,9 @@ Each file is checked against the version of the record that it was written in.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import pyarrow.parquet as pq
 
 from dialog_gen.core.hashing import hash_64
 from dialog_gen.core.parquet import open_parquet
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, other_name
+from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, open_dataset, other_name
 from dialog_gen.dataset.record import SCHEMA_VERSION
 from dialog_gen.dataset.versions import pair_columns, schema_of
 
@@ -44,8 +46,9 @@ class Verdict:
             self.problems.append(problem)
 
 
-def totals(folder: DatasetFolder) -> Verdict:
-    """The counts that the manifests state; reads no row."""
+def totals(dataset: str | Path | DatasetFolder) -> Verdict:
+    """The counts that the manifests state; reads no row. Raises UsageError where there is no dataset."""
+    folder = open_dataset(dataset)
     verdict = Verdict()
     for name in folder.shards():
         if manifest := folder.manifest(name):
@@ -55,14 +58,18 @@ def totals(folder: DatasetFolder) -> Verdict:
     return verdict
 
 
-def verify(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None) -> Verdict:
+def verify(dataset: str | Path | DatasetFolder, *, on_progress: OnProgress = ignore_progress) -> Verdict:
     """Checks checksums, schema, counts, unique ids, image hashes, and that nothing lies there uncounted.
 
-    Memory grows by 8 bytes an image. Raises UsageError only where the folder's configuration cannot be read.
+    Memory grows by 8 bytes an image. Raises UsageError only where there is no dataset, or its configuration cannot be
+    read.
     """
+    folder = open_dataset(dataset)
     versions, upgrading = folder.versions(), folder.upgrade() is not None
     verdict, ids, named = Verdict(), _Ids(), set[str]()
-    for name in folder.shards():
+    shards = folder.shards()
+    for done, name in enumerate(shards):
+        on_progress("verifying shards", done, len(shards), "shards")
         manifest = folder.manifest(name)
         if manifest is None:
             verdict.add(f"shards/{name}.json is damaged: run again to make the shard anew")
@@ -77,7 +84,7 @@ def verify(folder: DatasetFolder, *, on_shard: Callable[[], None] = lambda: None
             # Rows that are about to replace those of the manifest, or were replaced and not removed yet.
             named |= {other_name(entry.path) for entry in manifest.files}
         _check_shard(folder, manifest, versions.get(manifest.config_sha256, SCHEMA_VERSION), verdict, ids)
-        on_shard()
+    on_progress("verifying shards", len(shards), len(shards), "shards")
     for duplicate in ids.duplicates(folder):
         verdict.add(f"image_id {duplicate!r} stands in more than one row")
     for part in ("data", "rejects"):

@@ -1,36 +1,47 @@
 """Downloads what a manifest describes, whatever its kind."""
 
+import os
 from pathlib import Path
 
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.core.files import writing
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.folder import KEPT
-from dialog_gen.download.manifests import DownloadOptions, DownloadRequest, DownloadSummary, Manifest
+from dialog_gen.download.http import FetchPolicy
+from dialog_gen.download.manifests import DownloadOptions, DownloadRequest, DownloadSummary, Manifest, load_manifest
 from dialog_gen.download.provenance import note_manifest
 
 
-def download(
-    manifest: Manifest,
-    out: Path,
+def download_images(
+    manifest: str | Path | Manifest,
+    out: str | Path,
     *,
     split: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     retry_failed: bool = False,
-    options: DownloadOptions | None = None,
+    processes: int | None = None,
+    threads: int = 64,
+    timeout: float = 10,
+    max_bytes: int = 32 << 20,
+    allow_loopback: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> DownloadSummary:
-    """Downloads a split of a manifest into the folder `out`; a second call continues an interrupted download.
+    """Downloads a split of an image set into the folder `out`; a second call continues an interrupted download.
 
-    `split` is by default the manifest's first, `limit` the largest number of images; `seed` chooses among drawn images;
-    `retry_failed` requests failed URLs once more when the download is complete. Beside the images, `manifest.json`
-    notes where they are from.
+    `manifest` is the name of a shipped manifest, a TOML file, a list of images with the columns url and caption, or a
+    loaded manifest. `split` is by default the manifest's first, `limit` the largest number of images; `seed` chooses
+    among drawn images; `retry_failed` requests failed URLs once more when the download is complete. The other
+    parameters bound requests: `threads` at a time in each of `processes` (default: one a CPU core), `timeout` seconds
+    of silence and three times that in all, `max_bytes` an image. Beside the images, `manifest.json` notes where they
+    are from.
 
-    Raises UsageError for an unknown split, for a seed or a retry where the source has none, and where `out` holds
-    something else; MissingExtraError where img2dataset is needed and not installed; FailedCheckError where something
-    could not be fetched.
+    Raises UsageError for an unknown manifest or split, for a seed or a retry where the source has none, and where `out`
+    holds something else; MissingExtraError where img2dataset is needed and not installed; FailedCheckError where
+    something could not be fetched.
     """
+    manifest = manifest if isinstance(manifest, Manifest) else load_manifest(str(manifest))
+    out = Path(out)
     split = manifest.splits[0] if split is None else split
     if split not in manifest.splits:
         raise UsageError(f"{manifest.name} has no split {split!r}: {did_you_mean(split, manifest.splits)}.")
@@ -48,7 +59,13 @@ def download(
         limit=limit,
         seed=seed,
         retry_failed=retry_failed,
-        options=options or DownloadOptions(),
+        options=DownloadOptions(
+            policy=FetchPolicy(
+                allow_loopback=allow_loopback, max_bytes=max_bytes, timeout_s=timeout, deadline_s=3 * timeout
+            ),
+            threads=threads,
+            processes=processes or os.cpu_count() or 1,
+        ),
         on_progress=on_progress,
     )
     summary = manifest.source.download(request)

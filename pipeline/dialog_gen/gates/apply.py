@@ -9,13 +9,14 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from dialog_gen.core.errors import DialogGenError
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_gen.dataset.folder import DatasetFolder, open_dataset, sha256_json
 from dialog_gen.dataset.record import DIALOGUES
 from dialog_gen.dataset.upgrade import upgrade
 from dialog_gen.dataset.writer import DatasetWriter, open_writer
@@ -26,22 +27,22 @@ from dialog_gen.gates.summary import gate_summary
 _log = logging.getLogger(__name__)
 
 
-def apply_gates(
-    location: str, spec: str | Mapping[str, Any], on_progress: OnProgress = ignore_progress
+def gate(
+    dataset: str | Path, gates: str | Mapping[str, Any] = "text", *, on_progress: OnProgress = ignore_progress
 ) -> dict[str, Any]:
     """Scores every pair of a dataset and marks what is doubtful; deletes nothing, replaces what gates said before.
 
-    `location` is a dataset folder, local or an fsspec URL; `spec` says which gates, as in `load_gates`. Returns the
+    `dataset` is a dataset folder, local or an fsspec URL; `gates` says which ones, as in `load_gates`. Returns the
     summary that gates.json holds. A dataset of an older version of the record is upgraded first.
 
     Raises UsageError for wrong settings, a folder that is no dataset or cannot be read, MissingExtraError where a gate
     needs an extra, DialogGenError where writing fails or a model cannot be used, and what `upgrade` raises.
     """
-    folder = DatasetFolder.existing(location)
-    gate_pass = GatePass.of(spec, folder.config())
+    folder = open_dataset(dataset)
+    gate_pass = GatePass.of(gates, folder.config())
     if not folder.is_current():
-        _log.warning("%s", upgrade(location, on_progress))
-    with open_writer(location, folder.config()) as writer:
+        _log.warning("%s", upgrade(folder.location, on_progress=on_progress))
+    with open_writer(folder.location, folder.config()) as writer:
         return gate_pass.apply(writer, on_progress)
 
 

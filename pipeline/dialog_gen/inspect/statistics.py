@@ -12,7 +12,7 @@ from PIL import Image
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.dataset.record import marking_gates
 from dialog_gen.dataset.verify import totals
 from dialog_gen.gates.words import words
@@ -119,7 +119,7 @@ def stats(dataset: str | Path | DatasetFolder, *, on_progress: OnProgress = igno
 
     Raises UsageError for a missing or damaged file: statistics of a part would mislead.
     """
-    folder = DatasetFolder.of(dataset)
+    folder = open_dataset(dataset)
     counted = totals(folder)
     if counted.problems:
         raise UsageError(f"{folder.location}: {counted.problems[0]}.")

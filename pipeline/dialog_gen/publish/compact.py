@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json, upgraded
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, open_dataset, sha256_json, upgraded
 from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
 from dialog_gen.dataset.record import DIALOGUES, REJECTS
 from dialog_gen.dataset.writer import ROWS_A_GROUP, DatasetWriter, open_writer
@@ -69,7 +69,7 @@ def compact(
     source (or the source in it).
     """
     check_at_least("--shard-mb", shard_mb, 1)
-    source = DatasetFolder.of(dataset)
+    source = open_dataset(dataset)
     check_apart(source.location, str(out))
     return merge_shards(source, str(out), shard_mb=shard_mb, images=not without_images, on_progress=on_progress)
 

@@ -9,7 +9,7 @@ from typing import Any
 from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.files import whole_folder
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.dataset.intact import footer, intact_manifests
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.verify import totals
@@ -77,7 +77,7 @@ def export(
         raise UsageError(f"--out {out} is not on this machine: give a local folder, and copy it from there.")
     if limit is not None:
         check_at_least("--limit", limit, 1)
-    folder = DatasetFolder.of(dataset)
+    folder = open_dataset(dataset)
     accepted = totals(folder).accepted
     total = accepted if limit is None else min(limit, accepted)
     counts = _Counts()

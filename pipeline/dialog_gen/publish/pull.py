@@ -4,7 +4,6 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import count
 from pathlib import Path
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
@@ -70,9 +69,8 @@ def pull(
     # If the Hub cannot be reached, snapshot_download is content with the files that are there.
     if missing := [path for path in fetched if not (out / path).is_file()]:
         raise HubError(f"{len(missing)} files of {repo} did not come, the first is {missing[0]}: pull again.")
-    folder, done = DatasetFolder(str(out)), count(1)
-    total = len(folder.shards())
-    verdict = verify(folder, on_shard=lambda: on_progress("checking shards", next(done), total))
+    folder = DatasetFolder(str(out))
+    verdict = verify(folder, on_progress=on_progress)
     if verdict.problem_count:
         raise FailedCheckError(
             f"{verdict.problem_count} problems in {out}, the first is: {verdict.problems[0]}. The same command fetches "

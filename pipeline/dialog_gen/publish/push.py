@@ -9,7 +9,6 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -17,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.dataset.intact import footer, intact_manifests
 from dialog_gen.dataset.verify import verify as verify_dataset
 from dialog_gen.download.provenance import NAME as IMAGES_JSON
@@ -73,7 +72,7 @@ def push(
     """
     if licence is not None and not licence.strip():
         raise UsageError("--licence is empty: give an SPDX identifier such as cc-by-4.0, or the terms in words.")
-    folder = DatasetFolder.of(dataset)
+    folder = open_dataset(dataset)
     check_name(repo)
     if folder.local_root is None:
         raise UsageError(f"{folder.location} is not on this machine: `dialog-gen compact` it to a local folder first.")
@@ -109,8 +108,7 @@ def push(
 
 def _verify(folder: DatasetFolder, location: str, on_progress: OnProgress) -> None:
     """Raises FailedCheckError for a damaged dataset, naming its `location`."""
-    done, total = count(1), len(folder.shards())
-    verdict = verify_dataset(folder, on_shard=lambda: on_progress("checking shards", next(done), total))
+    verdict = verify_dataset(folder, on_progress=on_progress)
     if verdict.problem_count:
         raise FailedCheckError(
             f"{location} is damaged, nothing was pushed: {verdict.problem_count} problems, the first is: "

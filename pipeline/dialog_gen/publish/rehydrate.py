@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, sha256_json, upgraded
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, open_dataset, sha256_json, upgraded
 from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
 from dialog_gen.dataset.record import DIALOGUES
 from dialog_gen.dataset.verify import totals
@@ -113,7 +113,7 @@ def rehydrate(
     """
     check_at_least("--threads", threads, 1)
     policy = FetchPolicy(allow_loopback=allow_loopback)
-    source = DatasetFolder.of(dataset)
+    source = open_dataset(dataset)
     return rehydrate_with(policy, source, str(out), threads=threads, on_progress=on_progress)
 
 

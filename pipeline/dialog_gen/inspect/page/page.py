@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.files import write_file
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.inspect.page.content import gallery, overview
 from dialog_gen.inspect.page.thumbnails import SIZES, Size, fit
 from dialog_gen.inspect.statistics import stats
@@ -68,7 +68,7 @@ def report(
     even the smallest thumbnails fit; DialogGenError for what the disk refuses.
     """
     check_at_least("--samples", samples, 0)
-    folder, out = DatasetFolder.of(dataset), Path(out)
+    folder, out = open_dataset(dataset), Path(out)
     _check_out(out)
     found = stats(folder, on_progress=on_progress)
     rows, originals = gallery(folder, samples=min(samples, found.accepted), seed=seed, on_progress=on_progress)

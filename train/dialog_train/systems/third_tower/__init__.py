@@ -22,7 +22,7 @@ def train(recipe: ThirdTowerRecipe, run: Run) -> "FitResult":
     return run.fit(recipe, system, PairBatches(recipe, training_set, full_length=system.sees_padding))
 
 
-SYSTEMS.register("third_tower")(
+SYSTEMS.register("third-tower")(
     TrainingSystem(
         description="CLIP-3Modal: a third tower for dialogues beside frozen ones.",
         recipe=ThirdTowerRecipe,
