@@ -21,11 +21,13 @@ from dialog_gen.engines.base import ENGINES
 from dialog_gen.models.registry import MODELS
 from dialog_gen.protocols.protocol import load_protocol
 from dialog_train.api import load_recipe
+from dialog_train.cli import app as train_app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS: dict[str, Any] = {
     "dialog-gen": typer.main.get_command(app),
+    "dialog-train": typer.main.get_command(train_app),
     "dialog-eval": typer.main.get_command(eval_app),
 }
 DRAFT_FLAGS = {"--config", "--set", "--resume", "--export-hf"}
@@ -57,8 +59,7 @@ def shown(text: str, program: str) -> list[str]:
 
 
 OUT_FOLDERS = {
-    str(load_recipe(ROOT / recipe, system=Path(script).stem).out)
-    for script, recipe in re.findall(r"(train/\w+\.py) --config (\S+)", README)
+    str(load_recipe(ROOT / recipe).out) for script, recipe in re.findall(r"(train/\w+\.py) --config (\S+)", README)
 }
 IN_README = [line for program in PROGRAMS for line in shown(README, program)]
 
@@ -157,7 +158,9 @@ def check_training(words: list[str]) -> None:
     assert {argument for argument in arguments if argument.startswith("--")} <= DRAFT_FLAGS
     pairs = list(itertools.pairwise(arguments))
     (config,) = [value for flag, value in pairs if flag == "--config"]
-    load_recipe(ROOT / config, [value for flag, value in pairs if flag == "--set"], system=Path(script).stem)
+    load_recipe(
+        ROOT / config, [value for flag, value in pairs if flag == "--set"], system=Path(script).stem.replace("_", "-")
+    )
 
 
 def test_flags_in_prose() -> None:

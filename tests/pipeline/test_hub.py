@@ -629,10 +629,10 @@ def test_the_commands_and_datasets(hub: StandIn, source: Path, tmp_path: Path) -
 def test_progress(hub: StandIn, source: Path, tmp_path: Path) -> None:
     heard = Heard()
     push(str(source), REPO, on_progress=heard)
-    assert heard.ends() == {"checking shards": (3, 3)}
+    assert heard.ends() == {"verifying shards": (3, 3)}
     heard = Heard()
     push(DatasetFolder(str(source)), REPO, without_images=True, on_progress=heard)
-    assert heard.ends() == {"merging shards": (3, 3), "checking shards": (1, 1)}
+    assert heard.ends() == {"merging shards": (3, 3), "verifying shards": (1, 1)}
     heard = Heard()
     pull(REPO, str(tmp_path / "pulled"), on_progress=heard)
-    assert heard.ends() == {"checking shards": (1, 1)}
+    assert heard.ends() == {"verifying shards": (1, 1)}

@@ -190,7 +190,7 @@ def test_the_list_is_readable_in_100_columns(
 ) -> None:
     from rich.console import Console
 
-    from dialog_gen.cli import app as cli
+    from dialog_gen.cli import lists as cli
 
     monkeypatch.setattr(cli, "Console", lambda **_: Console(width=100))
     cli.manifests()
@@ -205,7 +205,7 @@ def test_the_list_is_readable_in_100_columns(
 
 
 def test_the_json_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
-    from dialog_gen.cli import app as cli
+    from dialog_gen.cli import lists as cli
 
     cli.manifests(json_output=True)
     listed = {entry.pop("name"): entry for entry in json.loads(capsys.readouterr().out)}

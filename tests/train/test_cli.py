@@ -33,8 +33,16 @@ def test_shipped_recipes_are_known_by_name_and_by_path() -> None:
     files = {path.stem: path for path in (ROOT / "train" / "recipes").glob("*.toml")}
     assert shipped_recipes() == files
     for name, file in files.items():
-        system = next(s for s in SYSTEMS.names() if name.replace("-", "_").startswith(s + "_"))
-        assert dialog_train.load_recipe(name, system=system) == dialog_train.load_recipe(file, system=system)
+        recipe = dialog_train.load_recipe(name)
+        assert recipe == dialog_train.load_recipe(file)
+        assert any(
+            name.startswith(f"{system}-") and type(recipe) is SYSTEMS.get(system).recipe for system in SYSTEMS.names()
+        )
+
+
+def test_a_recipe_of_another_system_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["clip", "--config", "draft-shapes"]) == 2
+    assert "is for the system 'draft', not for 'clip': try dialog-train draft." in capsys.readouterr().err
 
 
 def test_an_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +97,7 @@ def test_the_system_follows_from_the_class_of_a_recipe(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "which system is to train by recipe.toml"),
+        ({}, "recipe file recipe.toml does not say its system: add system = NAME, known: clip, close"),
         ({"system": "drafts"}, "did you mean 'draft'"),
         ({"system": "draft", "switches": ["export"]}, "unknown switch 'export'; did you mean 'export-hf'"),
         ({"system": "draft", "overrides": ["optim.warmup=1"]}, "did you mean 'warmup_steps'"),
