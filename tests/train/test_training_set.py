@@ -1,5 +1,6 @@
 import json
 import resource
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dialog_gen.clip.loader import load_clip
 from dialog_gen.clip.text.tokens import TextEncoder, join_ids
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.upgrade import upgrade
 from dialog_train.data import training_set as module
 from dialog_train.data.training_set import (
     TrainingSet,
@@ -485,3 +487,15 @@ def test_datasets_of_older_versions_are_trained_on(name: str, clip: Clip, tmp_pa
     found = TrainingSet(tmp_path / "kept")
     asked = [found.batch([0], epoch, concatenate=False).dialogue_tokens[0].tolist() for epoch in range(len(texts))]
     assert {tuple(filter(None, ids)) for ids in asked} == {tuple(filter(None, ids)) for ids in expected.tolist()}
+
+
+def test_a_folder_made_before_an_upgrade_is_continued_after_it(clip: Clip, tmp_path: Path) -> None:
+    def vectors() -> list[Any]:
+        embed_dataset(DatasetFolder.existing(str(dataset)), clip, tmp_path / "v")
+        store = VectorStore(tmp_path / "v")
+        return [store.read(shard).to_pylist() for shard in store.shards()]
+
+    dataset = shutil.copytree(Path(__file__).parents[1] / "data" / "v2-gated", tmp_path / "dataset")
+    before = vectors()
+    upgrade(dataset)
+    assert vectors() == before

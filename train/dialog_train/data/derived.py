@@ -94,8 +94,12 @@ def identity_of(clip: Clip) -> dict[str, Any]:
 
 
 def identity_of_dataset(dataset: DatasetFolder) -> dict[str, Any]:
-    """What tells datasets apart, however many shards are finished."""
-    return {"dialogues": dataset.location, "dialogues_config_sha256": sha256_json(dataset.config())}
+    """What tells datasets apart, however many shards are finished, and in whatever version of the record they are."""
+    config = dataset.config()
+    if "schema_version" in config:
+        # An upgrade changes no image and no text. 2 was current when folders were first made from datasets.
+        config["schema_version"] = 2
+    return {"dialogues": dataset.location, "dialogues_config_sha256": sha256_json(config)}
 
 
 def read_json(file: Path, what: str) -> dict[str, Any]:
