@@ -86,14 +86,22 @@ ALL = {name: path for package in FOLDERS for name, path in modules(package).item
 
 
 def imported(name: str, tree: ast.AST) -> Iterator[str]:
-    """The modules of our packages that a module imports anywhere, inside functions too."""
+    """The modules of our packages that a module imports anywhere, inside functions too, and by a name in quotes."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in ALL)
-        elif isinstance(node, ast.ImportFrom) and node.module in ALL:
+        elif isinstance(node, ast.ImportFrom):
+            parent = name if ALL[name].name == "__init__.py" else name.rpartition(".")[0]
+            for _ in range(node.level - 1):
+                parent = parent.rpartition(".")[0]
+            base = ".".join(filter(None, [parent if node.level else "", node.module]))
             for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                yield full if full in ALL else str(node.module)
+                full = f"{base}.{alias.name}"
+                yield from (target for target in (full if full in ALL else base,) if target in ALL)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__") and node.args[0].value in ALL:
+                yield str(node.args[0].value)
 
 
 def graph() -> dict[str, set[str]]:
@@ -103,6 +111,26 @@ def graph() -> dict[str, set[str]]:
 
 
 GRAPH = graph()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import dialog_gen.cli.app as y",
+        "from dialog_gen.cli import app",
+        "from ..cli import app",
+        "from ..cli.app import main",
+        "def f():\n    from dialog_gen.cli.app import main",
+        "importlib.import_module('dialog_gen.cli.app')",
+        "__import__('dialog_gen.cli.app')",
+    ],
+)
+def test_every_form_of_import_is_seen(source: str) -> None:
+    assert set(imported("dialog_gen.core.files", ast.parse(source))) == {"dialog_gen.cli.app"}
+
+
+def test_what_the_package_offers_is_above_its_rooms() -> None:
+    assert set(imported("dialog_gen.core.files", ast.parse("from dialog_gen import generate"))) == {"dialog_gen"}
 
 
 def test_no_circle() -> None:
@@ -136,13 +164,22 @@ KINDS = re.findall(
     re.MULTILINE,
 )
 
+# Registers an object or class of the kind's base, without what it would need to work.
+ONE_FILE = """
+from {module} import {registry}
+made = type("Made", ({registry}.base,), {{}})
+made.__abstractmethods__ = frozenset()
+{registry}.register("a_new_one")(made if {registry}.classes else object.__new__(made))
+"""
+
 # Puts a file into the folder of a kind, without touching the folder on disk, and asks the kind's registry.
 ADD_ONE = """
 import importlib, sys
 module, attribute, package, folder = sys.argv[1:]
 importlib.import_module(package).__path__.append(folder)
 registry = getattr(importlib.import_module(module), attribute)
-print(registry.kind, registry.package, registry.group, registry.get("a_new_one"))
+registry.get("a_new_one")
+print(registry.kind, registry.package, registry.group, "made")
 """
 
 
@@ -157,7 +194,7 @@ def test_a_new_one_of_a_kind_is_one_file(
     tmp_path: Path, kind: str, module: str, attribute: str, folder: str, group: str, files: str
 ) -> None:
     written = tmp_path / "a_new_module.py"
-    written.write_text(f"from {module} import {attribute}\n{attribute}.register('a_new_one')('made')\n")
+    written.write_text(ONE_FILE.format(module=module, registry=attribute))
     package = ".".join(Path(folder).parts[1:])
     command = [sys.executable, "-c", ADD_ONE, module, attribute, package, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -16,20 +16,21 @@ def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[int]:
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "base.py").write_text(
-        "from dialog_gen.core.registry import Registry\nCOLOURS = Registry('colour', 'colours_of_a_test')\n"
+        "from dialog_gen.core.registry import Registry\nCOLOURS = Registry('colour', 'colours_of_a_test', base=int)\n"
     )
     (package / "blue.py").write_text("from colours_of_a_test.base import COLOURS\nCOLOURS.register('blue')(1)\n")
     (package / "red.py").write_text("from colours_of_a_test.base import COLOURS\nCOLOURS.register('red')(2)\n")
     (tmp_path / "more_colours.py").write_text(
-        "from colours_of_a_test.base import COLOURS\nCOLOURS.register('green')(3)\nYELLOW = 4\n"
+        "from colours_of_a_test.base import COLOURS\nCOLOURS.register('green')(3)\nYELLOW = 4\nWHITE = 'no number'\n"
     )
+    (tmp_path / "leaving_colours.py").write_text("raise SystemExit('line one\\nline two')\n")
     (tmp_path / "broken_colours.py").write_text("import no_such_module_anywhere\n")
     info = tmp_path / "more_colours-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: more-colours\nVersion: 1\n")
     (info / "entry_points.txt").write_text(
         "[colours_of_a_test]\ngreen = more_colours\nyellow = more_colours:YELLOW\ngrey = broken_colours\n"
-        "pink = more_colours\n"
+        "pink = more_colours\nblack = leaving_colours\nwhite = more_colours:WHITE\nred = more_colours:YELLOW\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield __import__("colours_of_a_test.base").base.COLOURS
@@ -38,7 +39,7 @@ def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[int]:
 
 
 def test_names_are_those_of_the_modules_then_those_of_other_packages(colours: Registry[int]) -> None:
-    assert colours.names() == ["blue", "red", "green", "grey", "pink", "yellow"]
+    assert colours.names() == ["blue", "red", "black", "green", "grey", "pink", "white", "yellow"]
     assert colours.own() == {"blue": 1, "red": 2}
 
 
@@ -48,7 +49,9 @@ def test_what_is_registered_is_found(colours: Registry[int], name: str, value: i
 
 
 def test_an_unknown_name_names_the_known(colours: Registry[int]) -> None:
-    with pytest.raises(UsageError, match=r"unknown colour 'blu'; did you mean 'blue'\? Known: blue, green, grey"):
+    with pytest.raises(
+        UsageError, match=r"unknown colour 'blu'; did you mean 'blue'\? Known: black, blue, green, grey"
+    ):
         colours.get("blu")
     with pytest.raises(UsageError, match="--colour blu: unknown colour; did you mean 'blue'"):
         colours.get("blu", where="--colour")
@@ -61,8 +64,31 @@ def test_a_package_that_fails_to_import_is_named_only_where_it_is_asked_for(colo
 
 
 def test_a_module_that_does_not_register_its_name_is_named(colours: Registry[int]) -> None:
-    with pytest.raises(UsageError, match="'pink' of the package more-colours: the module more_colours does not"):
+    with pytest.raises(UsageError, match=r"'pink' of the package more-colours .* registers no colour of that name"):
         colours.get("pink")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("black", "SystemExit: line one line two"), ("white", "'white' is no int")]
+)
+def test_whatever_is_wrong_with_a_package_is_one_line(colours: Registry[int], name: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=f"{reason}. Fix or uninstall that package. Known: blue, red") as error:
+        colours.get(name)
+    assert "\n" not in str(error.value)
+
+
+def test_all_leaves_out_what_is_broken_and_warns_once(colours: Registry[int], caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert colours.all() == {"blue": 1, "red": 2, "green": 3, "yellow": 4}
+    assert len([record for record in caplog.records if "cannot be imported" in record.message]) == 4
+
+
+def test_a_name_that_is_taken_is_ignored_with_a_warning(
+    colours: Registry[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert colours.get("red") == 2
+    assert list(colours.own()) == ["blue", "red"]
+    assert "colour 'red' of the package more-colours is ignored: the name is taken" in caplog.text
 
 
 def test_a_name_is_taken_once(colours: Registry[int]) -> None:

@@ -10,7 +10,7 @@ from helpers.plugins import dialog_gen_with, write_plugin
 from dialog_gen.core.errors import UsageError
 from dialog_gen.download.http import FetchPolicy
 from dialog_gen.download.manifests import DownloadOptions, load_manifest
-from dialog_gen.download.run import download
+from dialog_gen.download.run import download_images
 
 PLUGIN = """
 from typing import ClassVar
@@ -96,7 +96,7 @@ def test_a_broken_package_is_named_only_where_it_is_asked_for(plugin: Path) -> N
 )
 def test_wrong_use(tmp_path: Path, name: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        download(load_manifest(name), tmp_path / "out", **options)
+        download_images(load_manifest(name), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -109,7 +109,7 @@ def test_progress_is_called_back(tmp_path: Path) -> None:
             'description = "d"\nlicence = "l"\n[source]\nkind = "archives"\n'
             f'files = {{ all = [{{ url = "{server.url}/data.bin", into = "data" }}] }}\n'
         )
-        summary = download(
+        summary = download_images(
             load_manifest(str(toml)),
             tmp_path / "out",
             options=DownloadOptions(policy=FetchPolicy(allow_loopback=True)),

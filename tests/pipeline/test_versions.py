@@ -262,8 +262,9 @@ def test_a_damaged_shard_is_not_upgraded(name: str, out: Path, part: str) -> Non
     damaged[len(damaged) // 2] ^= 1
     file.write_bytes(damaged if part != "shards" else damaged[:40])
     before = {path: data for path, data in files_of(out).items() if "set-001" in path}
-    with pytest.raises(FailedCheckError, match=r"1 shards of .* are damaged and were not upgraded, first set-001"):
-        upgrade(str(out))
+    for _ in range(2):  # a second call finds the same
+        with pytest.raises(FailedCheckError, match=r"1 shards of .* are damaged and were not upgraded, first set-001"):
+            upgrade(str(out))
     assert {path: data for path, data in files_of(out).items() if "set-001" in path} == before
     assert not (out / "upgrade.json").exists()
     problems = verify(DatasetFolder(str(out))).problems

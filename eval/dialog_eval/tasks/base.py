@@ -95,7 +95,7 @@ class TaskDefinition(ABC, Generic[Options]):
 
 _RESERVED = parameters_of(Common).keys() | {"task", "out", "json_output", "blends", "on_progress"}
 
-TASKS = Registry[type[TaskDefinition[Any]]]("evaluation task", "dialog_eval.tasks")
+TASKS = Registry[type[TaskDefinition[Any]]]("evaluation task", "dialog_eval.tasks", base=TaskDefinition, classes=True)
 
 
 def get_task(name: str) -> type[TaskDefinition[Any]]:

@@ -194,8 +194,10 @@ class ClipFormat(ABC):
         """
 
 
-FORMATS: Registry[ClipFormat] = Registry("CLIP format", "dialog_gen.clip", group="dialog_gen.clip_formats")
-CLIP_MODELS: Registry[Path] = Registry("CLIP model", "dialog_gen.clip", group="dialog_gen.clip_models")
+FORMATS: Registry[ClipFormat] = Registry(
+    "CLIP format", "dialog_gen.clip", base=ClipFormat, group="dialog_gen.clip_formats"
+)
+CLIP_MODELS: Registry[Path] = Registry("CLIP model", "dialog_gen.clip", base=Path, group="dialog_gen.clip_models")
 """Shipped models: name -> checkpoint folder."""
 
 _LACKS: dict[Capability, str] = {

@@ -91,9 +91,10 @@ def _format_of(name: str, folder: Path, pretrained: str | None, needs: Sequence[
     """
     if pretrained is not None:
         raise UsageError(f"{name} is a checkpoint with weights of its own: leave out pretrained = {pretrained!r}.")
-    names = [*(known for known in FORMATS.names() if known != OPEN_CLIP), OPEN_CLIP]
+    formats = FORMATS.all()
+    formats[OPEN_CLIP] = formats.pop(OPEN_CLIP)
     found: list[ClipFormat] = []
-    for form in map(FORMATS.get, names):
+    for form in formats.values():
         if form.recognises(folder):
             if form.can.issuperset(needs):
                 return form

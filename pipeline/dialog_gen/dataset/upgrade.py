@@ -53,6 +53,9 @@ def upgrade(dataset: str | Path, *, on_progress: OnProgress = ignore_progress) -
     folder = open_dataset(dataset)
     location = folder.location
     if folder.is_current():
+        current = sha256_json(folder.config())
+        manifests = {name: folder.manifest(name) for name in folder.shards()}
+        _refuse_damaged(location, [name for name, m in manifests.items() if m is None or m.config_sha256 != current])
         return _summary(folder, SCHEMA_VERSION, 0)
     with held_alone(folder) as tmp:
         # Another process may have upgraded it meanwhile.
@@ -78,12 +81,16 @@ def upgrade(dataset: str | Path, *, on_progress: OnProgress = ignore_progress) -
                 done += 1
         on_progress("upgrading shards", len(names), len(names))
         writer.remove(UPGRADE)
-    if damaged:
-        raise FailedCheckError(
-            f"{len(damaged)} shards of {location} are damaged and were not upgraded, first {damaged[0]}: run again to "
-            "make them anew; all others are upgraded."
-        )
+    _refuse_damaged(location, damaged)
     return _summary(folder, before.schema_version, done)
+
+
+def _refuse_damaged(location: str, shards: list[str]) -> None:
+    if shards:
+        raise FailedCheckError(
+            f"{len(shards)} shards of {location} are damaged and were not upgraded, first {shards[0]}: the command "
+            "that made the dataset makes them anew; all others are upgraded."
+        )
 
 
 def _upgraded(writer: DatasetWriter, manifest: ShardManifest, before: Upgrade) -> bool:

@@ -192,7 +192,9 @@ class DownloadSource(Strict, ABC):
         """
 
 
-DOWNLOADS: Final = Registry[type[DownloadSource]]("download", "dialog_gen.download", group="dialog_gen.downloads")
+DOWNLOADS: Final = Registry[type[DownloadSource]](
+    "download", "dialog_gen.download", base=DownloadSource, classes=True, group="dialog_gen.downloads"
+)
 
 File = TypeVar("File", bound=SourceFile)
 

@@ -138,7 +138,7 @@ class EngineEntry(ABC):
         """Starts the engine; returns once it can answer. What it raises is of any kind."""
 
 
-ENGINES = Registry[EngineEntry]("engine", "dialog_gen.engines")
+ENGINES = Registry[EngineEntry]("engine", "dialog_gen.engines", base=EngineEntry)
 
 
 def default_engine(model: GeneratorModel) -> EngineEntry:

@@ -8,7 +8,7 @@ Other packages add executors through entry points of the group `dialog_gen.execu
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from dialog_gen.core.registry import Registry
 
@@ -72,6 +72,7 @@ class Job(Protocol):
         ...
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Runs a job on the shards of a run."""
 
@@ -82,4 +83,4 @@ class Executor(Protocol):
         ...
 
 
-EXECUTORS = Registry[Executor]("executor", "dialog_gen.executors")
+EXECUTORS = Registry[Executor]("executor", "dialog_gen.executors", base=Executor)

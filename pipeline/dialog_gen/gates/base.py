@@ -131,15 +131,15 @@ class SetGate(Gate[Settings]):
         raise NotImplementedError
 
 
-GATES: Registry[type[Gate[Any]]] = Registry("gate", "dialog_gen.gates")
+GATES: Registry[type[Gate[Any]]] = Registry("gate", "dialog_gen.gates", base=Gate, classes=True)
 
 
 def gates_in_order(names: Iterable[str] | None = None) -> dict[str, type[Gate[Any]]]:
     """Name -> gate, of these names or of all known ones, in the order of every list.
 
-    Raises UsageError for an unknown name and for a gate of another package that cannot be imported.
+    Raises UsageError for a name that is unknown or belongs to a gate that cannot be imported.
     """
-    found = {name: GATES.get(name) for name in (GATES.names() if names is None else names)}
+    found = GATES.all() if names is None else {name: GATES.get(name) for name in names}
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
 
 

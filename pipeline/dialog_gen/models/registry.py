@@ -56,7 +56,7 @@ class ModelEntry:
         }
 
 
-MODELS = Registry[ModelEntry]("model", "dialog_gen.models")
+MODELS = Registry[ModelEntry]("model", "dialog_gen.models", base=ModelEntry)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

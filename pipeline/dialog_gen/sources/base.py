@@ -105,7 +105,7 @@ class SourcePart(ABC):
         """
 
 
-SOURCES: Final = Registry[type[SourcePart]]("image source", "dialog_gen.sources")
+SOURCES: Final = Registry[type[SourcePart]]("image source", "dialog_gen.sources", base=SourcePart, classes=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +184,11 @@ def safe_shard_name(relative: str, number: int) -> str:
 
 
 def _kinds() -> Iterator[type[SourcePart]]:
-    """The kinds by precedence; one of another package is imported only when its turn comes."""
-    names = SOURCES.names()
-    for name in [*_PRECEDENCE, *(name for name in names if name not in _PRECEDENCE)]:
-        yield SOURCES.get(name)
+    """The kinds by precedence; those of other packages are imported only when their turn comes."""
+    own = SOURCES.own()
+    yield from (own[name] for name in _PRECEDENCE)
+    # One that cannot be imported may be the very one that is needed here: an error, not a warning.
+    yield from (SOURCES.get(name) for name in SOURCES.names() if name not in _PRECEDENCE)
 
 
 def _parts(spec: str) -> Iterable[SourcePart]:

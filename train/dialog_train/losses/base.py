@@ -46,4 +46,4 @@ class PairLoss:
         return {name: getattr(recipe, name) for name in self.options if hasattr(recipe, name)}
 
 
-LOSSES: Registry[PairLoss] = Registry("loss", "dialog_train.losses")
+LOSSES: Registry[PairLoss] = Registry("loss", "dialog_train.losses", base=PairLoss)

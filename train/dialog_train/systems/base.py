@@ -57,4 +57,4 @@ class TrainingSystem(Generic[AnyRecipe]):
     """Its own switches of the command line: name -> help. "export-hf" becomes --export-hf."""
 
 
-SYSTEMS: Registry[TrainingSystem[Any]] = Registry("training system", "dialog_train.systems")
+SYSTEMS: Registry[TrainingSystem[Any]] = Registry("training system", "dialog_train.systems", base=TrainingSystem)

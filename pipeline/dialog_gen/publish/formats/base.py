@@ -73,4 +73,6 @@ class SampleWriter(ABC):
         """Writes what belongs at the end. Not called after an error."""
 
 
-FORMATS = Registry[type[SampleWriter]]("export format", "dialog_gen.publish.formats", group="dialog_gen.formats")
+FORMATS = Registry[type[SampleWriter]](
+    "export format", "dialog_gen.publish.formats", base=SampleWriter, classes=True, group="dialog_gen.formats"
+)
