@@ -496,7 +496,7 @@ def test_a_dry_run_loads_no_model_and_writes_nothing(workplace: Path) -> None:
     before = files_of(workplace)
     ended, modules = modules_after(workplace, *RUN, "--dry-run", "--engine", "vllm")
     assert ended.returncode == 0
-    assert f"{IMAGES} images in 1 shards, 1 requests an image" in ended.stdout
+    assert f"{IMAGES} images in 1 shards, 1 requests per image" in ended.stdout
     assert ended.stdout.count("turn 1: 'USER: <image>") == 3
     assert "dialog_gen.generation.plan" in modules
     loads = (

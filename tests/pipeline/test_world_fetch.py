@@ -176,7 +176,7 @@ def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_with_images_of_other_origin_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    with pytest.raises(UsageError, match="holds images of no known download"):
+    with pytest.raises(UsageError, match="holds images of an unknown download"):
         download_shapes(tmp_path, **ARGUMENTS)
 
 
@@ -188,7 +188,7 @@ def test_a_complete_folder_that_lost_a_tar_is_refused(tmp_path: Path) -> None:
 
 def test_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(UsageError, match=r"cannot use .*out as output folder"):
+    with pytest.raises(UsageError, match=r"cannot use .*out as the output folder"):
         download_shapes(tmp_path / "out", **ARGUMENTS)
 
 
