@@ -2,8 +2,8 @@
 
 A download may connect to addresses of the public internet only. Lists of URLs are written by strangers. A URL that
 names this machine, its network or a cloud's metadata service would let them reach internal systems through the
-downloader (server-side request forgery). So a host name is resolved once, all its addresses are checked, and the connection uses a
-checked address. A name that resolves to another address a moment later (DNS rebinding) has no effect.
+downloader (server-side request forgery). So a host name is resolved once, all its addresses are checked, and the
+connection uses a checked address. A name that resolves to another address a moment later (DNS rebinding) has no effect.
 """
 
 import re
