@@ -65,7 +65,7 @@ class ListOptions(Strict):
             if isinstance(column, int) and column < 0:
                 raise ValueError(f"{key}: columns are counted from 0 on, got {column}")
             if self.format == "jsonl" and isinstance(column, int):
-                raise ValueError(f"{key}: keys of JSON objects are names, not numbers such as {column}")
+                raise ValueError(f"{key}: keys of JSON objects have names, not numbers such as {column}")
         return self
 
 

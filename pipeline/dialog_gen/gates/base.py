@@ -7,7 +7,7 @@ Each gate has its own file in this folder, with its settings and a class that re
 
     @GATES.register("length")
     class Length(Gate[LengthSettings]):
-        description = "words of the answer"
+        description = "number of words in the answer"
         settings_class = LengthSettings
 
         def score_row(self, row: Row) -> Scores: ...

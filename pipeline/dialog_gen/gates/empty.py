@@ -20,7 +20,7 @@ class Empty(Gate[EmptySettings]):
     "What color is it?" "what color is it" -> 4/4; "What color is it?" "It is red." -> 1/4 ("is", or "it").
     """
 
-    description = "how much of question and answer is one and the same; 1 if the answer says nothing"
+    description = "share of question and answer that is one common run of words; 1 if the answer has no words"
     settings_class = EmptySettings
     order = 10
 

@@ -15,7 +15,7 @@ class LengthSettings(Limits):
 class Length(Gate[LengthSettings]):
     """Number of words in the answer. "It's 3.5 m, yes!" -> 4."""
 
-    description = "words of the answer"
+    description = "number of words in the answer"
     settings_class = LengthSettings
     order = 90
 

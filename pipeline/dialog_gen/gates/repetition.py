@@ -21,7 +21,7 @@ class Repetition(Gate[RepetitionSettings]):
     "a red and a blue star" -> 0: only "a" occurs again. None for an answer without words.
     """
 
-    description = "fraction of the answer's words that go on repeating what stands before them"
+    description = "fraction of the answer's words that repeat the words right before them"
     settings_class = RepetitionSettings
     order = 20
 

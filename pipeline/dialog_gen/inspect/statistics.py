@@ -171,7 +171,7 @@ def question_type(question: str) -> str:
 
 
 def answer_type(question: str, answer: str) -> str:
-    """The type of an answer: "yes/no" (by the first word), "number" (a number, or an answer to "how many") or "other"."""
+    """The type of an answer: "yes/no" (by the first word), "number" (a number, or an answer to "how many"), "other"."""
     found = words(answer)
     if found[:1] in (["yes"], ["no"]):
         return "yes/no"
