@@ -136,7 +136,7 @@ def test_begins_again_where_it_must(server: FileServer, tmp_path: Path, change: 
     server.knows_ranges = change != "no ranges"
     server.shifts_ranges = change == "another range"
     server.cut_after, server.statuses = [200_000], [200, 500]
-    with pytest.raises(FailedCheckError, match=r"val\.zip could not be fetched: http_5xx: .* run again to go on"):
+    with pytest.raises(FailedCheckError, match=r"val\.zip could not be fetched: http_5xx: .* run again to continue"):
         fetch_files(both(server), "val", tmp_path, replace(POLICY, retries=0), None)
     part = tmp_path / ".download/fetched/images/val/val.zip.part"
     assert 0 < part.stat().st_size <= 200_000

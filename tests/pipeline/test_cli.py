@@ -440,7 +440,7 @@ def test_the_engine_dies(dialog_gen_cli: Cli, workplace: Path, engine: ScriptedE
     ended = dialog_gen_cli(*RUN, *SHARDS, "--max-in-flight", "1")
     assert ended.code == 1
     assert "the scripted engine died" in ended.error
-    assert "engine.log). Finished shards are kept: run again to go on." in ended.error
+    assert "engine.log). Finished shards are kept: run again to continue." in ended.error
     assert not Path("out/.tmp").exists()
     engine.dies_after = None
     assert dialog_gen_cli(*RUN, *SHARDS).code == 0

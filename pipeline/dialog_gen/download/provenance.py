@@ -58,8 +58,8 @@ def image_provenance(folder: DatasetFolder, link_rot: Path | None = None) -> Ima
     """
     found = _shared(folder)
     if found is None:
-        beside = _beside(str(folder.config().get("images", "")))
-        found = ImageProvenance() if beside is None else _downloaded(beside)
+        download = _download_folder(str(folder.config().get("images", "")))
+        found = ImageProvenance() if download is None else _downloaded(download)
     if link_rot is None:
         return found
     if not link_rot.is_file():
@@ -67,7 +67,7 @@ def image_provenance(folder: DatasetFolder, link_rot: Path | None = None) -> Ima
     return found.model_copy(update={"link_rot": _link_rot(link_rot)})
 
 
-def _beside(images: str) -> Path | None:
+def _download_folder(images: str) -> Path | None:
     """The folder of the download, if it is local. `images` is that folder, its images/, or files in one of them."""
     if "://" in images:
         return None

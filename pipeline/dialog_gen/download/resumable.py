@@ -53,7 +53,7 @@ def fetch_file(
                 f" Or get it by hand: {file.by_hand}; put it into {out} as {file.file_name}." if file.by_hand else ""
             )
             raise FailedCheckError(
-                f"{file.url} could not be fetched: {error}. What has come stays: run again to go on.{advice}"
+                f"{file.url} could not be fetched: {error}. The received part is kept: run again to continue.{advice}"
             ) from None
         if wrong := _wrong(part, file):
             remove(part)

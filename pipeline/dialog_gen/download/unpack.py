@@ -136,7 +136,7 @@ class _Unpacking:
         """The path of a member, whose parent folders are created; None for the root itself."""
         self.members += 1
         if self.members > self.max_members:
-            raise self._refusal(f"it holds more than {self.max_members} members")
+            raise self._refusal(f"it contains more than {self.max_members} members")
         if _bytes(name) > _MAX_NAME_BYTES:
             raise self._refusal(f"{_short(name)} is a name of more than {_MAX_NAME_BYTES} bytes")
         parts = name.split("/")

@@ -28,7 +28,7 @@ from dialog_gen.core.registry import Registry
 Row = Mapping[str, Any]
 """Column name -> value of one record; it has at least `texts` and the columns that the gate reads."""
 Scores = list[float | None]
-"""One score for each pair of a row; None where the gate cannot judge the pair."""
+"""One score for each pair of a row; None if the gate cannot judge the pair."""
 
 
 def _limit(value: float | None) -> float | None:

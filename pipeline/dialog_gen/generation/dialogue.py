@@ -40,7 +40,7 @@ class Dialogue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DialogueGenerator:
-    """How a run generates dialogues: the same for every image. Plain data: it can be sent to another process."""
+    """The settings with which a run generates every dialogue. Plain data, so another process can receive it."""
 
     protocol: Protocol
     chat_template: str | None

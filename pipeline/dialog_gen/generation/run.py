@@ -134,7 +134,7 @@ def generate(
             job = Runner(store=store, generator=plan.generator, engine=plan.engine)
             chosen_executor.run(job, shards, progress.event)
         for name in result.redone:
-            _log.warning("shard %s was made anew: a larger --limit, changed input, or damaged files", name)
+            _log.warning("shard %s was made again: a larger --limit, changed input, or damaged files", name)
         dataset = totals(store)
         summary = run_summary(plan, result, dataset)
         if result.images or not store.exists("run.json"):

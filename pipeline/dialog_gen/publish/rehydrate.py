@@ -142,7 +142,7 @@ def rehydrate_with(
         for name in set(store.shards()) - {manifest.shard for manifest in manifests}:
             store.drop(name)
             store.remove(_settled(name))
-        copy_notes(source, store, anew=False)
+        copy_notes(source, store, overwrite=False)
         work.outcomes = {manifest.shard: work.outcomes[manifest.shard] for manifest in manifests}
         work.note()
     return RehydrateSummary(out, sum(work.outcomes.values(), Outcomes()))

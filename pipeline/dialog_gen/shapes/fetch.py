@@ -54,12 +54,12 @@ def download_shapes(
     shard_size: int = 1024,
     on_progress: OnProgress = ignore_progress,
 ) -> ImagesSummary:
-    """Downloads the first `limit` images of a split into `out`/images and writes the annotations beside them.
+    """Downloads the first `limit` images of a split into `out`/images and writes the annotations next to them.
 
     An interrupted download continues where it stopped. A complete download (`out`/download.json exists) is left
     unchanged, except that missing annotations, which an earlier version did not write, are added.
 
-    Raises UsageError for a limit or shard size below 1 or if `out` holds something else, MissingExtraError if
+    Raises UsageError for a limit or shard size below 1 or if `out` contains something else, MissingExtraError if
     img2dataset is not installed, FailedCheckError if an image could not be downloaded.
     """
     for name, value in (("limit", limit), ("shard size", shard_size)):

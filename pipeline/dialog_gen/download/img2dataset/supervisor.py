@@ -86,12 +86,12 @@ def run_img2dataset(job: Job, log: Path, description: str, on_progress: OnProgre
     else:
         raise FailedCheckError(
             f"img2dataset stood still for {job.options.patience_s:g} s, {_RESTARTS + 1} times over: see its log {log}; "
-            "run the same command again to go on"
+            "run the same command again to continue"
         )
     if left := shards - len(finished_shards(images)):
         raise FailedCheckError(
             f"{left} of {shards} shards were not finished: img2dataset ended with {exit_code} ({_last_line(log)}), "
-            f"its log is {log}; run the same command again to go on"
+            f"its log is {log}; run the same command again to continue"
         )
 
 
