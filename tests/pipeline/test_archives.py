@@ -136,7 +136,7 @@ def test_begins_again_where_it_must(server: FileServer, tmp_path: Path, change: 
     server.knows_ranges = change != "no ranges"
     server.shifts_ranges = change == "another range"
     server.cut_after, server.statuses = [200_000], [200, 500]
-    with pytest.raises(FailedCheckError, match=r"val\.zip could not be fetched: http_5xx: .* run again to go on"):
+    with pytest.raises(FailedCheckError, match=r"val\.zip could not be fetched: http_5xx: .* run again to continue"):
         fetch_files(both(server), "val", tmp_path, replace(POLICY, retries=0), None)
     part = tmp_path / ".download/fetched/images/val/val.zip.part"
     assert 0 < part.stat().st_size <= 200_000
@@ -225,11 +225,11 @@ def test_a_file_of_ones_own(tmp_path: Path, by: str) -> None:
 
 def test_foreign_folders(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "images/val").mkdir(parents=True)
-    with pytest.raises(UsageError, match="images/val is there already, but of no known download: move it away"):
+    with pytest.raises(UsageError, match="images/val exists, but is not part of a known download: move it away"):
         fetch_files(both(server), "val", tmp_path, POLICY, None)
     (tmp_path / "images/val").rmdir()
     fetch_files(both(server), "val", tmp_path, POLICY, None)
-    with pytest.raises(UsageError, match=r"holds a download of mine, now asked for is yours: choose another folder"):
+    with pytest.raises(UsageError, match=r"holds a download of mine, but yours was requested: choose another folder"):
         fetch_files(both(server).model_copy(update={"name": "yours"}), "val", tmp_path, POLICY, None)
     server.files["other.zip"] = IMAGES
     with pytest.raises(UsageError, match=r"was made of .*val\.zip, the manifest now says .*other\.zip"):
@@ -370,7 +370,7 @@ def test_as_many_tars_as_needed(server: FileServer, tmp_path: Path, limit: int |
     assert len(images) == 3 * tars
     assert fetch_files(webdataset(server), "train", tmp_path, POLICY, None).images == 12
     assert len(server.requests) == 4
-    with pytest.raises(UsageError, match="holds a download of mine train, now asked for is mine val"):
+    with pytest.raises(UsageError, match="holds a download of mine train, but mine val was requested"):
         fetch_files(webdataset(server), "val", tmp_path, POLICY, None)
 
 
@@ -398,7 +398,7 @@ def test_tars_of_no_use(server: FileServer, tmp_path: Path, data: bytes, message
 
 def test_another_kind(tmp_path: Path) -> None:
     shapes = manifest({"url": "http://x/y", "into": "x"}, source={"kind": "embedded"})
-    with pytest.raises(UsageError, match="consists of no files but of kind 'embedded'"):
+    with pytest.raises(UsageError, match="does not consist of files: its source is of kind 'embedded'"):
         fetch_files(shapes, "val", tmp_path, POLICY, None)
 
 

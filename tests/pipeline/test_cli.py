@@ -440,7 +440,7 @@ def test_the_engine_dies(dialog_gen_cli: Cli, workplace: Path, engine: ScriptedE
     ended = dialog_gen_cli(*RUN, *SHARDS, "--max-in-flight", "1")
     assert ended.code == 1
     assert "the scripted engine died" in ended.error
-    assert "engine.log). Finished shards are kept: run again to go on." in ended.error
+    assert "engine.log). Finished shards are kept: run again to continue." in ended.error
     assert not Path("out/.tmp").exists()
     engine.dies_after = None
     assert dialog_gen_cli(*RUN, *SHARDS).code == 0
@@ -496,7 +496,7 @@ def test_a_dry_run_loads_no_model_and_writes_nothing(workplace: Path) -> None:
     before = files_of(workplace)
     ended, modules = modules_after(workplace, *RUN, "--dry-run", "--engine", "vllm")
     assert ended.returncode == 0
-    assert f"{IMAGES} images in 1 shards, 1 requests an image" in ended.stdout
+    assert f"{IMAGES} images in 1 shards, 1 requests per image" in ended.stdout
     assert ended.stdout.count("turn 1: 'USER: <image>") == 3
     assert "dialog_gen.generation.plan" in modules
     loads = (

@@ -162,7 +162,7 @@ def test_a_complete_download_is_left_alone_and_another_request_refused(
     out, summary = downloaded
     before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*")}
     assert download(out, rows).to_json() == {**summary.to_json(), "already_complete": True}
-    with pytest.raises(UsageError, match="begun with limit = None, now asked for with limit = 5: choose another"):
+    with pytest.raises(UsageError, match="begun with limit = None, this request has limit = 5: choose another"):
         download_url_list(len, out, request={**REQUEST, "limit": 5}, options=OPTIONS)
     assert {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*")} == before
 
@@ -285,7 +285,7 @@ def test_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with locked(tmp_path / "busy"), pytest.raises(UsageError, match="another download is writing"):
         download(tmp_path / "busy", [])
     (tmp_path / "foreign" / "images").mkdir(parents=True)
-    with pytest.raises(UsageError, match="holds images of no known download"):
+    with pytest.raises(UsageError, match="holds images of an unknown download"):
         download(tmp_path / "foreign", [])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"dialog-gen\[download\]"):
@@ -359,7 +359,7 @@ def test_an_edited_list_is_noticed_and_an_old_folder_accepted(tmp_path: Path) ->
     assert images("a") == 4
     finished(tmp_path, list_sha256=["a"])
     assert images("a") == 4
-    with pytest.raises(UsageError, match=r"begun with list_sha256 = \['a'\], now asked for with list_sha256 = \['b'\]"):
+    with pytest.raises(UsageError, match=r"begun with list_sha256 = \['a'\], this request has list_sha256 = \['b'\]"):
         images("b")
 
 
@@ -371,7 +371,7 @@ def test_an_edited_list_is_noticed_and_an_old_folder_accepted(tmp_path: Path) ->
         (["images/00000_stats.json"], "images lacks the tar or the statistics of 1 shards, first 00000"),
         (["images/retry-1/00000.tar"], "retry-1 lacks the tar or the statistics of 1 shards, first 00000"),
         (["images/retry-2/00000_stats.json"], "retry-2 lacks the tar or the statistics of 1 shards, first 00000"),
-        (["images/retry-1/00000.tar", "images/retry-1/00000_stats.json"], "retry-1 tells of 0 of the 3 URLs"),
+        (["images/retry-1/00000.tar", "images/retry-1/00000_stats.json"], "retry-1 has outcomes of 0 of the 3 URLs"),
     ],
 )
 def test_a_lost_file_is_noticed(tmp_path: Path, lost: list[str], message: str, retry_failed: bool) -> None:

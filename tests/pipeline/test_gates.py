@@ -155,7 +155,7 @@ def test_another_language_can_be_expected() -> None:
     assert scores[1] is not None
     assert scores[0] > 0.9
     assert scores[1] < 0.1
-    with pytest.raises(UsageError, match="expected = 'eng' is no language that can be told: did you mean 'en'"):
+    with pytest.raises(UsageError, match="expected = 'eng' is not a language that can be detected: did you mean 'en'"):
         Language(LanguageSettings(expected="eng"), {})
 
 

@@ -232,7 +232,7 @@ def test_what_failed_is_asked_for_again_and_nothing_else(web: Web, source: Path,
     web.headers["/10"] = {"X-Robots-Tag": "noai"}
     summary = restored(bare, out)
     assert summary.outcomes == {"restored": 4, "no_url": 3, "changed": 1, "opted_out": 1, "http_404": 1, "http_5xx": 2}
-    assert "3 may yet be had: the same command asks for them again" in str(summary)
+    assert "3 may still be restored: the same command tries them again" in str(summary)
     files = {path: data for path, data in files_of(out).items() if path.startswith(("data/", "rejects/", "shards/"))}
     inodes = {path: (out / path).stat().st_ino for path in files}
     # Nothing is back, and what failed otherwise is noted; files stay.
@@ -405,14 +405,14 @@ def test_the_command(
     flags: tuple[str, ...],
     code: int,
 ) -> None:
-    """Exit 1 if not one image could be had."""
+    """Exit 1 if not one image could be restored."""
     monkeypatch.setattr(sys, "argv", ["dialog-gen", "rehydrate", str(bare), "--out", str(tmp_path / "out"), *flags])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert (ended.value.code or 0) == code
     said = capfd.readouterr()
     assert json.loads(said.out)["restored"] == (0 if code else 9)
-    assert ("error: not one of 9 images could be had again" in said.err) == bool(code)
+    assert ("error: not one of 9 images could be restored" in said.err) == bool(code)
 
 
 @pytest.mark.parametrize("columns", [{"url": None}, {"images": [{"bytes": b"", "path": "empty.png"}]}])
@@ -439,7 +439,7 @@ def test_nothing_to_fetch(
 
 def test_what_is_said_where_nothing_came() -> None:
     assert RehydrateSummary("out", Counter(blocked_scheme=3, http_404=1, no_url=9, present=2)).failure == (
-        "not one of 4 images could be had again: 3 blocked_scheme (not http or https, perhaps after a redirect), "
+        "not one of 4 images could be restored: 3 blocked_scheme (not http or https, perhaps after a redirect), "
         "1 http_404 (not found)."
     )
     assert "1 dns (the host has no address). Is there" in (RehydrateSummary("out", Counter(dns=1)).failure or "")

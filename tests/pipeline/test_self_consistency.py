@@ -123,7 +123,7 @@ def test_a_question_cannot_smuggle_an_image_token(gate: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "config", "message"),
     [
-        ({}, {"model": "my-folder"}, "local folder then. Name it in a gates file"),
+        ({}, {"model": "my-folder"}, "a local folder. Name it in a gates file"),
         ({"model": "shapes-lava"}, {}, "did you mean 'shapes-llava'?"),
     ],
 )

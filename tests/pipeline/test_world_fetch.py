@@ -110,7 +110,7 @@ def test_annotations_of_a_later_version_are_added(downloaded: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_other_arguments_are_refused(downloaded: Path) -> None:
     before = read_tree(downloaded)
-    with pytest.raises(UsageError, match=r"begun with seed = 3, limit = 40, now asked for with seed = 4, limit = 50:"):
+    with pytest.raises(UsageError, match=r"begun with seed = 3, limit = 40, this request has seed = 4, limit = 50:"):
         download_shapes(downloaded, **{**ARGUMENTS, "seed": 4, "limit": 50})
     assert read_tree(downloaded) == before
 
@@ -123,7 +123,7 @@ def test_killed_then_incomplete_then_resumed_gives_the_same_bytes(
     for killer in (signal.SIGINT, signal.SIGKILL):
         _start_and_stop(out, killer)
         assert not (out / "download.json").exists()
-    with pytest.raises(UsageError, match="begun with limit = 40, now asked for with limit = 41"):
+    with pytest.raises(UsageError, match="begun with limit = 40, this request has limit = 41"):
         download_shapes(out, **{**ARGUMENTS, "limit": 41})
 
     broken = draw_scene("test", 3, BROKEN)
@@ -176,7 +176,7 @@ def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_with_images_of_other_origin_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    with pytest.raises(UsageError, match="holds images of no known download"):
+    with pytest.raises(UsageError, match="holds images of an unknown download"):
         download_shapes(tmp_path, **ARGUMENTS)
 
 
@@ -188,7 +188,7 @@ def test_a_complete_folder_that_lost_a_tar_is_refused(tmp_path: Path) -> None:
 
 def test_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(UsageError, match=r"cannot use .*out as output folder"):
+    with pytest.raises(UsageError, match=r"cannot use .*out as the output folder"):
         download_shapes(tmp_path / "out", **ARGUMENTS)
 
 

@@ -241,7 +241,7 @@ def test_marked_pairs_are_left_out_where_asked_for(clip: Clip, tmp_path: Path) -
     assert (kept.summary.rows, kept.summary.pairs, kept.summary.dropped) == (2, 5, {"without_dialogue": 1})
     rows[2]["gates"] = None
     write_dialogues(tmp_path / "e", {"s": rows})
-    with pytest.raises(UsageError, match="no gates went over shard s"):
+    with pytest.raises(UsageError, match="no gates were applied to shard s"):
         build_pixel_set(DialogueImages(DatasetFolder(str(tmp_path / "e")), kept_only=True), clip, tmp_path / "q")
 
 

@@ -196,7 +196,7 @@ def test_marked_pairs_are_left_out_where_asked_for(clip: Clip, tmp_path: Path) -
     with pytest.raises(UsageError, match="kept_only"):
         make(tmp_path / "kept", clip, {"s": rows})
     rows[2]["gates"] = None
-    with pytest.raises(UsageError, match="no gates went over shard s"):
+    with pytest.raises(UsageError, match="no gates were applied to shard s"):
         make(tmp_path / "ungated", clip, {"s": rows}, kept_only=True)
 
 
@@ -475,7 +475,7 @@ def test_datasets_of_older_versions_are_trained_on(name: str, clip: Clip, tmp_pa
     everything = build_training_set(dataset, vectors, clip, tmp_path / "t")
     assert (everything.rows, everything.pairs) == (len(usable), sum(len(row["texts"]) for row in usable.values()))
     if name != "v2-gated":
-        with pytest.raises(UsageError, match="no gates went over shard set-000"):
+        with pytest.raises(UsageError, match="no gates were applied to shard set-000"):
             build_training_set(dataset, vectors, clip, tmp_path / "kept", kept_only=True)
         return
     kept = build_training_set(dataset, vectors, clip, tmp_path / "kept", kept_only=True)

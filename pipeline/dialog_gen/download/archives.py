@@ -1,8 +1,8 @@
-"""Files fetched as they are published: archives, which are unpacked, annotation files, webdataset tars.
+"""Downloads files as they are published: archives, which are unpacked, annotation files and webdataset tars.
 
-`OUT/download.json` names every file that is complete, with its SHA-256, by its place in OUT. A file gets its entry when
-all of it lies in `OUT/.download`, and is then moved to its place by one rename. After an interruption, the next run
-makes up for the rename, or continues to fetch the file where it stopped.
+`OUT/download.json` lists every complete file with its SHA-256; the key is its path in OUT. A file gets its entry when
+it is complete in `OUT/.download`; then it is moved to its path by one rename. After an interruption, the next run does
+the rename if it is missing, or continues to fetch the file where it stopped.
 """
 
 import logging
@@ -50,17 +50,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesSummary(DownloadSummary):
-    """Files of a split, as a download left them in `out`."""
+    """The files of a split in `out` after a download."""
 
     out: Path
     files: int
-    """Files of the split: archives, annotations, tars."""
+    """Number of files of the split: archives, annotation files and tars."""
     fetched_bytes: int
     """Bytes of the files that this download fetched."""
     images: int | None = None
-    """Images in webdataset tars."""
+    """Images in webdataset tars; None for archives."""
     uses: dict[str, str] = field(default_factory=dict[str, str])
-    """What the files can be used for -> options that read them."""
+    """Use of the files -> the command-line options that read them."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields, with `out` as text."""
@@ -83,25 +83,25 @@ class FilesSummary(DownloadSummary):
 class _Item:
     file: SourceFile
     place: str
-    """In the output folder."""
+    """Its path in the output folder."""
     is_archive: bool = False
 
 
 class ArchiveFile(SourceFile):
-    """A zip or tar, which is unpacked, or any other file, which is kept as it is."""
+    """A zip or tar, which is unpacked, or any other file, which is stored unchanged."""
 
     into: PathBelow
-    """The folder of the output folder that an archive becomes, or that another file is put into. An archive that
-    holds nothing but a folder of the same name becomes that folder."""
+    """A folder in the output folder: an archive is unpacked as this folder, another file is put into it. An archive
+    that contains only a folder of the same name becomes that folder."""
 
     @property
     def is_archive(self) -> bool:
-        """Whether it is unpacked."""
+        """Whether the file is an archive, which is unpacked."""
         return self.file_name.lower().endswith(ARCHIVE_EXTENSIONS)
 
     @property
     def place(self) -> str:
-        """Its place in the output folder when it is done: a folder, or a file."""
+        """Path in the output folder when the file is complete: a folder for an archive, else a file."""
         return self.into if self.is_archive else f"{self.into}/{self.file_name}"
 
 
@@ -111,7 +111,7 @@ class PublishedFiles(DownloadSource):
     has_tars_of_images: ClassVar[bool]
 
     def download(self, request: DownloadRequest) -> FilesSummary:
-        """Fetches the files of the split."""
+        """Fetches the files of the split; see `fetch_files` for the errors."""
         return fetch_files(
             request.manifest,
             request.split,
@@ -123,7 +123,7 @@ class PublishedFiles(DownloadSource):
 
     @abstractmethod
     def items(self, manifest: str, split: str, limit: int | None) -> list[_Item]:
-        """The files of a split, in order. Raises UsageError for an unknown split or a limit that cannot be kept."""
+        """The files of a split, in order. Raises UsageError for an unknown split or a limit that is not supported."""
 
 
 @DOWNLOADS.register("archives")
@@ -133,7 +133,7 @@ class ArchiveSource(FilesSource[ArchiveFile], PublishedFiles):
     has_tars_of_images: ClassVar[bool] = False
 
     @model_validator(mode="after")
-    def _places_differ(self) -> "ArchiveSource":
+    def _check_paths_differ(self) -> "ArchiveSource":
         for split, wanted in self.files.items():
             places = [file.place for file in wanted]
             for place, other in combinations(places, 2):
@@ -142,7 +142,7 @@ class ArchiveSource(FilesSource[ArchiveFile], PublishedFiles):
         return self
 
     def items(self, manifest: str, split: str, limit: int | None) -> list[_Item]:
-        """The files of the split, whole."""
+        """All files of the split. Raises UsageError for a limit."""
         if limit is not None:
             raise UsageError(
                 f"--limit {limit}: {manifest} comes in archives, whole or not at all; leave it out here, "
@@ -153,15 +153,15 @@ class ArchiveSource(FilesSource[ArchiveFile], PublishedFiles):
 
 @DOWNLOADS.register("webdataset")
 class WebdatasetSource(PublishedFiles):
-    """Images in tars that img2dataset or another writer of webdataset made."""
+    """Images in webdataset tars, which img2dataset or another program wrote."""
 
     has_tars_of_images: ClassVar[bool] = True
 
     tars: dict[str, NonEmpty[HttpUrl]] = Field(min_length=1)
-    """Split -> URLs; {0000..0575} stands for a range of numbers with as many digits."""
+    """Split -> URLs; {0000..0575} stands for a range of numbers with the same number of digits."""
 
     @model_validator(mode="after")
-    def _names_differ(self) -> "WebdatasetSource":
+    def _check_names_differ(self) -> "WebdatasetSource":
         for split in self.tars:
             names = [PurePosixPath(urlsplit(url).path).name for url in self.urls(split)]
             if wrong := [name for name in names if not name.endswith(".tar")]:
@@ -176,11 +176,11 @@ class WebdatasetSource(PublishedFiles):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those that have tars."""
+        """The splits that have tars."""
         return tuple(self.tars)
 
     def items(self, manifest: str, split: str, limit: int | None) -> list[_Item]:
-        """All tars; the limit is reached while they are fetched."""
+        """All tars of the split. `limit` is applied while they are fetched, when the number of images is known."""
         files = [SourceFile(url=url) for url in self.urls(split)]
         return [_Item(file, f"images/{file.file_name}") for file in files]
 
@@ -193,19 +193,19 @@ def fetch_files(
     limit: int | None,
     on_progress: OnProgress = ignore_progress,
 ) -> FilesSummary:
-    """Fetches the files of a split into `out`, unpacks archives, and says what is there.
+    """Fetches the files of a split into `out`, unpacks archives, and returns a summary.
 
-    A complete file is not fetched again; a file that was begun is continued. Files of several splits can lie in one
-    folder, webdataset tars of one split only. `limit`: as many tars are fetched as hold this many images; archives come
-    whole or not at all. Of `policy`, the limits of size and time are replaced by those of large files.
+    A complete file is not fetched again; an incomplete file is continued. A folder can contain files of several splits,
+    but webdataset tars of one split only. With a `limit`, tars are fetched until they contain this many images;
+    archives do not support a limit. `policy` applies except for its limits of size and total time, as files are large.
 
-    Raises UsageError for another dataset's folder, a limit on archives, and a file that must be got by hand and is not
-    there; FailedCheckError for a file that cannot be fetched, is not what the manifest promises, or cannot be unpacked
-    safely.
+    Raises UsageError if `out` has another dataset, for a limit on archives, and for a missing file that must be
+    downloaded by hand; FailedCheckError for a file that cannot be fetched, differs from the manifest, or cannot be
+    unpacked safely.
     """
     source = manifest.source
     if not isinstance(source, PublishedFiles):
-        raise UsageError(f"{manifest.name} consists of no files but of kind {source.kind!r}")
+        raise UsageError(f"{manifest.name} does not consist of files: its source is of kind {source.kind!r}")
     items = source.items(manifest.name, split, limit)
     images = files = 0
     with writing(out, left=KEPT), locked(out):
@@ -228,7 +228,7 @@ def fetch_files(
 
 
 class _Download:
-    """The files that are fetched into one output folder."""
+    """A download into one output folder, with its download.json."""
 
     def __init__(
         self, manifest: str, split: str, of_images: bool, out: Path, policy: FetchPolicy, on_progress: OnProgress
@@ -237,7 +237,7 @@ class _Download:
         self._of_images = of_images
         self.fetched_bytes = 0
         request = {"manifest": manifest} | ({"split": split} if of_images else {})
-        # request.json is of a download of another kind that is not finished.
+        # A request.json belongs to an unfinished download of a URL list.
         begun = read_json(out / "download.json") or read_json(work_folder(out) / "request.json")
         self._record = begun or {**request, "files": {}}
         if "files" not in self._record or any(self._record.get(key) != value for key, value in request.items()):
@@ -245,10 +245,10 @@ class _Download:
                 " ".join(str(asked[key]) for key in ("manifest", "split") if key in asked)
                 for asked in (self._record, request)
             )
-            raise UsageError(f"{out} holds a download of {was}, now asked for is {now}: choose another folder.")
+            raise UsageError(f"{out} holds a download of {was}, but {now} was requested: choose another folder.")
 
     def get(self, item: _Item) -> int:
-        """Makes sure that a file is in its place; returns the number of images in a webdataset tar, else 0."""
+        """Fetches a file unless it is complete; returns the number of images in a webdataset tar, else 0."""
         file, place = item.file, self._out / item.place
         done: dict[str, Any] | None = self._record["files"].get(item.place)
         ready = work_folder(self._out) / "ready" / item.place
@@ -262,7 +262,7 @@ class _Download:
             if place.exists():
                 return done.get("images", 0)
         elif place.exists():
-            raise UsageError(f"{place} is there already, but of no known download: move it away.")
+            raise UsageError(f"{place} exists, but is not part of a known download: move it away.")
         remove(ready)
         done = self._make_ready(item, ready)
         self._record["files"][item.place] = done
@@ -272,11 +272,11 @@ class _Download:
         return done.get("images", 0)
 
     def _fetched(self, item: _Item) -> Path:
-        """The folder that the file is fetched into."""
+        """The folder into which the file is fetched."""
         return work_folder(self._out) / "fetched" / item.place
 
     def _make_ready(self, item: _Item, ready: Path) -> dict[str, Any]:
-        """Fetches and unpacks; returns the file's entry in download.json."""
+        """Fetches a file, and unpacks an archive, to `ready`; returns its entry in download.json."""
         file = item.file
         fetched = fetch_file(file, self._fetched(item), self._out, self._policy, self._on_progress)
         is_ours = fetched.parent == self._fetched(item)
@@ -301,7 +301,7 @@ class _Download:
         except FailedCheckError as error:
             if not is_ours:
                 raise
-            # Else the next try would find it again.
+            # Otherwise the next try would use the same damaged file.
             remove(fetched)
             raise FailedCheckError(f"{error} What came from {file.url} was removed.") from None
         if is_ours:

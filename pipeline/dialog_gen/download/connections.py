@@ -1,9 +1,9 @@
-"""From a URL to a connection: what the URL asks for, which addresses its host has, and a socket with a deadline.
+"""From a URL to a connection: parses the URL, checks the addresses of its host, and opens a socket with a deadline.
 
-A download may connect to addresses of the public internet only. A list of URLs is written by strangers: one that names
-this machine, its network or a cloud's metadata service would make the downloader reach internal systems for them
-(server-side request forgery). So a name is resolved once, all its addresses are checked, and the connection goes to the
-checked address itself: a name that resolves to another address a moment later (DNS rebinding) gains nothing.
+A download may connect to addresses of the public internet only. Lists of URLs are written by strangers. A URL that
+names this machine, its network or a cloud's metadata service would let them reach internal systems through the
+downloader (server-side request forgery). So a host name is resolved once, all its addresses are checked, and the
+connection uses a checked address. A name that resolves to another address a moment later (DNS rebinding) has no effect.
 """
 
 import re
@@ -19,15 +19,15 @@ from urllib.parse import quote, urlsplit
 from dialog_gen.download.outcomes import FetchError, fetch_errors
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-# What may stand in a path or query as it is; "%" because most lists hold URLs that are quoted already.
+# Characters that are not quoted in a path or query. "%" is one, because most lists have URLs that are quoted already.
 _URL_SAFE: Final = "!$%&'()*+,/:;=?@[]~"
 _HOST: Final = re.compile(r"[\w.:-]+", re.ASCII)
-# Addresses that embed an IPv4 address, to which a gateway (RFC 6052, RFC 3056) or the kernel forwards.
+# IPv6 addresses that embed an IPv4 address; a gateway (RFC 6052) forwards to it.
 _NAT64: Final = IPv6Network("64:ff9b::/96")
-# Special, but global to some versions of the ipaddress module or by its number alone: protocol assignments (a cloud's
-# metadata service among them), and the address at which Azure's machines reach their host.
+# Special addresses that `is_global` accepts, at least in some versions of Python: IETF protocol assignments (which
+# include a cloud's metadata service), and the address of the host of Azure's virtual machines.
 _SPECIAL: Final = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"))
-# The only part of IPv6 that is allocated for global unicast.
+# The only IPv6 addresses that are allocated for global unicast.
 _UNICAST: Final = IPv6Network("2000::/3")
 
 
@@ -44,7 +44,7 @@ class Target:
     def of(cls, url: str) -> "Target":
         """The target of a URL.
 
-        Raises FetchError: `blocked_scheme`, or `bad_url` for text that is not a URL or holds a user name.
+        Raises FetchError: `blocked_scheme`, or `bad_url` for text that is not a URL or contains a user name.
         """
         try:
             parts = urlsplit(url.strip())
@@ -69,17 +69,17 @@ class Target:
 
 
 class Endpoint(NamedTuple):
-    """An address to connect to, as the socket module wants it."""
+    """An address to connect to, in the form of the socket module."""
 
     family: int
     address: tuple[Any, ...]
 
 
 def resolve(host: str, port: int, *, allow_loopback: bool) -> list[Endpoint]:
-    """The addresses of a host, all of them checked.
+    """Resolves a host and checks all its addresses.
 
-    Raises FetchError: `blocked_address` if any of them is not public (or loopback, where that is allowed), `dns` if
-    there is none, `bad_url` if it cannot be a host's name.
+    Raises FetchError: `blocked_address` if any address is not public (or loopback, if that is allowed), `dns` if there
+    is no address, `bad_url` if `host` cannot be a host name.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -94,7 +94,7 @@ def resolve(host: str, port: int, *, allow_loopback: bool) -> list[Endpoint]:
 
 
 def is_allowed(address: str, *, allow_loopback: bool = False) -> bool:
-    """Whether a numeric address belongs to the public internet, or is loopback and that is allowed."""
+    """Whether a numeric address is public, or is a loopback address while `allow_loopback` is set."""
     ip = _unwrapped(ip_address(address))
     if ip.is_loopback:
         return allow_loopback
@@ -112,34 +112,34 @@ def _unwrapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 
 class TimedSocket(socket.socket):
-    """A socket whose waits end at the request's deadline, however slowly an answer arrives."""
+    """A socket whose calls end at the request's deadline, however slowly an answer arrives."""
 
     timeout_s: float = 0
     deadline: float | None = None
 
     def limit(self, timeout_s: float, deadline: float | None) -> None:
-        """Sets the longest single wait, and the time (of `time.monotonic`) at which all waiting ends."""
+        """Sets the longest single wait in seconds, and the time (of `time.monotonic`) at which all waiting ends."""
         self.timeout_s = timeout_s
         self.deadline = deadline
-        self._arm()
+        self._set_timeout()
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        """As `socket.recv_into`, within the limit."""
-        self._arm()
+        """Like `socket.recv_into`. Raises TimeoutError after the limit."""
+        self._set_timeout()
         return super().recv_into(buffer, nbytes or 0, flags)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """As `socket.sendall`, within the limit."""
-        self._arm()
+        """Like `socket.sendall`. Raises TimeoutError after the limit."""
+        self._set_timeout()
         super().sendall(data, flags)
 
-    def _arm(self) -> None:
+    def _set_timeout(self) -> None:
         left_s = self.timeout_s
         if self.deadline is not None:
             left_s = min(left_s, self.deadline - time.monotonic())
         if left_s <= 0:
             raise TimeoutError("the deadline has passed")
-        # A system call, which is saved while the deadline is far.
+        # `settimeout` is a system call, which is avoided while the deadline is far away.
         if left_s != self.gettimeout():
             self.settimeout(left_s)
 
@@ -156,9 +156,9 @@ def _tls_context() -> ssl.SSLContext:
 
 
 def connect(target: Target, *, allow_loopback: bool, timeout_s: float, deadline: float | None) -> TimedSocket:
-    """A connection to the first address of a host that answers, encrypted for https.
+    """Connects to the first address of a host that answers; the connection is encrypted for https.
 
-    `timeout_s` is the longest single wait, `deadline` the time (of `time.monotonic`) at which all waiting ends.
+    `timeout_s` is the longest single wait in seconds, `deadline` the time (of `time.monotonic`) when all waiting ends.
 
     Raises FetchError: `blocked_address`, `dns`, `bad_url`, `connection`, `timeout` or `tls`.
     """

@@ -1,4 +1,4 @@
-"""The output folder of a download: one writer at a time, and the request that it was begun with."""
+"""The output folder of a download: it has one writer at a time, and records the request that it was made for."""
 
 import json
 import shutil
@@ -12,32 +12,32 @@ from dialog_gen.core.files import locked_folder, write_json
 
 _BEGUN: Final = "request.json"
 _FINISHED: Final = "download.json"
-# A key that requests of earlier versions lack.
+# A key that is missing in requests of earlier versions.
 _ADDED: Final = "list_sha256"
 KEPT: Final = "what is finished is kept"
 
 
 @contextmanager
 def locked(out: Path) -> Generator[None, None, None]:
-    """Makes the folder and holds it against a second download; the system lets go of it when this process ends.
+    """Creates the folder and locks it against a second download. The lock ends with the block or with this process.
 
-    Raises UsageError where it cannot be made, or another download holds it.
+    Raises UsageError if the folder cannot be created, or another download has locked it.
     """
     with ExitStack() as stack:
         try:
             stack.enter_context(locked_folder(out, "download"))
         except OSError as error:
-            raise UsageError(f"cannot use {out} as output folder: {error.strerror}") from None
+            raise UsageError(f"cannot use {out} as the output folder: {error.strerror}") from None
         yield
 
 
 def work_folder(out: Path) -> Path:
-    """The folder for files that are not, or not yet, part of the output."""
+    """The folder for temporary files and files that are not complete yet."""
     return out / ".download"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None where the file is missing or was cut off while being written."""
+    """The JSON object in a file; None if the file is missing or is not a JSON object, as after an interrupted write."""
     try:
         value = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -46,21 +46,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def is_complete(out: Path, request: dict[str, Any], made: Iterable[str]) -> bool:
-    """Whether `out` holds the complete download; if not, it is empty or holds a part of it.
+    """Whether `out` has the complete download of `request`. If not, it is empty or has a part of the download.
 
-    Raises UsageError if it was begun with another request, holds any of `made` of unknown origin, or lost a tar.
+    `made` are the names of the files and folders that a download creates. Raises UsageError if `out` was begun with
+    another request, contains any of `made` from an unknown origin, or lacks a tar.
     """
     found = read_json(out / _FINISHED)
     begun = found if found is not None else read_json(work_folder(out) / _BEGUN)
     if begun is None:
         if foreign := [name for name in made if (out / name).exists()]:
-            raise UsageError(f"{out} holds {', '.join(foreign)} of no known download: choose another folder")
+            raise UsageError(f"{out} holds {', '.join(foreign)} of an unknown download: choose another folder")
         return False
     compared = [key for key in request if key in begun or key != _ADDED]
     if differing := [key for key in compared if begun.get(key) != request[key]]:
         was = ", ".join(f"{key} = {begun.get(key)}" for key in differing)
         now = ", ".join(f"{key} = {request[key]}" for key in differing)
-        raise UsageError(f"{out} was begun with {was}, now asked for with {now}: choose another folder")
+        raise UsageError(f"{out} was begun with {was}, this request has {now}: choose another folder")
     if found is not None:
         tars = [f"{number:05d}.tar" for number in range(found.get("shards", 0))]
         if missing := [name for name in tars if not (out / "images" / name).exists()]:
@@ -72,25 +73,25 @@ def is_complete(out: Path, request: dict[str, Any], made: Iterable[str]) -> bool
 
 
 def has_begun(out: Path) -> bool:
-    """Whether a download into `out` is under way: begun, not finished."""
+    """Whether a download into `out` was begun and not finished."""
     return (work_folder(out) / _BEGUN).exists()
 
 
 def begin(out: Path, request: dict[str, Any]) -> Path:
-    """Writes down the request; returns the folder to work in."""
+    """Stores the request; returns the work folder, which has a folder `images`."""
     work = work_folder(out)
     write_json(work / _BEGUN, request)
     if (out / "images").exists():
-        # `finish` was interrupted.
+        # A previous `finish` was interrupted.
         (out / "images").replace(work / "images")
     (work / "images").mkdir(exist_ok=True)
     return work
 
 
 def finish(out: Path, request: dict[str, Any], *, images: int, shards: int) -> None:
-    """Moves the tars from the work folder to `out`, and marks the download as complete."""
+    """Moves the tars from the work folder to `out` and marks the download as complete; writes the counts."""
     work = work_folder(out)
-    # In this order: a folder that has `images` is whole, one that has download.json is finished.
+    # The order matters: `images` in `out` is always complete, and download.json marks a finished download.
     (work / "images").replace(out / "images")
     write_json(out / _FINISHED, {**request, "images": images, "shards": shards})
     shutil.rmtree(work)

@@ -1,10 +1,10 @@
 """Safe HTTP requests: neither a URL nor a server can turn them against this machine. All downloads use this module.
 
-Checked before anything is sent, and again at each redirect: the scheme, and every address of the host
-(`dialog_gen.download.connections`). Bounded: bytes, redirects, each wait and the whole request. Bodies are returned as
-they were sent: nothing is decompressed, so that there is no compression bomb.
+The scheme and every address of the host are checked before anything is sent, and again at each redirect
+(`dialog_gen.download.connections`). The number of bytes and redirects, each wait and the whole request are limited.
+Bodies are returned as they were sent. Nothing is decompressed, so compression bombs do no harm.
 
-Proxies of the environment are not used: a proxy resolves names by itself, and its connections cannot be checked.
+Proxy settings of the environment are ignored: a proxy resolves names itself, so its connections cannot be checked.
 """
 
 import random
@@ -34,27 +34,27 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchPolicy:
-    """What a request may do and how long it may take."""
+    """The limits of a request."""
 
     allow_loopback: bool = False
-    """Whether servers on this machine may be reached."""
+    """Whether requests may go to servers on this machine."""
     max_bytes: int | None = 32 << 20
-    """The largest body."""
+    """The largest body in bytes; None for no limit."""
     timeout_s: float = 10
-    """The longest silence: to connect, or between two pieces of an answer."""
+    """The longest single wait: for the connection, or between two pieces of an answer."""
     deadline_s: float | None = 30
-    """The longest time for one try, including redirects and the whole body."""
+    """The longest time for one try, including redirects and the whole body; None for no limit."""
     max_redirects: int = 10
     retries: int = 2
-    """Further tries after a failure that may pass: 429, 5xx, timeouts, broken connections."""
+    """Further tries after a transient failure: 429, 5xx, timeouts, broken connections."""
     backoff_s: float = 1
-    """The pause before the second try. Each further one is twice as long; all are shortened at random by up to half."""
+    """The pause before the second try. Each further one is twice as long; all are randomly shortened by up to half."""
     max_backoff_s: float = 30
-    """The longest pause. A server that asks for a longer one (Retry-After) gets no further request."""
+    """The longest pause. If a server asks for a longer one (Retry-After), there is no further try."""
 
     @property
     def longest_s(self) -> float:
-        """The longest time that a URL can take, all tries and pauses together."""
+        """The longest time in seconds that a URL can take, with all tries and pauses."""
         tries_s = inf if self.deadline_s is None else (self.retries + 1) * self.deadline_s
         return tries_s + self.retries * self.max_backoff_s
 
@@ -68,7 +68,7 @@ class Response:
         self.url = url
         """The last URL, after redirects."""
         self.length = http_response.length
-        """Announced bytes of the body; None if it was not announced."""
+        """Announced number of bytes of the body; None if it was not announced."""
         self._response = http_response
         self._max_bytes = max_bytes
         self._read = 0
@@ -76,7 +76,7 @@ class Response:
             raise FetchError("too_many_bytes", f"{self.length} bytes announced, at most {max_bytes} allowed")
 
     def read(self, size: int = -1) -> bytes:
-        """The next `size` bytes of the body: fewer only at its end, b"" after it. Without a size, the rest of the body.
+        """The next `size` bytes of the body: fewer only at its end, b"" after it. Without `size`, the rest of the body.
 
         Raises FetchError: `too_many_bytes`, `truncated`, `timeout`, `connection` or `tls`.
         """
@@ -98,10 +98,10 @@ class Response:
 def open_url(
     url: str, policy: FetchPolicy, headers: Mapping[str, str] | None = None
 ) -> Generator[Response, None, None]:
-    """One GET request, redirects followed; the connection is closed at the end of the block.
+    """Makes one GET request and follows redirects. The connection is closed at the end of the block.
 
-    Raises FetchError for everything but an answer with a status of 200 to 299. It does not try again; `with_retries`
-    does.
+    Raises FetchError unless there is an answer with a status of 200 to 299. There is no second try; use `with_retries`
+    for that.
     """
     deadline = None if policy.deadline_s is None else time.monotonic() + policy.deadline_s
     visited: set[str] = set()
@@ -123,9 +123,9 @@ def open_url(
 
 
 def with_retries(policy: FetchPolicy, attempt: Callable[[], _T]) -> _T:
-    """The result of `attempt`, which is repeated after a transient FetchError, with growing pauses between.
+    """The result of `attempt`, which is called again after a transient FetchError, with growing pauses.
 
-    Raises the last FetchError.
+    Raises the FetchError of the last try.
     """
     for number in range(policy.retries + 1):
         try:
@@ -134,14 +134,14 @@ def with_retries(policy: FetchPolicy, attempt: Callable[[], _T]) -> _T:
             asked_s = error.retry_after_s or 0
             if number == policy.retries or not error.transient or asked_s > policy.max_backoff_s:
                 raise
-            # Random, so that requests that failed together are not repeated together.
+            # Pauses are random, so that requests that failed at the same time are not repeated at the same time.
             pause_s = min(policy.backoff_s * 2**number, policy.max_backoff_s) * random.uniform(0.5, 1)
             time.sleep(max(pause_s, asked_s))
     raise AssertionError("unreachable")
 
 
 def fetch_bytes(url: str, policy: FetchPolicy) -> bytes:
-    """The body at a URL, with retries. Raises FetchError."""
+    """The whole body of the answer for a URL, with retries. Raises FetchError."""
 
     def attempt() -> bytes:
         with open_url(url, policy) as response:
@@ -176,7 +176,7 @@ def _check_status(answer: HTTPResponse) -> None:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """The header's value, seconds or a date, as seconds from now; None if it is neither."""
+    """The value of a Retry-After header (seconds or a date) in seconds from now; None if it is neither."""
     if retry_after is None:
         return None
     if retry_after.strip().isdecimal():
@@ -189,7 +189,7 @@ def _seconds(retry_after: str | None) -> float | None:
 
 def _redirected(url: str, location: str) -> str:
     with suppress(UnicodeError):
-        # Header bytes arrive as Latin-1; servers that do not quote send UTF-8.
+        # Headers are decoded as Latin-1, but servers that do not quote a URL send UTF-8.
         location = location.encode("latin-1").decode()
     try:
         return urljoin(url, location)

@@ -1,6 +1,6 @@
-"""What became of a URL list: how many of its URLs still gave an image, why the others did not, and retries.
+"""Link rot of a URL list: how many URLs still gave an image, why the others did not, and retries.
 
-A retry requests the URLs that failed. Its images go to OUT/images/retry-1 and so on; nothing else changes.
+A retry requests the URLs that failed. Its tars go to OUT/images/retry-1, retry-2 and so on; other tars do not change.
 """
 
 import re
@@ -20,12 +20,12 @@ from dialog_gen.download.img2dataset.supervisor import download_list, finished_s
 from dialog_gen.download.manifests import DownloadOptions
 from dialog_gen.download.outcomes import FINAL, MEANING, OUTCOMES, STILL_THERE, Outcome
 
-_SHARDS_PER_FILE: Final = 256  # of the list: img2dataset reads a file of it at a time
+_SHARDS_PER_FILE: Final = 256  # in the files of a list, which img2dataset reads one by one
 
 
 @dataclass(frozen=True, slots=True)
 class LinkRot:
-    """Each row of a list counted once, by its latest outcome."""
+    """Counts of the rows of a list by outcome; each row is counted once, with its latest outcome."""
 
     outcomes: Counter[Outcome]
     retries: int
@@ -33,22 +33,22 @@ class LinkRot:
 
     @property
     def rows(self) -> int:
-        """Rows of the list."""
+        """Number of rows of the list."""
         return self.outcomes.total()
 
     @property
     def urls(self) -> int:
-        """Different URLs."""
+        """Number of different URLs."""
         return self.rows - self.outcomes["duplicate_url"]
 
     @property
     def success_rate(self) -> float:
-        """Fraction of the URLs whose image is stored."""
+        """Fraction of the URLs whose image was stored."""
         return self.outcomes["success"] / self.urls if self.urls else 0.0
 
     @property
     def alive(self) -> float:
-        """Fraction of the URLs that still lead to an image, including those that could or must not be kept."""
+        """Fraction of the URLs that still lead to an image, even if it could not or must not be stored."""
         return sum(self.outcomes[outcome] for outcome in STILL_THERE) / self.urls if self.urls else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -84,11 +84,11 @@ def retry_folders(images: Path) -> list[Path]:
 
 
 def measure(images: Path) -> LinkRot:
-    """Counts the outcomes of a complete download in its folder of tars and those of its retries.
+    """Counts the outcomes of a complete download, and of its retries, from its folder of tars.
 
-    A retry requests every URL that had failed until then, so its outcomes replace the failures.
+    A retry requests every URL that had failed before, so its outcomes replace the failures.
 
-    Raises UsageError if tars or their statistics are lost.
+    Raises UsageError if tars or their statistics are missing.
     """
     outcomes = _outcomes(images)
     retries = retry_folders(images)
@@ -97,8 +97,8 @@ def measure(images: Path) -> LinkRot:
         answered = _outcomes(folder)
         if answered.total() != failed:
             raise UsageError(
-                f"{folder} tells of {answered.total()} of the {failed} URLs that it asked for again: files were lost. "
-                "Remove it and all later ones; --retry-failed then asks anew."
+                f"{folder} has outcomes of {answered.total()} of the {failed} URLs that it requested: files were lost. "
+                "Remove it and all later ones; --retry-failed then requests these URLs again."
             )
         outcomes += answered
     return LinkRot(outcomes, len(retries))
@@ -118,7 +118,7 @@ def _outcomes(images: Path) -> Counter[Outcome]:
 def fetch_failed(out: Path, options: DownloadOptions, on_progress: OnProgress = ignore_progress) -> bool:
     """Requests the URLs that failed the last time; returns whether there were any.
 
-    The next call continues an interrupted one. Raises FailedCheckError where shards are left.
+    The next call continues an interrupted one. Raises FailedCheckError if shards could not be finished.
     """
     folders = [out / "images", *retry_folders(out / "images")]
     for number in range(1, len(folders)):
@@ -164,5 +164,5 @@ def _write_failed(images: Path, into: Path, shard_size: int) -> int:
 def _failed(images: Path) -> Iterator[pa.Table]:
     for name in finished_shards(images):
         table = pq.read_table(images / f"{name}.parquet").sort_by("key")
-        errors = table["error_message"].to_pylist()  # None for a success
+        errors = table["error_message"].to_pylist()  # None after a success
         yield table.select(["url", "caption"]).filter(pa.array([bool(e) and e not in FINAL for e in errors]))

@@ -1,10 +1,10 @@
-"""Reads lists of URLs in four formats (TSV, CSV, JSON lines, Parquet), row for row, in flat memory.
+"""Reads lists of URLs in four formats (TSV, CSV, JSON lines, Parquet), row by row, in constant memory.
 
-No row is dropped: a row that cannot be read, such as a line with a column too many, has neither URL nor caption, and
-the download counts it as `bad_url`. So the rows of the list are the sum of all outcomes. Blank lines are not rows.
-Bytes that are not Unicode are replaced by U+FFFD.
+No row is dropped. A row that cannot be read, such as a line with an extra column, yields neither URL nor caption, and
+the download counts it as `bad_url`. So the number of rows is the sum of all outcomes. Blank lines are not rows. Bytes
+that are not valid UTF-8 are replaced by U+FFFD.
 
-A stray quote in a CSV spoils its own line only: if a quoted field is not closed properly, or not within 131,072
+A stray quote in a CSV affects its own line only: if a quoted field is not closed properly, or not within 131,072
 characters, its first line counts as a row that cannot be read, and reading continues with the next line.
 """
 
@@ -33,8 +33,8 @@ Row = tuple[str | None, str | None]
 
 _BATCH_ROWS: Final = 8192
 _HEAD_ROWS: Final = 1024
-"""JSON lines from which the names of the columns are collected."""
-_HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
+"""Number of JSON lines from which column names are collected."""
+_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _BAD: Final[Row] = (None, None)
 
@@ -42,16 +42,16 @@ _log = logging.getLogger(__name__)
 
 
 class ListOptions(Strict):
-    """How a list of URLs is written."""
+    """The format of a list of URLs."""
 
     format: ListFormat
-    """tsv has no quoting: a row is a line; csv has double quotes (RFC 4180); jsonl holds an object a line."""
+    """tsv has no quoting, so each line is a row; csv has double quotes (RFC 4180); jsonl has one object per line."""
     header: bool = True
     """Whether the first row of a tsv or csv names the columns."""
     url: str | int = "url"
-    """The column's name, or its number from 0 on."""
+    """The name of the column, or its number, counted from 0."""
     caption: str | int | None = "caption"
-    """As `url`; images of a list without captions get none."""
+    """Like `url`; None if the list has no captions."""
 
     @model_validator(mode="after")
     def _columns_can_be_found(self) -> "ListOptions":
@@ -59,16 +59,18 @@ class ListOptions(Strict):
         numbered = self.format in ("tsv", "csv") and not self.header
         for key, column in columns.items():
             if numbered and isinstance(column, str):
-                raise ValueError(f"{key}: without a header columns have numbers, from 0 on, not names like {column!r}")
+                raise ValueError(
+                    f"{key}: without a header columns have numbers from 0 on, not names such as {column!r}"
+                )
             if isinstance(column, int) and column < 0:
                 raise ValueError(f"{key}: columns are counted from 0 on, got {column}")
             if self.format == "jsonl" and isinstance(column, int):
-                raise ValueError(f"{key}: keys of JSON objects have names, no numbers such as {column}")
+                raise ValueError(f"{key}: keys of JSON objects have names, not numbers such as {column}")
         return self
 
 
 def list_rows(path: Path, options: ListOptions) -> Iterator[Row]:
-    """URL and caption of each row; logs how many rows could not be read.
+    """Yields URL and caption of each row; logs the number of rows that could not be read.
 
     Raises UsageError for a file that cannot be read or lacks a column.
     """
@@ -87,7 +89,7 @@ def list_rows(path: Path, options: ListOptions) -> Iterator[Row]:
 
 
 def _tsv_rows(file: BinaryIO, path: Path, options: ListOptions) -> Iterator[tuple[int, Row]]:
-    # Split by hand: a quote means nothing here, and a lone carriage return, as in CC3M, ends no line.
+    # Not read by the csv module: quotes have no meaning in a TSV, and a lone carriage return, as in CC3M, ends no line.
     lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(_lines(file), 1))
     yield from _table_rows(((number, line.split("\t")) for number, line in lines if line), path, options)
 
@@ -97,9 +99,9 @@ def _csv_rows(file: BinaryIO, path: Path, options: ListOptions) -> Iterator[tupl
 
 
 def _csv_records(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    """The records with the number of their first line; one without columns for a line that cannot be read."""
+    """(number of its first line, columns) of each record; no columns for a line that cannot be read."""
     number = 1
-    taken: list[str] = []  # by the record being read
+    taken: list[str] = []  # lines of the current record
     again = deque[str]()
 
     def taking() -> Iterator[str]:
@@ -133,7 +135,7 @@ def _table_rows(lines: Iterator[tuple[int, list[str]]], path: Path, options: Lis
     if options.header:
         url, caption = _places(options, names, path)
     else:
-        # Columns without names: their number is that of the first row.
+        # Columns have no names, and the first row shows how many there are.
         url, caption = _places(options, [""] * len(names), path)
         lines = chain([first], lines)
     for line, row in lines:
@@ -145,7 +147,7 @@ def _table_rows(lines: Iterator[tuple[int, list[str]]], path: Path, options: Lis
 
 def _json_rows(file: BinaryIO, path: Path, options: ListOptions) -> Iterator[tuple[int, Row]]:
     objects = ((line, _json_object(text)) for line, text in enumerate(_lines(file), 1) if text.strip())
-    # An object may leave out what it has no value for: the columns are those of many.
+    # Objects may omit keys without a value, so column names are collected from many objects.
     head = list(islice(objects, _HEAD_ROWS))
     if names := list(dict.fromkeys(name for _, fields in head for name in fields or ())):
         _places(options, names, path)
@@ -155,7 +157,7 @@ def _json_rows(file: BinaryIO, path: Path, options: ListOptions) -> Iterator[tup
             continue
         url, caption = fields.get(str(options.url)), fields.get(str(options.caption))
         if isinstance(url, str | None) and isinstance(caption, str | None):
-            yield line, (_whole(url) or None, _whole(caption))
+            yield line, (_encodable(url) or None, _encodable(caption))
         else:
             yield line, _BAD
 
@@ -163,14 +165,14 @@ def _json_rows(file: BinaryIO, path: Path, options: ListOptions) -> Iterator[tup
 def _json_object(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):  # the latter of [[[[...
+    except (ValueError, RecursionError):  # deeply nested lists raise RecursionError
         return None
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
-def _whole(text: str | None) -> str | None:
-    """JSON can spell half a character, which no file could hold."""
-    return text and _HALF_CHARACTER.sub("\ufffd", text)
+def _encodable(text: str | None) -> str | None:
+    """Replaces lone surrogates, which JSON allows but which cannot be encoded as UTF-8."""
+    return text and _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def _parquet_rows(path: Path, options: ListOptions) -> Iterator[Row]:
@@ -202,13 +204,15 @@ def _texts(column: pa.Array) -> list[str | None]:
 
 
 def _places(options: ListOptions, names: list[str], path: Path) -> tuple[int, int | None]:
-    """Where URL and caption stand among the columns."""
+    """The column numbers of URL and caption."""
 
     def place(key: str, column: str | int) -> int:
         if isinstance(column, int):
             if column < len(names):
                 return column
-            raise UsageError(f"{path} has {len(names)} columns, the {key} should be in number {column} (from 0 on).")
+            raise UsageError(
+                f"{path} has {len(names)} columns, the {key} should be in number {column} (counted from 0)."
+            )
         if names.count(column) > 1:
             raise UsageError(f"{path} has {names.count(column)} columns {column!r}, which one is the {key}?")
         if column in names:
@@ -222,7 +226,7 @@ def _places(options: ListOptions, names: list[str], path: Path) -> tuple[int, in
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
-    """Lines that end with a line feed; bytes that are no UTF-8 become U+FFFD."""
+    """Lines that end with a line feed. Bytes that are not valid UTF-8 become U+FFFD."""
     for number, line in enumerate(file):
         text = line.decode("utf-8", "replace")
         yield text.removeprefix("\ufeff") if number == 0 else text
@@ -230,7 +234,7 @@ def _lines(file: BinaryIO) -> Iterator[str]:
 
 @contextmanager
 def _reading(path: Path) -> Generator[BinaryIO, None, None]:
-    """A text file's bytes, unpacked where it is gzip by its first bytes."""
+    """Opens a text file for reading bytes; unpacks it if its first bytes are those of gzip."""
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == _GZIP_MAGIC

@@ -1,10 +1,10 @@
-"""Manifests: small TOML files that say what a dataset of images is, where it comes from and what it can be used for.
+"""Manifests: small TOML files that say what an image dataset is, where it comes from and what it can be used for.
 
-A bare list of URLs (CSV, TSV, Parquet or JSON lines with the columns `url` and `caption`) is a manifest, too.
+A bare list of URLs (CSV, TSV, Parquet or JSON lines with the columns `url` and `caption`) is also a manifest.
 
-The table `source` of a manifest names its kind. A kind is a subclass of `DownloadSource`: the settings that the table
-may hold, and the function that downloads. It registers itself in `DOWNLOADS`, in a module of this package or of another
-one that names it among its entry points `dialog_gen.downloads`.
+The table `source` of a manifest has a kind. Each kind is a subclass of `DownloadSource`, which defines the settings
+of the table and the way to download. A subclass registers itself in `DOWNLOADS`. It is in a module of this package, or
+of another package that names the module as an entry point of the group `dialog_gen.downloads`.
 """
 
 import os
@@ -47,18 +47,18 @@ LIST_FORMATS: Final[Mapping[str, ListFormat]] = {
 BARE_LIST_SPLIT: Final = "train"
 
 T = TypeVar("T")
-# Arrays of TOML are lists; their items are checked as strictly as the rest.
+# TOML has lists, not tuples, so the tuple itself is not checked strictly; its items are.
 NonEmpty = Annotated[tuple[T, ...], Field(strict=False, min_length=1)]
 
 
 class Strict(BaseModel):
-    """Immutable settings without unknown keys; values must have the declared type."""
+    """Immutable settings. Unknown keys are refused, and values must have the declared type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 def _below(path: str) -> str:
-    """Refuses what is not a plain path below a folder."""
+    """Raises ValueError unless `path` is a plain relative path that stays below its folder."""
     parts = path.split("/")
     if not path or "\\" in path or ":" in path or {"", ".", ".."} & set(parts) or parts[0].startswith("."):
         raise ValueError("must be a path below the output folder, such as images/val2014")
@@ -84,21 +84,21 @@ HttpUrl = Annotated[str, AfterValidator(_http)]
 
 
 class SourceFile(Strict):
-    """A file that is fetched, lies on this machine already, or must be got by hand."""
+    """A file that is fetched, is on this machine already, or must be downloaded by hand."""
 
     url: HttpUrl | None = None
     path: str | None = None
-    """A user's own file, relative to the manifest."""
+    """Path of a local file, relative to the manifest."""
     by_hand: Annotated[str, Field(min_length=1)] | None = None
-    """What to download and how, for a file behind a form; with a `url`, for when that gives nothing."""
+    """Instructions for a download by hand, for a file behind a form; with a `url`, for use if the URL fails."""
     name: PathBelow | None = None
-    """Its name in the output folder. Default: the last part of `url` or `path`."""
+    """The file's name in the output folder. Default: the last part of `url` or `path`."""
     size_bytes: PositiveInt | None = None
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = None
     md5: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")] | None = None
 
     @model_validator(mode="after")
-    def _is_somewhere(self) -> "SourceFile":
+    def _check_location(self) -> "SourceFile":
         if self.url and self.path:
             raise ValueError("url and path exclude each other")
         if not (self.url or self.path or self.by_hand):
@@ -116,51 +116,51 @@ class SourceFile(Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadOptions:
-    """How URLs are fetched; only `shard_size` shapes the output folder."""
+    """How URLs are fetched. Only `shard_size` has an effect on the content of the output folder."""
 
     policy: FetchPolicy = field(default_factory=FetchPolicy)
     shard_size: int = 1024
-    """URLs a tar."""
+    """URLs per tar."""
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     threads: int = 64
-    """Requests under way at a time, in each process."""
+    """Simultaneous requests in each process."""
     stall_s: float | None = None
-    """img2dataset is restarted if no URL was done for this long. Default: twice what the slowest URL may take, but at
-    least 300."""
+    """img2dataset is restarted if no URL was done for this many seconds. Default: twice the time that the slowest URL
+    may take, but at least 300."""
 
     @property
     def patience_s(self) -> float:
-        """`stall_s` or its default."""
+        """`stall_s` or its default, in seconds."""
         return max(300, 2 * self.policy.longest_s) if self.stall_s is None else self.stall_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadRequest:
-    """What is asked of a kind of source: a manifest of that kind, one of its splits, and a folder."""
+    """The arguments of a download: a manifest, one of its splits, the output folder and options."""
 
     manifest: "Manifest"
     split: str
     out: Path
     limit: int | None = None
-    """At most this many images."""
+    """The largest number of images."""
     seed: int = 0
-    """Which images are drawn, for a source that draws its images."""
+    """Chooses the images, for a source that draws its images."""
     retry_failed: bool = False
-    """Request failed URLs once more, for a source that can."""
+    """Whether failed URLs are requested once more, for a source that supports it."""
     options: DownloadOptions = field(default_factory=DownloadOptions)
     on_progress: OnProgress = ignore_progress
 
 
 class DownloadSummary(ABC):
-    """What lies in `out` after a download; `str` gives the text for people."""
+    """The content of `out` after a download; `str` gives it as text for people."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """All of it, for a program."""
+        """The summary as JSON values."""
 
 
 class DownloadSource(Strict, ABC):
-    """The table `source` of a manifest. A subclass is a kind: its settings, and how it downloads."""
+    """The table `source` of a manifest. Each subclass is one kind, with its settings and its way to download."""
 
     draws_images: ClassVar[bool] = False
     """Whether a seed chooses the images."""
@@ -176,11 +176,11 @@ class DownloadSource(Strict, ABC):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files together, as far as they are known."""
+        """Bytes of all files of known size."""
         return 0
 
     def with_paths_from(self, folder: Path) -> "DownloadSource":
-        """The same source with relative paths taken from `folder`."""
+        """A copy of the source in which paths relative to `folder` are absolute."""
         del folder
         return self
 
@@ -188,7 +188,7 @@ class DownloadSource(Strict, ABC):
     def download(self, request: DownloadRequest) -> DownloadSummary:
         """Downloads into `request.out`; a second call continues an interrupted one. `request.manifest` has this source.
 
-        Raises UsageError where `out` holds something else, FailedCheckError where something could not be fetched.
+        Raises UsageError if `out` contains something else, FailedCheckError if something could not be fetched.
         """
 
 
@@ -200,24 +200,24 @@ File = TypeVar("File", bound=SourceFile)
 
 
 class FilesSource(DownloadSource, Generic[File]):
-    """A source that consists of files for each split."""
+    """A source with a list of files for each split."""
 
     files: dict[str, NonEmpty[File]] = Field(min_length=1)
-    """Split -> its files, in order. A file of several splits is fetched once."""
+    """Split -> its files, in order. A file that belongs to several splits is fetched once."""
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those that have files."""
+        """The splits that have files."""
         return tuple(self.files)
 
     @property
     def size_bytes(self) -> int:
-        """A file of several splits counts once."""
+        """Bytes of all files of known size; a file that belongs to several splits counts once."""
         sizes = {file.url: file.size_bytes or 0 for wanted in self.files.values() for file in wanted}
         return sum(sizes.values())
 
     def with_paths_from(self, folder: Path) -> DownloadSource:
-        """The same source with the paths of its files taken from `folder`."""
+        """A copy of the source in which file paths relative to `folder` are absolute."""
         found = {
             split: tuple(
                 file.model_copy(update={"path": str((folder / file.path).absolute())}) if file.path else file
@@ -229,7 +229,7 @@ class FilesSource(DownloadSource, Generic[File]):
 
 
 class Alive(Strict):
-    """The fraction of a list's URLs that still gave an image, and who measured it when."""
+    """The fraction of a list's URLs that still gave an image, with the year and source of the measurement."""
 
     fraction: float = Field(gt=0, le=1)
     year: int
@@ -240,24 +240,24 @@ class Manifest(Strict):
     """A dataset that `dialog-gen download` can fetch."""
 
     name: str
-    """The file's stem where the file gives none."""
+    """Default: the stem of the file name."""
     description: str = Field(min_length=1)
     homepage: str | None = None
     licence: str = Field(min_length=1)
-    """An SPDX identifier, or the terms in words; images mostly belong to their owners."""
+    """An SPDX identifier, or the terms in words. Images of the web usually belong to their owners."""
     source: SerializeAsAny[DownloadSource]
     rows: dict[str, PositiveInt] = {}
-    """Split -> images or, for a list, URLs; where that is known."""
+    """Split -> number of images or, for a list, of URLs, if it is known."""
     alive: Alive | None = None
     columns: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """What is stored beside each image."""
+    """Names of the data stored with each image."""
     becomes: dict[Use, Annotated[str, AfterValidator(_template)]] = {}
-    """What the download can be used for -> the options of `dialog-gen run`, or of `dialog-eval retrieval`, `vqa` or
-    `classify`, that read it; {out} and {split} stand for the download's."""
+    """Use of the download -> the options of `dialog-gen run`, or of `dialog-eval retrieval`, `vqa` or `classify`, that
+    read it. {out} and {split} are replaced by those of the download."""
 
     @field_validator("source", mode="before")
     @classmethod
-    def _of_its_kind(cls, value: Any) -> Any:
+    def _validate_by_kind(cls, value: Any) -> Any:
         if isinstance(value, DownloadSource):
             return value
         if not isinstance(value, dict):
@@ -275,7 +275,7 @@ class Manifest(Strict):
             raise ValueError(explain(error, model)) from None
 
     @model_validator(mode="after")
-    def _rows_are_of_splits(self) -> "Manifest":
+    def _check_rows(self) -> "Manifest":
         for split in self.rows:
             if split not in self.splits:
                 raise ValueError(f"rows.{split}: the source has no such split: {did_you_mean(split, self.splits)}")
@@ -288,34 +288,34 @@ class Manifest(Strict):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files together, as far as they are known."""
+        """Bytes of all files of known size."""
         return self.source.size_bytes
 
     def uses(self, out: Path, split: str) -> dict[Use, str]:
-        """`becomes` with the download's own paths."""
+        """`becomes` with the folder and split of a download filled in."""
         return {use: options.format(out=quote(str(out)), split=split) for use, options in self.becomes.items()}
 
 
 def of_split(by_split: Mapping[str, T], split: str) -> T:
-    """The entry of a split. Raises UsageError for a split that is not there."""
+    """The value for a split. Raises UsageError for an unknown split."""
     if split not in by_split:
         raise UsageError(f"there is no split {split!r}: {did_you_mean(split, by_split)}.")
     return by_split[split]
 
 
 def shipped_manifests() -> dict[str, Path]:
-    """Name -> file of the manifests that come with the package."""
+    """Name -> path of each manifest that comes with the package."""
     folder = Path(str(files("dialog_gen"))) / "data_manifests"
     if not folder.is_dir():
-        # An editable install: only a wheel holds them inside the package.
+        # In an editable install they are at the root of the repository; only a wheel has them inside the package.
         folder = Path(__file__).parents[3] / "data_manifests"
     return {path.stem: path for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem)}
 
 
 def load_manifest(name_or_file: str) -> Manifest:
-    """A shipped manifest by name, a user's by the path of its TOML file, or one made of a bare list of URLs.
+    """Loads a shipped manifest by name or a TOML file by path, or makes a manifest of a bare list of URLs.
 
-    Raises UsageError for an unknown name, an unreadable file, or contents that are not a manifest.
+    Raises UsageError for an unknown name, an unreadable file, or a file that is not a manifest.
     """
     if name_or_file not in shipped_manifests() and (list_format := _list_format(name_or_file)):
         return _of_list(Path(name_or_file), list_format)
@@ -325,7 +325,7 @@ def load_manifest(name_or_file: str) -> Manifest:
 
 
 def _list_format(name: str) -> ListFormat | None:
-    return next((of for ending, of in LIST_FORMATS.items() if name.lower().endswith(ending)), None)
+    return next((found for ending, found in LIST_FORMATS.items() if name.lower().endswith(ending)), None)
 
 
 def _of_list(path: Path, list_format: ListFormat) -> Manifest:

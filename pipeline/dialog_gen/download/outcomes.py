@@ -1,6 +1,6 @@
-"""How the request for a URL can end: in exactly one of these classes, and `FetchError` for all but success.
+"""The outcomes of a URL: each request ends in exactly one of these classes, and raises FetchError unless it succeeds.
 
-`FetchError` is the error of a single request; errors that a user is shown are in `dialog_gen.core.errors`.
+`FetchError` is the error of a single request. Errors that users see are in `dialog_gen.core.errors`.
 """
 
 import ssl
@@ -43,43 +43,43 @@ MEANING: Final[dict[Outcome, str]] = {
     "http_403": "forbidden",
     "http_404": "not found",
     "http_410": "gone",
-    "http_429": "too many requests, also after waiting as asked",
+    "http_429": "too many requests, even after the requested pause",
     "http_4xx": "another refusal",
     "http_5xx": "the server failed",
     "http_other": "another status, or a redirect to nowhere",
     "dns": "the host has no address",
     "connection": "refused, reset, unreachable or not HTTP",
     "tls": "no valid certificate, or no common protocol",
-    "timeout": "no or too slow an answer",
+    "timeout": "no answer, or one that is too slow",
     "truncated": "fewer bytes than announced",
     "redirect_loop": "redirects in a circle, or too many",
     "bad_url": "not a URL, or one with a user name",
     "blocked_scheme": "not http or https, perhaps after a redirect",
     "blocked_address": "a private, loopback, link-local or reserved address, perhaps after a redirect",
-    "too_many_bytes": "larger than the cap",
-    "too_many_pixels": "more pixels than the cap, by its header",
+    "too_many_bytes": "larger than the limit",
+    "too_many_pixels": "more pixels than the limit, according to its header",
     "not_an_image": "HTML, empty, encoded or of an unknown format",
-    "decode_error": "an image by its header, but damaged",
+    "decode_error": "an image according to its header, but damaged",
     "opted_out": "its X-Robots-Tag forbids this use",
-    "duplicate_url": "stands earlier in the list: not fetched again",
-    "internal_error": "a fault of this program: see the log",
+    "duplicate_url": "occurs earlier in the list: not fetched again",
+    "internal_error": "an error of this program: see the log",
 }
 
 STILL_THERE: Final[frozenset[Outcome]] = frozenset(
     ("success", "opted_out", "too_many_bytes", "too_many_pixels", "decode_error")
 )
-"""Outcomes of URLs where the server still has an image, whether it could be kept or not."""
+"""Outcomes of URLs whose server still has an image, even if the image could not be stored."""
 
 FINAL: Final[frozenset[Outcome]] = frozenset(
     ("success", "duplicate_url", "opted_out", "bad_url", "blocked_scheme", "blocked_address")
 )
-"""Outcomes after which a URL is not requested again: that would be wrong or in vain. `--retry-failed` skips them."""
+"""Outcomes after which another request would be wrong or useless. `--retry-failed` skips these URLs."""
 
 _TRANSIENT: Final[frozenset[Outcome]] = frozenset(("http_429", "http_5xx", "connection", "timeout", "truncated"))
 
 
 class FetchError(Exception):
-    """A request that gave no usable answer: the class of its outcome, and details."""
+    """The failure of a single request, with the class of its outcome and details."""
 
     def __init__(
         self,
@@ -94,16 +94,16 @@ class FetchError(Exception):
         self.outcome: Outcome = outcome
         self.detail = detail
         self.status = status
-        """The HTTP status, where there was one."""
+        """The HTTP status, if there was an answer."""
         self.retry_after_s = retry_after_s
-        """How long the server asks to wait."""
+        """The pause that the server asks for."""
         self.transient = outcome in _TRANSIENT if transient is None else transient
-        """Whether the same request may succeed a little later."""
+        """Whether the same request may succeed later."""
 
 
 @contextmanager
 def fetch_errors() -> Generator[None, None, None]:
-    """Turns the errors of sockets, TLS and HTTP into FetchError."""
+    """Converts errors of sockets, TLS and HTTP in the block to FetchError."""
     try:
         yield
     except TimeoutError as error:

@@ -1,7 +1,7 @@
-"""Where a dataset's images came from: the manifest of the download, and what became of its links.
+"""The origin of a dataset's images: the manifest of their download, and its link rot.
 
-A download writes both beside the images. A dataset is shared with them in `images.json`; the local path of the images
-is left out.
+A download writes both next to the images. A published dataset has them in `images.json`, without the local path of the
+images.
 """
 
 from pathlib import Path
@@ -15,11 +15,11 @@ from dialog_gen.download.manifests import Manifest
 
 NAME = "images.json"
 MANIFEST, LINK_ROT = "manifest.json", "link_rot.json"
-"""What `dialog-gen download` leaves beside the images."""
+"""Files that `dialog-gen download` writes next to the folder of images."""
 
 
 class LinkRotRecord(BaseModel):
-    """The fields of link_rot.json that are shared; `dialog_gen.download.link_rot.LinkRot` writes it."""
+    """The fields of link_rot.json that are published; `dialog_gen.download.link_rot.LinkRot` writes that file."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -31,7 +31,7 @@ class LinkRotRecord(BaseModel):
 
 
 class ImageProvenance(BaseModel):
-    """The content of `images.json`; None where it is not known."""
+    """The content of `images.json`. Fields are None if they are not known."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -43,20 +43,23 @@ class ImageProvenance(BaseModel):
 
 
 def note_manifest(out: Path, manifest: Manifest) -> None:
-    """Writes what a manifest says about its images beside them: the name alone may mean another manifest later."""
+    """Writes the name, description, homepage and licence of a manifest to `out`/manifest.json.
+
+    The name alone is not enough, because it may mean another manifest later.
+    """
     about = manifest.model_dump(mode="json", include={"description", "homepage", "licence"})
     write_json(out / MANIFEST, {"manifest": manifest.name, **about})
 
 
 def image_provenance(folder: DatasetFolder, link_rot: Path | None = None) -> ImageProvenance:
-    """Where a dataset's images came from: read from the dataset's own images.json, else from beside its images.
+    """Reads the origin of a dataset's images from its images.json or, without one, from the folder of the download.
 
-    `link_rot` is a file that replaces the one found. Raises UsageError if a file is damaged, or `link_rot` is missing.
+    `link_rot` is a link_rot.json to use instead. Raises UsageError if a file is damaged or `link_rot` does not exist.
     """
     found = _shared(folder)
     if found is None:
-        beside = _beside(str(folder.config().get("images", "")))
-        found = ImageProvenance() if beside is None else _downloaded(beside)
+        download = _download_folder(str(folder.config().get("images", "")))
+        found = ImageProvenance() if download is None else _downloaded(download)
     if link_rot is None:
         return found
     if not link_rot.is_file():
@@ -64,8 +67,8 @@ def image_provenance(folder: DatasetFolder, link_rot: Path | None = None) -> Ima
     return found.model_copy(update={"link_rot": _link_rot(link_rot)})
 
 
-def _beside(images: str) -> Path | None:
-    """The folder of the download, if it is on this machine; `images` is that folder, its images/, or files in there."""
+def _download_folder(images: str) -> Path | None:
+    """The folder of the download, if it is local. `images` is that folder, its images/, or files in one of them."""
     if "://" in images:
         return None
     folders = [Path(images), *Path(images).parents[:2]]
@@ -87,7 +90,7 @@ def _downloaded(folder: Path) -> ImageProvenance:
     except FileNotFoundError:
         found = ImageProvenance()  # an older download
     except (ValidationError, OSError):
-        raise UsageError(f"{folder / MANIFEST} is damaged: the same `dialog-gen download` writes it anew.") from None
+        raise UsageError(f"{folder / MANIFEST} is damaged: the same `dialog-gen download` writes it again.") from None
     file = folder / LINK_ROT
     return found.model_copy(update={"link_rot": _link_rot(file) if file.is_file() else None})
 

@@ -1,4 +1,4 @@
-"""Single files over HTTP: an interrupted one continues where it stopped; size and checksums are checked."""
+"""Downloads single files over HTTP: resumes interrupted downloads, and checks size and checksums."""
 
 import hashlib
 import math
@@ -25,13 +25,14 @@ _MB: Final = 1e6
 def fetch_file(
     file: SourceFile, folder: Path, out: Path, policy: FetchPolicy, on_progress: OnProgress = ignore_progress
 ) -> Path:
-    """The path of a file: its own, or in `out` if it was got by hand, or else in `folder`, into which it is fetched.
+    """Makes sure that a file exists and is as promised; returns its path.
 
-    A fetched file gets its name when it is complete and checked. A `.part` of it is continued if the server still has
-    the same file. Of `policy`, the limits of size and time are replaced by those of large files.
+    A local file is used where it is. A file that was downloaded by hand is expected in `out`. Other files are fetched
+    into `folder`; they get their name when they are complete and checked. A `.part` file is continued if the server
+    still has the same file. `policy` applies except for its limits of size and total time, since files are large.
 
-    Raises UsageError for a file that must be got by hand and is not there, or is not the one promised; FailedCheckError
-    if it cannot be fetched, or something else came.
+    Raises UsageError if a local file, or one to download by hand, is missing or differs from the manifest;
+    FailedCheckError if the file cannot be fetched, or differs from the manifest.
     """
     own = Path(file.path) if file.path else out / file.file_name
     if (file.path or file.by_hand) and own.exists():
@@ -52,7 +53,7 @@ def fetch_file(
                 f" Or get it by hand: {file.by_hand}; put it into {out} as {file.file_name}." if file.by_hand else ""
             )
             raise FailedCheckError(
-                f"{file.url} could not be fetched: {error}. What has come stays: run again to go on.{advice}"
+                f"{file.url} could not be fetched: {error}. The received part is kept: run again to continue.{advice}"
             ) from None
         if wrong := _wrong(part, file):
             remove(part)
@@ -64,7 +65,7 @@ def fetch_file(
 
 
 def _fetch(url: str, part: Path, size_bytes: int | None, policy: FetchPolicy, on_progress: OnProgress) -> None:
-    """Completes `part`; tries again as long as each try brings more bytes."""
+    """Completes `part`; tries again as long as each try adds bytes."""
     policy = replace(policy, deadline_s=None, max_bytes=size_bytes or _MAX_FILE_BYTES)
     most = 0
     while True:
@@ -80,7 +81,7 @@ def _fetch(url: str, part: Path, size_bytes: int | None, policy: FetchPolicy, on
 
 
 def _continue(url: str, part: Path, policy: FetchPolicy, on_progress: OnProgress) -> None:
-    """One request: for the missing bytes if the server still has the same file, else for all of it."""
+    """Makes one request, for the missing bytes if the server still has the same file, else for the whole file."""
     state = read_json(_state_of(part)) or {}
     same = state.get("url") == url and state.get("validator") and part.exists()
     begun = part.stat().st_size if same else 0
@@ -89,18 +90,20 @@ def _continue(url: str, part: Path, policy: FetchPolicy, on_progress: OnProgress
     headers = {"Range": f"bytes={begun}-", "If-Range": state["validator"]} if begun else {}
     try:
         with open_url(url, policy, headers) as response:
-            goes_on = begun > 0 and response.status == PARTIAL_CONTENT
-            if goes_on and not response.headers.get("Content-Range", "").startswith(f"bytes {begun}-"):
+            is_continued = begun > 0 and response.status == PARTIAL_CONTENT
+            if is_continued and not response.headers.get("Content-Range", "").startswith(f"bytes {begun}-"):
                 raise FetchError(
-                    "truncated", "another part came than was asked for", status=REQUESTED_RANGE_NOT_SATISFIABLE
+                    "truncated",
+                    "the server sent another range than the requested one",
+                    status=REQUESTED_RANGE_NOT_SATISFIABLE,
                 )
-            if not goes_on:
-                # Before the state is written: these bytes are not of the file that it describes.
+            if not is_continued:
+                # Removed before the state is written, because these bytes do not belong to the file that it describes.
                 remove(part)
                 begun = 0
             total = None if response.length is None else begun + response.length
             etag = response.headers.get("ETag", "W/")
-            # A weak one may stand for other bytes.
+            # A weak ETag does not guarantee equal bytes.
             validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
             write_json(_state_of(part), {"url": url, "validator": validator, "size_bytes": total})
             total_mb = None if total is None else math.ceil(total / _MB)
@@ -111,18 +114,18 @@ def _continue(url: str, part: Path, policy: FetchPolicy, on_progress: OnProgress
     except FetchError as error:
         if error.status != REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        # The part is useless: the next try starts from the beginning.
+        # The partial file is useless, so the next try starts from the beginning.
         remove(part)
         raise FetchError("truncated", error.detail) from None
 
 
 def _state_of(part: Path) -> Path:
-    """The file that notes what the server said about a file when its download began."""
+    """The file with the URL, validator and size that the server gave when the download began."""
     return part.with_name(f"{part.name}.json")
 
 
 def _wrong(path: Path, file: SourceFile) -> str | None:
-    """How a file differs from what the manifest promises; None if it does not."""
+    """The difference between a file and the manifest, in words; None if there is none."""
     size = path.stat().st_size
     if file.size_bytes not in (None, size):
         return f"has {size} bytes where the manifest promises {file.size_bytes}"
@@ -139,7 +142,7 @@ def digest(path: Path, algorithm: str) -> str:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or folder, if it is there."""
+    """Removes a file or folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

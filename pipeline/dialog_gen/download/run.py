@@ -1,4 +1,4 @@
-"""Downloads what a manifest describes, whatever its kind."""
+"""Downloads the image set that a manifest describes."""
 
 import os
 from pathlib import Path
@@ -30,14 +30,15 @@ def download_images(
     """Downloads a split of an image set into the folder `out`; a second call continues an interrupted download.
 
     `manifest` is the name of a shipped manifest, a TOML file, a list of images with the columns url and caption, or a
-    loaded manifest. `split` is by default the manifest's first, `limit` the largest number of images; `seed` chooses
-    among drawn images; `retry_failed` requests failed URLs once more when the download is complete. The other
-    parameters bound requests: `threads` at a time in each of `processes` (default: one a CPU core), `timeout` seconds
-    of silence and three times that in all, `max_bytes` an image. Beside the images, `manifest.json` notes where they
-    are from.
+    loaded manifest. `split` is by default the first split of the manifest. `limit` is the largest number of images.
+    `seed` chooses the images of a source that draws them. `retry_failed` requests failed URLs once more when the
+    download is complete. The other parameters limit requests: there are at most `threads` simultaneous requests in each
+    of `processes` processes (default: one per CPU core); a request waits at most `timeout` seconds for the next bytes
+    and takes at most three times that; an image has at most `max_bytes`. The origin of the images is written to
+    `out`/manifest.json.
 
-    Raises UsageError for an unknown manifest or split, for a seed or a retry where the source has none, and where `out`
-    holds something else; MissingExtraError where img2dataset is needed and not installed; FailedCheckError where
+    Raises UsageError for an unknown manifest or split, for a seed or a retry that the source does not support, and if
+    `out` contains something else; MissingExtraError if img2dataset is needed and not installed; FailedCheckError if
     something could not be fetched.
     """
     manifest = manifest if isinstance(manifest, Manifest) else load_manifest(str(manifest))

@@ -1,9 +1,9 @@
-"""Unpacks zip and tar archives from strangers so that they can harm nothing outside their folder.
+"""Unpacks zip and tar archives of unknown origin, so that they cannot change anything outside their folder.
 
-Only plain files and folders are unpacked. An archive is refused as a whole if any name in it leads outside (absolute,
-"..", a backslash, a drive letter), is too long or too deep, occurs twice or differs from another by case only; if it
-holds links, devices or encrypted files; or if it is larger unpacked than `UnpackLimits` allow. Sizes in headers are not
-trusted: bytes are counted as they come.
+Only plain files and folders are unpacked. A whole archive is refused if any name in it leads outside (absolute paths,
+"..", a backslash, a drive letter), is too long or too deep, occurs twice, or differs from another name by case only; if
+it contains links, devices or encrypted files; or if its unpacked size is over the `UnpackLimits`. Sizes in headers are
+not trusted; unpacked bytes are counted.
 """
 
 import gzip
@@ -23,28 +23,28 @@ from dialog_gen.core.errors import FailedCheckError
 
 _CHUNK_BYTES: Final = 1 << 20
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-# Limits of all common file systems, with room for the path of the folder.
+# These limits fit all common file systems, and leave room for the path of the folder.
 _MAX_PART_BYTES: Final = 255
 _MAX_NAME_BYTES: Final = 1024
 _MAX_DEPTH: Final = 64
 _ENTRY_BYTES: Final = 512
-"""Bytes that each file or folder counts for in addition, as in a tar: a short name can ask for 64 folders."""
+"""Bytes counted for each file or folder in addition to its content, because a short name can create 64 folders."""
 _SHOWN: Final = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnpackLimits:
-    """How large an archive may become."""
+    """How large an archive may become when it is unpacked."""
 
     max_bytes: int = 1 << 40
     max_members: int = 5_000_000
     max_ratio: float = 100
-    """Unpacked bytes for each byte of the archive; deflate itself reaches 1,032."""
+    """Unpacked bytes per byte of the archive. Deflate can reach 1,032."""
     free_bytes: int = 64 << 20
-    """Unpacked bytes that are allowed for any archive, whatever its ratio."""
+    """Unpacked bytes that are always allowed, whatever the ratio."""
 
     def bytes_of(self, archive: Path) -> int:
-        """The most bytes that may come out of an archive of this size."""
+        """The largest number of bytes that may be unpacked from this archive."""
         return min(self.max_bytes, max(self.free_bytes, int(archive.stat().st_size * self.max_ratio)))
 
 
@@ -52,12 +52,12 @@ DEFAULT_LIMITS: Final = UnpackLimits()
 
 
 def unpack(archive: Path, to: Path, limits: UnpackLimits = DEFAULT_LIMITS) -> int:
-    """Unpacks a zip, tar or tar.gz (told by its content) as the folder `to`; returns the number of files.
+    """Unpacks a zip, tar or tar.gz (recognised by its content) as the folder `to`; returns the number of files.
 
-    `to` must not exist; it appears when it is complete. An archive that holds nothing but a folder of the same name as
-    `to` becomes that folder.
+    `to` must not exist; it becomes visible when it is complete. An archive that contains only a folder of the same name
+    as `to` becomes that folder.
 
-    Raises FailedCheckError for an archive that is refused or damaged, OSError where the disk is full.
+    Raises FailedCheckError for an archive that is refused or damaged, OSError if the disk is full.
     """
     part = to.with_name(f"{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -81,11 +81,11 @@ class _Unpacking:
         self.archive, self.root = archive, root
         self.max_members, self.max_bytes = limits.max_members, limits.bytes_of(archive)
         self.members = self.written = self.files = 0
-        # Case-folded name -> whether it is a folder, its spelling, the number of the member.
+        # Case-folded name -> (whether it is a folder, its spelling, the number of its member in the archive).
         self.seen: dict[str, tuple[bool, str, int]] = {}
 
     def run(self) -> int:
-        """Returns the number of files."""
+        """Unpacks everything; returns the number of files."""
         try:
             if zipfile.is_zipfile(self.archive):
                 self._zip()
@@ -107,7 +107,7 @@ class _Unpacking:
                     raise self._refusal(f"{_short(member.filename)} is a link or device")
                 if member.flag_bits & 1:
                     raise self._refusal(f"{_short(member.filename)} is encrypted")
-                # `filename` is cut off at a zero byte.
+                # `filename` is truncated at a zero byte; `orig_filename` is complete.
                 path = self._place(member.orig_filename, is_folder=member.is_dir())
                 if path and not member.is_dir():
                     with file.open(member) as content:
@@ -118,7 +118,7 @@ class _Unpacking:
             packed = raw.read(2) == _GZIP_MAGIC
             raw.seek(0)
             with gzip.open(raw) if packed else raw as stream:
-                # Read once, front to back, and never more than allowed: headers can be bombs, too.
+                # Read as a stream, with a limit on all bytes read, because headers can also be compression bombs.
                 bounded = _Bounded(cast("IO[bytes]", stream), self.check_bytes)
                 with tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r|") as file:
                     while (member := file.next()) is not None:
@@ -128,15 +128,15 @@ class _Unpacking:
                         content = file.extractfile(member)
                         if path and content:
                             self._copy(content, path)
-                # To the end, where gzip has its checksum.
+                # Read to the end, where gzip has its checksum.
                 while bounded.read(_CHUNK_BYTES):
                     pass
 
     def _place(self, name: str, *, is_folder: bool) -> Path | None:
-        """Where a member goes; its folders are made. None for the root itself."""
+        """The path of a member, whose parent folders are created; None for the root itself."""
         self.members += 1
         if self.members > self.max_members:
-            raise self._refusal(f"it holds more than {self.max_members} members")
+            raise self._refusal(f"it contains more than {self.max_members} members")
         if _bytes(name) > _MAX_NAME_BYTES:
             raise self._refusal(f"{_short(name)} is a name of more than {_MAX_NAME_BYTES} bytes")
         parts = name.split("/")
@@ -148,12 +148,13 @@ class _Unpacking:
         if any(_bytes(part) > _MAX_PART_BYTES for part in parts):
             raise self._refusal(f"{_short(name)} has a part of more than {_MAX_PART_BYTES} bytes")
         for end in range(1, len(parts) + 1):
-            self._see("/".join(parts[:end]), is_folder=is_folder or end < len(parts))
+            self._check_unique("/".join(parts[:end]), is_folder=is_folder or end < len(parts))
         path = self.root.joinpath(*parts)
         (path if is_folder else path.parent).mkdir(parents=True, exist_ok=True)
         return path if parts else None
 
-    def _see(self, name: str, *, is_folder: bool) -> None:
+    def _check_unique(self, name: str, *, is_folder: bool) -> None:
+        """Raises FailedCheckError if another member has the same name."""
         key = unicodedata.normalize("NFC", name).casefold()
         if key not in self.seen:
             self._count(_ENTRY_BYTES)
@@ -177,7 +178,7 @@ class _Unpacking:
         self.check_bytes(self.written)
 
     def check_bytes(self, count: int) -> None:
-        """Raises FailedCheckError if `count` bytes are too many."""
+        """Raises FailedCheckError if `count` unpacked bytes are too many."""
         if count > self.max_bytes:
             raise self._refusal(f"more than {self.max_bytes} bytes come out of its {self.archive.stat().st_size}")
 

@@ -1,6 +1,6 @@
-"""Downloads a list of image URLs: tars in `images`, what became of each URL beside them, link_rot.json in summary.
+"""Downloads a list of image URLs: writes tars, with the outcome of each URL, to OUT/images, and OUT/link_rot.json.
 
-The tars lie in OUT/.download until all of them are complete, and are moved to OUT/images then.
+The tars are in OUT/.download until all of them are complete; then they are moved to OUT/images.
 """
 
 import shutil
@@ -35,7 +35,7 @@ from dialog_gen.download.manifests import (
 from dialog_gen.download.resumable import digest, fetch_file
 
 SCHEMA: Final = pa.schema([("url", pa.string()), ("caption", pa.string())])
-"""Columns of a list as img2dataset reads it."""
+"""Columns of a list in the form that img2dataset reads."""
 
 ROWS_PER_FILE: Final = 1 << 18
 
@@ -50,7 +50,7 @@ class UrlSource(ListOptions, FilesSource[SourceFile]):
     can_retry_failed: ClassVar[bool] = True
 
     def download(self, request: DownloadRequest) -> "ImagesSummary":
-        """Prepares the list and downloads what it names."""
+        """Prepares the list and downloads its images; see `download_url_list` for the errors."""
         policy, split, out, limit = request.options.policy, request.split, request.out, request.limit
         return download_url_list(
             lambda into: prepare_url_list(
@@ -66,14 +66,14 @@ class UrlSource(ListOptions, FilesSource[SourceFile]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagesSummary(DownloadSummary):
-    """Images in tars, as a download left them in `out`; `already_complete` if there was nothing to do."""
+    """The images in the tars of `out` after a download; `already_complete` if there was nothing to do."""
 
     out: Path
     images: int
     shards: int
     already_complete: bool
     link_rot: LinkRot | None = None
-    """For a list of URLs."""
+    """None if the images do not come from a list of URLs."""
 
     def __str__(self) -> str:
         found = "complete already, nothing to do" if self.already_complete else "downloaded"
@@ -98,14 +98,14 @@ def prepare_url_list(
     rows_per_file: int = ROWS_PER_FILE,
     on_progress: OnProgress = ignore_progress,
 ) -> int:
-    """Writes the first `limit` rows of a split to `into`/00000.parquet and so on; returns how many there are.
+    """Writes the first `limit` rows of a split to `into`/00000.parquet and so on; returns the number of rows.
 
-    The files have `SCHEMA`'s columns and `rows_per_file` rows each, the last one the rest. A list that is fetched is
-    stored in the folder `out`; a list that was got by hand is looked for there, too. `into` appears when it is
-    complete; if it exists already, it is left as it is.
+    The files have the columns of `SCHEMA` and `rows_per_file` rows each; the last file has the rest. Fetched lists are
+    stored in the folder `out`, where lists that were downloaded by hand are also expected. `into` becomes visible when
+    it is complete; if it exists already, it is left unchanged.
 
-    Raises UsageError for a list that is not there, cannot be read, lacks a column or holds no URL; FailedCheckError for
-    a list that cannot be fetched.
+    Raises UsageError for a list that is missing, cannot be read, lacks a column or has no URL; FailedCheckError for a
+    list that cannot be fetched.
     """
     if not into.exists():
         lists = [fetch_file(file, out, out, policy, on_progress) for file in of_split(source.files, split)]
@@ -116,7 +116,7 @@ def prepare_url_list(
 
 
 def list_request(name: str, source: UrlSource, split: str, limit: int | None) -> dict[str, Any]:
-    """What tells one download of a URL list from another; a list on this machine is known by its name and content."""
+    """The request that identifies a download of a URL list. Local lists are identified by their name and content."""
     files = of_split(source.files, split)
     paths = [None if file.url else Path(file.path or file.file_name) for file in files]
     return {
@@ -140,13 +140,13 @@ def download_url_list(
 ) -> ImagesSummary:
     """Downloads the images of a URL list into `out`.
 
-    `prepare` writes the list to the folder that it is given, in the form of `prepare_url_list`, unless that is there
-    already. `request` is what the folder is made for; a different one is refused. An interrupted download continues
-    where it stopped. A complete one is left as it is; with `retry_failed`, every URL that failed is requested once
-    more, except those whose outcome is in `FINAL`.
+    `prepare` writes the list to the folder that it is given, in the form of `prepare_url_list`, unless the folder
+    exists already. `request` identifies the download; `out` must be empty or have a download of the same request. An
+    interrupted download continues where it stopped. A complete one is left unchanged; with `retry_failed`, every URL
+    that failed is requested once more, except those whose outcome is in `FINAL`.
 
-    Raises UsageError if `out` holds something else or lost tars, MissingExtraError if img2dataset is not installed,
-    FailedCheckError if shards are left or no URL gave an image.
+    Raises UsageError if `out` contains something else or lacks tars, MissingExtraError if img2dataset is not installed,
+    FailedCheckError if shards could not be finished or no URL gave an image.
     """
     request = {**request, "shard_size": options.shard_size, "image_size": IMAGE_SIZE_PX}
     require_img2dataset()
@@ -154,7 +154,7 @@ def download_url_list(
         nothing_done = is_complete(out, request, _MADE)
         if not nothing_done:
             _download(prepare, out, request, options, on_progress)
-        link_rot = measure(out / "images")  # before a retry, which could not tell lost files from failed URLs
+        link_rot = measure(out / "images")  # before a retry, which cannot distinguish lost files from failed URLs
         if retry_failed and fetch_failed(out, options, on_progress):
             nothing_done = False
             link_rot = measure(out / "images")
@@ -167,7 +167,7 @@ def download_url_list(
         causes = ", ".join(f"{count} x {outcome}" for outcome, count in link_rot.outcomes.most_common(3))
         raise FailedCheckError(
             f"not one of {link_rot.rows} URLs gave an image ({causes}): is there a network, and do a few of them "
-            f"open in a browser? The same command with --retry-failed asks again; all counts: {out / 'link_rot.json'}"
+            f"open in a browser? The same command with --retry-failed tries again; all counts: {out / 'link_rot.json'}"
         )
     return summary
 
@@ -191,7 +191,7 @@ def _download(
     except UsageError:
         shutil.rmtree(work, ignore_errors=True)
         with suppress(OSError):
-            out.rmdir()  # where it holds nothing else
+            out.rmdir()  # succeeds only if the folder is empty
         raise
     begin(out, request)
     download_list(work, options, "downloading", on_progress)

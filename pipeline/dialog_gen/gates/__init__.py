@@ -1,9 +1,9 @@
-"""Quality gates: scores of question-answer pairs, and marks where a score violates its limits.
+"""Quality gates: they score question-answer pairs and mark the pairs whose score violates a limit.
 
-    base.py         what a gate is, its limits, the registry; each gate is a file of its own
+    base.py         the base classes of gates and limits, and the registry; each gate has its own file
     settings.py     which gates are applied, and with which settings
-    apply.py        the pass over a dataset: scores and marks, exactly once
-    summary.py      gates.json and the table: what gates found
+    apply.py        the pass over a dataset, which writes scores and marks exactly once
+    summary.py      the counts of scores and marks, as gates.json and as a table
 
-Nothing is deleted: a reader may leave out marked pairs by `dialog_gen.dataset.record.kept_pairs`.
+Nothing is deleted. `dialog_gen.dataset.record.kept_pairs` returns the pairs of a row that no gate marked.
 """

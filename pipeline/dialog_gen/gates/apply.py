@@ -1,8 +1,8 @@
-"""The pass that applies gates to a dataset: the column `gates` of every shard, exactly once.
+"""The pass that applies gates to a dataset: it writes the column `gates` of every shard exactly once.
 
-Gates that judge by the whole dataset survey it first. Then each shard is rewritten as a whole, and its manifest gets a
-hash of everything that the scores depend on: a pass that was killed resumes where it stopped, and only shards that
-would change are rewritten.
+Gates that judge by the whole dataset survey it first. Then each shard is rewritten as a whole, and its manifest stores
+a hash of everything that the scores depend on. So a pass that was killed resumes where it stopped, and only shards
+whose scores may change are rewritten.
 """
 
 import logging
@@ -30,13 +30,14 @@ _log = logging.getLogger(__name__)
 def gate(
     dataset: str | Path, gates: str | Mapping[str, Any] = "text", *, on_progress: OnProgress = ignore_progress
 ) -> dict[str, Any]:
-    """Scores every pair of a dataset and marks what is doubtful; deletes nothing, replaces what gates said before.
+    """Scores every pair of a dataset and marks doubtful pairs. Deletes nothing; replaces earlier scores and marks.
 
-    `dataset` is a dataset folder, local or an fsspec URL; `gates` says which ones, as in `load_gates`. Returns the
-    summary that gates.json holds. A dataset of an older version of the record is upgraded first.
+    `dataset` is a dataset folder, local or an fsspec URL; `gates` chooses the gates, as in `load_gates`. Returns the
+    content of gates.json. A dataset with an older version of the record is upgraded first.
 
-    Raises UsageError for wrong settings, a folder that is no dataset or cannot be read, MissingExtraError where a gate
-    needs an extra, DialogGenError where writing fails or a model cannot be used, and what `upgrade` raises.
+    Raises UsageError for wrong settings and for a folder that is not a dataset or cannot be read, MissingExtraError if
+    a gate needs an extra that is not installed, DialogGenError if writing fails or a model cannot be used, and the
+    errors of `upgrade`.
     """
     folder = open_dataset(dataset)
     gate_pass = GatePass.of(gates, folder.config())
@@ -47,7 +48,7 @@ def gate(
 
 
 def ungated_images(folder: DatasetFolder) -> int:
-    """Accepted images that the last pass of gates did not see; 0 where there was none."""
+    """The number of accepted images that the last pass did not score; 0 if no gates were ever applied."""
     if not folder.exists("gates.json"):
         return 0
     return sum(manifest.accepted for manifest in folder.manifests() if manifest.gates_sha256 is None)
@@ -59,23 +60,23 @@ class GatePass:
 
     settings: GateSettings
     gates: Mapping[str, Gate[Any]]
-    """One for each of the settings."""
+    """Gate name -> gate, with the same keys as `settings`."""
 
     @classmethod
     def of(cls, spec: str | Mapping[str, Any], dataset_config: Mapping[str, Any]) -> "GatePass":
-        """The gates of `spec`, as in `load_gates`, for dialogues made with `dataset_config`; loads no model.
+        """Makes the gates of `spec`, as in `load_gates`, for dialogues made with `dataset_config`. Loads no model.
 
-        Raises UsageError for wrong settings, MissingExtraError where a gate needs an extra.
+        Raises UsageError for wrong settings, MissingExtraError if a gate needs an extra that is not installed.
         """
         settings = load_gates(spec)
         gates = gates_in_order(settings)
         return cls(settings, {name: gates[name](limits, dataset_config) for name, limits in settings.items()})
 
     def apply(self, writer: DatasetWriter, on_progress: OnProgress = ignore_progress) -> dict[str, Any]:
-        """Replaces the column `gates` of all shards, and gates.json, whose content it returns.
+        """Replaces the column `gates` of all shards and the file gates.json; returns the content of gates.json.
 
-        What gates that are not in this pass said before is removed. Raises UsageError for files that cannot be read,
-        DialogGenError where writing fails, and what gates raise; shards that are finished by then stay so.
+        Earlier scores of gates that are not in this pass are removed. Raises UsageError for files that cannot be read,
+        DialogGenError if writing fails, and the errors of the gates; shards that are finished by then stay finished.
         """
         total = sum(manifest.accepted for manifest in writer.manifests())
         done = 0
@@ -104,7 +105,7 @@ class GatePass:
         return summary
 
     def _survey(self, folder: DatasetFolder, total: int, on_progress: OnProgress) -> str:
-        """The hash of everything that the scores depend on beside the rows themselves."""
+        """Runs the surveys; returns a hash of everything that the scores depend on except the rows themselves."""
         surveyors = {name: gate for name, gate in self.gates.items() if isinstance(gate, SetGate)}
         if surveyors:
             done = 0
@@ -123,7 +124,7 @@ class GatePass:
         )
 
     def _gated(self, table: pa.Table) -> pa.Table:
-        """The rows with new scores and marks."""
+        """The table with new scores and marks in the column `gates`."""
         rows: list[Row] = table.select(columns_read(self.gates)).to_pylist()
         scores = {name: gate.score(rows) for name, gate in self.gates.items()}
         for name, of_rows in scores.items():
@@ -134,7 +135,7 @@ class GatePass:
         return table.set_column(table.schema.get_field_index("gates"), field, pa.array(gates, field.type))
 
     def _of_row(self, row: Row, scores: Mapping[str, Scores]) -> list[list[dict[str, Any]]]:
-        """For each pair the score and mark of each gate, also where the score is None."""
+        """For each pair, the score and mark of every gate; gates whose score is None are included."""
         return [
             [
                 {"gate": name, "score": of_row[place], "marked": self.settings[name].is_violated(of_row[place])}

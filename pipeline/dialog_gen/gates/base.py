@@ -1,18 +1,18 @@
-"""What a quality gate is: it scores question-answer pairs, and its limits say which scores are doubtful.
+"""The base classes of quality gates. A gate scores question-answer pairs; its limits say which scores are doubtful.
 
-A gate is one file of this folder, with its settings and a class that registers itself:
+Each gate has its own file in this folder, with its settings and a class that registers itself:
 
     class LengthSettings(Limits):
         min: Limit = 1.0
 
     @GATES.register("length")
     class Length(Gate[LengthSettings]):
-        description = "words of the answer"
+        description = "number of words in the answer"
         settings_class = LengthSettings
 
         def score_row(self, row: Row) -> Scores: ...
 
-Other packages add theirs by the same code, and an entry point of the group `dialog_gen.gates` that names the module.
+Other packages add gates with the same code and an entry point of the group `dialog_gen.gates` that names the module.
 """
 
 import math
@@ -26,9 +26,9 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.registry import Registry
 
 Row = Mapping[str, Any]
-"""A record, or those of its columns that a gate reads, and `texts`."""
+"""Column name -> value of one record; it has at least `texts` and the columns that the gate reads."""
 Scores = list[float | None]
-"""One score for each pair of a row; None where the gate cannot judge the pair."""
+"""One score for each pair of a row; None if the gate cannot judge the pair."""
 
 
 def _limit(value: float | None) -> float | None:
@@ -41,9 +41,9 @@ Limit = Annotated[float | None, AfterValidator(_limit)]
 
 
 class Limits(BaseModel):
-    """A gate's settings: the limits of its score, and in subclasses what else shapes it.
+    """A gate's settings: the limits of its score. Subclasses add settings that change the score itself.
 
-    With neither limit the score is stored and marks nothing.
+    Without any limit, scores are stored, but nothing is marked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -54,16 +54,16 @@ class Limits(BaseModel):
     """Higher scores are marked; `inf` removes a default."""
 
     def is_violated(self, score: float | None) -> bool:
-        """Whether a score, as it is stored, lies beyond a limit."""
+        """Whether a score, rounded to float32 as it is stored, is below `min` or above `max`."""
         if score is None:
             return False
-        # Scores are stored as float32: a reader who finds 0.6 in the column must come to the same mark.
+        # Scores are stored as float32: a reader who compares the stored score with the limit must get the same mark.
         stored = np.float32(score)
         too_low = self.min is not None and stored < np.float32(self.min)
         return bool(too_low or (self.max is not None and stored > np.float32(self.max)))
 
     def limits_text(self) -> str:
-        """Such as "1 to 60", "at most 0.8" or "none"."""
+        """The limits in words, such as "1 to 60", "at most 0.8" or "none"."""
         if self.min is None:
             return "none" if self.max is None else f"at most {self.max:g}"
         return f"at least {self.min:g}" if self.max is None else f"{self.min:g} to {self.max:g}"
@@ -79,55 +79,56 @@ Settings = TypeVar("Settings", bound=Limits)
 
 
 class Gate(Generic[Settings]):
-    """A gate with its settings. A subclass implements `score_row`, or `score` where rows are scored faster together.
+    """A gate with its settings. A subclass implements `score_row`, or `score` if several rows are faster together.
 
-    Equal rows get equal scores, whatever other rows the dataset holds.
+    Equal rows get equal scores. Except for a `SetGate`, other rows of the dataset have no influence.
     """
 
     description: ClassVar[str]
-    """What the score says, in one line."""
+    """The meaning of the score, in one line."""
     settings_class: ClassVar[type[Limits]]
     columns: ClassVar[tuple[str, ...]] = ("texts",)
-    """The columns of the record that it reads."""
+    """The columns of the record that the gate reads."""
     needs_model: ClassVar[bool] = False
-    """Whether it runs a model; the others, `--gates text`, read only what the dataset holds."""
+    """Whether the gate runs a model. `--gates text` selects the gates that do not."""
     libraries: ClassVar[tuple[str, ...]] = ()
-    """Installed distributions whose version shapes the score. With another version a dataset is scored again."""
+    """Installed distributions whose version can change the score. After an upgrade, a dataset is scored again."""
     order: ClassVar[int] = 1000
-    """Gates are listed, and marks are stored, in this order, then by name."""
+    """Position of the gate in lists and in stored marks; gates of equal order are sorted by name."""
 
     def __init__(self, settings: Settings, dataset_config: Mapping[str, Any]) -> None:
-        """Checks the settings and that what the gate needs is there; loads no model: it runs before a run begins.
+        """Checks the settings and that everything the gate needs is installed. Loads no model.
 
-        `dataset_config` is the configuration that the dialogues were generated with. Subclasses raise UsageError where
-        the gate cannot work with it, and MissingExtraError where an extra is not installed.
+        A run makes its gates before it generates anything, so errors in the settings show at once. `dataset_config` is
+        the configuration that the dialogues were generated with. Subclasses raise UsageError if the gate cannot work
+        with it, and MissingExtraError if an extra is not installed.
         """
         self.settings = settings
 
     def score(self, rows: Sequence[Row]) -> list[Scores]:
-        """The scores of each row, in order. It gets a row group (a hundred rows) at a time; models load at the first.
+        """The scores of each row, in order. `rows` is a row group (at most 100 rows). The first call loads the models.
 
-        Raises DialogGenError where a model cannot be used.
+        Raises DialogGenError if a model cannot be used.
         """
         return [self.score_row(row) for row in rows]
 
     def score_row(self, row: Row) -> Scores:
-        """The scores of one row."""
+        """The scores of one row, one per pair."""
         raise NotImplementedError(f"{type(self).__name__} implements neither score nor score_row")
 
     def close(self) -> None:
-        """Releases models; called once, even where `score` never was."""
+        """Releases models. Called once, even if `score` was never called."""
 
 
 class SetGate(Gate[Settings]):
-    """A gate that judges pairs by the whole dataset: it surveys every row once before it scores the first."""
+    """A gate that judges pairs by the whole dataset: every row is surveyed once before the first row is scored."""
 
     def survey(self, rows: Sequence[Row]) -> None:
-        """Takes in rows, with the same columns as `score`."""
+        """Collects what is needed from rows, which have the same columns as in `score`."""
         raise NotImplementedError
 
     def settle(self) -> str:
-        """Ends the survey; returns a hash of everything that the scores depend on beside the row itself."""
+        """Ends the survey; returns a hash of everything that the scores depend on except the row itself."""
         raise NotImplementedError
 
 
@@ -135,7 +136,7 @@ GATES: Registry[type[Gate[Any]]] = Registry("gate", "dialog_gen.gates", base=Gat
 
 
 def gates_in_order(names: Iterable[str] | None = None) -> dict[str, type[Gate[Any]]]:
-    """Name -> gate, of these names or of all known ones, in the order of every list.
+    """Name -> gate class, for these names or for all known ones, sorted by `Gate.order` and name.
 
     Raises UsageError for a name that is unknown or belongs to a gate that cannot be imported.
     """
@@ -144,7 +145,7 @@ def gates_in_order(names: Iterable[str] | None = None) -> dict[str, type[Gate[An
 
 
 def description_of(name: str) -> str:
-    """What a gate's score says; empty for a gate that cannot be used here, since datasets may come from elsewhere."""
+    """The meaning of a gate's score. Empty if the gate is not installed here: datasets may come from elsewhere."""
     try:
         return GATES.get(name).description
     except UsageError:

@@ -7,25 +7,25 @@ from dialog_gen.gates.words import words
 
 
 class EmptySettings(Limits):
-    """An answer may share four fifths of its words with the question, in one run."""
+    """By default, a run of up to 80 % of the words may be common to question and answer."""
 
     max: Limit = 0.8
 
 
 @GATES.register("empty")
 class Empty(Gate[EmptySettings]):
-    """Words of the longest run that question and answer share, over the words of the longer of the two; in [0, 1].
+    """Length of the longest run of words common to question and answer, divided by the longer one's length; in [0, 1].
 
-    1 where the answer repeats the question, and where it holds no word.
+    Lengths are in words. 1 if the answer repeats the question, and if it contains no word.
     "What color is it?" "what color is it" -> 4/4; "What color is it?" "It is red." -> 1/4 ("is", or "it").
     """
 
-    description = "how much of question and answer is one and the same; 1 if the answer says nothing"
+    description = "share of question and answer that is one common run of words; 1 if the answer has no words"
     settings_class = EmptySettings
     order = 10
 
     def score_row(self, row: Row) -> Scores:
-        """One score a pair."""
+        """One score per pair."""
         return [_echo(words(pair["user"]), words(pair["assistant"])) for pair in row["texts"]]
 
 

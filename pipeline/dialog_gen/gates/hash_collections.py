@@ -1,4 +1,4 @@
-"""Hash collections: lists and sets of 64-bit hashes at 8 bytes each, for datasets of a hundred million pairs."""
+"""Lists and sets of 64-bit hashes with 8 bytes per hash, for datasets of a hundred million pairs."""
 
 import hashlib
 from array import array
@@ -13,7 +13,7 @@ Hashes = npt.NDArray[np.uint64]
 
 
 class HashList:
-    """A list that only grows."""
+    """A list of hashes to which hashes can only be added."""
 
     def __init__(self) -> None:
         self._hashes = array("Q")
@@ -23,13 +23,13 @@ class HashList:
         self._hashes.append(value)
 
     def take(self) -> Hashes:
-        """All hashes; empties the list."""
+        """Returns all hashes and empties the list."""
         taken, self._hashes = self._hashes, array("Q")
         return np.frombuffer(taken, np.uint64)
 
 
 class HashSet:
-    """A set that only grows: a sorted array, and a small set of the latest hashes."""
+    """A set of hashes to which hashes can only be added: a sorted array, and a small set of the latest hashes."""
 
     def __init__(self, merge_at: int = 1 << 17) -> None:
         self._sorted = np.empty(0, np.uint64)
@@ -48,18 +48,18 @@ class HashSet:
 
 
 def index_in(hashes: Hashes, value: int) -> int | None:
-    """The index of a hash in a sorted array; None if it is not there."""
+    """The index of a hash in a sorted array; None if the array does not contain it."""
     index = int(np.searchsorted(hashes, np.uint64(value)))
     return index if index < len(hashes) and hashes[index] == value else None
 
 
 def hash_of_pair(row: Row, place: int) -> int:
-    """A hash by which the pairs of a dataset have an order as good as random, whatever the order of its shards."""
+    """A hash of image and pair. Sorting by it gives a pseudorandom order that does not depend on the shards' order."""
     return hash_64(f"{row['image_id']}/{place}")
 
 
 def sha256_of_arrays(*arrays: npt.NDArray[np.generic]) -> str:
-    """Hash of types, shapes and contents of arrays, in hex."""
+    """SHA-256 of the types, shapes and contents of arrays, in hexadecimal digits."""
     digest = hashlib.sha256()
     for each in arrays:
         digest.update(f"{each.dtype}{each.shape}".encode())

@@ -1,4 +1,4 @@
-"""Pairs in another language than expected."""
+"""Pairs that are not in the expected language."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from dialog_gen.gates.words import pair_text, words
 
 
 class LanguageSettings(Limits):
-    """The expected language, and from which length a pair can be judged."""
+    """The expected language, and the length from which pairs are scored."""
 
     min: Limit = 0.1
     expected: str = "en"
@@ -24,10 +24,11 @@ class LanguageSettings(Limits):
 class Language(Gate[LanguageSettings]):
     """Probability that the pair is in the expected language, by py3langid's classifier; in [0, 1].
 
-    The classifier (naive Bayes on byte n-grams; Lui and Baldwin, langid.py, ACL 2012) knows 140 languages; it is a
-    part of the package. It cannot judge a few words, above all names: pairs with fewer than `least_bytes` UTF-8 bytes
-    of letters get None. "What color is the circle? red" -> 0.92; "Was ist auf dem Bild? Eine Katze." -> 0.00;
-    "yes?" "yes" -> None.
+    The classifier (naive Bayes on byte n-grams; Lui and Baldwin, langid.py, ACL 2012) knows 140 languages; py3langid
+    includes it. It is unreliable for very short texts, above all for names, so pairs with fewer than `least_bytes`
+    UTF-8 bytes of letters get None.
+
+    "What color is the circle? red" -> 0.92; "Was ist auf dem Bild? Eine Katze." -> 0.00; "yes?" "yes" -> None.
     """
 
     description = "probability that the pair is in the expected language"
@@ -42,10 +43,12 @@ class Language(Gate[LanguageSettings]):
         self._identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
         if settings.expected not in self._identifier.labels:
             hint = did_you_mean(settings.expected, self._identifier.labels)
-            raise UsageError(f"language: expected = {settings.expected!r} is no language that can be told: {hint}.")
+            raise UsageError(
+                f"language: expected = {settings.expected!r} is not a language that can be detected: {hint}."
+            )
 
     def score_row(self, row: Row) -> Scores:
-        """One score a pair."""
+        """One score per pair."""
         return [self._score(pair_text(pair)) for pair in row["texts"]]
 
     def _score(self, text: str) -> float | None:
@@ -55,5 +58,5 @@ class Language(Gate[LanguageSettings]):
         language, probability = self._identifier.classify(text)
         if language == self.settings.expected:
             return probability
-        # Only now, since classifying is faster than the probabilities of all languages, and enough for most pairs.
+        # `rank` computes the probabilities of all languages; `classify` is faster and enough for most pairs.
         return dict(self._identifier.rank(text))[self.settings.expected]

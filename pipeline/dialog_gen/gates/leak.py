@@ -5,7 +5,7 @@ from dialog_gen.gates.words import FUNCTION_WORDS, words
 
 
 class LeakSettings(Limits):
-    """A question may hold nine tenths of the answer's content words."""
+    """By default, a question may contain 90 % of the answer's content words."""
 
     max: Limit = 0.9
 
@@ -24,7 +24,7 @@ class Leak(Gate[LeakSettings]):
     order = 40
 
     def score_row(self, row: Row) -> Scores:
-        """One score a pair."""
+        """One score per pair."""
         return [_leak(words(pair["user"]), words(pair["assistant"])) for pair in row["texts"]]
 
 

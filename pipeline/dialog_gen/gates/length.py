@@ -1,11 +1,11 @@
-"""Answers without a word, and rambling ones."""
+"""Answers without words, and answers that are too long."""
 
 from dialog_gen.gates.base import GATES, Gate, Limit, Limits, Row, Scores
 from dialog_gen.gates.words import words
 
 
 class LengthSettings(Limits):
-    """In words."""
+    """The limits, in words."""
 
     min: Limit = 1.0
     max: Limit = 60.0
@@ -13,12 +13,12 @@ class LengthSettings(Limits):
 
 @GATES.register("length")
 class Length(Gate[LengthSettings]):
-    """Words of the answer. "It's 3.5 m, yes!" -> 4."""
+    """Number of words in the answer. "It's 3.5 m, yes!" -> 4."""
 
-    description = "words of the answer"
+    description = "number of words in the answer"
     settings_class = LengthSettings
     order = 90
 
     def score_row(self, row: Row) -> Scores:
-        """One score a pair."""
+        """One score per pair."""
         return [float(len(words(pair["assistant"]))) for pair in row["texts"]]

@@ -4,14 +4,14 @@ from dialog_gen.gates.base import GATES, Gate, Limit, Limits, Row, Scores
 
 
 class LogprobSettings(Limits):
-    """Natural logarithm, a token."""
+    """The limits, as natural logarithms per token."""
 
     min: Limit = -2.0
 
 
 @GATES.register("logprob")
 class Logprob(Gate[LogprobSettings]):
-    """Mean log-probability of the answer's tokens, as recorded; None where it was not."""
+    """Mean log-probability of the answer's tokens, recorded during generation; None if it was not recorded."""
 
     description = "mean log-probability of the answer's tokens when they were sampled"
     settings_class = LogprobSettings
@@ -19,5 +19,5 @@ class Logprob(Gate[LogprobSettings]):
     order = 110
 
     def score_row(self, row: Row) -> Scores:
-        """One score a pair."""
+        """One score per pair."""
         return list(row["answer_logprobs"] or [None] * len(row["texts"]))

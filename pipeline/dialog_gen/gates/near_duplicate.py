@@ -5,7 +5,7 @@ from dialog_gen.gates.words import jaccard, pair_text, shingles
 
 
 class NearDuplicateSettings(Limits):
-    """Jaccard similarity."""
+    """The limits of the Jaccard similarity."""
 
     max: Limit = 0.85
 
@@ -14,8 +14,8 @@ class NearDuplicateSettings(Limits):
 class NearDuplicate(Gate[NearDuplicateSettings]):
     """Highest Jaccard similarity of the pair's shingles (`words.shingles`) with those of an earlier pair of its row.
 
-    "Is it red? Yes." after "Is it red? Yes" -> 1; the first pair -> 0. "Is it red? no" after "Is it red? yes": of the
-    shingles of "is it red no" (10) and "is it red yes" (11) 8 are shared -> 8/13.
+    "Is it red? Yes." after "Is it red? Yes" -> 1; the first pair -> 0. "Is it red? no" after "Is it red? yes": the 10
+    shingles of "is it red no" and the 11 shingles of "is it red yes" have 8 in common -> 8/13.
     """
 
     description = "highest similarity to an earlier pair of the same image"
@@ -23,7 +23,7 @@ class NearDuplicate(Gate[NearDuplicateSettings]):
     order = 50
 
     def score_row(self, row: Row) -> Scores:
-        """One score a pair."""
+        """One score per pair."""
         known: list[frozenset[str]] = []
         scores: Scores = []
         for pair in row["texts"]:

@@ -7,7 +7,7 @@ _LONGEST_PERIOD = 32
 
 
 class RepetitionSettings(Limits):
-    """Half of an answer may be repetition."""
+    """By default, half of an answer may be repetition."""
 
     max: Limit = 0.5
 
@@ -16,17 +16,17 @@ class RepetitionSettings(Limits):
 class Repetition(Gate[RepetitionSettings]):
     """Fraction of the answer's words that repeat the words right before them; in [0, 1).
 
-    A word counts if, for some period p up to 32, it stands in a run of at least p words that each equal the word p
-    places before. "a red, a red, a red star": p = 2, "a red a red" repeat -> 4/7. "very very good" -> 1/3.
-    "a red and a blue star" -> 0: only "a" comes again. None for an answer without words.
+    A word counts if, for some period p up to 32, it is part of a run of at least p words, each of which equals the word
+    p places before it. "a red, a red, a red star": p = 2, "a red a red" is repetition -> 4/7. "very very good" -> 1/3.
+    "a red and a blue star" -> 0: only "a" occurs again. None for an answer without words.
     """
 
-    description = "fraction of the answer's words that go on repeating what stands before them"
+    description = "fraction of the answer's words that repeat the words right before them"
     settings_class = RepetitionSettings
     order = 20
 
     def score_row(self, row: Row) -> Scores:
-        """One score a pair."""
+        """One score per pair."""
         return [_repetition(words(pair["assistant"])) for pair in row["texts"]]
 
 

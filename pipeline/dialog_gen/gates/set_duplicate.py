@@ -1,4 +1,4 @@
-"""Pairs that the dataset holds many times."""
+"""Pairs that occur many times in the dataset."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ _EDGES_AT_ONCE = 1 << 16
 
 
 class SetDuplicateSettings(Limits):
-    """How many nearly identical pairs are kept, and what counts as one."""
+    """How many nearly identical pairs are kept, and which pairs count as nearly identical."""
 
     max: Limit = 10.0
     similarity: float = Field(default=0.95, ge=0.5, le=0.98)
     """Jaccard similarity from which two pairs count as nearly identical."""
     least_words: int = Field(default=12, ge=1)
-    """Words of question and answer together; shorter pairs are bound to be alike and get no score."""
+    """Minimum number of words of question and answer together. Shorter pairs are often alike by chance: no score."""
 
 
 @GATES.register("set_duplicate")
@@ -34,13 +34,14 @@ class SetDuplicate(SetGate[SetDuplicateSettings]):
     Pairs with the same words are identical. Pairs whose shingles (`words.shingles`) have a Jaccard similarity of about
     `similarity` or more are nearly identical. They are found by MinHash and locality-sensitive hashing (Leskovec,
     Rajaraman and Ullman, Mining of Massive Datasets, chapter 3): signatures of 128 hashes are cut into bands; texts
-    that agree in a band, and then in the fraction `similarity` of the signature's hashes (their lowest bytes, arXiv
-    0910.3349), form a group. Places in a group follow a hash of image and pair, which is as good as random: `max = 10`
-    keeps ten of each group. Three copies of a pair score 1, 2 and 3; a unique pair scores 1. None for pairs of fewer
-    than `least_words` words.
+    that agree in a band, and also in the fraction `similarity` of the signature's hashes (their lowest bytes, arXiv
+    0910.3349), form a group. Places in a group follow a hash of image and pair, so they are pseudorandom: `max = 10`
+    keeps ten pairs of each group. Three copies of a pair score 1, 2 and 3; a unique pair scores 1. None for pairs of
+    fewer than `least_words` words.
 
-    Memory, for pairs that are long enough: 16 bytes a pair, and for each distinct one 144 more and 8 a band (0.95 has 5
-    bands: 200 bytes in all). It doubles for a moment when the survey ends; afterwards unique pairs take none.
+    Memory, for pairs that are long enough: 16 bytes per pair; each distinct pair takes 144 bytes more, and 8 bytes per
+    band (a similarity of 0.95 has 5 bands: 200 bytes in all). The memory doubles briefly when the survey ends; after
+    that, unique pairs take none.
     """
 
     description = "place among the pairs of the dataset that are nearly identical to it; 1 for the first"
@@ -53,16 +54,16 @@ class SetDuplicate(SetGate[SetDuplicateSettings]):
         from datasketch import MinHash, MinHashLSH
 
         super().__init__(settings, dataset_config)
-        # Rather too many candidates than too few: the signatures decide.
+        # Weighted against missed pairs: false candidates are harmless, since signatures are compared afterwards.
         best = MinHashLSH(threshold=settings.similarity, num_perm=_PERMUTATIONS, weights=(0.1, 0.9))
         self._bands, self._rows = best.b, best.r
-        # Distinct for short ASCII shingles, and three times as fast as the library's SHA-1.
+        # CRC-32 has no collisions for short ASCII shingles, and is three times as fast as the library's SHA-1.
         self._minhash = MinHash(num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
         self._seen, self._band_hashes, self._signatures = HashSet(), HashList(), bytearray()
         self._distinct_texts, self._pair_texts, self._pairs = HashList(), HashList(), HashList()
 
     def survey(self, rows: Sequence[Row]) -> None:
-        """Signs each distinct text, and notes every pair."""
+        """Computes the signature of each distinct text, and records every pair."""
         for row in rows:
             for place, pair in enumerate(row["texts"]):
                 if (text := self._text_hash(pair)) is None:
@@ -74,7 +75,7 @@ class SetDuplicate(SetGate[SetDuplicateSettings]):
                     self._sign(pair)
 
     def settle(self) -> str:
-        """Groups the texts; the hash of the groups that have several pairs."""
+        """Groups the texts; returns a hash of the groups that have several pairs."""
         self._seen = HashSet()
         texts = self._distinct_texts.take()
         order = np.argsort(texts)
@@ -84,7 +85,7 @@ class SetDuplicate(SetGate[SetDuplicateSettings]):
         self._signatures = bytearray()
         groups = self._groups_of(bands, signatures)
         pair_groups = groups[np.searchsorted(texts, self._pair_texts.take())]
-        # Unique pairs need no memory: whatever is not found later is the first and only one.
+        # Unique pairs are not stored: a pair that is not found later is the only one of its group.
         shared = np.bincount(pair_groups, minlength=len(texts)) > 1
         numbers = np.cumsum(shared) - 1
         of_shared = shared[pair_groups]
@@ -96,7 +97,7 @@ class SetDuplicate(SetGate[SetDuplicateSettings]):
         return sha256_of_arrays(self._texts, self._groups, self._ordered)
 
     def score_row(self, row: Row) -> Scores:
-        """One score a pair."""
+        """One score per pair."""
         return [self._score(row, place) for place in range(len(row["texts"]))]
 
     def _score(self, row: Row, place: int) -> float | None:
@@ -120,7 +121,7 @@ class SetDuplicate(SetGate[SetDuplicateSettings]):
             self._band_hashes.append(hash_64(signature[start : start + self._rows].tobytes().hex()))
 
     def _groups_of(self, bands: Hashes, signatures: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-        """For each text the number of its group, given its row of band hashes and its row of signature bytes."""
+        """The group number of each text, from `bands` (n_texts, n_bands) and `signatures` (n_texts, 128)."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 

@@ -1,4 +1,4 @@
-"""Which gates are applied, and with which settings: `--gates text`, `--gates length,leak` or a TOML file."""
+"""The choice of gates and their settings: `--gates text`, `--gates length,leak` or a TOML file."""
 
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -13,14 +13,15 @@ from dialog_gen.core.version import __version__
 from dialog_gen.gates.base import GATES, Limits, gates_in_order
 
 GateSettings = Mapping[str, Limits]
-"""Gate -> its settings, of the gates to apply, in the order of every list."""
+"""Gate name -> its settings, for the gates to apply, sorted by `Gate.order` and name."""
 
 
 def load_gates(spec: str | Mapping[str, Any]) -> GateSettings:
-    """The settings that `spec` asks for.
+    """The chosen gates with their settings.
 
-    `spec` is a TOML file, or what such a file holds: gate -> table of settings. Or it is names separated by commas,
-    among them "text" (all gates that need no model) and "all"; these gates get their default settings.
+    `spec` is the path of a TOML file, or the content of such a file: gate name -> table of settings. Or it is a list of
+    gate names separated by commas, where "text" means all gates that need no model and "all" means all gates; these
+    gates get their default settings.
 
     Raises UsageError for an unknown name or setting, a file that cannot be read, and a gate that cannot be imported.
     """
@@ -44,7 +45,7 @@ def load_gates(spec: str | Mapping[str, Any]) -> GateSettings:
 def _validated(tables: Mapping[str, Any], where: str) -> GateSettings:
     if not tables:
         raise UsageError(f"{where}: no gate is named. Known: {', '.join(GATES.names())}.")
-    # Gates that are not named are fields too, so that an error can suggest them; they are not imported.
+    # Gates that are not named are fields too, so that an error can suggest them. They are not imported.
     fields = {name: (GATES.get(name).settings_class if name in tables else None, None) for name in GATES.names()}
     model = create_model("Gates", __config__=ConfigDict(extra="forbid", protected_namespaces=()), **cast("Any", fields))
     validated: BaseModel = fit_model(tables, model, where)
@@ -52,11 +53,11 @@ def _validated(tables: Mapping[str, Any], where: str) -> GateSettings:
 
 
 def columns_read(names: Iterable[str]) -> list[str]:
-    """The columns of the record that any of these gates reads, and `texts`."""
+    """The columns of the record that these gates read, and `texts`; sorted."""
     return sorted({"texts"}.union(*(GATES.get(name).columns for name in names)))
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of everything that shapes the scores of these gates."""
+    """Name -> version of dialog-gen and of the libraries that the scores of these gates depend on."""
     libraries = sorted({library for name in names for library in GATES.get(name).libraries})
     return {"dialog-gen": __version__, **{library: version(library) for library in libraries}}

@@ -1,4 +1,4 @@
-"""Pairs that do not fit their image, by a CLIP model: the filter of LAION and similar datasets (arXiv 2111.02114)."""
+"""Pairs that do not match their image according to a CLIP model, as LAION was filtered (arXiv 2111.02114)."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 
 class SimilaritySettings(Limits):
-    """Which model. There is no limit by default, since the same cosine means different things in different models."""
+    """The model. There is no default limit, since the same cosine means different things in different models."""
 
     model: str = "ViT-B-32-quickgelu"
-    """open_clip's name, a checkpoint folder, or `shapes-clip`."""
+    """A model name of open_clip, a checkpoint folder, or `shapes-clip`."""
     pretrained: str | None = "laion400m_e31"
-    """open_clip's tag or a safetensors file. Where `model` is set there is no default: a folder has its own."""
+    """A pretrained tag of open_clip or a safetensors file. No default if `model` is set."""
 
     @model_validator(mode="before")
     @classmethod
-    def _another_model_has_other_weights(cls, values: Any) -> Any:
+    def _no_default_weights_for_another_model(cls, values: Any) -> Any:
         return {"pretrained": None, **values} if isinstance(values, dict) and "model" in values else values
 
 
 @GATES.register("similarity")
 class Similarity(Gate[SimilaritySettings]):
-    """Cosine of the image and of question and answer as one text, in [-1, 1]; None for a row without image bytes.
+    """Cosine of the image's vector and the pair's (question and answer as one text); in [-1, 1].
 
-    A text that is longer than the model's context is truncated.
+    None for a row without a readable image. A text that is longer than the model's context is truncated.
     """
 
     description = "cosine of image and pair under a CLIP model"
@@ -50,7 +50,7 @@ class Similarity(Gate[SimilaritySettings]):
         self._clip: Clip | None = None
 
     def score(self, rows: Sequence[Row]) -> list[Scores]:
-        """The model is loaded at the first call."""
+        """The scores of each row. The model is loaded at the first call."""
         import torch
 
         from dialog_gen.clip.base import SEARCH

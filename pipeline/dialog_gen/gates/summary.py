@@ -1,4 +1,4 @@
-"""What gates found in a dataset: for programs in gates.json, for people as a table."""
+"""Counts of what gates scored and marked in a dataset: gates.json for programs, a table for people."""
 
 from collections import Counter
 from typing import Any
@@ -12,7 +12,7 @@ from dialog_gen.gates.yes_bias import YesBiasSettings, says_yes
 
 
 def gate_summary(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any]:
-    """The content of gates.json, from the rows and the settings of the gates that scored them."""
+    """The content of gates.json: counts over all rows, and the settings of the gates that scored them."""
     counts, scored, marked, alone = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     chosen = settings.get("yes_bias")
     yes_and_no = chosen if isinstance(chosen, YesBiasSettings) else YesBiasSettings()
@@ -51,7 +51,7 @@ def gate_summary(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any
 
 
 def summary_text(location: str, summary: dict[str, Any]) -> str:
-    """The summary as a table with a line for each gate, and a line for the dataset at `location`."""
+    """The summary as a table with one line per gate, and a last line for the dataset at `location`."""
     lines = [_line("gate", "limits", "scored", "marked", "alone", "rate")]
     for name, found in summary["gates"].items():
         limits = Limits(**{key: summary["settings"][name][key] for key in ("min", "max")})
@@ -78,8 +78,8 @@ def _line(gate: str, limits: str, *rest: object) -> str:
 
 
 def without_gates(location: str, shard: str, option: str) -> UsageError:
-    """The error where `option` wants kept pairs only, and no gate was applied to a shard."""
+    """The error for a shard without gates when `option` asks for kept pairs only."""
     return UsageError(
-        f"{location}: no gates went over shard {shard}, so that none of its pairs is known to be good: "
+        f"{location}: no gates were applied to shard {shard}, so it is not known which of its pairs to keep: "
         f"run `dialog-gen gate {location}`, or leave out {option}."
     )

@@ -4,7 +4,7 @@ from dialog_gen.gates.base import GATES, Gate, Limit, Limits, Row, Scores
 
 
 class TruncationSettings(Limits):
-    """Every answer that was cut off is marked."""
+    """By default, every answer that was cut off is marked."""
 
     max: Limit = 0.5
 
@@ -13,8 +13,9 @@ class TruncationSettings(Limits):
 class Truncation(Gate[TruncationSettings]):
     """1 if generation of the answer stopped at the token limit, else 0.
 
-    Where one output lists several pairs, parsing has dropped the pair that was cut: those that are left are whole.
-    Where one row mixes both kinds of turns and one was cut, finish reasons do not say which pair it was: None.
+    If one output lists several pairs, parsing has dropped the pair that was cut off, so the others are complete: 0.
+    If a row has several turns, at least one of which lists several pairs, finish reasons cannot be assigned to pairs:
+    None if any turn was cut off.
     """
 
     description = "1 if the answer was cut off at the token limit"
@@ -23,7 +24,7 @@ class Truncation(Gate[TruncationSettings]):
     order = 30
 
     def score_row(self, row: Row) -> Scores:
-        """One score a pair."""
+        """One score per pair."""
         pairs, reasons = len(row["texts"]), row["finish_reasons"]
         if len(reasons) == pairs:
             return [float(reason == "length") for reason in reasons]

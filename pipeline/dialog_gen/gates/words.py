@@ -1,4 +1,4 @@
-"""The words of texts in any script, and how similar two texts are."""
+"""The words of texts in any script, and the similarity of two texts."""
 
 import re
 import unicodedata
@@ -20,7 +20,7 @@ FUNCTION_WORDS = frozenset(
     "of in on at to from by with for as and but so than then that's there's what which who whom whose where when why "
     "how".split()
 )
-"""English words without content of their own; yes, no and not have content."""
+"""English words without content of their own. "yes", "no" and "not" have content, so they are not in the set."""
 
 
 def words(text: str) -> list[str]:
@@ -30,12 +30,15 @@ def words(text: str) -> list[str]:
 
 @lru_cache(1 << 12)
 def _words(text: str) -> tuple[str, ...]:
-    # Cached, since one gate after another asks for the words of the same hundred rows.
+    # Cached, since one gate after another needs the words of the same hundred rows.
     return tuple(_WORD.findall(unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")))
 
 
 def shingles(text: str) -> frozenset[str]:
-    """All sequences of three characters of a text, as its words with single spaces; a shorter text is one shingle."""
+    """All sequences of three characters of a text, whose words are joined by single spaces first.
+
+    A text of fewer than three characters is a single shingle.
+    """
     plain = " ".join(words(text))
     return frozenset(plain[i : i + _SHINGLE] for i in range(max(len(plain) - _SHINGLE + 1, 1)))
 

@@ -1,4 +1,4 @@
-"""Answers that make the dataset say yes too often."""
+"""Answers that raise the share of yes among the yes/no answers of the dataset above a limit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -14,27 +14,27 @@ LowerCase = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=Tru
 
 
 class YesBiasSettings(Limits):
-    """The highest share of yes, and what counts as a yes or a no."""
+    """The highest share of yes, and the words that make an answer a yes or a no."""
 
     max: Limit = 0.6
     yes: tuple[LowerCase, ...] = Field(default=("yes",), min_length=1)
-    """First words that make an answer a yes."""
+    """An answer is a yes if its first word is one of these."""
     no: tuple[LowerCase, ...] = Field(default=("no",), min_length=1)
-    """First words that make an answer a no."""
+    """An answer is a no if its first word is one of these."""
     least_answers: int = Field(default=100, ge=1)
-    """Yes/no answers in the dataset; fewer do not show a bias, and get no score."""
+    """Minimum number of yes/no answers in the dataset. Fewer cannot show a bias, so they get no score."""
 
 
 @GATES.register("yes_bias")
 class YesBias(SetGate[YesBiasSettings]):
     """For a yes, the dataset's share of yes if it were the last yes that is kept; None for other answers.
 
-    The first word of an answer makes it a yes or a no. All yeses are put in an order by a hash of image and pair, which
-    is as good as random. The k-th of them scores k / (k + number of noes): the last one scores the dataset's share of
-    yes, and marking what lies above a limit keeps as many yeses as the limit allows. With 3 yeses and 1 no the scores
+    The first word of an answer makes it a yes or a no. All yeses are sorted by a hash of image and pair, which is a
+    pseudorandom order. The k-th of them scores k / (k + number of noes). So the last one scores the dataset's share of
+    yes, and marking scores above a limit keeps as many yeses as the limit allows. With 3 yeses and 1 no the scores
     are 1/2, 2/3 and 3/4: `max = 0.7` marks one yes, and 2 of the 3 answers that are kept are yeses.
 
-    Memory: 8 bytes a yes.
+    Memory: 8 bytes per yes.
     """
 
     description = "for a yes: the dataset's share of yes if it were the last that is kept"
@@ -57,12 +57,12 @@ class YesBias(SetGate[YesBiasSettings]):
                 self._noes += answer is False
 
     def settle(self) -> str:
-        """Sorts the yeses; the hash of them and of the number of noes."""
+        """Sorts the yeses; returns a hash of them and of the number of noes."""
         self._yeses = np.sort(self._surveyed.take())
         return sha256_of_arrays(self._yeses, np.array(self._noes))
 
     def score_row(self, row: Row) -> Scores:
-        """One score a pair."""
+        """One score per pair."""
         return [self._score(row, place) for place in range(len(row["texts"]))]
 
     def _score(self, row: Row, place: int) -> float | None:

@@ -1,9 +1,9 @@
-"""Generates one dialogue about one image: turn by turn, with a new attempt where an answer is malformed.
+"""Generates one dialogue about one image, turn by turn. A malformed answer starts a new attempt.
 
-Reasons of a rejected dialogue are those of `dialog_gen.protocols.parsing`, the engine's `engine_refused` and
-`engine_error`, and
+A dialogue is rejected for one of these reasons: those of `dialog_gen.protocols.parsing`, the engine's `engine_refused`
+and `engine_error`, and
 
-image_not_seen  the prompt that ran held no image tokens: the answer is not about the image
+image_not_seen  the prompt had no image tokens when it ran, so the answer is not about the image
 """
 
 import hashlib
@@ -22,43 +22,43 @@ IMAGE_NOT_SEEN = "image_not_seen"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialogue:
-    """The outcome for one image. `reason` is None for an accepted dialogue; the other fields are the last attempt's."""
+    """The outcome for one image. `reason` is None for an accepted dialogue; most fields describe the last attempt."""
 
     pairs: tuple[QAPair, ...] = ()
     reason: str | None = None
     detail: str | None = None
     raw: tuple[str, ...] = ()
-    """The answers as the model wrote them, one a turn."""
+    """The answers as the model wrote them, one per turn."""
     finish_reasons: tuple[str, ...] = ()
     answer_logprobs: tuple[float | None, ...] = ()
     """For each pair, the mean log-probability of its answer's tokens."""
     attempts: int
     seed: int
     output_tokens: int
-    """Of all attempts."""
+    """Sum over all attempts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DialogueGenerator:
-    """How a run generates dialogues: the same for every image. Plain data: it can be sent to another process."""
+    """The settings with which a run generates every dialogue. Plain data, so another process can receive it."""
 
     protocol: Protocol
     chat_template: str | None
-    """None where a server renders the conversations."""
+    """None if a server renders the conversations."""
     sampling: Sampling
     run_seed: int
     attempts: int = DEFAULT_ATTEMPTS
 
     @property
     def prompt_sha256(self) -> str:
-        """Hash of everything that shapes a prompt or the reading of its answer."""
+        """SHA-256 of everything that a prompt, or the parsing of its answer, depends on; in hexadecimal digits."""
         return hashlib.sha256(f"{self.chat_template or ''}\n{self.protocol.sha256}".encode()).hexdigest()
 
     async def generate(self, engine: Engine, image: Image.Image, image_sha256: str) -> Dialogue:
-        """The dialogue about `image`: a function of its bytes, of these settings and of the model.
+        """Generates the dialogue about `image`. It depends only on the image's bytes, these settings and the model.
 
-        A malformed answer starts the dialogue again under a new seed. Greedy decoding would only repeat itself: one
-        attempt. Raises EngineDiedError.
+        A malformed answer starts the dialogue again with a new seed, up to `attempts` times. Greedy decoding would give
+        the same answer again, so it has one attempt. Raises EngineDiedError.
         """
         attempts = self.attempts if self.sampling.temperature > 0 else 1
         output_tokens = 0
@@ -90,7 +90,7 @@ class DialogueGenerator:
         prompts: list[str] = []
         answers: list[str] = []
         for index, turn in enumerate(self.protocol.turns):
-            # The filled-in text is cleaned as a whole: "<{answer_1}>" may become a special token.
+            # The text is cleaned after filling in answers: "<{answer_1}>" may become a special token.
             prompts.append(without_special_tokens(self.protocol.user_text(index, prompts, answers)))
             answer = await engine.answer(
                 Request(
@@ -104,7 +104,7 @@ class DialogueGenerator:
             state.finish_reasons.append(answer.finish_reason)
             state.output_tokens += answer.output_tokens
             if not answer.saw_image:
-                raise RefusedRequestError(IMAGE_NOT_SEEN, "the prompt that ran held no image tokens")
+                raise RefusedRequestError(IMAGE_NOT_SEEN, "the prompt had no image tokens when it ran")
             if turn.parse == "qa-list":
                 truncated = answer.finish_reason == "length"
                 pairs = parse_qa_list(answer.text, pairs=turn.pairs, truncated=truncated)
@@ -129,6 +129,6 @@ class _Attempt:
 
 
 def seed_of(run_seed: int, image_sha256: str, attempt: int) -> int:
-    """Seed of the first turn of an attempt; turn k decodes with this plus k - 1. In [0, 2^62)."""
+    """Seed of the first turn of an attempt, in [0, 2^62). Turn k of the attempt uses this seed plus k - 1."""
     digest = hashlib.sha256(f"{run_seed}/{image_sha256}/{attempt}".encode()).digest()
     return int.from_bytes(digest[:8]) >> 2

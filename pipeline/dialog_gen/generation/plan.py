@@ -1,4 +1,4 @@
-"""What a run is going to do: its settings, checked before anything slow starts."""
+"""The plan of a run: its settings, which are checked before anything slow starts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ class RunPlan:
     generator: DialogueGenerator
     engine: EngineSpec
     images: str
-    """The source as an absolute path or URL."""
+    """The image source, as an absolute path or a URL."""
     shard_size: int
     limit: int | None
 
     def config(self) -> dict[str, Any]:
-        """What the rows depend on: two runs into one folder must agree in all of it."""
+        """The settings that the rows depend on. All runs into one folder must have equal ones."""
         model, options = self.engine.model, self.engine.options
         return {
             "schema_version": SCHEMA_VERSION,
@@ -52,11 +52,11 @@ class RunPlan:
         }
 
     def shards(self) -> Iterator[InputShard]:
-        """The input, cut into units of work. Raises UsageError where there is none."""
+        """The input, divided into shards. Raises UsageError if there are no images."""
         return with_limit(open_source(self.images, shard_size=self.shard_size), self.limit)
 
     def describe(self) -> str:
-        """The plan and the rendered prompts of the first images, for people."""
+        """The plan and the rendered prompts of the first images, as text for people."""
         shards, images, first = 0, 0, list[SourceImage]()
         for shard in self.shards():
             if len(first) < _IMAGES_SHOWN:
@@ -69,7 +69,7 @@ class RunPlan:
             prompts.append(protocol.user_text(index, prompts, stand_ins[:index]))
         rendered = [self._render(protocol.conversation(prompts[: k + 1], stand_ins[:k])) for k in range(len(prompts))]
         lines = ["plan", *(f"  {key}: {value}" for key, value in self.config().items())]
-        lines += [f"  {images} images in {shards} shards, {len(protocol.turns)} requests an image", "", "prompts"]
+        lines += [f"  {images} images in {shards} shards, {len(protocol.turns)} requests per image", "", "prompts"]
         for image in first:
             lines.append(f"  {image.image_id} ({len(image.data)} bytes)")
             lines += [f"    turn {number}: {prompt!r}" for number, prompt in enumerate(rendered, 1)]
@@ -97,13 +97,13 @@ def make_plan(
     options: EngineOptions,
     download: bool = True,
 ) -> RunPlan:
-    """Checks and completes the settings; values of `sampling` replace the protocol's, but for None.
+    """Checks and completes the settings. Values of `sampling` that are not None replace those of the protocol.
 
-    Without `engine`, the default one for the model. Raises UsageError for whatever is wrong with the settings,
-    MissingExtraError for an engine that is not installed.
+    `engine` defaults to the model's default engine. Raises UsageError for wrong settings, MissingExtraError for an
+    engine that is not installed.
     """
     for flag, value in (("--model", model), ("--images", images), ("--out", out)):
-        if not value.strip():  # an unset variable of a shell; as a path it would be the working folder
+        if not value.strip():  # an unset shell variable; as a path, it would mean the working folder
             raise UsageError(f"{flag} is empty: give it a value.")
     entry = ENGINES.get(engine, where="--engine") if engine is not None else None
     resolve = entry.resolve if entry is not None else resolve_model
@@ -123,7 +123,7 @@ def make_plan(
         images = str(Path(images).expanduser().absolute())
         if "://" not in out and Path(out).expanduser().absolute().is_relative_to(images):
             raise UsageError(
-                f"--out {out} lies in --images {images}: its own output would be read. Choose another --out."
+                f"--out {out} lies in --images {images}: the run would read its own output. Choose another --out."
             )
     spec = EngineSpec(name=(entry or default_engine(resolved)).name, model=resolved, sampling=decoding, options=options)
     spec.check()

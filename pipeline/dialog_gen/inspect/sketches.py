@@ -1,4 +1,4 @@
-"""Counts over streams of any length in bounded memory: exact for few distinct items, with a known error beyond."""
+"""Counts over streams of any length in bounded memory. Exact for few distinct items, else with a known error."""
 
 import heapq
 from collections import Counter
@@ -11,8 +11,8 @@ _HASHES = 1 << 64
 class FrequentItems:
     """The most frequent items: Misra-Gries counters, in the batch form of arXiv 1204.1078.
 
-    Exact up to `capacity` distinct items. Beyond that each count is too low by at most `undercount`, and every item
-    that was seen more often than that is present.
+    Exact up to `capacity` distinct items. With more items, each count is too low by at most `undercount`, and every
+    item that occurred more than `undercount` times is present.
     """
 
     def __init__(self, capacity: int = 1 << 14) -> None:
@@ -21,7 +21,7 @@ class FrequentItems:
         self.undercount = 0
 
     def add(self, item: str) -> None:
-        """Counts an item."""
+        """Counts an occurrence of an item."""
         self._counts[item] += 1
         if len(self._counts) > 2 * self._capacity:
             cut = heapq.nlargest(self._capacity + 1, self._counts.values())[-1]
@@ -34,11 +34,11 @@ class FrequentItems:
 
 
 class DistinctItems:
-    """The number of distinct items, and of those that repeat an earlier one: the k smallest hashes, with counts.
+    """The numbers of distinct items and of repetitions, from the k smallest hashes and their counts.
 
-    Exact up to k distinct items (apart from hash collisions, of probability 2^-64 each). Beyond that an estimate with
-    a standard error of 1 / sqrt(k - 2), 0.6 % for the default (Bar-Yossef et al. 2002): if the k smallest of n uniform
-    hashes in [0, 1] reach up to x, then n is about (k - 1) / x.
+    Exact up to k distinct items (apart from hash collisions, of probability 2^-64 each). With more items, the number is
+    an estimate with a standard error of 1 / sqrt(k - 2), 0.6 % for the default (Bar-Yossef et al. 2002): if x is the
+    largest of the k smallest of n uniform hashes in [0, 1], then n is about (k - 1) / x.
     """
 
     def __init__(self, k: int = 1 << 15) -> None:
@@ -48,11 +48,11 @@ class DistinctItems:
         self.seen = 0
 
     def add(self, item: str) -> None:
-        """Counts an item."""
+        """Counts an occurrence of an item."""
         self.seen += 1
         key = hash_64(item)
         if key < self._limit:
-            # The limit only decreases, so a hash below it was never dropped: its count is complete.
+            # The limit only decreases, so a hash below it was never dropped, and its count is complete.
             self._counts[key] = self._counts.get(key, 0) + 1
             if len(self._counts) > 2 * self._k:
                 self._keep_smallest()
@@ -64,7 +64,7 @@ class DistinctItems:
 
     @property
     def distinct(self) -> int:
-        """How many distinct items were seen."""
+        """The number of distinct items."""
         if self.exact:
             return len(self._counts)
         self._keep_smallest()
@@ -72,7 +72,7 @@ class DistinctItems:
 
     @property
     def repeated(self) -> int:
-        """How many items repeat an earlier one."""
+        """The number of items that repeat an earlier item."""
         self._keep_smallest()
         return round(self.seen * (1 - len(self._counts) / self._counted)) if self.seen else 0
 

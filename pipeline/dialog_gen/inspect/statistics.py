@@ -1,4 +1,4 @@
-"""Statistics of a dataset, in one pass over its texts and in memory that does not grow with it."""
+"""Statistics of a dataset, computed in one pass over its texts. Memory use does not grow with the dataset."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from dialog_gen.inspect.sketches import DistinctItems, FrequentItems
 from dialog_gen.sources.images import FORMATS
 
 TOP = 20
-"""How many of the most frequent question types and answers are listed."""
+"""Number of the most frequent question types and answers that are listed."""
 
 _SIZED_IMAGES = 1000
 _NUMBERS = frozenset(
@@ -41,21 +41,21 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Utterances:
-    """All questions, or all answers. They are compared without case and final punctuation."""
+    """Statistics of all questions, or of all answers. Texts are compared without case and final punctuation."""
 
     distinct: int
     distinct_is_exact: bool
-    """False for an estimate, whose standard error is 0.6 %."""
+    """False if `distinct` is an estimate, with a standard error of 0.6 %."""
     words: Spread
     top: dict[str, int]
     """The most frequent question types (the first two words), or whole answers, with their counts."""
     top_undercount: int
-    """How much the counts of `top` may be too low; 0 where they are exact."""
+    """Counts of `top` may be too low by at most this number; 0 if they are exact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateStats:
-    """One quality gate; the counts are of pairs."""
+    """Statistics of a quality gate. Counts are of pairs."""
 
     scored: int
     marked: int
@@ -64,7 +64,11 @@ class GateStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSizes:
-    """Medians over a uniform sample of the images, read from their headers. Sizes are in pixels."""
+    """Statistics of a uniform sample of images, read from their headers.
+
+    `width` and `height` are medians in pixels; `smallest` and `largest` are (width, height) by area; `bytes` is the
+    median file size.
+    """
 
     sampled: int
     readable: int
@@ -78,11 +82,11 @@ class ImageSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Statistics of a dataset. Its fields are the keys that `dialog-gen stats --json` prints."""
+    """Statistics of a dataset. The fields are the keys that `dialog-gen stats --json` prints."""
 
     shards: int
     images: int
-    """accepted + rejected + unreadable"""
+    """The sum of accepted, rejected and unreadable images."""
     accepted: int
     rejected: int
     unreadable: int
@@ -90,34 +94,34 @@ class Stats:
     bytes: int
     """Size of all Parquet files."""
     repeated_images: int
-    """Accepted images that are byte for byte equal to an earlier one."""
+    """Accepted images whose bytes are equal to those of an earlier one."""
     repeated_images_is_exact: bool
     pairs: int
     pairs_per_image: dict[int, int]
-    """pairs -> images"""
+    """Number of pairs -> number of images with this number of pairs."""
     pairs_gated: int
     pairs_kept: int
-    """Gated pairs that no gate marked."""
+    """Pairs with gate scores that no gate marked."""
     images_without_kept_pair: int
     questions: Utterances
     answers: Utterances
     answer_types: dict[str, int]
-    """yes/no, number, other -> pairs"""
+    """"yes/no", "number" or "other" -> number of pairs."""
     captions: Spread
     """Words per caption, over the images that have one."""
     gates: dict[str, GateStats]
-    """Gates that scored or marked a pair."""
+    """Statistics of the gates that scored or marked at least one pair."""
     image_sizes: ImageSizes | None
-    """None where the dataset holds no images."""
+    """None if the dataset contains no images."""
     models: dict[str, int]
     protocols: dict[str, int]
     engines: dict[str, int]
 
 
 def stats(dataset: str | Path | DatasetFolder, *, on_progress: OnProgress = ignore_progress) -> Stats:
-    """Statistics of a dataset: reads all its texts, and the headers of a thousand images.
+    """Computes statistics of a dataset from all its texts and the headers of 1,000 images.
 
-    Raises UsageError for a missing or damaged file: statistics of a part would mislead.
+    Raises UsageError for a missing or damaged file, because statistics of a part would be misleading.
     """
     folder = open_dataset(dataset)
     counted = totals(folder)
@@ -162,12 +166,12 @@ def stats(dataset: str | Path | DatasetFolder, *, on_progress: OnProgress = igno
 
 
 def question_type(question: str) -> str:
-    """The first two words, as in "what color", "how many", "is there" (cf. VQA, arXiv 1505.00468)."""
+    """The first two words, such as "what color", "how many", "is there" (cf. VQA, arXiv 1505.00468)."""
     return " ".join(words(question)[:2])
 
 
 def answer_type(question: str, answer: str) -> str:
-    """One of "yes/no" (by the first word), "number" (a number alone, or an answer to "how many") and "other"."""
+    """The type of an answer: "yes/no" (by the first word), "number" (a number, or an answer to "how many"), "other"."""
     found = words(answer)
     if found[:1] in (["yes"], ["no"]):
         return "yes/no"
@@ -200,7 +204,7 @@ class _UtteranceCounts:
 
 @dataclass(slots=True)
 class _RowCounts:
-    """What is counted in the pass over the rows."""
+    """The counters of the pass over the rows."""
 
     images: DistinctItems = field(default_factory=DistinctItems)
     questions: _UtteranceCounts = field(default_factory=_UtteranceCounts)
@@ -236,7 +240,7 @@ class _RowCounts:
                 if value is not None and value == value:
                     scores.add(value)
             marks = [marking_gates(scores) for scores in gates]
-            kept = sum(not against for against in marks)
+            kept = sum(not marking for marking in marks)
             self.pairs_gated += len(marks)
             self.pairs_kept += kept
             self.images_without_kept_pair += not kept

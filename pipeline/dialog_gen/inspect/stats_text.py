@@ -9,7 +9,7 @@ _SHOWN = 10
 
 
 def stats_text(stats: Stats) -> str:
-    """The statistics in lines of text; the first one has the totals."""
+    """The statistics as lines of text. The first line has the totals."""
     first = f"{stats.images:,} images in {stats.shards:,} shards, {_size(stats.bytes)} of Parquet"
     return "\n".join([first, *_lines(stats)])
 

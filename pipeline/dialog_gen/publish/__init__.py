@@ -1,8 +1,8 @@
-"""Publishing a dataset: merged shards, export formats, the Hub, and images that are fetched again.
+"""Publishing datasets: merges shards, exports to other formats, pushes to and pulls from the Hub, restores images.
 
-compact.py      shards merged into larger ones
-export.py       a dataset in another format; formats/ has one file per format
-push.py         a dataset to the Hub; hub.py talks to it, card.py writes the dataset card from card_data.py
-pull.py         a dataset from the Hub
-rehydrate.py    images put back into a dataset without them; refetch.py restores one image
+compact.py      merges shards into larger ones
+export.py       exports a dataset; formats/ has one file per format
+push.py         uploads a dataset to the Hub; hub.py is the client, card.py makes the dataset card from card_data.py
+pull.py         downloads a dataset from the Hub
+rehydrate.py    puts images back into a dataset without images; refetch.py restores one image
 """

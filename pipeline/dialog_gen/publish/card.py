@@ -1,7 +1,7 @@
-"""The dataset card: README.md of a repository on the Hub, made from the data and the notes beside them.
+"""The dataset card, which is the README.md of a repository on the Hub. It is made from the data and notes of a dataset.
 
-The same dataset gives the same card. `card.md.jinja` is its text; whatever a model, a web page or a user wrote is
-escaped there, so that it shows as it is and does nothing.
+The same dataset gives the same card. `card.md.jinja` is its template. Texts of models, web pages and users are escaped,
+so that they are shown literally and cannot become links or HTML.
 """
 
 import json
@@ -23,9 +23,9 @@ from dialog_gen.publish.markdown import Markdown, markdown_template, plain, rate
 COLUMN_NOTES = {
     "image_id": "the source's own key, unique in the dataset",
     "image_sha256": "hash of the image's bytes as stored",
-    "images": "the image as it was read, a list of one; null where it was left out",
+    "images": "a list with one image, as it was read; null if the image was left out",
     "url": "where the image came from",
-    "source_sha256": "hash of what the URL served, if that was stored as another image",
+    "source_sha256": "hash of the bytes that the URL served, if the image was stored in another form",
     "caption": "the source's caption of the image; the model never saw it",
     "texts": "the question-answer pairs, in order",
     "answer_logprobs": "for each pair the mean log-probability of the answer's tokens",
@@ -38,14 +38,14 @@ COLUMN_NOTES = {
     "prompt_sha256": "hash of the chat template and the prompts",
     "sampling": "how answers were decoded; the seed is this row's own",
     "finish_reasons": "how each turn's answer ended",
-    "attempts": "tries until the answer had the requested form",
+    "attempts": "number of attempts until the answer had the requested form",
     "created_at": "time of the answer",
     "status": "rejected: because of the model's answer; unreadable: because of the image",
     "reason": "code of the reason",
     "detail": "details of the reason",
     "raw": "the answers as the model wrote them",
 }
-"""Column of DIALOGUES or REJECTS -> its content, for readers of the card."""
+"""Column of DIALOGUES or REJECTS -> description of its content in the card."""
 
 _SIZES = (
     (10**3, "n<1K"),
@@ -55,7 +55,7 @@ _SIZES = (
     (10**7, "1M<n<10M"),
     (10**8, "10M<n<100M"),
 )
-# The Hub's identifiers of licences that are used for datasets.
+# The Hub's identifiers of licences for datasets.
 _LICENCES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "unlicense", "gfdl", "llama2", "c-uda", "other", "unknown"),
     *("cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0"),
@@ -67,9 +67,9 @@ _DECODING = ("temperature", "top_p", "max_tokens", "seed", "attempts", "dtype", 
 
 
 def make_card(data: CardData, repo: str, *, licence: str | None = None) -> str:
-    """The card of a dataset in the repository `repo` (USER/NAME).
+    """The text of the card for a dataset in the repository `repo` (USER/NAME).
 
-    `licence` is the publisher's, an SPDX identifier or the terms in words.
+    `licence` is chosen by the publisher: an SPDX identifier or the terms in words.
     """
     families = {name: known_model(name) for name in dict.fromkeys(made[0] for made in data.made_with)}
     template = markdown_template(files("dialog_gen.publish").joinpath("card.md.jinja").read_text(encoding="utf-8"))
@@ -111,7 +111,7 @@ def _contamination(name: str, family: KnownModel | None) -> Markdown:
 
 
 def _columns(schema: pa.Schema, *, without: Sequence[str] = ()) -> list[tuple[object, ...]]:
-    """Name, type and content of each column."""
+    """(name, type, description) of each column of a schema."""
     return [
         (Markdown(f"`{name}`"), Markdown(f"`{_type(feature)}`"), Markdown(COLUMN_NOTES[name]))
         for name, feature in ((feature["name"], feature) for feature in yaml_features(schema))
@@ -149,7 +149,7 @@ def _protocol(name: str) -> dict[str, Any]:
 
 
 def _gates(notes: GateNotes) -> list[tuple[object, ...]]:
-    """Name, meaning of the score, limits and counts of each gate."""
+    """(name, meaning of the score, limits, scored pairs, marked pairs, rate) of each gate."""
     return [
         (
             *(name, description_of(name), _limits(notes.settings.get(name, {}))),
@@ -164,7 +164,7 @@ def _limits(settings: Mapping[str, Any]) -> Markdown:
     return Markdown(" or ".join(f"{sign} {plain(settings[key])}" for key, sign in sides) or "never")
 
 
-# The header, which the Hub's programs read
+# The YAML header, which the Hub's programs read
 
 
 def _header(data: CardData, repo: str, licence: str | None) -> list[str]:
@@ -193,7 +193,7 @@ def _metadata(data: CardData, repo: str, licence: str | None) -> dict[str, Any]:
 
 
 def yaml_features(schema: pa.Schema) -> list[dict[str, Any]]:
-    """A schema's columns as `dataset_info` spells them."""
+    """The columns of a schema in the form of `dataset_info`."""
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
     return [{"name": name, **_yaml_feature(feature)} for name, feature in features.items()]
 

@@ -1,4 +1,4 @@
-"""What a dataset card is made from: one pass over the texts, the notes in the dataset folder, known generators."""
+"""The data of a dataset card: counts and examples of the texts, the notes in the dataset folder, known generators."""
 
 import hashlib
 import heapq
@@ -43,7 +43,7 @@ class GateNotes(BaseModel):
 
 @dataclass(slots=True, kw_only=True)
 class CardData:
-    """The facts about a dataset that its card states."""
+    """The data of a dataset that its card shows."""
 
     totals: Verdict
     config: dict[str, Any]
@@ -51,13 +51,13 @@ class CardData:
     gates: GateNotes | None
     pairs: int = 0
     made_with: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
-    """(model, revision, engine, engine version, protocol) -> dialogues."""
+    """(model, revision, engine, engine version, protocol) -> number of dialogues."""
     examples: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """`caption` and kept `pairs` of a few dialogues; the same dataset gives the same ones."""
+    """`caption` and kept `pairs` of a few dialogues. The same dataset gives the same examples."""
 
 
 def card_data(folder: DatasetFolder, *, link_rot: Path | None = None) -> CardData:
-    """Reads everything but the images; `link_rot` replaces the link_rot.json beside them.
+    """Collects the data of a card from a dataset, without reading images. `link_rot` replaces its link_rot.json.
 
     Raises UsageError for a damaged dataset, and for notes that are damaged or missing.
     """
@@ -95,10 +95,10 @@ def _gates(folder: DatasetFolder) -> GateNotes | None:
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A family of generators: what it was trained on, and whose terms its texts come under."""
+    """A family of generators, with its training data and the terms that apply to its texts."""
 
     names: tuple[str, ...]
-    """Parts of its models' names, in lower case."""
+    """Parts of the names of its models, in lower case."""
     trained_on: str
     terms: str
 
@@ -110,14 +110,14 @@ KNOWN_MODELS = (
         "RefCOCO and Visual Genome, most of them about COCO and Visual Genome images, after 558 K image-text pairs of "
         "LAION, CC and SBU (arXiv:2310.03744). Dialogues about those images may repeat its training data, and "
         "results on these benchmarks, or on others with COCO images, are not those of a model that never saw them.",
-        "LLaVA-1.5 rests on Vicuna 1.5 (Llama 2 Community License) and on instructions that GPT-4 wrote (OpenAI's "
+        "LLaVA-1.5 is based on Vicuna 1.5 (Llama 2 Community License) and on instructions that GPT-4 wrote (OpenAI's "
         "terms of use).",
     ),
     KnownModel(
         ("blip2", "blip-2"),
         "BLIP-2 was pre-trained on 129 M images: COCO, Visual Genome, CC3M, CC12M, SBU and 115 M of LAION-400M "
         "(arXiv:2301.12597). Its answers about images from those sets may repeat the captions it was trained on.",
-        "BLIP-2 rests on OPT (Meta's OPT licence, for non-commercial research) or Flan-T5 (Apache-2.0).",
+        "BLIP-2 is based on OPT (Meta's OPT licence, for non-commercial research) or Flan-T5 (Apache-2.0).",
     ),
     KnownModel(
         ("shapes-",),
@@ -128,8 +128,8 @@ KNOWN_MODELS = (
 
 
 def known_model(name: str) -> KnownModel | None:
-    """The family of a model, by its name; None where nothing is recorded."""
-    # A name such as shapes-llava-1.5 holds the names of two families: the one at its start counts.
+    """The family of a model, found by the model's name; None for an unknown model."""
+    # A name such as shapes-llava-1.5 contains the names of two families; the family at its start is the right one.
     by_start = [family for family in KNOWN_MODELS if name.lower().startswith(family.names)]
-    holding = [family for family in KNOWN_MODELS if any(part in name.lower() for part in family.names)]
-    return next(iter(by_start + holding), None)
+    containing = [family for family in KNOWN_MODELS if any(part in name.lower() for part in family.names)]
+    return next(iter(by_start + containing), None)

@@ -1,8 +1,8 @@
 """Merges a dataset's shards into larger ones for publishing: few files, with row groups that the Hub's viewer can show.
 
-The result is a dataset folder like any other. Its shards (`part-00000`, ...) consist of whole shards of the source. A
-shard is written again if its source shards changed, so the same command resumes after an interruption and follows a
-source that has grown.
+The result is a normal dataset folder. Each of its shards (`part-00000`, ...) consists of whole shards of the source. A
+shard is written again if its source shards changed. So the same command resumes after an interruption, and updates the
+result when the source has grown.
 """
 
 import math
@@ -23,24 +23,24 @@ from dialog_gen.dataset.record import DIALOGUES, REJECTS
 from dialog_gen.dataset.writer import ROWS_A_GROUP, DatasetWriter, open_writer
 
 COMPACTED = "compacted"
-"""The key in config.json that tells a merged dataset from a run's own."""
+"""The key in config.json that only merged datasets have."""
 _NOTES = ("run.json", "gates.json", "images.json")
-# In a shard without images. With its images again, at about 50 kB each, such a shard takes 500 MB as others do; it is
-# also the most that `rehydrate` repeats after an interruption.
+# Limit for a shard without images. When its images are restored, at about 50 kB each, the shard takes about 500 MB,
+# like other shards. It is also the largest amount of work that `rehydrate` repeats after an interruption.
 _ROWS_WITHOUT_IMAGES = 10_000
-# The Hub's viewer gives up on row groups over 286 MiB.
+# The Hub's viewer does not show row groups over 286 MiB.
 _GROUP_BYTES = 200 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactSummary:
-    """What the merged dataset holds."""
+    """The merged dataset."""
 
     out: str
     images: int
     shards: int
     source_shards: int
-    """Shards of the source that were merged."""
+    """Number of shards of the source."""
     shards_already_done: int
     bytes: int
 
@@ -62,11 +62,12 @@ def compact(
 ) -> CompactSummary:
     """Writes the rows of a dataset to `out`, a local folder or fsspec URL, in shards of about `shard_mb` MB.
 
-    The order of rows stays, and shards of the source are never divided. `without_images` leaves out the images' bytes
-    and keeps their URLs and checksums; shards then have at most 10,000 rows. One row group is in memory at a time.
-    Rows are written in the current version of the record, whatever the source's is. Raises UsageError for a source with
-    damaged shards, and for an `out` that holds something else or lies in the
-    source (or the source in it).
+    The order of rows does not change, and shards of the source are never divided. `without_images` leaves out the bytes
+    of images but keeps their URLs and checksums; shards then have at most 10,000 rows. Only one row group is in memory
+    at a time. Rows are written in the current version of the record, even if the source has an older one.
+
+    Raises UsageError for a source with damaged shards, and for an `out` that contains something else, is inside the
+    source or contains the source.
     """
     check_at_least("--shard-mb", shard_mb, 1)
     source = open_dataset(dataset)
@@ -77,7 +78,10 @@ def compact(
 def merge_shards(
     source: DatasetFolder, out: str, *, shard_mb: int, images: bool, on_progress: OnProgress
 ) -> CompactSummary:
-    """Does what `compact` does, but lets `out` lie inside the source."""
+    """Does the work of `compact`, but without its checks: `out` may be inside the source.
+
+    `shard_mb` is in 10^6 bytes; `images` is False to leave out the bytes of images.
+    """
     config = source.config()
     images = images and has_images(config)
     groups = list(_groups(source, shard_mb * 10**6, images))
@@ -94,7 +98,7 @@ def merge_shards(
         stale = set(store.shards()) - {manifest.shard for manifest in done}
         for name in stale:
             store.drop(name)
-        copy_notes(source, store, anew=skipped < len(done) or bool(stale))
+        copy_notes(source, store, overwrite=skipped < len(done) or bool(stale))
     return CompactSummary(
         out=out,
         images=sum(manifest.images for manifest in done),
@@ -106,29 +110,29 @@ def merge_shards(
 
 
 def has_images(config: dict[str, Any]) -> bool:
-    """Whether a dataset with this config.json was made to hold the bytes of its images."""
+    """Whether a dataset with this config.json contains the bytes of its images."""
     return config.get(COMPACTED, {}).get("images", True)
 
 
 def check_apart(source: str, out: str) -> None:
-    """Raises UsageError if one of two dataset folders lies in the other or they are the same."""
+    """Raises UsageError if two dataset folders are the same or one is inside the other."""
     folders = [DatasetFolder(name) for name in (source, out)]
     here, there = (str(at.local_root.resolve()) if at.local_root else at.location for at in folders)
     if f"{there.rstrip('/')}/".startswith(f"{here.rstrip('/')}/") or here.startswith(f"{there.rstrip('/')}/"):
         raise UsageError(f"--out {out} and {source} lie in one another: choose another --out.")
 
 
-def copy_notes(source: DatasetFolder, store: DatasetWriter, *, anew: bool) -> None:
-    """Copies the notes on the run, the gates and the images; unless the copy was made `anew`, its own notes stay."""
+def copy_notes(source: DatasetFolder, store: DatasetWriter, *, overwrite: bool) -> None:
+    """Copies run.json, gates.json and images.json. Without `overwrite`, files that `store` already has are kept."""
     for name in _NOTES:
-        if source.exists(name) and (anew or not store.exists(name)):
+        if source.exists(name) and (overwrite or not store.exists(name)):
             part = store.tmp / name
             part.write_bytes(source.read(name))
             store.put(name, part)
 
 
 def _groups(source: DatasetFolder, max_bytes: int, images: bool) -> Iterator[list[ShardManifest]]:
-    """Groups of neighbouring shards that become one; a shard over the limits is a group of its own."""
+    """Groups of consecutive shards, each of which becomes one shard. A shard over the limits is a group of its own."""
     max_rows = math.inf if images else _ROWS_WITHOUT_IMAGES
     group, size, rows = list[ShardManifest](), 0, 0
     for manifest in intact_manifests(source):
@@ -193,15 +197,15 @@ def _read(source: DatasetFolder, entry: FileEntry, images: bool) -> Iterator[pa.
 
 
 def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of a hundred, or of fewer where a hundred are too large for the Hub's viewer."""
-    held = list[pa.Table]()
+    """Yields the same rows in tables of 100 rows, or of fewer if 100 rows are too large for the Hub's viewer."""
+    pending = list[pa.Table]()
     for table in tables:
-        rows = pa.concat_tables([*held, table])
+        rows = pa.concat_tables([*pending, table])
         while rows.num_rows >= ROWS_A_GROUP:
             yield from _halved(rows.slice(0, ROWS_A_GROUP))
             rows = rows.slice(ROWS_A_GROUP)
-        held = [rows]
-    yield from chain.from_iterable(_halved(rows) for rows in held if rows.num_rows)
+        pending = [rows]
+    yield from chain.from_iterable(_halved(rows) for rows in pending if rows.num_rows)
 
 
 def _halved(table: pa.Table) -> Iterator[pa.Table]:

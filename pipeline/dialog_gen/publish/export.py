@@ -1,4 +1,4 @@
-"""Exports a dataset to a format that other programs read; `dialog_gen.publish.formats` holds one writer per format."""
+"""Exports a dataset to a format that other programs read; `dialog_gen.publish.formats` has one writer per format."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ _COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "capti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSummary:
-    """What was written, and what was left out."""
+    """Counts of what was written and what was left out."""
 
     out: str
     to: str
@@ -47,7 +47,7 @@ class ExportSummary:
 
 @dataclass(slots=True)
 class _Counts:
-    """The figures of an `ExportSummary` while samples are written."""
+    """The counts of an `ExportSummary`, which grow while samples are written."""
 
     images: int = 0
     pairs: int = 0
@@ -65,12 +65,13 @@ def export(
     limit: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> ExportSummary:
-    """Writes the accepted dialogues to the local folder `out`: whole or not at all.
+    """Writes the accepted dialogues to the local folder `out`. After an error, `out` does not exist.
 
     `to` is the name of an export format, `limit` the highest number of images. `kept_only` leaves out pairs that a
-    gate marked, and images that have no other pairs. Raises UsageError for an unknown format, a damaged dataset, one
-    with pairs that no gate saw (`kept_only`), an `out` that exists or is a URL, and where nothing is left to write;
-    DialogGenError for what the disk refuses.
+    gate marked, and images that have no other pairs.
+
+    Raises UsageError for an unknown format, a damaged dataset, a shard without gates (with `kept_only`), an `out` that
+    exists or is a URL, and if there is nothing to write; DialogGenError if the disk fails.
     """
     new_writer = FORMATS.get(to, where="--to")
     if "://" in str(out):
@@ -88,7 +89,7 @@ def export(
             counts.images += 1
             counts.pairs += len(sample.pairs)
             on_progress("exporting images", counts.images, total, "images")
-        # Not after an error: a second one would hide it.
+        # Not called after an error: a second error would hide the first one.
         writer.close()
         if not counts.images:
             raise UsageError(_nothing_to_export(folder, counts))
@@ -123,7 +124,7 @@ def _samples(folder: DatasetFolder, counts: _Counts, *, kept_only: bool) -> Iter
 
 
 def image_bytes(row: dict[str, Any]) -> bytes | None:
-    """The bytes of a row's image; None where they were left out."""
+    """The bytes of a row's image; None if they were left out."""
     images = row["images"] or ()
     return images[0]["bytes"] if images else None
 

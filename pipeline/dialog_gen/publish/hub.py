@@ -1,4 +1,4 @@
-"""What `push` and `pull` have in common: the Hub's errors in words, a repository's state, which files belong there."""
+"""The client of the Hub for `push` and `pull`: the state of a repository, its valid files, errors with explanations."""
 
 import json
 import re
@@ -28,16 +28,16 @@ from dialog_gen.dataset.record import SCHEMA_VERSION
 from dialog_gen.publish.compact import COMPACTED
 
 NOTES = ("README.md", "config.json", "run.json", "gates.json", "rehydrate.json", "images.json")
-"""Files that may stand at the root of a repository."""
+"""Files that a dataset repository may have at its root."""
 GIT_ATTRIBUTES = ".gitattributes"
-"""The Hub's own file, which lists the large files."""
+"""A file of the Hub itself, which lists the large files."""
 _CONTENT = re.compile(r"(data|rejects)/[^/]+\.parquet|shards/[^/]+\.json")
 _CONFIG_BYTES = 1 << 20
 # huggingface_hub changes its HTTP client from version to version; this is the base class of that client's errors.
 _HTTP_ERROR = cast("type[Exception]", HfHubHTTPError.__bases__[0])
 PAUSES_S = (1.0, 4.0, 16.0)
-"""Before each further try, after errors that waiting may cure."""
-# Two versions of one dataset may differ in these; `images` is a path, so the images themselves are compared.
+"""Seconds to wait before each further try after a transient error."""
+# Keys in which two versions of a dataset may differ. `images` is a path; the images themselves are compared instead.
 _FREE_KEYS = frozenset((COMPACTED, "rehydrated", "images", "schema_version"))
 
 _T = TypeVar("_T")
@@ -57,23 +57,23 @@ class Repository:
     commit: str
     private: bool
     files: Mapping[str, RepoFile]
-    """By path, without the Hub's own file."""
+    """Path -> file, without the Hub's own file."""
     config: dict[str, Any] | None
-    """Content of its config.json; None unless that is one of a dialog-gen dataset."""
+    """Content of its config.json; None if the repository has none of a dialog-gen dataset."""
 
     @property
     def is_dataset(self) -> bool:
-        """Whether it holds a dialog-gen dataset."""
+        """Whether the repository contains a dialog-gen dataset."""
         return self.config is not None and any(name.startswith("shards/") for name in self.files)
 
     @property
     def is_empty(self) -> bool:
-        """Whether it holds no file, or only a card."""
+        """Whether the repository has no files, or only a card."""
         return set(self.files) <= {"README.md"}
 
 
 class Hub:
-    """The Hub as the user sees it whose token is stored or in HF_TOKEN."""
+    """A client of the Hub that uses the stored token, or the one in HF_TOKEN."""
 
     def __init__(self) -> None:
         self.token = get_token()
@@ -91,21 +91,21 @@ class Hub:
         self.call(self.api.whoami)
 
     def repository(self, name: str, revision: str | None = None) -> Repository | None:
-        """The repository at `revision`, by default its newest state; None where this user can see none of that name."""
+        """The repository at `revision` (default: the newest commit); None if it does not exist or is not visible."""
         return self.call(lambda: self._repository(name, revision))
 
     def first_images(self, repository: Repository) -> set[str]:
-        """The `image_sha256` of the first hundred or so rows, without fetching more. Empty where there is no row.
+        """The `image_sha256` of the first row group (about 100 rows); fetches little more. Empty if there are no rows.
 
-        Raises UsageError for a file that is no Parquet of a dataset.
+        Raises UsageError if the first Parquet file is not part of a dataset.
         """
         parquet = min((path for path in repository.files if path.endswith(".parquet")), default=None)  # data first
         return self.call(lambda: self._first_images(repository, parquet)) if parquet else set()
 
     def call(self, call: Callable[[], _T]) -> _T:
-        """Returns the result of `call`, which is repeated after a pause where the Hub or the network failed.
+        """Returns the result of `call`, which is called again after a pause if the Hub or the network failed.
 
-        Raises UsageError for the user's mistakes, HubError for other failures.
+        Raises UsageError for mistakes of the user, HubError for other failures.
         """
         with self.errors():
             for pause_s in PAUSES_S:
@@ -119,7 +119,7 @@ class Hub:
 
     @contextmanager
     def errors(self) -> Generator[None]:
-        """Turns the library's errors into UsageError and HubError; no message holds the token."""
+        """Converts the library's errors to UsageError and HubError. No message contains the token."""
         try:
             yield
         except HFValidationError as error:
@@ -138,7 +138,7 @@ class Hub:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # an error of the disk, not of the network
             raise HubError(
-                f"the Hub, or the way to it, failed: {self._message(error.__cause__ or error)} Try again."
+                f"the Hub or the connection to it failed: {self._message(error.__cause__ or error)} Try again."
             ) from None
 
     def _message(self, error: BaseException) -> str:
@@ -196,21 +196,21 @@ def check_name(repo: str) -> None:
 
 
 def is_content(path: str) -> bool:
-    """Whether a file of this path belongs to a dataset in a repository."""
+    """Whether a file with this path can be part of a dataset repository."""
     return path in NOTES or _CONTENT.fullmatch(path) is not None
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a little later."""
+    """Whether the same request may succeed later."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code == 429 or error.response.status_code >= 500
     return isinstance(error, _HTTP_ERROR)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """How two config.json differ that belong to different datasets; empty for two versions of one dataset."""
+    """The differences of two config.json, in words; empty if they can belong to two versions of one dataset."""
     if there.get("schema_version") == SCHEMA_VERSION:
-        here = upgraded(here)  # as it is pushed
+        here = upgraded(here)  # `push` uploads the current version
     if there.get("schema_version") != here.get("schema_version"):
         return [f"schema_version: {there.get('schema_version')!r} there, {here.get('schema_version')!r} here"]
     keys = [key for key in {**there, **here} if key not in _FREE_KEYS and there.get(key) != here.get(key)]

@@ -1,4 +1,4 @@
-"""Markdown of texts that strangers wrote, which show as they are and do nothing; templates that escape by default."""
+"""Escapes texts of unknown origin for Markdown, so that they are shown literally; templates that escape by default."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -11,23 +11,23 @@ _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", '"': "&quot;"}
 
 
 class Markdown(str):
-    """A text that is Markdown already. Templates escape any other value."""
+    """A text that is already Markdown. Templates escape all other values."""
 
     __slots__ = ()
 
 
 def plain(value: object, *, limit: int | None = None) -> Markdown:
-    """Markdown that shows a text literally on one line: it yields no HTML, links, mentions or formatting.
+    """Markdown that shows a text literally on one line, without HTML, links, mentions or formatting.
 
     Invisible characters (control characters, marks that change the direction of writing) are left out. A text of more
-    than `limit` characters is cut.
+    than `limit` characters is cut off.
     """
     words = " ".join(str(value).split())
-    seen = "".join(c for c in words if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
-    if limit is not None and len(seen) > limit:
-        seen = f"{seen[: limit - 1].rstrip()}…"
+    visible = "".join(c for c in words if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+    if limit is not None and len(visible) > limit:
+        visible = f"{visible[: limit - 1].rstrip()}…"
     # A backslash before ASCII punctuation is Markdown's own escape; it also keeps bare addresses from becoming links.
-    return Markdown("".join(_ENTITIES.get(c, f"\\{c}" if c in punctuation else c) for c in seen))
+    return Markdown("".join(_ENTITIES.get(c, f"\\{c}" if c in punctuation else c) for c in visible))
 
 
 def rate(part: float, whole: float = 1) -> Markdown:
@@ -38,8 +38,8 @@ def rate(part: float, whole: float = 1) -> Markdown:
 def markdown_template(text: str) -> Template:
     """A Jinja2 template of Markdown: every value in it is escaped by `plain` unless it is `Markdown`.
 
-    Its filters return Markdown and escape what they are given: `number` (thousands separators), `rate`, `listed`
-    (commas between), `cut` (to a number of characters) and `table` (rows; the arguments are the header).
+    Its filters return Markdown and escape their input: `number` (with thousands separators), `rate`, `listed` (joined
+    by commas), `cut` (to a number of characters) and `table` (of rows; the arguments are the header).
     """
     environment = Environment(  # noqa: S701 - not HTML: `finalize` escapes for Markdown
         finalize=_escaped, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

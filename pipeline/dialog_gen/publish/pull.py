@@ -1,4 +1,4 @@
-"""Fetches a dataset from the Hub into a dataset folder and checks every byte of it."""
+"""Downloads a dataset from the Hub into a dataset folder, and checks every byte."""
 
 import shutil
 from contextlib import suppress
@@ -14,13 +14,13 @@ from dialog_gen.dataset.verify import Verdict, verify
 from dialog_gen.publish.hub import NOTES, Hub, HubError, Repository, check_name, is_content
 
 _PATTERNS = (*NOTES, "data/*.parquet", "rejects/*.parquet", "shards/*.json")
-# Where huggingface_hub notes which files are complete.
+# The folder in which huggingface_hub records which files are complete.
 _PROGRESS = (".cache", "huggingface")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullSummary:
-    """The dataset that `out` holds now."""
+    """The dataset that `out` contains after a pull."""
 
     out: str
     repo: str
@@ -40,11 +40,11 @@ class PullSummary:
 def pull(
     repo: str, out: str | Path, *, revision: str | None = None, on_progress: OnProgress = ignore_progress
 ) -> PullSummary:
-    """Makes the local folder `out` hold the dataset of the repository `repo` (USER/NAME); resumes what was interrupted.
+    """Downloads the dataset in the repository `repo` (USER/NAME) to the local folder `out`; resumes interrupted pulls.
 
-    `revision` is a branch, tag or commit. Raises UsageError for a repository that does not exist or holds no dialog-gen
-    dataset, and for an `out` that holds something else; HubError where the Hub fails; FailedCheckError for a file that
-    is not what its manifest promises, which the next pull fetches again.
+    `revision` is a branch, tag or commit. Raises UsageError if the repository does not exist or has no dialog-gen
+    dataset, and for an `out` that contains something else; HubError if the Hub fails; FailedCheckError for a file that
+    differs from its manifest, which the next pull fetches again.
     """
     out = Path(out)
     check_name(repo)
@@ -66,7 +66,7 @@ def pull(
             repo, repo_type="dataset", revision=repository.commit, local_dir=out, allow_patterns=list(_PATTERNS)
         )
         _tidy(out, repository)
-    # If the Hub cannot be reached, snapshot_download is content with the files that are there.
+    # If the Hub cannot be reached, snapshot_download raises no error if there are local files.
     if missing := [path for path in fetched if not (out / path).is_file()]:
         raise HubError(f"{len(missing)} files of {repo} did not come, the first is {missing[0]}: pull again.")
     folder = DatasetFolder(str(out))
@@ -80,7 +80,7 @@ def pull(
 
 
 def _check_out(out: Path, repository: Repository) -> None:
-    """Raises UsageError if `out` holds something that a pull would overwrite or mix with."""
+    """Raises UsageError if `out` contains something that a pull would overwrite or mix with other data."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -91,14 +91,14 @@ def _check_out(out: Path, repository: Repository) -> None:
             raise UsageError(f"--out {out} is no dataset folder and not empty: choose another one.")
     elif folder.config() != repository.config:
         raise UsageError(
-            f"--out {out} holds a dataset of another configuration than {repository.name}: choose another one."
+            f"--out {out} holds a dataset with another configuration than {repository.name}: choose another one."
         )
     elif own := [name for name in folder.shards() if f"shards/{name}.json" not in repository.files]:
         raise UsageError(f"--out {out} has shards that {repository.name} lacks, such as {own[0]}: choose another one.")
 
 
 def _tidy(out: Path, repository: Repository) -> None:
-    """Removes files that no manifest names any more, and the library's notes, which may call damaged files complete."""
+    """Removes files that the repository no longer has, and the library's records, which may list damaged files."""
     for part in ("data", "rejects"):
         for file in (out / part).glob("*.parquet"):
             if f"{part}/{file.name}" not in repository.files:

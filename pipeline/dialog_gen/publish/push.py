@@ -1,7 +1,7 @@
-"""Publishes a dataset folder on the Hub in one commit: a reader sees the old version or the new one, each whole.
+"""Publishes a dataset folder on the Hub in one commit: readers see either the complete old or the complete new version.
 
-Large files are uploaded first. Files that the Hub has already are not sent again, so a push that failed continues
-where it stopped.
+Large files are uploaded first. Files that the Hub already has are not sent again, so after a failure the same command
+continues where it stopped.
 """
 
 import shutil
@@ -33,7 +33,7 @@ _PRECONDITION_FAILED = 412
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushSummary:
-    """The version that the Hub shows now."""
+    """The version that was published."""
 
     repo: str
     commit: str
@@ -60,15 +60,15 @@ def push(
     verify: bool = True,
     on_progress: OnProgress = ignore_progress,
 ) -> PushSummary:
-    """Makes the repository `repo` (USER/NAME) hold this dataset, with a card, and nothing else.
+    """Publishes a dataset with its card as the whole content of the repository `repo` (USER/NAME).
 
-    `without_images` publishes URLs and checksums in place of the images' bytes. `private` makes a new repository
-    private. `licence` is an SPDX identifier or the terms in words. `link_rot` is a download's link_rot.json, if not
-    the one beside the images. `message` is the commit's message. `replace` allows to overwrite a repository that holds
-    something else. `verify` checks every byte first, else only sizes are checked.
+    `without_images` publishes URLs and checksums instead of the bytes of images. `private` makes a new repository
+    private. `licence` is an SPDX identifier or the terms in words. `link_rot` is a link_rot.json that replaces the one
+    next to the images. `message` is the message of the commit. `replace` allows overwriting a repository that contains
+    something else. With `verify`, every byte is checked first, otherwise only sizes.
 
-    Raises UsageError for wrong arguments, a missing token, and a repository that holds something else;
-    FailedCheckError for a damaged dataset; HubError where the Hub fails. The Hub then shows what it showed before.
+    Raises UsageError for wrong arguments, a missing token, and a repository that contains something else;
+    FailedCheckError for a damaged dataset; HubError if the Hub fails. After an error, the repository is unchanged.
     """
     if licence is not None and not licence.strip():
         raise UsageError("--licence is empty: give an SPDX identifier such as cc-by-4.0, or the terms in words.")
@@ -107,7 +107,7 @@ def push(
 
 
 def _verify(folder: DatasetFolder, location: str, on_progress: OnProgress) -> None:
-    """Raises FailedCheckError for a damaged dataset, naming its `location`."""
+    """Raises FailedCheckError for a damaged dataset; the message names its `location`."""
     verdict = verify_dataset(folder, on_progress=on_progress)
     if verdict.problem_count:
         raise FailedCheckError(
@@ -117,7 +117,7 @@ def _verify(folder: DatasetFolder, location: str, on_progress: OnProgress) -> No
 
 
 def _check_repository(hub: Hub, repository: Repository, folder: DatasetFolder, *, private: bool, replace: bool) -> None:
-    """Raises UsageError if the repository holds something that must not be overwritten."""
+    """Raises UsageError if the repository contains something that must not be overwritten."""
     if private and not repository.private:
         raise UsageError(f"{repository.name} exists and is public: --private is for new ones. Change it on its page.")
     if replace or repository.is_empty:
@@ -143,8 +143,9 @@ def _check_repository(hub: Hub, repository: Repository, folder: DatasetFolder, *
 def _has_images_of(hub: Hub, repository: Repository, folder: DatasetFolder) -> bool:
     """Whether a dataset can be another version of the one in the repository, judged by their images.
 
-    Since that version the dataset may have grown, been gated, merged or made again, and its images may have moved. One
-    file in common is enough, else most images of the first rows in the repository have to be in the dataset.
+    The dataset may have grown, been gated, merged or generated again since it was pushed, and its images may be in
+    another folder. One common file is enough; otherwise, the dataset must contain more than half of the images of the
+    first rows in the repository.
     """
     files = {entry.sha256 for manifest in folder.manifests() for entry in manifest.files}
     if any(file.lfs and file.lfs.sha256 in files for file in repository.files.values()):
@@ -153,7 +154,7 @@ def _has_images_of(hub: Hub, repository: Repository, folder: DatasetFolder) -> b
     lacking = set(there)
     for table in (table for part in ("data", "rejects") for table in folder.tables(["image_sha256"], part=part)):
         lacking.difference_update(table.column(0).to_pylist())
-        # Not just one: servers give the same stand-in for many images that are gone.
+        # One common image is not enough: servers send the same placeholder for many images that are gone.
         if 2 * len(lacking) < len(there):
             return True
     return not there
@@ -163,9 +164,9 @@ def _has_images_of(hub: Hub, repository: Repository, folder: DatasetFolder) -> b
 def _staged(
     folder: DatasetFolder, *, without_images: bool, on_progress: OnProgress
 ) -> Generator[tuple[DatasetFolder, Path]]:
-    """The folder to upload. A copy, without images or in the current version of the record, stays after an error.
+    """Yields the folder to upload: the dataset, or a copy without images or in the current version of the record.
 
-    The next push can use it.
+    After an error the copy is kept, so that the next push can use it.
     """
     assert folder.local_root is not None  # noqa: S101 - checked before
     without_images = without_images and has_images(folder.config())
@@ -179,7 +180,7 @@ def _staged(
 
 
 def _files(folder: DatasetFolder, root: Path, data: CardData, card: str) -> dict[str, Path | bytes]:
-    """Path in the repository -> the file there."""
+    """Path in the repository -> the local file, or the bytes, to upload there."""
     files: dict[str, Path | bytes] = {name: root / name for name in NOTES if (root / name).is_file()}
     files["README.md"] = card.encode()
     if data.images != ImageProvenance():
@@ -191,7 +192,7 @@ def _files(folder: DatasetFolder, root: Path, data: CardData, card: str) -> dict
 
 
 def _commit(hub: Hub, repository: Repository, files: Mapping[str, Path | bytes], message: str) -> str:
-    """Uploads the large files, then makes the one commit; returns its hash."""
+    """Uploads the large files, then makes a single commit; returns its hash."""
     with hub.errors():
         additions = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in files.items()]
         deletions = [CommitOperationDelete(path_in_repo=path) for path in repository.files if path not in files]
@@ -203,17 +204,17 @@ def _commit(hub: Hub, repository: Repository, files: Mapping[str, Path | bytes],
                     [*additions, *deletions],
                     repo_type="dataset",
                     commit_message=message,
-                    # The Hub refuses the commit if another one came first.
+                    # The Hub refuses the commit if the repository has a newer one.
                     parent_commit=repository.commit,
                 ).oid
             except Exception as error:
                 overtaken = isinstance(error, HfHubHTTPError) and error.response.status_code == _PRECONDITION_FAILED
                 if not overtaken and not is_transient(error):
                     raise
-                # Only the answer may have been lost, not the commit.
+                # Perhaps the commit succeeded, and only the answer was lost.
                 now = hub.repository(repository.name)
                 if now and now.commit != repository.commit:
-                    if _holds(now, additions):
+                    if _has_exactly(now, additions):
                         return now.commit
                     raise HubError(
                         f"someone else changed {repository.name} meanwhile: look at it, and push again."
@@ -224,8 +225,8 @@ def _commit(hub: Hub, repository: Repository, files: Mapping[str, Path | bytes],
     raise AssertionError("unreachable")
 
 
-def _holds(repository: Repository, additions: list[CommitOperationAdd]) -> bool:
-    """Whether a repository holds exactly these files."""
+def _has_exactly(repository: Repository, additions: list[CommitOperationAdd]) -> bool:
+    """Whether a repository has exactly these files, compared by size and hash."""
     wanted = {addition.path_in_repo: addition.upload_info for addition in additions}
     return repository.files.keys() == wanted.keys() and all(
         file.size == wanted[path].size and (file.lfs is None or file.lfs.sha256 == wanted[path].sha256.hex())

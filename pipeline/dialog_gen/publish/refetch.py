@@ -1,4 +1,4 @@
-"""Fetches an image that was left out of a dataset, and restores the exact bytes that the dataset was made with."""
+"""Fetches an image that was left out of a dataset, and restores the exact bytes with which the dataset was made."""
 
 import hashlib
 from concurrent.futures import Future
@@ -15,29 +15,29 @@ from dialog_gen.download.outcomes import FINAL, FetchError, Outcome
 
 RefetchOutcome = Literal["present", "restored", "no_url", "changed", "encoded_differently"] | Outcome
 Fetched = tuple[bytes | None, str]
-"""An image, or None, and the outcome: a `RefetchOutcome`."""
+"""The bytes of an image, or None, and a `RefetchOutcome`."""
 
 MEANING: Final[dict[RefetchOutcome, str]] = {
-    "present": "was there already",
+    "present": "was already in the dataset",
     "restored": "fetched, and exactly the same as before",
     "no_url": "its URL is unknown",
     "changed": "another image is there now",
     "encoded_differently": "the same image is there, but this version of img2dataset stores it in other bytes",
 }
-"""What an outcome means, in addition to `dialog_gen.download.outcomes.MEANING`."""
+"""The meaning of outcomes that `dialog_gen.download.outcomes.MEANING` does not have."""
 
 SETTLED: Final[frozenset[str]] = FINAL | MEANING.keys()
-"""Outcomes after which another try would be wrong or in vain."""
+"""Outcomes after which another try would be wrong or useless."""
 
-# The same rules as in a download by img2dataset.
+# The same opt-out rules as in a download with img2dataset.
 _DIRECTIVES: Final = {"noai", "noimageai", "noindex", "noimageindex"}
 _ROBOTS_TOKEN: Final = "dialog-gen"  # noqa: S105 - a program's name
 
 
 class Refetcher:
-    """Restores images in daemon threads, which the end of the process does not wait for.
+    """Restores images in daemon threads, so that the process can end without waiting for them.
 
-    The standard library's thread pool waits: after a Ctrl-C, hanging servers would delay the end of the process.
+    The standard library's thread pool would wait: after a Ctrl-C, slow servers would delay the end of the process.
     """
 
     def __init__(self, policy: FetchPolicy, threads: int) -> None:
@@ -50,24 +50,24 @@ class Refetcher:
             Thread(target=self._work, name="fetch", daemon=True).start()
 
     def submit(self, row: dict[str, Any]) -> Future[Fetched]:
-        """Queues a row; the future holds what `restore` returns."""
+        """Queues a row. The result of the future is that of `restore`."""
         future = Future[Fetched]()
         self._tasks.put((future, row))
         return future
 
     def close(self) -> None:
-        """Drops all work that is not done, without waiting for it."""
+        """Drops all unfinished work without waiting for it."""
         self._closed = True
         self._tasks.put((Future(), {}))
-        # Never released: resizing turns the process's stderr off, and the command's last words would be lost.
+        # Never released, so that no image is resized any more: resizing turns stderr off, and messages would be lost.
         self._one_at_a_time.acquire()
 
     def may_change(self, outcome: str) -> bool:
-        """Whether another try may have another outcome."""
+        """Whether another try may give another outcome."""
         return outcome not in SETTLED or (outcome == "blocked_address" and self._policy.allow_loopback)
 
     def restore(self, row: dict[str, Any]) -> tuple[bytes | None, RefetchOutcome]:
-        """The bytes with the row's `image_sha256`, fetched from its `url`, and the outcome; None where that fails."""
+        """Fetches the row's `url`; returns bytes whose hash is the row's `image_sha256`, or None, and the outcome."""
         if not row["url"]:
             return None, "no_url"
         try:
@@ -89,11 +89,11 @@ class Refetcher:
         while True:
             future, row = self._tasks.get()
             if self._closed:
-                self._tasks.put((future, row))  # wakes up the next thread, which ends too
+                self._tasks.put((future, row))  # wakes up the next thread, which then also ends
                 return
             try:
                 future.set_result(self.restore(row))
-            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            except BaseException as error:  # noqa: BLE001 - raised by `Future.result`
                 future.set_exception(error)
 
     def _fetch(self, url: str) -> bytes:
@@ -103,7 +103,7 @@ class Refetcher:
             return response.read()
 
     def _as_stored(self, data: bytes) -> bytes | None:
-        # The resizer turns the process's stdout and stderr off while it works.
+        # One image at a time, because the resizer turns the process's stdout and stderr off while it works.
         with self._one_at_a_time:
             return cast("bytes | None", self._resizer(BytesIO(data))[0])
 

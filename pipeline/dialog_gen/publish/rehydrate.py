@@ -1,9 +1,9 @@
-"""Puts the images back into a dataset that was published without them: fetched from their URLs, checked by their hash.
+"""Puts images back into a dataset that was published without them: fetches them by URL and checks their hashes.
 
-Rows and their order stay as they are. A row whose image is gone, or is another one now, stays without it. The outcomes
-are counted per shard in rehydrate.json, so that an interrupted command resumes with the next shard. After the missing
-shards it tries again the rows that failed earlier and may succeed now: a shard is done when no such row is left. Rows
-that are not worth another try are listed in settled/SHARD.json.
+Rows and their order do not change. If the image of a row is gone or has changed, the row stays without an image. The
+outcomes are counted per shard in rehydrate.json, so that an interrupted command resumes with the next shard. After the
+missing shards, it tries rows again that failed earlier and may succeed now. A shard is done when it has no such rows.
+Rows that need no further try are listed in settled/SHARD.json.
 """
 
 import json
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _RECORD = "rehydrate.json"
 _COLUMNS = ("image_sha256", "images", "url", "source_sha256")
-# Row groups that are fetched at a time: a slow server delays its own group, not all.
+# Number of row groups that are fetched at the same time, so that a slow server delays only its own row group.
 _GROUPS_AHEAD = 8
 _NO_ANSWER = ("dns", "connection", "timeout")
 
@@ -47,34 +47,34 @@ Outcomes = Counter[str]
 
 @dataclass(frozen=True, slots=True)
 class RehydrateSummary:
-    """How many images had which outcome, over all shards."""
+    """Counts of images by outcome, over all shards."""
 
     out: str
     outcomes: Outcomes
 
     @property
     def missing(self) -> int:
-        """Rows of the source that have a URL but no image."""
+        """Number of rows of the source with a URL but without an image."""
         return self.outcomes.total() - self.outcomes["present"] - self.outcomes["no_url"]
 
     @property
     def restored(self) -> int:
-        """Rows that have their image again."""
+        """Number of rows whose image was restored."""
         return self.outcomes["restored"]
 
     @property
     def failure(self) -> str | None:
-        """The error message where images were missing and none of them could be fetched; else None."""
+        """The error message if images were missing and none of them could be restored; else None."""
         if self.restored or not self.missing:
             return None
         meaning = _meaning()
         found = [item for item in self._sorted() if item[0] not in ("present", "no_url")]
         classes = ", ".join(f"{count} {outcome} ({meaning[outcome]})" for outcome, count in found[:3])
         advice = " Is there a network?" if found[0][0] in _NO_ANSWER else ""
-        return f"not one of {self.missing} images could be had again: {classes}.{advice}"
+        return f"not one of {self.missing} images could be restored: {classes}.{advice}"
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, for programs."""
+        """All counts as JSON values, for programs."""
         return {"out": self.out, "missing": self.missing, "restored": self.restored, "outcomes": dict(self._sorted())}
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class RehydrateSummary:
             for outcome, count in self._sorted()
         ]
         if failed := sum(count for outcome, count in self.outcomes.items() if outcome not in SETTLED):
-            lines.append(f"  {failed} may yet be had: the same command asks for them again")
+            lines.append(f"  {failed} may still be restored: the same command tries them again")
         return "\n".join(lines)
 
     def _sorted(self) -> list[tuple[str, int]]:
@@ -106,10 +106,12 @@ def rehydrate(
 ) -> RehydrateSummary:
     """Writes a dataset to `out`, a local folder or fsspec URL, with the images that can still be fetched.
 
-    `threads` is the number of requests at a time; `allow_loopback` also fetches from servers on this machine. Raises
-    UsageError for a source with damaged shards, and for an `out` that holds something else or lies in the source (or
-    the source in it); MissingExtraError without img2dataset, which made the stored images of the fetched ones. Where
-    not one image could be fetched, the summary says so (`failure`).
+    `threads` is the number of simultaneous requests; `allow_loopback` allows requests to servers on this machine. If no
+    image could be restored, the `failure` of the summary is set.
+
+    Raises UsageError for a source with damaged shards, and for an `out` that contains something else, is inside the
+    source or contains the source; MissingExtraError if img2dataset, whose resizer made the stored images, is not
+    installed.
     """
     check_at_least("--threads", threads, 1)
     policy = FetchPolicy(allow_loopback=allow_loopback)
@@ -125,22 +127,22 @@ def rehydrate_with(
     threads: int = 64,
     on_progress: OnProgress = ignore_progress,
 ) -> RehydrateSummary:
-    """Does what `rehydrate` does, under another policy of fetching."""
+    """Does the work of `rehydrate`, with any `FetchPolicy`."""
     check_apart(source.location, out)
     require_img2dataset()
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else img2dataset's import asks for news over the network
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's import would look for updates
     from dialog_gen.publish.refetch import Refetcher
 
     manifests = intact_manifests(source)
     with closing(Refetcher(policy, threads)) as refetcher, open_writer(out, _config(source)) as store:
         work = _Rehydration(source, store, refetcher, on_progress)
-        # Earlier failures come last: dead links must not delay the shards that are still missing.
+        # Shards with earlier failures come last, so that dead links do not delay the shards that are still missing.
         for manifest in sorted(manifests, key=lambda manifest: work.done(manifest) is not None):
             work.make_shard(manifest)
         for name in set(store.shards()) - {manifest.shard for manifest in manifests}:
             store.drop(name)
             store.remove(_settled(name))
-        copy_notes(source, store, anew=False)
+        copy_notes(source, store, overwrite=False)
         work.outcomes = {manifest.shard: work.outcomes[manifest.shard] for manifest in manifests}
         work.note()
     return RehydrateSummary(out, sum(work.outcomes.values(), Outcomes()))
@@ -154,22 +156,22 @@ def _config(source: DatasetFolder) -> dict[str, Any]:
 
 
 class _NothingNewError(Exception):
-    """No further image is back: the finished shard stays as it is."""
+    """No further image was restored, so the finished shard stays unchanged."""
 
 
 @dataclass(slots=True)
 class _Shard:
-    """A shard while it is made."""
+    """A shard in progress."""
 
     rows: DatasetFolder
-    """The folder that its rows come from."""
+    """The folder from which its rows are read: the source, or `out` for a second try."""
     manifest: ShardManifest
-    """The rows' manifest there."""
+    """The manifest of the shard in that folder."""
     outcomes: Outcomes
     settled_before: dict[int, str] = field(default_factory=dict[int, str])
-    """Row number -> outcome, for rows that were settled before."""
+    """Row number -> outcome, for rows that earlier commands settled."""
     settled: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
-    """Outcome -> row numbers, for rows that the next command need not try."""
+    """Outcome -> row numbers, for rows that the next command does not need to try."""
     submitted: int = 0
     fetched: int = 0
 
@@ -183,13 +185,13 @@ class _Rehydration:
         self.outcomes = _noted(store)
 
     def done(self, manifest: ShardManifest) -> ShardManifest | None:
-        """The manifest of the shard in `out`, if it is complete there and the outcomes of its images are noted."""
+        """The manifest of the shard in `out`; None unless it is complete there and its outcomes are recorded."""
         if manifest.shard not in self.outcomes:
             return None
         return self._store.completed(manifest.shard, sha256_json(manifest.model_dump()))
 
     def make_shard(self, manifest: ShardManifest) -> None:
-        """Makes a shard, unless it is complete; rows of a complete one that may succeed now are tried again."""
+        """Makes a shard unless it is complete. In a complete shard, rows that may succeed now are tried again."""
         noted, done = self.outcomes.get(manifest.shard, Outcomes()), self.done(manifest)
         if done is None:
             made = manifest.model_copy(
@@ -200,7 +202,8 @@ class _Rehydration:
             )
             work = _Shard(self._source, manifest, Outcomes())
         elif any(map(self._refetcher.may_change, noted)):
-            # The rows in `out` have the restored images and later gate scores; those images count as present.
+            # Rows are read from `out`, since they have restored images and newer gate scores. Restored images count as
+            # "present" there, which these counts correct.
             before = noted["restored"]
             made, work = done, _Shard(self._store, done, Outcomes(restored=before, present=-before))
             work.settled_before = self._settled_before(manifest.shard)
@@ -212,7 +215,8 @@ class _Rehydration:
             self.outcomes[made.shard] = +work.outcomes
             nothing_new = done is not None and work.outcomes["restored"] == noted["restored"]
             if not nothing_new:
-                # The old manifest goes first, the new one comes last: the notes on a finished shard are true.
+                # The old manifest is removed first and the new one is written last, so the records of a finished shard
+                # are always correct.
                 self._store.remove(f"shards/{made.shard}.json")
             self._store.put_json(_settled(made.shard), work.settled)
             self.note()
@@ -249,9 +253,9 @@ class _Rehydration:
             yield self._with_images(work, *ahead.popleft())
 
     def _kept(self, shard: str, part: str) -> Iterator[bytes | None]:
-        """The images, row by row, that `out` has of a shard which does not count as done.
+        """Yields the images, row by row, that `out` already has of a shard that is not done.
 
-        There are some where a process was killed while it committed the shard, or where the source has changed.
+        There are some if a process was killed while it committed the shard, or if the source has changed.
         """
         for path in (f"{part}/{shard}.parquet", f"{part}/{shard}.v2.parquet"):
             if self._store.exists(path):

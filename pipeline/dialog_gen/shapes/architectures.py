@@ -24,7 +24,7 @@ _PATCH_PX = IMAGE_SIZE_PX // 2
 
 
 def build_llava(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA-1.5 of about two million parameters and its processor."""
+    """A LLaVA-1.5 of about two million parameters, with random weights, and its processor."""
     config = LlavaConfig(
         vision_config={
             "model_type": "clip_vision_model",
@@ -44,7 +44,7 @@ def build_llava(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditional
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 1024,
-            # Small models of this depth learn little from the usual 0.02.
+            # Models this small learn slowly with the usual 0.02.
             "initializer_range": 0.08,
             **_token_ids(tokenizer),
         },
@@ -68,7 +68,7 @@ def build_llava(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditional
 
 
 def build_blip2(tokenizer: PreTrainedTokenizerFast) -> tuple[Blip2ForConditionalGeneration, Blip2Processor]:
-    """A BLIP-2 with an OPT of about two million parameters and its processor."""
+    """A BLIP-2 with an OPT, of about two million parameters, with random weights, and its processor."""
     queries = 16
     config = Blip2Config(
         vision_config={
@@ -113,7 +113,7 @@ def build_blip2(tokenizer: PreTrainedTokenizerFast) -> tuple[Blip2ForConditional
         chat_template=BLIP2_CHAT_TEMPLATE,
     )
     model = Blip2ForConditionalGeneration(config)
-    # They are zeros by default: equal queries would stay equal.
+    # The queries are zeros by default, and equal queries would stay equal during training.
     torch.nn.init.normal_(model.query_tokens, std=0.5)
     return model, processor
 

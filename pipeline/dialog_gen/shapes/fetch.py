@@ -1,7 +1,7 @@
-"""Downloads the embedded world as any image set is downloaded: from URLs, with img2dataset, into tars.
+"""Downloads the embedded world in the way other image sets are downloaded: from URLs, with img2dataset, into tars.
 
-A server on loopback renders each image on request. The tars of img2dataset depend on the order of arrival, the clock
-and the server's port; they are rewritten without these, so that the same arguments give the same bytes.
+A server on loopback renders each image on request. The tars of img2dataset depend on the order in which images arrive,
+the clock and the server's port. They are rewritten without these, so that the same arguments give the same bytes.
 """
 
 import io
@@ -54,12 +54,12 @@ def download_shapes(
     shard_size: int = 1024,
     on_progress: OnProgress = ignore_progress,
 ) -> ImagesSummary:
-    """Downloads the first `limit` images of a split into `out`/images and writes the annotations beside them.
+    """Downloads the first `limit` images of a split into `out`/images and writes the annotations next to them.
 
-    An interrupted download continues where it stopped. A complete one (it has `out`/download.json) is left as it is,
-    apart from annotations that an earlier version did not write.
+    An interrupted download continues where it stopped. A complete download (`out`/download.json exists) is left
+    unchanged, except that missing annotations, which an earlier version did not write, are added.
 
-    Raises UsageError for a limit or shard size below 1 or if `out` holds something else, MissingExtraError if
+    Raises UsageError for a limit or shard size below 1 or if `out` contains something else, MissingExtraError if
     img2dataset is not installed, FailedCheckError if an image could not be downloaded.
     """
     for name, value in (("limit", limit), ("shard size", shard_size)):
@@ -80,7 +80,7 @@ def download_shapes(
 def _download(out: Path, subset: ShapesSubset, request: dict[str, Any], on_progress: OnProgress) -> None:
     work, shards = begin(out, request), subset.shards()
     images = work / "images"
-    # Shards with losses are downloaded again.
+    # Shards that lack images are downloaded again.
     for name in set(shards) - _whole(images):
         (images / f"{name}_stats.json").unlink(missing_ok=True)
     options = DownloadOptions(
@@ -100,7 +100,7 @@ def _download(out: Path, subset: ShapesSubset, request: dict[str, Any], on_progr
 
 
 class _Server(ThreadingHTTPServer):
-    """Serves /{split}/{seed}/{index}.png on a free port while it is entered."""
+    """A context manager that serves /{split}/{seed}/{index}.png on a free port."""
 
     # Every thread of img2dataset opens a connection for each image.
     request_queue_size = 128
@@ -119,7 +119,7 @@ class _Server(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that was killed is not an error of the server.
+        # A closed connection means that the client was killed, which is not an error of the server.
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -152,7 +152,7 @@ def _write_urls(folder: Path, subset: ShapesSubset, port: int) -> None:
 
 
 def _check(work: Path, subset: ShapesSubset) -> None:
-    """Raises FailedCheckError, with counts, unless every image was downloaded."""
+    """Raises FailedCheckError, with the counts of outcomes, unless every image was downloaded."""
     outcomes: Counter[str] = Counter()
     for stats in finished_shards(work / "images").values():
         outcomes += Counter(outcomes_of(stats))
@@ -166,7 +166,7 @@ def _check(work: Path, subset: ShapesSubset) -> None:
 
 
 def _whole(images: Path) -> set[str]:
-    """The finished shards in which no image is missing."""
+    """The names of the finished shards in which no image is missing."""
     return {name for name, stats in finished_shards(images).items() if set(outcomes_of(stats)) == {"success"}}
 
 
@@ -186,5 +186,5 @@ def _normalise(images: Path, name: str, urls: list[str]) -> None:
             tar.addfile(header, io.BytesIO(content[member]))
     stats = read_json(images / f"{name}_stats.json") or {}
     write_json(images / f"{name}_stats.json", {key: stats[key] for key in _STATS_KEPT})
-    # It repeats the tar's metadata in the order of arrival.
+    # This file repeats the tar's metadata in the order in which images arrived.
     (images / f"{name}.parquet").unlink(missing_ok=True)

@@ -1,12 +1,12 @@
-"""Writes a subset of the world as files: VQAv1 questions and annotations, COCO captions, class labels, the truth.
+"""Writes a subset of the world as files: VQAv1 questions and annotations, COCO captions, class labels, scene graphs.
 
 An image has two ids. `ShapesSubset.image_id` is the id that the pipeline gives an image in img2dataset's tars, such as
-"00000/000000012"; `truth.jsonl` uses it. In the captions file, `file_name` is this id followed by ".jpg": evaluation
-finds the image by it. VQAv1 and COCO need integers: there `image_id` (in the captions file's `images`, `id`) is
-the scene's index.
+"00000/000000012"; `truth.jsonl` uses it. In the captions file, `file_name` is this id followed by ".jpg", so that
+evaluation finds the image. VQAv1 and COCO need integers, so their files use the scene's index: as `image_id`, and as
+`id` in the `images` of the captions file.
 
-For classification, the images with exactly one large object count, and its color and shape are the class: 24 classes.
-The class "red circle" is described as "large red circle", which fits no other object of the scene.
+Classification uses the images with exactly one large object. Its color and shape are the class, which gives 24 classes.
+The class "red circle" is described as "large red circle", which matches no other object of the scene.
 """
 
 import json
@@ -28,10 +28,10 @@ CHOICES = 18
 ANNOTATORS = 10
 
 _SLIP_RATE = 0.05
-# So that the true answer keeps the strict majority of ten.
+# At most this many of the ten annotators err, so the true answer always has the strict majority.
 _MAX_SLIPS = (ANNOTATORS - 1) // 2
 _CONFIDENCES = {"yes": 80, "maybe": 15, "no": 5}
-# Answers that can be mistaken for one another.
+# Groups of answers that annotators confuse with one another.
 _ANSWER_GROUPS = (
     ("yes", "no"),
     tuple(a for a in ANSWERS if a.isdigit()),
@@ -42,7 +42,7 @@ _LICENSE = {"name": "Apache License 2.0", "url": "https://www.apache.org/license
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapesSubset:
-    """The scenes 0 to `limit` - 1 of a split under a seed, stored `shard_size` to a tar."""
+    """The scenes 0 to `limit` - 1 of a split for one seed, with `shard_size` images per tar."""
 
     split: Split
     seed: int
@@ -54,7 +54,7 @@ class ShapesSubset:
         return draw_scene(self.split, self.seed, index)
 
     def url(self, index: int) -> str:
-        """A name for image number `index` that does not depend on where it was served."""
+        """A URL for image number `index` that does not depend on the server's port."""
         return f"shapes://{self.split}/{self.seed}/{index}"
 
     def rng(self, purpose: str, index: int) -> random.Random:
@@ -62,7 +62,7 @@ class ShapesSubset:
         return random.Random(f"{purpose}/{self.split}/{self.seed}/{index}")
 
     def shards(self) -> dict[str, range]:
-        """Each tar's name without extension and the scenes it holds."""
+        """Name of a tar without extension -> indices of its scenes."""
         starts = range(0, self.limit, self.shard_size)
         return {f"{n:05d}": range(s, min(s + self.shard_size, self.limit)) for n, s in enumerate(starts)}
 
@@ -74,12 +74,12 @@ class ShapesSubset:
 
 
 def write_files(out: Path, subset: ShapesSubset) -> None:
-    """Writes `out`/truth.jsonl, vqa/, retrieval/ and classification/; the same subset gives the same bytes.
+    """Writes `out`/truth.jsonl, vqa/, retrieval/ and classification/. The same subset gives the same bytes.
 
-    Only `dialog_gen.shapes.truth` reads `truth.jsonl`; the pipeline never does. Only one scene is held in memory, and
-    each file appears when it is complete.
+    Only `dialog_gen.shapes.truth` reads `truth.jsonl`; the pipeline never does. Only one scene is in memory at a time,
+    and each file becomes visible when it is complete.
 
-    Raises OSError where a file cannot be written.
+    Raises OSError if a file cannot be written.
     """
     with replacing(out / "truth.jsonl") as part, part.open("w", encoding="utf-8") as file:
         for index in range(subset.limit):
@@ -112,7 +112,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def _write_json(path: Path, fields: dict[str, Any] | Iterator[tuple[str, Any]]) -> None:
-    """Writes a JSON object of these names and values. Values that are iterators become lists, one item a line."""
+    """Writes a JSON object of these names and values. Iterators become lists, with one item per line."""
     with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         file.write("{")
         for number, (name, value) in enumerate(fields.items() if isinstance(fields, dict) else fields):
@@ -128,7 +128,7 @@ def _write_json(path: Path, fields: dict[str, Any] | Iterator[tuple[str, Any]]) 
 
 
 def _asked(subset: ShapesSubset) -> Iterator[tuple[int, int, Question]]:
-    """Scene index, question id and question. As in VQAv1 the question's id is the image's and one more digit."""
+    """Scene index, question id and question. As in VQAv1, the question id is the image id with one more digit."""
     for index in range(subset.limit):
         questions = ask(subset.scene(index), subset.rng("questions", index), QUESTIONS_PER_IMAGE)
         for number, question in enumerate(questions):

@@ -1,8 +1,9 @@
 """Trains the embedded generators: `python -m dialog_gen.shapes.generators shapes-llava --out DIR` (`make world`).
 
 `shapes-llava` has LLaVA-1.5's architecture (CLIP tower, two-layer projector, Llama) and `shapes-blip2` BLIP-2's (ViT,
-Q-Former, OPT); both have the released file layout and prompt forms, and a few million parameters. They learn from
-endless scenes of the train split. The checkpoints load in vLLM and in transformers; weights are bfloat16.
+Q-Former, OPT); both have the file layout and prompt formats of the released models, and about two million parameters.
+They are trained on an endless stream of scenes of the train split. The checkpoints load in vLLM and in transformers;
+weights are bfloat16.
 """
 
 import argparse
@@ -40,7 +41,7 @@ _IGNORED_LABEL = -100
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A conversation to learn: the rendered prompt and the answer that follows it."""
+    """A training example: the rendered prompt and the answer that follows it."""
 
     prompt: str
     answer: str
@@ -51,12 +52,12 @@ class GeneratorSpec:
     """How one generator is built and trained."""
 
     forms: dict[Callable[[Scene, random.Random], Exchange], float]
-    """Form of conversation -> its share of the batches. A batch has one form, so that there is little padding."""
+    """Form of conversation -> its share of the batches. All examples of a batch have one form: less padding."""
     build: Callable[[PreTrainedTokenizerFast], tuple[Any, Any]]
     tower: Callable[[Any], torch.nn.Module]
     """Model -> its vision tower."""
     patches: Callable[[Any, torch.Tensor], torch.Tensor]
-    """Tower, pixels -> the patch vectors that the rest of the model receives, (batch, 4, width)."""
+    """(tower, pixels) -> the patch vectors that the rest of the model receives, (batch, 4, width)."""
     bos: str
     vision_steps: int
     steps: int
@@ -66,7 +67,7 @@ class GeneratorSpec:
 
 
 def three_questions(scene: Scene, rng: random.Random) -> Exchange:
-    """The llava-3qa protocol."""
+    """The prompt of the protocol llava-3qa, and three questions with true answers."""
     questions = ask(scene, rng, 3)
     lines = [f"{i}. Q: {q.question} A: {q.answer}" for i, q in enumerate(questions, 1)]
     prompt = load_protocol("llava-3qa").turns[0].user
@@ -81,12 +82,12 @@ def short_answer(scene: Scene, rng: random.Random) -> Exchange:
 
 
 def first_turn(scene: Scene, rng: random.Random) -> Exchange:
-    """The first turn of blip2-two-turn."""
+    """The first turn of the protocol blip2-two-turn."""
     return Exchange(render_chat(BLIP2_CHAT_TEMPLATE, conversation(DESCRIBE_QUESTION)), f" {describe(scene, rng)}")
 
 
 def second_turn(scene: Scene, rng: random.Random) -> Exchange:
-    """The second turn of blip2-two-turn, after a true first answer."""
+    """The second turn of the protocol blip2-two-turn, after a true first answer."""
     turns = [DESCRIBE_QUESTION, describe(scene, rng), UNIQUE_QUESTION]
     return Exchange(render_chat(BLIP2_CHAT_TEMPLATE, conversation(*turns)), f" {unique(scene, rng)}")
 
@@ -120,7 +121,7 @@ GENERATORS = {
 
 
 def train_tokenizer(spec: GeneratorSpec, *, scenes: int = 4000, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which every word of the world is one token; other text falls back to bytes."""
+    """A byte-level BPE in which every word of the world is one token. Other text is encoded as bytes."""
     backend = Tokenizer(models.BPE(unk_token=None))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -141,14 +142,17 @@ def train_tokenizer(spec: GeneratorSpec, *, scenes: int = 4000, vocab_size: int 
         bos_token=spec.bos,
         eos_token="</s>",  # noqa: S106
         pad_token="<pad>",  # noqa: S106
-        # LlavaProcessor asks the tokenizer for its image token; Blip2Processor brings one and fails on another.
+        # LlavaProcessor needs an image token in the tokenizer; Blip2Processor adds its own and fails if there is one.
         extra_special_tokens={"image_token": "<image>"} if spec.build is build_llava else {},
         padding_side="left",
     )
 
 
 class Lessons(IterableDataset[dict[str, torch.Tensor]]):
-    """Endless batches of new scenes; images pass through JPEG, as img2dataset stores them."""
+    """Endless batches of new scenes for training. Images are encoded as JPEG first, as img2dataset stores them.
+
+    A batch has the processor's inputs and `labels`, (batch, tokens), where prompts and padding are -100.
+    """
 
     def __init__(self, spec: GeneratorSpec, processor: Any) -> None:
         self.spec, self.processor = spec, processor
@@ -184,7 +188,7 @@ class Lessons(IterableDataset[dict[str, torch.Tensor]]):
 
 
 class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Endless batches of pixels and, for each quadrant of the scene, the class of its object, (batch, 4)."""
+    """Endless batches of pixels, (batch, 3, 64, 64), and the class of the object in each quadrant, (batch, 4)."""
 
     CLASSES = 1 + len(SHAPES) * len(COLORS) * len(SIZES)
 
@@ -193,7 +197,7 @@ class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in count(0, self.spec.batch_size):
-            # Negative indices: scenes that are not in any lesson.
+            # Negative indices give scenes that `Lessons` does not use.
             scenes = [draw_scene("train", _SCENE_SEED, -1 - i) for i in range(start, start + self.spec.batch_size)]
             images = [through_jpeg(render(scene)) for scene in scenes]
             pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
@@ -209,27 +213,28 @@ class LabelledPatches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def train(spec: GeneratorSpec, *, steps: int, vision_steps: int, seed: int) -> tuple[Any, Any]:
-    """The trained model (float32) and its processor.
+    """Trains a model; returns it (in float32) and its processor.
 
-    As in the released models, the vision tower is trained first and is frozen while the rest is trained; trained
-    together they learned an order of magnitude more slowly.
+    As in the released models, the vision tower is trained first and stays frozen while the rest is trained. Training
+    both together was an order of magnitude slower.
     """
     torch.manual_seed(seed)
     model, processor = spec.build(train_tokenizer(spec))
     model.train()
     log.info("%.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
     tower = spec.tower(model)
-    what, where = torch.nn.Linear(WIDTH, LabelledPatches.CLASSES), torch.nn.Linear(WIDTH, len(POSITIONS))
+    object_head = torch.nn.Linear(WIDTH, LabelledPatches.CLASSES)
+    position_head = torch.nn.Linear(WIDTH, len(POSITIONS))
 
-    def sees(batch: Any) -> torch.Tensor:
+    def vision_loss(batch: Any) -> torch.Tensor:
         pixels, classes = batch
         patches = spec.patches(tower, pixels).flatten(0, 1)
         positions = torch.arange(len(POSITIONS)).repeat(len(pixels))
-        # Without the second term, the patches would lose their position, and the rest of the model could not tell it.
-        return cross_entropy(what(patches), classes.flatten()) + cross_entropy(where(patches), positions)
+        # Without the second term, patch vectors would not encode their position, and the model could not tell it.
+        return cross_entropy(object_head(patches), classes.flatten()) + cross_entropy(position_head(patches), positions)
 
-    learning = [*tower.parameters(), *what.parameters(), *where.parameters()]
-    _optimize(learning, sees, LabelledPatches(spec, processor), spec, vision_steps)
+    vision_parameters = [*tower.parameters(), *object_head.parameters(), *position_head.parameters()]
+    _optimize(vision_parameters, vision_loss, LabelledPatches(spec, processor), spec, vision_steps)
     tower.requires_grad_(False)
     rest = [p for p in model.parameters() if p.requires_grad]
     _optimize(rest, lambda batch: model(**batch).loss, Lessons(spec, processor), spec, steps)
@@ -263,10 +268,10 @@ def _optimize(
 
 
 def save(model: Any, processor: Any, folder: Path) -> None:
-    """Writes the checkpoint in bfloat16 with the names that the released checkpoints carry.
+    """Writes the checkpoint in bfloat16, with the parameter names of the released checkpoints.
 
-    transformers 5 writes a LLaVA's vision weights as `vision_tower.*`; the released layout, the one vLLM reads, is
-    `vision_tower.vision_model.*`, which transformers reads as well.
+    transformers 5 writes a LLaVA's vision weights as `vision_tower.*`. The released layout, which vLLM needs and
+    transformers also reads, is `vision_tower.vision_model.*`.
     """
     model.to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -282,12 +287,14 @@ def save(model: Any, processor: Any, folder: Path) -> None:
 
 
 def main() -> None:
-    """Trains one generator and writes it."""
+    """Trains one generator and writes its checkpoint."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", choices=list(GENERATORS))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, help="of the whole model (default: that of the generator)")
-    parser.add_argument("--vision-steps", type=int, help="of the vision tower alone (default: that of the generator)")
+    parser.add_argument("--steps", type=int, help="training steps of the whole model (default: those of the generator)")
+    parser.add_argument(
+        "--vision-steps", type=int, help="training steps of the vision tower alone (default: those of the generator)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
 """Texts about a scene: captions, questions with their answers, and the judgement of a model's answers.
 
-Questions come in nine kinds. A question is well-posed for a scene when it presupposes nothing false: "What color is
-the star?" needs exactly one star. `judge` counts an answer as true only if its question is well-posed, in words it
-knows, and answered as the scene graph says.
+There are nine kinds of questions. A question is well-posed for a scene if everything that it presupposes is true: "What
+color is the star?" needs exactly one star. `judge` counts an answer as true only if the question is of a known kind and
+well-posed, and the answer agrees with the scene graph.
 """
 
 import random
@@ -23,7 +23,7 @@ _COUNTS = ("no", "one", "two", "three")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a scene and its true answer; `kind` names the row of `QUESTION_KINDS` it came from."""
+    """A question about a scene and its true answer; `kind` is its key in `QUESTION_KINDS`."""
 
     kind: str
     question: str
@@ -34,9 +34,10 @@ class Question:
 class QuestionKind:
     """One kind of question.
 
-    `vqa_type` and `answer_type` are VQAv1's annotation fields; `pattern` reads the question's slots; `answer` maps a
-    scene and these slots to the true answer, or to None where the question is not well-posed; `ask` draws slots that
-    suit the scene, or None where the scene offers none.
+    `vqa_type` and `answer_type` are fields of VQAv1's annotations. `template` has slots such as {color}; `pattern`
+    matches a question and captures its slots. `answer` maps a scene and slots to the true answer, or to None if the
+    question is not well-posed. `ask` draws slots that give a well-posed question about a scene, or returns None if
+    there are none.
     """
 
     vqa_type: str
@@ -85,7 +86,7 @@ def _shape_at(scene: Scene, position: str) -> str | None:
 
 
 def _ask_exists(scene: Scene, rng: random.Random) -> tuple[str, ...]:
-    """Half the questions have the answer yes; the rest are near misses: one of color and shape is in the scene."""
+    """Slots for a yes in half of the cases; otherwise a near miss, where only the color or only the shape occurs."""
     o = rng.choice(scene.objects)
     if rng.random() < 0.5:
         return o.color, o.shape
@@ -182,9 +183,9 @@ ANSWERS: tuple[str, ...] = (
 
 
 def ask(scene: Scene, rng: random.Random, count: int) -> list[Question]:
-    """`count` different well-posed questions about the scene, of as many kinds, in random order.
+    """`count` well-posed questions about the scene, each of a different kind, in random order.
 
-    Raises ValueError if the scene does not offer so many kinds (every scene offers five).
+    Raises ValueError if fewer kinds are possible for the scene (at least five always are).
     """
     questions: list[Question] = []
     for name in rng.sample(list(QUESTION_KINDS), len(QUESTION_KINDS)):
@@ -197,17 +198,17 @@ def ask(scene: Scene, rng: random.Random, count: int) -> list[Question]:
         questions.append(Question(name, kind.template.format(**dict(zip(names, slots, strict=True))), answer))
         if len(questions) == count:
             return questions
-    raise ValueError(f"the scene offers {len(questions)} kinds of question, {count} were asked for")
+    raise ValueError(f"the scene offers {len(questions)} kinds of question, {count} were requested")
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
-    """All objects in random order: "a small red circle and a blue star"; in half of the cases without sizes."""
+    """All objects in random order, such as "a small red circle and a large blue star"; with or without sizes."""
     with_size = rng.random() < 0.5
     return _listing([_noun(o, with_size=with_size) for o in rng.sample(scene.objects, len(scene.objects))])
 
 
 def unique(scene: Scene, rng: random.Random) -> str:
-    """One remarkable fact: the place and size of an object, or the number of objects and the background."""
+    """One fact about the scene: position and size of an object, or the number of objects and the background."""
     single = [o for o in scene.objects if len(_matching(scene, o.color, o.shape)) == 1]
     if not single or rng.random() < 0.4:
         count = len(scene.objects)
@@ -229,11 +230,11 @@ _WEB_TEMPLATES = (
 )
 
 CLASS_TEMPLATES = tuple(t.replace("{nouns}", "{}") for t in _WEB_TEMPLATES if re.findall(r"{\w+}", t) == ["{nouns}"])
-"""Forms of web captions that name only the objects, for zero-shot classification."""
+"""Templates of web captions that name only the objects, for zero-shot classification."""
 
 
 def web_caption(scene: Scene, rng: random.Random) -> str:
-    """An alt text as on the web: part of the scene, among words that say nothing about it."""
+    """An alt text like those of the web: it names some of the objects, among words that do not describe the scene."""
     listed = rng.sample(scene.objects, rng.randint(1, len(scene.objects)))
     nouns = " and ".join(_noun(o, with_size=rng.random() < 0.3, article=False) for o in listed)
     return rng.choice(_WEB_TEMPLATES).format(
@@ -242,7 +243,7 @@ def web_caption(scene: Scene, rng: random.Random) -> str:
 
 
 def retrieval_captions(scene: Scene, rng: random.Random, count: int = 5) -> list[str]:
-    """Captions that name every object, as COCO's annotators would."""
+    """`count` captions that name every object, as COCO's annotators would."""
     templates = (
         "{listing} on a {background} background",
         "a {background} picture with {listing}",
@@ -264,7 +265,7 @@ def retrieval_captions(scene: Scene, rng: random.Random, count: int = 5) -> list
 def judge(scene: Scene, question: str, answer: str) -> bool:
     """Whether a model's question and answer are true of the scene.
 
-    False also where the question is not well-posed for the scene or where either is not in the world's language.
+    Also False if the question is not well-posed for the scene, or if question or answer has an unknown form.
     """
     question, answer = _plain(question), _plain(answer)
     if question in (_plain(DESCRIBE_QUESTION), _plain(UNIQUE_QUESTION)):
@@ -285,7 +286,7 @@ def question_kind(question: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Lower case, single spaces, without an article in front or punctuation behind."""
+    """The text in lower case with single spaces, without a leading article and final punctuation."""
     text = " ".join(text.lower().split()).rstrip(" .!?")
     return re.sub(r"^(?:in )?(?:the|a) ", "", text)
 
@@ -302,9 +303,9 @@ def _true_statement(scene: Scene, statement: str) -> bool:
 
 
 def _contains(scene: Scene, named: list[tuple[str | None, ...]]) -> bool:
-    """Whether the named (size or None, color, shape) can be given to different objects of the scene."""
+    """Whether all `named` (size or None, color, shape) can be matched with different objects of the scene."""
     sized = Counter((o.size, o.color, o.shape) for o in scene.objects)
-    # A name with a size fits fewer objects: it chooses first.
+    # Names with a size match fewer objects, so they are assigned first.
     for size, color, shape in sorted(named, key=lambda n: n[0] is None):
         fitting = [key for key in sized if key[1:] == (color, shape) and size in (None, key[0]) and sized[key]]
         if not fitting:

@@ -1,4 +1,4 @@
-"""What the embedded world adds to the registries: its generators, its CLIP and its images."""
+"""Adds the generators, the CLIP model and the images of the embedded world to the registries."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -39,11 +39,11 @@ class EmbeddedSource(DownloadSource):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those of the world."""
+        """The splits of the world: train, val and test."""
         return get_args(Split)
 
     def download(self, request: DownloadRequest) -> DownloadSummary:
-        """Draws and downloads the split; without a limit, as many images as the manifest says."""
+        """Draws and downloads the split. The default limit is the number of images in the manifest."""
         from dialog_gen.shapes.fetch import download_shapes
 
         name, split, out = request.manifest.name, cast("Split", request.split), request.out

@@ -1,4 +1,4 @@
-"""Scene graph -> pixels."""
+"""Renders scene graphs as images."""
 
 import io
 import math
@@ -9,7 +9,7 @@ from dialog_gen.shapes.scenes import POSITIONS, Scene, SceneObject
 
 IMAGE_SIZE_PX = 64
 OUTLINE_PX = 2
-# Drawn at four times the size and reduced: smooth edges, the same on every machine.
+# Scenes are drawn at four times the size and reduced, which gives smooth edges and the same pixels on every machine.
 _SCALE = 4
 _RADIUS_PX = {"small": 7, "large": 13}
 _RGB = {
@@ -42,7 +42,7 @@ def render_png(scene: Scene) -> bytes:
 
 
 def through_jpeg(image: Image.Image) -> Image.Image:
-    """The image as it comes back from a JPEG of the quality that img2dataset stores."""
+    """The image encoded and decoded as a JPEG of the quality that img2dataset uses."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95)
     return Image.open(buffer)
@@ -53,7 +53,7 @@ def _draw_object(draw: ImageDraw.ImageDraw, o: SceneObject) -> None:
     x = (quadrant % 2 * half + half // 2 + o.offset_px[0]) * _SCALE
     y = (quadrant // 2 * half + half // 2 + o.offset_px[1]) * _SCALE
     r = _RADIUS_PX[o.size] * _SCALE
-    # The outline is a larger black copy underneath, so that its width is even at sharp corners.
+    # The outline is a larger black copy below the shape, so that its width is even at sharp corners.
     for radius, fill in ((r, (0, 0, 0)), (r - OUTLINE_PX * _SCALE, _RGB[o.color])):
         match o.shape:
             case "circle":
@@ -70,6 +70,6 @@ def _draw_object(draw: ImageDraw.ImageDraw, o: SceneObject) -> None:
 
 
 def _polygon(x: float, y: float, radii: list[float]) -> list[tuple[float, float]]:
-    """Corners at the given radii, evenly spaced clockwise from twelve o'clock."""
+    """(x, y) of corners at the given radii around the centre, evenly spaced clockwise from twelve o'clock."""
     angles = [2 * math.pi * i / len(radii) - math.pi / 2 for i in range(len(radii))]
     return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]

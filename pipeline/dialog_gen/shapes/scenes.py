@@ -1,8 +1,8 @@
 """Scene graphs of the embedded world, drawn from a seed.
 
-A scene has one to three outlined shapes, at most one in each quadrant, on a plain background. Scene `index` of a split
-is a function of (split, seed, index) only, so any scene can be drawn without those before it. A hash of a scene's
-content without the jitter decides its split: no scene is in two splits, whatever the seeds.
+A scene has one to three outlined shapes, at most one per quadrant, on a plain background. Scene `index` of a split is a
+function of (split, seed, index) only, so any scene can be drawn without the scenes before it. A hash of a scene's
+content without the jitter decides its split, so no scene is in two splits, whatever the seeds.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ BACKGROUNDS = ("white", "gray", "pink")
 MAX_OBJECTS = 3
 JITTER_PX = 2
 
-# Content hashes are spread over a hundred buckets: 80 train, 10 val, 10 test.
+# Content hashes fall into 100 buckets: 80 for train, 10 for val, 10 for test.
 _BUCKETS: dict[Split, range] = {"train": range(80), "val": range(80, 90), "test": range(90, 100)}
 
 
@@ -48,21 +48,21 @@ class Scene:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> "Scene":
-        """The scene that `to_json` wrote."""
+        """The scene of a value that `to_json` returned."""
         fields: list[dict[str, Any]] = [{**o, "offset_px": tuple(o["offset_px"])} for o in value["objects"]]
         objects = tuple(SceneObject(**f) for f in fields)
         return Scene(objects=objects, background=value["background"])
 
 
 def split_of(scene: Scene) -> Split:
-    """The one split that may hold this scene, decided by its content without the jitter."""
+    """The only split that may contain this scene, decided by its content without the jitter."""
     content = [scene.background, *(f"{o.shape} {o.color} {o.size} {o.position}" for o in scene.objects)]
     bucket = int.from_bytes(hashlib.sha256("|".join(content).encode()).digest()[:8]) % 100
     return next(split for split, buckets in _BUCKETS.items() if bucket in buckets)
 
 
 def draw_scene(split: Split, seed: int, index: int) -> Scene:
-    """Scene number `index` of `split` under `seed`.
+    """Scene number `index` of `split` for `seed`.
 
     Raises ValueError for an unknown split.
     """

@@ -1,6 +1,6 @@
-"""How much of what a generator said about the world is true: `python -m dialog_gen.shapes.truth DATASET SHAPES`.
+"""Measures how many pairs about the embedded world are true: `python -m dialog_gen.shapes.truth DATASET SHAPES`.
 
-The only module that compares dialogues with scene graphs; the pipeline never reads these.
+This is the only module that compares dialogues with scene graphs; the pipeline never reads scene graphs.
 """
 
 import argparse
@@ -20,10 +20,11 @@ _ALL = "all gates"
 
 @dataclass(slots=True)
 class GateTruth:
-    """How well a gate's marks find false pairs.
+    """How well the marks of a gate find false pairs.
 
-    Example: of 10 pairs, 4 are false; a gate marks 3, of which 2 are false. Precision is 2/3, recall 2/4, kept 7/10,
-    and 5/7 of the kept pairs are true (6/10 before). A fraction of nothing is 0.
+    Example: of 10 pairs, 4 are false; a gate marks 3 pairs, of which 2 are false. Precision is 2/3, recall is 2/4, 7/10
+    of the pairs are kept, and 5/7 of the kept pairs are true (6/10 of all pairs are). A fraction whose denominator is 0
+    is 0.
     """
 
     pairs: int = 0
@@ -32,7 +33,7 @@ class GateTruth:
     marked_false: int = 0
 
     def add(self, *, true: bool, marked: bool) -> None:
-        """Counts a pair."""
+        """Counts a pair, which is true or not and marked or not."""
         self.pairs += 1
         self.false += not true
         self.marked += marked
@@ -62,29 +63,29 @@ class GateTruth:
 
 @dataclass(slots=True)
 class Truth:
-    """Question-answer pairs by kind of question: all of them, and the true ones."""
+    """Counts of question-answer pairs by kind of question, and of the true ones among them."""
 
     images: int = 0
     asked: Counter[str] = field(default_factory=Counter[str])
     true: Counter[str] = field(default_factory=Counter[str])
     gates: dict[str, GateTruth] = field(default_factory=dict[str, GateTruth])
-    """For each gate of the dataset, its own marks; under "all gates", the marks of any gate. Only gated rows count."""
+    """Gate -> the effect of its marks; "all gates" -> that of the marks of any gate. Only rows with gates count."""
 
     @property
     def rate(self) -> float:
-        """Fraction of the pairs that are true; 0 where there are none."""
+        """Fraction of the pairs that are true; 0 if there are no pairs."""
         return _fraction(self.true.total(), self.asked.total())
 
 
 def load_scenes(shapes: Path) -> dict[str, Scene]:
-    """image_id -> scene graph, of a folder that `dialog-gen download shapes` wrote."""
+    """`image_id` -> scene graph, from a folder that `dialog-gen download shapes` wrote."""
     with (shapes / "truth.jsonl").open(encoding="utf-8") as file:
         records = map(json.loads, file)
         return {record["image_id"]: Scene.from_json(record["scene"]) for record in records}
 
 
 def measure_truth(dataset: DatasetFolder, scenes: dict[str, Scene]) -> Truth:
-    """Judges every accepted pair of a dataset. Raises KeyError for an image that has no scene graph."""
+    """Judges every accepted pair of a dataset. Raises KeyError for an image without a scene graph."""
     truth = Truth()
     for row in dataset.rows(["image_id", "texts", "gates"]):
         truth.images += 1
@@ -104,8 +105,8 @@ def measure_truth(dataset: DatasetFolder, scenes: dict[str, Scene]) -> Truth:
 def main() -> None:
     """Prints the truth rate by kind of question and in total, the effect of gates and, with --show, some dialogues."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("dataset", help="what `dialog-gen run` wrote")
-    parser.add_argument("shapes", type=Path, help="what `dialog-gen download shapes` wrote")
+    parser.add_argument("dataset", help="the folder that `dialog-gen run` wrote")
+    parser.add_argument("shapes", type=Path, help="the folder that `dialog-gen download shapes` wrote")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N dialogues")
     arguments = parser.parse_args()
     dataset, scenes = DatasetFolder.existing(arguments.dataset), load_scenes(arguments.shapes)

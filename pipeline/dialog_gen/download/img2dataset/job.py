@@ -1,10 +1,10 @@
-"""What the supervisor and img2dataset's processes share: the job, which of its rows repeat a URL, the pipe of outcomes.
+"""Data that the supervisor shares with img2dataset's processes: the job, the rows that repeat a URL, the outcome pipe.
 
-Repeated rows: URLs are compared by 64-bit hashes, 8 bytes a row in memory and 24 while they are sorted. In a list of 12
-million rows, two different URLs share a hash with a probability of 4 in a million.
+Repeated rows: URLs are compared by 64-bit hashes, which take 8 bytes per row in memory, and 24 while they are sorted.
+In a list of 12 million rows, the probability that two different URLs have the same hash is 4 in a million.
 
-The pipe of outcomes: worker processes send one byte for each URL that is done, through a named pipe. It serves a
-progress bar and a watchdog, which may miss a byte; what counts in the end are the statistics of each shard.
+Outcome pipe: for each URL that is done, worker processes send one byte through a named pipe. It drives the progress
+display and a watchdog, where a lost byte does no harm. The final counts come from the statistics of each shard.
 """
 
 import hashlib
@@ -39,16 +39,16 @@ class Job:
     """Folder of Parquet files with the columns url and caption; each but the last has a multiple of the shard size."""
     images: str
     duplicates: str
-    """File of the rows whose URL stands in an earlier row, as `write_duplicates` writes it."""
+    """File that `write_duplicates` wrote: the rows whose URL occurs in an earlier row."""
     options: DownloadOptions
 
     def to_json(self) -> str:
-        """For the command line of the process that runs img2dataset."""
+        """The job as text, for the command line of the process that runs img2dataset."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Job":
-        """The job that `to_json` wrote."""
+        """The job of a text that `to_json` returned."""
         fields: dict[str, Any] = json.loads(text)
         options = fields.pop("options")
         policy = FetchPolicy(**options.pop("policy"))
@@ -56,9 +56,9 @@ class Job:
 
 
 def write_duplicates(urls: Path, path: Path) -> None:
-    """Writes the numbers of the rows in the Parquet files of `urls` whose URL stands in an earlier row (int64, sorted).
+    """Writes to `path` the sorted numbers (int64) of the rows of `urls`/*.parquet whose URL occurs in an earlier row.
 
-    Rows are numbered across the files in order of name. Rows without a URL repeat nothing.
+    Rows are numbered across the files, which are sorted by name. Rows without a URL are not duplicates.
     """
     hashes = np.fromiter(_hashes(urls), dtype=np.uint64)
     rows = np.argsort(hashes, kind="stable")
@@ -68,14 +68,14 @@ def write_duplicates(urls: Path, path: Path) -> None:
 
 
 def duplicates_between(path: Path, start: int, stop: int) -> npt.NDArray[np.int64]:
-    """The numbers from `start` to `stop` - 1 that `write_duplicates` wrote; reads little else."""
+    """The numbers from `start` to `stop` - 1 in the file that `write_duplicates` wrote; reads little of the rest."""
     repeated = np.load(path, mmap_mode="r")
     first, last = np.searchsorted(repeated, (start, stop))
     return np.array(repeated[first:last])
 
 
 def _hashes(urls: Path) -> Iterator[int]:
-    """A hash a row; 0 where there is no URL."""
+    """One hash per row; 0 for a row without a URL."""
     for path in sorted(urls.glob("*.parquet")):
         with open_parquet(path) as file:
             for batch in file.iter_batches(columns=["url"]):
@@ -94,13 +94,13 @@ def send_disk_full() -> None:
 
 
 class OutcomePipe:
-    """The supervisor's end of the pipe, which lies in the system's temporary folder while this is entered."""
+    """The supervisor's end of the outcome pipe: a context manager that creates the pipe in a temporary folder."""
 
     def __enter__(self) -> "OutcomePipe":
         self._folder = tempfile.TemporaryDirectory(prefix="dialog-gen-")
         path = Path(self._folder.name) / "outcomes"
         os.mkfifo(path, 0o600)
-        # Open for reading and writing: without a writer, a pipe that is open for reading only looks closed.
+        # Opened for reading and writing: a pipe without a writer would look closed.
         self._pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         self.environment = {_PIPE_VARIABLE: str(path)}
         self.disk_full = False
@@ -111,7 +111,7 @@ class OutcomePipe:
         self._folder.cleanup()
 
     def read(self) -> Counter[Outcome]:
-        """Outcomes sent since the last call; sets `disk_full`."""
+        """Counts of the outcomes sent since the last call; also updates `disk_full`."""
         try:
             codes = os.read(self._pipe, _READ_BYTES)
         except BlockingIOError:
@@ -135,4 +135,4 @@ def _send(code: int) -> None:
     try:
         os.write(pipe, bytes([code]))
     except OSError:
-        return  # full, or the supervisor is gone: no reason to stop downloading
+        return  # the pipe is full or the supervisor has ended: downloading can continue

@@ -1,6 +1,6 @@
-"""What is done to a downloaded image: its header is checked, then img2dataset's resizer makes the stored JPEG of it.
+"""Processes a downloaded image: checks its header, then img2dataset's resizer makes the JPEG that is stored.
 
-The same source bytes give the same stored bytes wherever this is used with the same version of img2dataset.
+With the same version of img2dataset, the same source bytes always give the same stored bytes.
 """
 
 import os
@@ -17,10 +17,10 @@ IMAGE_SIZE_PX: Final = 336
 """The shorter side of a stored image; smaller images keep their size."""
 
 MAX_PIXELS: Final = DEFAULT_MAX_PIXELS
-"""An image whose header announces more is not decoded."""
+"""An image with more pixels, according to its header, is not decoded."""
 
 TRANSPARENCY_FACTOR: Final = 4
-"""Weight of a pixel with an alpha channel: blending it on white takes about 70 bytes."""
+"""A pixel of an image with transparency counts as this many: blending it on white takes about 70 bytes."""
 
 RESIZE: Final[dict[str, Any]] = {
     "image_size": IMAGE_SIZE_PX,
@@ -34,7 +34,7 @@ RESIZE: Final[dict[str, Any]] = {
 
 
 def check_header(data: bytes) -> None:
-    """Raises FetchError unless the header is that of an image small enough to decode; decodes nothing."""
+    """Raises FetchError unless the header is that of an image small enough to decode. Decodes no pixels."""
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             cost = image.width * image.height * (TRANSPARENCY_FACTOR if image.has_transparency_data else 1)
@@ -51,26 +51,26 @@ def check_header(data: bytes) -> None:
 
 
 class PlainResizer:
-    """img2dataset's Resizer, which is given upright images of 8 bits only.
+    """Calls img2dataset's Resizer with upright 8-bit images only.
 
-    The Resizer takes pixels as they are stored: it ignores an EXIF orientation, and cuts 16 bits or floats off at 255,
-    which leaves a white or black image.
+    The Resizer uses pixels as they are stored: it ignores an EXIF orientation, and clips 16-bit and float pixels at
+    255, which gives a white or black image.
     """
 
     def __init__(self, resizer: Any) -> None:
         self._resizer = resizer
 
     def __call__(self, stream: BytesIO, *others: Any) -> Any:
-        """The resizer's result for the stream of an image file's bytes."""
+        """The result of the resizer for a stream of an image file's bytes."""
         return self._resizer(_plain(stream), *others)
 
 
 def resizer() -> Any:
-    """The function with which a download resizes, made of img2dataset's Resizer.
+    """The function that a download uses to resize images, based on img2dataset's Resizer.
 
     It maps a stream of an image file's bytes to (JPEG bytes, width, height, original width, original height, error).
     """
-    # A dependency of img2dataset would look for updates of itself.
+    # Otherwise a dependency of img2dataset would look for updates over the network.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     from img2dataset.resizer import Resizer
 
@@ -82,7 +82,7 @@ def _plain(stream: BytesIO) -> BytesIO:
     if is_plain(data):
         return stream
     plain = BytesIO()
-    # An unreadable image becomes an empty stream, which the resizer refuses: its pixels would be wrong.
+    # An unreadable image becomes an empty stream, which the resizer refuses. Its own decoder might give wrong pixels.
     with suppress(UnreadableImage):
         decode_image(data).save(plain, "PNG", compress_level=1)
     plain.seek(0)

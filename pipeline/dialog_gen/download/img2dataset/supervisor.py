@@ -1,7 +1,7 @@
-"""Runs img2dataset in a session of its own, watches it, and trusts only the shards that it finished.
+"""Runs img2dataset in a session of its own, watches it, and uses only the shards that it finished.
 
-A shard is finished when its `_stats.json` accounts for every row. img2dataset writes tars in place, so a shard without
-that is redone. All processes of img2dataset can be ended together, and end with this one, however that ends.
+A shard is finished if its `_stats.json` counts every row. img2dataset writes tars in place, so an unfinished shard is
+downloaded again. All processes of img2dataset can be ended together, and they always end with this process.
 """
 
 import errno
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 def require_img2dataset() -> None:
-    """Raises MissingExtraError where img2dataset is not installed."""
+    """Raises MissingExtraError if img2dataset is not installed."""
     if importlib.util.find_spec("img2dataset") is None:
         raise MissingExtraError("downloading images", "download")
 
@@ -48,9 +48,9 @@ def require_img2dataset() -> None:
 def download_list(
     work: Path, options: DownloadOptions, description: str, on_progress: OnProgress = ignore_progress
 ) -> None:
-    """Downloads the list in `work`/urls to `work`/images, as far as that is not done.
+    """Downloads the list in `work`/urls to `work`/images, except for shards that are finished.
 
-    Raises FailedCheckError as `run_img2dataset` does.
+    Raises FailedCheckError like `run_img2dataset`.
     """
     duplicates = work / "duplicates.npy"
     write_duplicates(work / "urls", duplicates)
@@ -59,10 +59,12 @@ def download_list(
 
 
 def run_img2dataset(job: Job, log: Path, description: str, on_progress: OnProgress = ignore_progress) -> None:
-    """Downloads what is missing of a job. `description` names its progress; img2dataset's prints go to `log`.
+    """Downloads the unfinished shards of a job.
 
-    Raises FailedCheckError where shards are left, with the reason: finished shards are kept, and the same call
-    continues from there.
+    `description` is shown with the progress. The output of img2dataset is appended to `log`.
+
+    Raises FailedCheckError, with the reason, if shards could not be finished. Finished shards are kept, and the same
+    call continues from there.
     """
     images = Path(job.images)
     rows, shards = _size(job)
@@ -71,11 +73,11 @@ def run_img2dataset(job: Job, log: Path, description: str, on_progress: OnProgre
         done = finished_shards(images)
         for path in images.glob("*_stats.json"):
             if path.name.removesuffix("_stats.json") not in done:
-                path.unlink()  # img2dataset takes a shard that has this file as done
+                path.unlink()  # img2dataset skips a shard that has this file
         if len(done) == shards:
             return
         if start:
-            _log.warning("no URL was done for %g s: starting img2dataset anew (%s)", job.options.patience_s, log)
+            _log.warning("no URL was done for %g s: restarting img2dataset (%s)", job.options.patience_s, log)
         found = sum((outcomes_of(stats) for stats in done.values()), Counter[Outcome]())
         exit_code = _run(job, log, _Meter(description, rows, found, on_progress))
         _wait_for_orphans(log)
@@ -84,17 +86,17 @@ def run_img2dataset(job: Job, log: Path, description: str, on_progress: OnProgre
     else:
         raise FailedCheckError(
             f"img2dataset stood still for {job.options.patience_s:g} s, {_RESTARTS + 1} times over: see its log {log}; "
-            "run the same command again to go on"
+            "run the same command again to continue"
         )
     if left := shards - len(finished_shards(images)):
         raise FailedCheckError(
             f"{left} of {shards} shards were not finished: img2dataset ended with {exit_code} ({_last_line(log)}), "
-            f"its log is {log}; run the same command again to go on"
+            f"its log is {log}; run the same command again to continue"
         )
 
 
 def finished_shards(images: Path) -> dict[str, dict[str, Any]]:
-    """Name -> statistics of the finished shards, in order."""
+    """Name -> statistics of each finished shard, sorted by name."""
     found = {path.name.removesuffix("_stats.json"): read_json(path) for path in sorted(images.glob("*_stats.json"))}
     return {
         name: stats
@@ -104,27 +106,27 @@ def finished_shards(images: Path) -> dict[str, dict[str, Any]]:
 
 
 def outcomes_of(stats: dict[str, Any]) -> Counter[Outcome]:
-    """The outcomes of a shard's URLs, from its statistics."""
+    """The counts of outcomes in the statistics of a shard."""
     return Counter(stats.get("status_dict"))
 
 
 def _size(job: Job) -> tuple[int, int]:
-    """Rows and shards of a list."""
+    """The numbers of rows and of shards of a list."""
     rows = [pq.read_metadata(path).num_rows for path in sorted(Path(job.urls).glob("*.parquet"))]
     size = job.options.shard_size
     if any(count % size for count in rows[:-1]):
-        raise ValueError(f"{job.urls}: each file but the last must hold a multiple of {size} rows, found {rows}")
+        raise ValueError(f"{job.urls}: each file but the last must have a multiple of {size} rows, found {rows}")
     return sum(rows), math.ceil(sum(rows) / size)
 
 
 def _run(job: Job, log: Path, meter: "_Meter") -> int | None:
-    """Runs img2dataset once. Returns its exit code, or None if it stood still and was ended."""
+    """Runs img2dataset once. Returns its exit code, or None if it made no progress and was ended."""
     script = "from dialog_gen.download.img2dataset.worker import main; main()"
     command = [sys.executable, "-P", "-c", script, job.to_json()]
     with (
         OutcomePipe() as pipe,
         log.open("ab") as log_file,
-        subprocess.Popen(  # noqa: S603 (its words are ours)
+        subprocess.Popen(  # noqa: S603 (all arguments are our own)
             command,
             stdin=subprocess.PIPE,
             stdout=log_file,
@@ -133,14 +135,14 @@ def _run(job: Job, log: Path, meter: "_Meter") -> int | None:
             start_new_session=True,
         ) as process,
     ):
-        # Every process inherits this file, and with it the lock: it is free when the last process is gone.
+        # Every process inherits this file with its lock, so the lock is released when the last process has ended.
         fcntl.flock(log_file, fcntl.LOCK_EX)
-        moved = time.monotonic()
+        last_progress = time.monotonic()
         try:
             while process.poll() is None:
                 if outcomes := pipe.read():
-                    moved = time.monotonic()
-                elif time.monotonic() - moved > job.options.patience_s:
+                    last_progress = time.monotonic()
+                elif time.monotonic() - last_progress > job.options.patience_s:
                     return None
                 meter.add(outcomes)
                 if pipe.disk_full:
@@ -148,24 +150,24 @@ def _run(job: Job, log: Path, meter: "_Meter") -> int | None:
                 time.sleep(_POLL_S)
             meter.add(pipe.read())
         finally:
-            # Also after a normal end: img2dataset's logger outlives a crash.
+            # Also after img2dataset has ended: its logger process survives a crash.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return process.returncode
 
 
 class _Meter:
-    """Counts the URLs that are done; where nobody follows the progress, a line a minute in the log tells it."""
+    """Counts the URLs that are done and reports progress. Without a progress callback, it logs one line per minute."""
 
     def __init__(self, description: str, rows: int, found: Counter[Outcome], on_progress: OnProgress) -> None:
-        """`found`: what earlier runs did, which does not count as speed."""
+        """`found` are the outcomes of earlier runs, which are not part of the speed."""
         self._description, self._rows, self._on_progress = description, rows, on_progress
         self._outcomes, self._found = found, found.total()
         self._began = self._logged = time.monotonic()
         self.add(Counter())
 
     def add(self, outcomes: Counter[Outcome]) -> None:
-        """More URLs are done."""
+        """Adds the outcomes of further URLs."""
         self._outcomes += outcomes
         done = self._outcomes.total()
         fetched = done - self._outcomes["duplicate_url"]
@@ -180,18 +182,18 @@ class _Meter:
 
 def _environment() -> dict[str, str]:
     return {
-        # The system's resolver has no deadline; its own limits come to half a minute for a dead name server.
+        # The system's resolver has no deadline; with its default limits, a dead name server would take half a minute.
         "RES_OPTIONS": "timeout:3 attempts:2",
         **os.environ,
-        # A second bound, in the decoder itself.
+        # A second limit, in the decoder itself.
         "OPENCV_IO_MAX_IMAGE_PIXELS": str(MAX_PIXELS),
-        # A dependency of img2dataset would look for updates of itself.
+        # Otherwise a dependency of img2dataset would look for updates over the network.
         "NO_ALBUMENTATIONS_UPDATE": "1",
     }
 
 
 def _wait_for_orphans(log: Path) -> None:
-    """Waits until no process that writes to `log` is left: killed ones need a moment.
+    """Waits until no process writes to `log` any more: killed processes need a moment to end.
 
     Raises UsageError after half a minute.
     """

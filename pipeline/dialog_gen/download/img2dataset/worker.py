@@ -1,9 +1,9 @@
-"""What runs in img2dataset's processes: its engine, with another way to fetch an image.
+"""Code that runs in img2dataset's processes: img2dataset with a safe replacement of its fetching.
 
 img2dataset reads the list, resizes, writes tars and counts. Its fetching is replaced, since it follows any scheme to
-any address, reads without bound and has no deadline. Here every URL goes through `dialog_gen.download.http`, an image's
-header is read before anything decodes it, and a URL that gives no image gets one class of
-`dialog_gen.download.outcomes` as its error message, so that the shards' statistics are a closed set.
+any address, has no limit of size and no deadline. Here every URL is requested through `dialog_gen.download.http`, and
+the header of an image is checked before the image is decoded. The error message of a URL without an image is always a
+class of `dialog_gen.download.outcomes`, so the statistics of shards contain no other messages.
 """
 
 import errno
@@ -26,7 +26,8 @@ from dialog_gen.download.img2dataset.job import Job, duplicates_between, send_di
 from dialog_gen.download.img2dataset.resize import RESIZE, PlainResizer, check_header
 from dialog_gen.download.outcomes import FetchError, Outcome
 
-# webdataset imports torch if it can, for nothing that is used here: that is half of a process's start and memory.
+# webdataset imports torch if it is installed, but does not need it here. Without torch, a process takes half the time
+# to start and half the memory.
 _torch = sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
 
 import img2dataset.downloader  # noqa: E402
@@ -45,9 +46,9 @@ def main() -> None:
     """Runs img2dataset on the job given as JSON, until it is done or the parent process is gone."""
     job = Job.from_json(sys.argv[1])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The package hides this module behind a function of the same name.
+    # The package has a function of the same name, which hides this module.
     engine: Any = importlib.import_module("img2dataset.main")
-    _check_seam(engine)
+    _check_version(engine)
     engine.Downloader = functools.partial(ImageDownloader, job)
     engine.LoggerProcess = _NoLogger
     engine.download(
@@ -61,7 +62,7 @@ def main() -> None:
         processes_count=job.options.processes,
         thread_count=job.options.threads,
         compute_hash="sha256",
-        # EXIF tells where and with what a photo was taken: left out for privacy.
+        # EXIF data contains the place and device of a photo; it is left out for privacy.
         extract_exif=False,
         incremental_mode="incremental",
         enable_wandb=False,
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 class ImageDownloader(Downloader):
-    """img2dataset's Downloader of one shard at a time, which fetches, resizes and writes in this module's way."""
+    """img2dataset's Downloader of one shard at a time, with this module's fetching, resizing and writing."""
 
     def __init__(self, job: Job, **settings: Any) -> None:
         settings["resizer"] = _Resizer(PlainResizer(settings["resizer"]))
@@ -80,12 +81,12 @@ class ImageDownloader(Downloader):
         self._job = job
 
     def download_shard(self, row: tuple[int, str]) -> None:
-        """Downloads shard number `row[0]`. Raises RuntimeError if img2dataset fetched by other means."""
+        """Downloads shard number `row[0]`. Raises RuntimeError if img2dataset did not use this module's fetching."""
         start, size = row[0] * self._job.options.shard_size, self._job.options.shard_size
         repeated = duplicates_between(Path(self._job.duplicates), start, start + size) - start
         fetch = _Fetch(self._job.options.policy, frozenset(repeated.tolist()))
         img2dataset.downloader.download_image_with_retry = fetch
-        # It closes stdout and stderr of all threads while one image is resized: their messages would be lost.
+        # The original closes stdout and stderr of all threads while one image is resized, so messages would be lost.
         img2dataset.resizer.SuppressStdoutStderr = nullcontext
         with _noting_full_disk():
             super().download_shard(row)
@@ -94,7 +95,7 @@ class ImageDownloader(Downloader):
 
 
 class _Fetch:
-    """Takes the place of `img2dataset.downloader.download_image_with_retry` for one shard."""
+    """Replaces `img2dataset.downloader.download_image_with_retry` for one shard."""
 
     def __init__(self, policy: FetchPolicy, duplicates: frozenset[int]) -> None:
         self.was_used = False
@@ -120,7 +121,7 @@ class _Fetch:
 
         try:
             if key in self._duplicates:
-                raise FetchError("duplicate_url", "stands earlier in the list")
+                raise FetchError("duplicate_url", "occurs earlier in the list")
             data = with_retries(self._policy, attempt)
             check_header(data)
         except FetchError as error:
@@ -135,7 +136,7 @@ class _Fetch:
 
 
 class _Resizer:
-    """img2dataset's resizer with one class for its errors; its result decides an image's outcome."""
+    """Calls the resizer and sends the outcome of an image: success, or decode_error for any error."""
 
     def __init__(self, resizer: Any) -> None:
         self._resizer = resizer
@@ -148,7 +149,7 @@ class _Resizer:
 
 
 class _Writer(WebDatasetSampleWriter):
-    # img2dataset prints what `write` raises, and carries on.
+    # img2dataset prints errors of `write` and continues, so a full disk must be reported here.
     def write(self, img_str: Any, key: Any, caption: Any, meta: Any) -> None:
         with _noting_full_disk():
             super().write(img_str, key, caption, meta)
@@ -165,7 +166,7 @@ def _noting_full_disk() -> Generator[None, None, None]:
 
 
 class _NoLogger:
-    """Replaces img2dataset's process that would print the progress, which the supervisor shows."""
+    """Replaces img2dataset's logger process, since the supervisor shows the progress."""
 
     def __init__(self, *_: Any) -> None:
         self.done_shards: set[int] = set()
@@ -180,7 +181,7 @@ class _NoLogger:
         pass
 
 
-def _check_seam(engine: Any) -> None:
+def _check_version(engine: Any) -> None:
     found = list(inspect.signature(img2dataset.downloader.download_image_with_retry).parameters)
     if found != _FETCH_PARAMETERS or engine.Downloader is not Downloader:
         sys.exit(f"this version of img2dataset is not known: its download_image_with_retry takes {', '.join(found)}")

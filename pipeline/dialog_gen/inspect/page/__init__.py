@@ -1,8 +1,8 @@
-"""`dialog-gen report`: a dataset as one self-contained HTML page.
+"""The HTML report of `dialog-gen report`: a dataset on one self-contained page.
 
-page.py          writes the page: the template page.html with page.css, page.js and the content as one JSON block
+page.py          writes the page, from the template page.html, page.css, page.js and the content as one JSON block
 content.py       the content, as JSON values
-thumbnails.py    images small enough for the page's size limit
+thumbnails.py    thumbnails that fit into the page's size limit
 """
 
 from dialog_gen.inspect.page.page import ReportSummary, report

@@ -23,7 +23,7 @@ _COLUMNS = ("image_id", "images", "url", "caption", "texts", "model", "gates")
 
 
 def overview(folder: DatasetFolder, stats: Stats, *, seed: int) -> dict[str, Any]:
-    """Everything but the gallery. Raises UsageError for a missing or damaged file of rejects."""
+    """The content except the gallery. Raises UsageError for a missing or damaged file of rejects."""
     config, run = folder.config(), _json(folder, "run.json")
     return {
         "name": folder.root.rsplit("/", 1)[-1] or "dataset",
@@ -43,7 +43,9 @@ def overview(folder: DatasetFolder, stats: Stats, *, seed: int) -> dict[str, Any
 def gallery(
     folder: DatasetFolder, *, samples: int, seed: int, on_progress: OnProgress
 ) -> tuple[list[dict[str, Any]], list[bytes | None]]:
-    """`samples` rows, drawn uniformly and in the dataset's order, and a thumbnail for each; None without an image.
+    """Draws `samples` rows uniformly; returns them in the dataset's order, with a thumbnail for each.
+
+    A thumbnail is None if the row has no usable image.
 
     Raises UsageError for a missing or damaged file.
     """
@@ -66,19 +68,19 @@ def gallery(
 
 
 def _marks(row: dict[str, Any], place: int) -> dict[str, dict[str, float | None]]:
-    """The gates that marked a pair, with their scores; empty where no gate was applied."""
+    """`{"marks": {gate: score}}` with the gates that marked a pair; empty if no gates were applied."""
     if row["gates"] is None:
         return {}
     return {"marks": {score["gate"]: score["score"] for score in row["gates"][place] if score["marked"]}}
 
 
 def _rejects(folder: DatasetFolder, stats: Stats, seed: int) -> list[dict[str, Any]]:
-    """Reasons of rejection, the most frequent first, with a few examples each, drawn uniformly."""
+    """The reasons of rejection, the most frequent first, each with a few examples that are drawn uniformly."""
     drawn: defaultdict[tuple[str, str], list[tuple[int, int, Any]]] = defaultdict(list)
     for number, row in enumerate(folder.rows(["image_id", "status", "reason", "detail", "raw"], part="rejects")):
         raw = [answer[:_RAW_CHARS] for answer in row["raw"]]
         example = {"id": row["image_id"], "detail": row["detail"], "raw": raw}
-        # A heap of the smallest hashes; its first element is the largest of them.
+        # A heap of the smallest hashes, whose first element has the largest of them.
         examples = drawn[row["status"], row["reason"]]
         heapq.heappush(examples, (-hash_64(f"{seed} {row['image_id']}"), number, example))
         if len(examples) > _EXAMPLES:
@@ -96,13 +98,13 @@ def _rejects(folder: DatasetFolder, stats: Stats, seed: int) -> list[dict[str, A
 
 
 def _limits(folder: DatasetFolder, gate: str) -> dict[str, float]:
-    """The limits `min` and `max` of a gate's score beyond which it marks; those that gates.json holds."""
+    """The limits `min` and `max` of a gate in gates.json; limits that are not set are left out."""
     limits = (_json(folder, "gates.json").get("settings") or {}).get(gate) or {}
     return {name: float(limits[name]) for name in ("min", "max") if limits.get(name) is not None}
 
 
 def _link_rot(folder: DatasetFolder) -> dict[str, Any] | None:
-    """The outcomes of the images' URLs; None where they are unknown."""
+    """The outcomes of the images' URLs; None if they are not known."""
     try:
         found = image_provenance(folder).link_rot
     except UsageError:
@@ -115,7 +117,7 @@ def _link_rot(folder: DatasetFolder) -> dict[str, Any] | None:
 
 
 def _json(folder: DatasetFolder, name: str) -> dict[str, Any]:
-    """The JSON object in a file of notes; empty where it is missing or damaged."""
+    """The JSON object in a file of the dataset folder; empty if the file is missing or damaged."""
     try:
         found = json.loads(folder.read(name))
     except (FileNotFoundError, ValueError):

@@ -18,7 +18,7 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Text of the dataset, isolated in its writing direction and line breaks. */
+/** An element with text of the dataset, which keeps its own writing direction and line breaks. */
 const text = (value, tag = "span") => element(tag, { class: "text", dir: "auto" }, value);
 
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 2 }).format;
@@ -32,12 +32,12 @@ function bytes(count) {
   return unit ? `${(count / unit[0]).toPrecision(3)} ${unit[1]}` : `${count} bytes`;
 }
 
-/** A link for a web address, plain text for any other. */
+/** A link for a web address, plain text for anything else. */
 function link(address) {
   try {
     if (["http:", "https:"].includes(new URL(address).protocol))
       return element("a", { href: address, rel: "noopener noreferrer", target: "_blank", dir: "auto" }, address);
-  } catch { /* no URL */ }
+  } catch { /* not a URL */ }
   return text(address);
 }
 
@@ -47,7 +47,7 @@ const facts = (entries) =>
 
 // Charts
 
-/** Counts by name, one bar each. Sorted here, because JavaScript objects put numeric names first. */
+/** A bar chart of counts by name. It sorts them itself, because JavaScript objects put numeric names first. */
 function bars(all, { whole = sum(Object.values(all)), least = false } = {}) {
   const counts = Object.entries(all).sort(([, a], [, b]) => b - a).slice(0, TOP_SHOWN);
   const longest = Math.max(1, ...counts.map(([, count]) => count));
@@ -110,7 +110,7 @@ function overview() {
     stats.pairs_gated ? ["Kept by all gates", number(stats.pairs_kept), `${percent(stats.pairs_kept, stats.pairs_gated)} of the pairs`] : null,
     ["Different questions", about(stats.questions.distinct, stats.questions.distinct_is_exact), percent(stats.questions.distinct, stats.pairs) && `${percent(stats.questions.distinct, stats.pairs)} of all`],
     ["Different answers", about(stats.answers.distinct, stats.answers.distinct_is_exact), percent(stats.answers.distinct, stats.pairs) && `${percent(stats.answers.distinct, stats.pairs)} of all`],
-    data.run.images_per_second ? ["Images a second", number(data.run.images_per_second), "in the last run"] : null,
+    data.run.images_per_second ? ["Images per second", number(data.run.images_per_second), "in the last run"] : null,
   ].filter(Boolean);
   const parts = [["accepted", accepted, "first"], ["rejected", rejected, "second"], ["unreadable", unreadable, "third"]];
   const stack = element("div", { class: "stack", "aria-hidden": "true" }, parts.filter(([, count]) => count).map(([, count, kind]) => {
@@ -135,9 +135,9 @@ function texts() {
       chart("How questions begin", `first two words ${approximate(questions)}`, bars(questions.top, { whole: stats.pairs, least: questions.top_undercount > 0 })),
       chart("Most frequent answers", approximate(answers), bars(answers.top, { whole: stats.pairs, least: answers.top_undercount > 0 })),
       chart("Kinds of answers", "yes/no by the first word", bars(stats.answer_types)),
-      spreadChart("Words of a question", questions.words),
-      spreadChart("Words of an answer", answers.words),
-      spreadChart("Words of a caption", captions),
+      spreadChart("Words per question", questions.words),
+      spreadChart("Words per answer", answers.words),
+      spreadChart("Words per caption", captions),
     ].filter(Boolean)));
 }
 
@@ -160,7 +160,7 @@ function gates() {
   const head = element("tr", {}, ...["Gate", "Pairs scored", "Pairs marked", "", "Scores"].map((name, column) =>
     element("th", { scope: "col", class: column === 1 || column === 2 ? "number" : null }, name)));
   fill("gates", "Quality gates",
-    element("p", {}, `${number(stats.pairs_gated)} pairs were judged: ${number(stats.pairs_kept)} (${percent(stats.pairs_kept, stats.pairs_gated)}) are kept by all gates. `,
+    element("p", {}, `${number(stats.pairs_gated)} pairs were scored: ${number(stats.pairs_kept)} (${percent(stats.pairs_kept, stats.pairs_gated)}) are kept by all gates. `,
       `${plural(stats.images_without_kept_pair, "image")} ${stats.images_without_kept_pair === 1 ? "has" : "have"} no pair left. A gate marks; nothing is deleted.`),
     element("table", {}, element("thead", {}, head), element("tbody", {}, rows)));
 }
@@ -203,7 +203,7 @@ function madeWith() {
     ])) : chart("Images", "", element("p", { class: "soft" }, "The dataset was published without them."))));
 }
 
-// Gallery: its state is the URL's fragment, #q=...&show=...&gate=...&page=... or #image=ID
+// Gallery. Its state is in the URL's fragment: #q=...&show=...&gate=...&page=... or #image=ID
 
 const rows = gallery.rows.map((row) => ({
   ...row,
@@ -316,7 +316,7 @@ function controls() {
     else if (event.key === "ArrowRight" && !byId("next").disabled) goTo(state.page + 1);
   });
   addEventListener("hashchange", () => {
-    // The table of contents uses fragments too; those leave the gallery as it is.
+    // The table of contents also uses fragments, which do not change the gallery.
     if (location.hash && !location.hash.includes("=")) return;
     readState();
     render();

@@ -1,7 +1,7 @@
-"""Writes the HTML report: a template with its own style and script, and all content in one JSON block.
+"""Writes the HTML report: a template with its own style and script, and the content as one JSON block.
 
-The template escapes everything (Jinja2's autoescape) except the package's own style and script. The script shows what
-is in the JSON block as text.
+The template escapes everything (Jinja2's autoescape) except the package's own style and script. The script shows the
+content of the JSON block as text.
 """
 
 import base64
@@ -30,16 +30,16 @@ _IMAGE = f',"image":"{_DATA_URI}"'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportSummary:
-    """The page that was written."""
+    """The report that was written."""
 
     out: str
     samples: int
-    """Images in the gallery."""
+    """Number of images in the gallery."""
     of: int
-    """Images with a dialogue in the dataset."""
+    """Number of images with a dialogue in the dataset."""
     bytes: int
     thumbnails: Size | None
-    """None where there are no images."""
+    """None if the gallery has no images."""
 
     def __str__(self) -> str:
         if not self.of:
@@ -59,13 +59,14 @@ def report(
     max_mb: float = 20,
     on_progress: OnProgress = ignore_progress,
 ) -> ReportSummary:
-    """Writes a dataset's statistics and a gallery as one self-contained HTML file `out`: whole or not at all.
+    """Writes a dataset's statistics and a gallery as one self-contained HTML file `out`.
 
-    The gallery shows `samples` images, drawn uniformly under `seed`. Its thumbnails are as good as `max_mb` (of 10^6
-    bytes) allows. The same dataset and arguments give the same bytes.
+    The gallery shows `samples` images, drawn uniformly with `seed`. The thumbnails have the best quality with which the
+    file is not larger than `max_mb` (of 10^6 bytes). The same dataset and arguments give the same bytes. After an
+    error, no incomplete file is left.
 
-    Raises UsageError for an `out` that cannot be written, for a missing or damaged file of the dataset, and where not
-    even the smallest thumbnails fit; DialogGenError for what the disk refuses.
+    Raises UsageError for an `out` that cannot be written, for a missing or damaged file of the dataset, and if even the
+    smallest thumbnails are too large; DialogGenError if the disk fails.
     """
     check_at_least("--samples", samples, 0)
     folder, out = open_dataset(dataset), Path(out)
@@ -77,8 +78,8 @@ def report(
     fitted = fit(originals, int(max_mb * _MB) - frame_bytes)
     if fitted is None:
         raise UsageError(
-            f"--max-mb {max_mb:g} is too little for {len(rows):,} images: all but the images takes "
-            f"{frame_bytes / _MB:.2f} MB, and thumbnails of {SIZES[-1].side} pixels do not fit beside it. "
+            f"--max-mb {max_mb:g} is too little for {len(rows):,} images: the page without images takes "
+            f"{frame_bytes / _MB:.2f} MB, and thumbnails of {SIZES[-1].side} pixels do not fit in addition. "
             "Give more, or fewer --samples."
         )
     thumbnails, size = fitted
@@ -104,10 +105,10 @@ def _gallery(seed: int, rows: list[dict[str, Any]], size: Size | None) -> dict[s
 
 
 def _page(content: Mapping[str, Any]) -> bytes:
-    """The page that shows this content; `content["name"]` is its title.
+    """The HTML page that shows this content; `content["name"]` is its title.
 
-    Nothing in the content can become markup: the JSON block holds no character that could end it, and the policy lets
-    the browser run this package's own script only, and load nothing.
+    Nothing in the content can become markup: characters that could end the JSON block are escaped, and the content
+    security policy allows only this package's own script, and no network access.
     """
     style, script = _own_file("page.css"), _own_file("page.js")
     policy = (
@@ -116,7 +117,7 @@ def _page(content: Mapping[str, Any]) -> bytes:
     )
     page = _environment().from_string(_own_file("page.html"))
     text = page.render(policy=policy, title=str(content["name"]), style=style, script=script, content=content)
-    return text.encode("utf-8", "replace")  # names of files and JSON may hold lone surrogates
+    return text.encode("utf-8", "replace")  # file names and JSON may contain lone surrogates
 
 
 def _environment() -> Environment:
@@ -126,7 +127,7 @@ def _environment() -> Environment:
 
 
 def _dumps(value: Any, **_: Any) -> str:
-    """Compact JSON for the filter `tojson`, which escapes <, >, & and ' in it."""
+    """Compact JSON. Jinja2's filter `tojson` calls this, and then escapes <, >, & and '."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")  # line ends in older JavaScript
 

@@ -1,4 +1,4 @@
-"""Images small enough for the page's size limit."""
+"""Thumbnails that fit into the page's size limit."""
 
 import io
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from dialog_gen.sources.images import UnreadableImage, decode_image
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How thumbnails are made: the longest side in pixels, and WebP's quality."""
+    """The size of thumbnails: the longest side in pixels, and the WebP quality (0 to 100)."""
 
     side: int
     quality: int
@@ -22,7 +22,7 @@ SIZES = (Size(320, 80), Size(320, 60), Size(256, 55), Size(192, 50), Size(144, 4
 
 
 def thumbnail(data: bytes) -> bytes | None:
-    """A thumbnail of the best size; None for bytes that are no image."""
+    """A thumbnail of the best size, as WebP bytes; None for bytes that are not an image."""
     try:
         return _encode(decode_image(data), SIZES[0])
     except UnreadableImage:
@@ -30,7 +30,10 @@ def thumbnail(data: bytes) -> bytes | None:
 
 
 def fit(thumbnails: Iterable[bytes | None], budget_bytes: int) -> tuple[list[bytes | None], Size] | None:
-    """Makes all thumbnails smaller until their base64 fits into the budget; None if even the smallest do not fit."""
+    """Makes all thumbnails smaller until their base64 text fits into the budget; returns them and their size.
+
+    Returns None if even the smallest thumbnails do not fit.
+    """
     made = list(thumbnails)
     for size in SIZES:
         if size is not SIZES[0]:

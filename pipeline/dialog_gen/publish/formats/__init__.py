@@ -1,8 +1,9 @@
-"""Export formats, one file each: `dialog-gen export --to NAME`. `base` says what a format is, and knows all of them.
+"""Export formats of `dialog-gen export --to NAME`, with one file per format.
 
-llava.py        LLaVA's training file and the folder of images beside it
+base.py         the base class of formats and their registry
+llava.py        LLaVA's training file and its folder of images
 messages.py     Parquet with chat messages
 texts.py        Parquet with question-answer pairs
-webdataset.py   tars as img2dataset writes them
-parquet.py      what the two Parquet formats share
+webdataset.py   tars with the layout of img2dataset's
+parquet.py      the base class of the two Parquet formats
 """

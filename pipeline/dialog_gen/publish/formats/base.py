@@ -1,4 +1,4 @@
-"""What an export format is: a class that writes samples into an empty folder, registered in `FORMATS`."""
+"""The base class of export formats. A format writes samples into an empty folder, and is registered in `FORMATS`."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ from dialog_gen.sources.images import FORMATS as IMAGE_FORMATS
 
 _NAME_LENGTH = 80
 _HASH_LENGTH = 12
-# MPO is what many phones write: a JPEG with another behind it.
+# Many phones write MPO files: a JPEG followed by a second one.
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
 
 
@@ -28,7 +28,7 @@ class Sample:
     image: bytes
     image_sha256: str
     source_sha256: str | None
-    """Hash of what the URL served, if that was stored as another image."""
+    """SHA-256 of the bytes that the URL served, if the image was stored in another form."""
     url: str | None
     caption: str | None
     pairs: list[dict[str, str]]
@@ -36,9 +36,9 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """A file name without extension, of a to z, digits, "_" and "-" only.
+        """A file name without extension, which contains only a to z, digits, "_" and "-".
 
-        Different ids have different names, even where upper and lower case count as the same.
+        Different ids have different names, even on file systems that ignore case.
         """
         plain = re.sub(r"[^a-z0-9_-]+", "_", self.image_id.lower())[:_NAME_LENGTH]
         if plain == self.image_id and plain and not re.search(rf"-[0-9a-f]{{{_HASH_LENGTH}}}$", plain):
@@ -47,7 +47,7 @@ class Sample:
 
     @property
     def extension(self) -> str:
-        """The file extension that the image's content calls for. Raises UsageError for bytes that are no image."""
+        """The file extension for the format of the image. Raises UsageError for bytes that are not an image."""
         try:
             with Image.open(BytesIO(self.image), formats=IMAGE_FORMATS) as image:
                 return _EXTENSIONS.get(image.format or "", (image.format or "").lower())
@@ -59,7 +59,7 @@ class SampleWriter(ABC):
     """Writes samples in one format. `out` is an empty folder, which is discarded if an error is raised."""
 
     description: ClassVar[str]
-    """What is written, in one line, for help texts."""
+    """The files that the format writes, in one line, for help texts."""
 
     @abstractmethod
     def __init__(self, out: Path) -> None: ...
@@ -70,7 +70,7 @@ class SampleWriter(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Writes what belongs at the end. Not called after an error."""
+        """Completes the files. Not called after an error."""
 
 
 FORMATS = Registry[type[SampleWriter]](

@@ -36,11 +36,11 @@ class LlavaWriter(SampleWriter):
         self._count += 1
 
     def close(self) -> None:
-        """Ends the list."""
+        """Completes the JSON list."""
         self._json.write("\n]\n" if self._count else "[]\n")
         self._json.close()
 
 
 def _without_image_token(text: str) -> str:
-    """The text without `<image>`: LLaVA would put an image in the place of each, even of one that a model wrote."""
+    """The text without `<image>`, even if a model wrote it: LLaVA would replace each of them by an image."""
     return text.replace("<image>", "image")

@@ -1,4 +1,4 @@
-"""Parquet with the dialogue as chat messages, as chat templates and most trainers take them."""
+"""Parquet with the dialogue as chat messages, the form that chat templates and most trainers need."""
 
 from typing import ClassVar
 

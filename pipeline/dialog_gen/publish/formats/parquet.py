@@ -1,4 +1,4 @@
-"""Parquet files with the images and one column of dialogue, which `datasets` and the Hub's viewer show."""
+"""Parquet files with images and a column of dialogues, in a form that `datasets` and the Hub's viewer show."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -12,7 +12,7 @@ from dialog_gen.dataset.writer import ROWS_A_GROUP
 from dialog_gen.publish.formats.base import Sample, SampleWriter
 
 _FILE_BYTES = 500 * 10**6
-# The Hub's viewer gives up on row groups over 286 MiB.
+# The Hub's viewer does not show row groups over 286 MiB.
 _GROUP_BYTES = 200 << 20
 
 
@@ -20,7 +20,7 @@ class DialogueParquetWriter(SampleWriter):
     """OUT/*.parquet of about 500 MB each, with the columns `images` and `column`."""
 
     column: ClassVar[str]
-    """Name of the column that holds the dialogue."""
+    """Name of the column with the dialogue."""
     turn_type: ClassVar[pa.DataType]
     """Arrow type of one element of that column."""
 
@@ -34,10 +34,10 @@ class DialogueParquetWriter(SampleWriter):
 
     @abstractmethod
     def dialogue(self, sample: Sample) -> list[dict[str, str]]:
-        """The sample's value in the column of dialogue."""
+        """The value of a sample in the column with the dialogue."""
 
     def add(self, sample: Sample) -> None:
-        """Holds the sample back until a row group is full, then writes that."""
+        """Collects samples until a row group is full, then writes it."""
         image = {"bytes": sample.image, "path": f"{sample.name}.{sample.extension}"}
         self._rows.append({"images": [image], self.column: self.dialogue(sample)})
         self._rows_bytes += len(sample.image)

@@ -18,5 +18,5 @@ class TextsWriter(DialogueParquetWriter):
     turn_type: ClassVar[pa.DataType] = PAIR_TYPE
 
     def dialogue(self, sample: Sample) -> list[dict[str, str]]:
-        """The pairs as they are."""
+        """The pairs of the sample, unchanged."""
         return sample.pairs

@@ -1,4 +1,4 @@
-"""WebDataset: tars laid out as img2dataset lays them out."""
+"""WebDataset: tars with the same layout as those of img2dataset."""
 
 import json
 import tarfile
@@ -12,19 +12,19 @@ _SAMPLES_PER_TAR = 1000
 
 @FORMATS.register("webdataset")
 class WebdatasetWriter(SampleWriter):
-    """OUT/*.tar of a thousand samples each. Equal samples give equal bytes.
+    """OUT/*.tar with 1,000 samples each. Equal samples give equal bytes.
 
-    A sample is KEY.jpg (or whatever the image is), KEY.json and, where there is a caption, KEY.txt.
+    A sample is KEY.jpg (or another extension for the format of the image), KEY.json and, if it has a caption, KEY.txt.
     """
 
-    description = "OUT/*.tar with KEY.jpg (or what the image is), KEY.json and the caption as KEY.txt"
+    description = "OUT/*.tar with KEY.jpg (or another image format), KEY.json and the caption as KEY.txt"
 
     def __init__(self, out: Path) -> None:
         self._out, self._count = out, 0
         self._tar: tarfile.TarFile | None = None
 
     def add(self, sample: Sample) -> None:
-        """Adds the sample's members to the tar, a new one after each thousand."""
+        """Adds the files of the sample to the tar; begins a new tar after 1,000 samples."""
         if self._tar is None or self._count % _SAMPLES_PER_TAR == 0:
             self.close()
             self._tar = tarfile.open(self._out / f"{self._count // _SAMPLES_PER_TAR:05d}.tar", "w")  # noqa: SIM115
@@ -33,7 +33,7 @@ class WebdatasetWriter(SampleWriter):
             "key": key,
             "url": sample.url,
             "caption": sample.caption,
-            "sha256": sample.source_sha256,  # as img2dataset means it: of the bytes that the URL served
+            "sha256": sample.source_sha256,  # as in img2dataset: of the bytes that the URL served
             "image_id": sample.image_id,
             "image_sha256": sample.image_sha256,
             "texts": sample.pairs,
@@ -45,7 +45,7 @@ class WebdatasetWriter(SampleWriter):
         self._count += 1
 
     def close(self) -> None:
-        """Ends the tar."""
+        """Completes the tar."""
         if self._tar:
             self._tar.close()
 
