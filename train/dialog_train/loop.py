@@ -1,12 +1,12 @@
-"""The training loop of all systems, on Accelerate: `system.py` says what is trained, and on what.
+"""The training loop of all systems, built on Accelerate. `system.py` defines what is trained and on which data.
 
     OUT/model/, OUT/model-ema/   the trained model, as its system writes it
-    OUT/train.json               how the training went; written last, it is the mark of completion
-    OUT/checkpoints/             what `resume = "auto"` goes on from, as long as the training is not complete
+    OUT/train.json               result of the training; written last, so it marks a completed training
+    OUT/checkpoints/             state to resume from with `resume = "auto"`; removed on completion
     OUT/tensorboard/             loss curves
 
-Every process computes the losses of the whole batch, so that any number of processes gives the losses and gradients of
-one. Everything drawn at random follows from (seed, step): a resumed training ends the same.
+Every process computes the losses of the whole batch, so losses and gradients do not depend on the number of processes.
+All random numbers are determined by (seed, step), so a resumed training ends with the same result.
 """
 
 import hashlib
@@ -48,36 +48,37 @@ OnStep = Callable[[int, dict[str, float]], None]
 
 _CHECKPOINTS = "checkpoints"
 _PROJECT = "dialog-train"
-# The others wait while one process prepares the data.
+# The other processes wait this long while one process prepares the data.
 _PATIENCE = timedelta(hours=12)
-# CLIP keeps its temperature from running away (arXiv 2103.00020, section 2.5).
+# CLIP limits its temperature for stability (arXiv 2103.00020, section 2.5).
 _LOGIT_SCALE_RANGE = (0.0, math.log(100))
-# Not part of what a training is: these may change when it goes on.
+# Settings that may change when a training is resumed; the fingerprint does not contain them.
 _FREE: Any = {"out": True, "log": True, "save_every_steps": True, "data": {"work"}}
 _SHOWN_IDS = 8
 _STAGE = "training"
 _writing = partial(writing, left="--resume auto goes on from the newest checkpoint")
 _log = logging.getLogger(__name__)
 points_log = logging.getLogger(f"{__name__}.points")
-"""A line for every point of the log: for where no progress bar is shown."""
+"""Logs one line per point of the loss curves; used where no progress bar is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitResult:
-    """How a training went; also in OUT/train.json."""
+    """Result of a training; also in OUT/train.json."""
 
     steps: int
     pairs_per_s: float
-    """Images a second over all processes, without the first step of a run."""
+    """Images per second over all processes, without the first step of a run."""
     losses: dict[str, float]
-    """Means of the last point of the log; `loss` is the sum."""
+    """Means over the steps of the last log point; `loss` is the sum of the others."""
 
 
 @contextmanager
 def start(recipe: Recipe) -> Generator[Accelerator]:
-    """Accelerate as a recipe wants it, with its trackers and processes ended on leaving. Logs the number of processes.
+    """Sets up Accelerate for a recipe, logs the number of processes, and ends trackers and processes on exit.
 
-    Raises UsageError for a precision that the device has not, MissingExtraError for a tracker that is not installed.
+    Raises UsageError for a precision that the device does not support, MissingExtraError for a tracker that is not
+    installed.
     """
     trackers: Any = [name for name in ("tensorboard", "wandb") if getattr(recipe.log, name)]
     for name in trackers:
@@ -94,19 +95,19 @@ def start(recipe: Recipe) -> Generator[Accelerator]:
             raise UsageError('optim.precision = "fp16" needs a GPU: choose "no" or "bf16".')
         if accelerator.is_main_process:
             _log.info("training on %d x %s", accelerator.num_processes, accelerator.device.type)
-            # What `accelerate launch --cpu --num_processes 2` leaves behind in the one process that it starts.
+            # `accelerate launch --cpu --num_processes 2` starts a single process with this environment.
             if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
                 _log.warning(
-                    "this is the only process, though more were asked for. On CPU start them with torchrun or "
+                    "this is the only process, although more were requested. On a CPU start them with torchrun or "
                     "dialog-train SYSTEM --processes N"
                 )
         yield accelerator
     except BaseException:
-        # What trackers say then would hide the cause.
+        # An error of a tracker would hide the cause.
         with suppress(Exception):
             accelerator.end_training()
         raise
-    # A process that leaves its group behind may abort at exit.
+    # A process that exits without leaving its process group may abort.
     with _writing(recipe.out):
         accelerator.end_training()
 
@@ -123,11 +124,12 @@ def fit(
 ) -> FitResult:
     """Trains a system in place and writes its model to the recipe's folder.
 
-    `on_step` gets the number of each step, from 1, with its losses, learning rate, gradient norm and logit scale.
+    `on_step` is called with the number of each step, counted from 1, and its losses, learning rate, gradient norm and
+    logit scale.
 
-    Raises UsageError for a batch that does not fit the processes, and for a folder that holds a training where `resume`
-    is "never", or one of another recipe; FailedCheckError where a loss or gradient is not finite; DialogGenError where
-    the disk refuses.
+    Raises UsageError for a batch that cannot be divided among the processes, for a folder that contains a training if
+    `resume` is "never", and for a folder that contains a training of another recipe; FailedCheckError if a loss or
+    gradient is not finite; DialogGenError if the disk refuses a write.
     """
     with nullcontext(accelerator) if accelerator else start(recipe) as accelerator:
         course = _Course(recipe, data, accelerator)
@@ -155,7 +157,7 @@ def fit(
 
 
 class _Course:
-    """The batches of a training, the same for any number of processes."""
+    """The batches of a training; they do not depend on the number of processes."""
 
     def __init__(self, recipe: Recipe, data: Data, accelerator: Accelerator) -> None:
         self.recipe, self.data = recipe, data
@@ -163,7 +165,9 @@ class _Course:
         self._mine = Share(accelerator.process_index, accelerator.num_processes)
 
     def batches(self, first: int) -> Iterator[AnyBatch]:
-        """What this process takes of each step, from `first` on; the next is read while one is worked on."""
+        """Yields this process's share of each step, beginning with step `first`; reads the next batch in the
+        background.
+        """
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self.data.batch, first, self._mine)
             for step in range(first, self.total):
@@ -174,7 +178,7 @@ class _Course:
 
 
 class _Stepper:
-    """System, optimizer and what a step does with them."""
+    """A system with its optimizer; performs single training steps."""
 
     def __init__(self, recipe: Recipe, system: System, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
@@ -187,7 +191,7 @@ class _Stepper:
             eps=recipe.optim.eps,
             fused=True,
         )
-        # Buffers are constant: no need to send them around.
+        # Buffers are constant, so they need not be broadcast.
         untyped: Any = accelerator
         untyped.ddp_handler = DistributedDataParallelKwargs(
             find_unused_parameters=system.may_leave_parameters_unused, broadcast_buffers=False
@@ -198,15 +202,15 @@ class _Stepper:
         self.trained = Trained(parameters=parameters, optimizer=optimizer, ema=ema)
 
     def step(self, step: int, total: int, batch: AnyBatch) -> dict[str, float]:
-        """Step number `step`, from 0: updates the weights and gives what is worth logging.
+        """Performs step `step`, counted from 0: updates the weights and returns the values to log.
 
-        Raises FloatingPointError instead of the update where the loss or the gradient is not finite.
+        Raises FloatingPointError before the update if the loss or the gradient is not finite.
         """
         optim, parameters = self.recipe.optim, self.trained.parameters
         lr = learning_rate(step, total, optim)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        # For dropout, in towers that have it, and for noise.
+        # Seeds dropout, in towers that have it, and noise.
         torch.manual_seed(_draw(self.recipe.seed, step, self.accelerator.process_index))
         self._optimizer.zero_grad()
         parts: dict[str, Tensor] = self._module(batch.to(self.accelerator.device))
@@ -216,9 +220,9 @@ class _Stepper:
         shown = {**parts, "loss": loss, "gradient_norm": norm}
         if self._logit_scale is not None:
             shown["logit_scale"] = self._logit_scale.reshape(()).exp()
-        # One transfer a step.
+        # One transfer from the device per step.
         values: dict[str, float] = dict(zip(shown, torch.stack(list(shown.values())).tolist(), strict=True))
-        # In half precision gradients overflow now and then; the scaler leaves such a step out.
+        # In half precision gradients overflow occasionally; the scaler skips such a step.
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong and not (self.accelerator.scaler is not None and wrong == ["gradient_norm"]):
             raise FloatingPointError(", ".join(f"{name} is {values[name]}" for name in wrong))
@@ -261,7 +265,7 @@ def _train(
             began = time.perf_counter()
         else:
             rate = (step - first) * recipe.optim.batch_size / (time.perf_counter() - began)
-        # Of this process's share of the batch: there may be more among all.
+        # These statistics cover only this process's share of the batch; the whole batch may contain more duplicates.
         sums.update({**values, **batch.statistics(), "steps": 1})
         if (step + 1) % recipe.log.every_steps == 0 or step + 1 == course.total:
             point = {name: total / sums["steps"] for name, total in sums.items() if name != "steps"}
@@ -282,7 +286,8 @@ def _train(
 
 
 def _completed(out: Path, fingerprint: dict[str, Any], resume: Resume) -> FitResult | None:
-    """What a completed training in `out` gave. Raises UsageError for one that is not to be touched."""
+    """The result of a completed training in `out`, or None. Raises UsageError for a training that may not be continued.
+    """
     report = out / REPORT_FILE
     if resume == "never":
         if report.exists() or newest_training(out / _CHECKPOINTS):
@@ -301,7 +306,7 @@ def _completed(out: Path, fingerprint: dict[str, Any], resume: Resume) -> FitRes
 
 
 def _resumed(out: Path, fingerprint: dict[str, Any], trained: Trained) -> int:
-    """Restores what the newest checkpoint holds. Gives the number of steps done."""
+    """Restores the newest checkpoint, if there is one, and returns the number of completed steps."""
     file = newest_training(out / _CHECKPOINTS)
     if file is None:
         return 0
@@ -332,7 +337,7 @@ def _not_finite(course: _Course, step: int, what: str, is_main: bool) -> FailedC
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as "table.key", with values that trackers take."""
+    """Flattens nested tables to "table.key", with values that trackers accept."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""MulT augmentation: the towers of a CLIP train beside a crossmodal transformer (thesis, section 4.2)."""
+"""MulT augmentation: the towers of a CLIP are trained together with a crossmodal transformer (thesis, section 4.2)."""
 
 from typing import TYPE_CHECKING
 
