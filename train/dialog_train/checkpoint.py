@@ -1,5 +1,4 @@
-"""The state of a training, to resume it without any difference: one safetensors file with JSON in its header, no
-pickle.
+"""The state of a training, so that it can resume exactly: one safetensors file with JSON in its header, no pickle.
 
     FOLDER/step-00000120.safetensors    weights, EMA and optimizer state by the model's parameter names
 

@@ -25,7 +25,7 @@ from dialog_train.systems.base import SYSTEMS
 # Commands import slow packages themselves, so that `dialog-train --help` does not wait for torch.
 
 _INTERRUPTED = 130
-_PATIENCE_S = 5
+_ERROR_DELAY_S = 5
 
 Config = Annotated[
     str, typer.Option(metavar="NAME_OR_FILE", help="A recipe's name (see `dialog-train recipes`) or TOML file.")
@@ -251,14 +251,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except DialogGenError as error:
         if not _is_first():
             # A launcher ends all processes once one has failed. If all found the same error, the first one reports it.
-            time.sleep(_PATIENCE_S)
+            time.sleep(_ERROR_DELAY_S)
         typer.echo(f"error: {error}", err=True)
         end_launcher()
         return error.exit_code
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         if code == _INTERRUPTED and _is_first():
-            typer.echo("interrupted: with --resume auto the same command continues from the newest checkpoint", err=True)
+            typer.echo(
+                "interrupted: with --resume auto the same command continues from the newest checkpoint", err=True
+            )
         return code
     return 0
 

@@ -49,11 +49,11 @@ OnStep = Callable[[int, dict[str, float]], None]
 _CHECKPOINTS = "checkpoints"
 _PROJECT = "dialog-train"
 # The other processes wait this long while one process prepares the data.
-_PATIENCE = timedelta(hours=12)
+_PREPARATION_TIMEOUT = timedelta(hours=12)
 # CLIP limits its temperature for stability (arXiv 2103.00020, section 2.5).
 _LOGIT_SCALE_RANGE = (0.0, math.log(100))
 # Settings that may change when a training is resumed; the fingerprint does not contain them.
-_FREE: Any = {"out": True, "log": True, "save_every_steps": True, "data": {"work"}}
+_NOT_IN_FINGERPRINT: Any = {"out": True, "log": True, "save_every_steps": True, "data": {"work"}}
 _SHOWN_IDS = 8
 _STAGE = "training"
 _writing = partial(writing, left="--resume auto goes on from the newest checkpoint")
@@ -88,7 +88,7 @@ def start(recipe: Recipe) -> Generator[Accelerator]:
         mixed_precision=recipe.optim.precision,
         log_with=trackers or None,
         project_config=ProjectConfiguration(str(recipe.out), str(recipe.out / "tensorboard")),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PREPARATION_TIMEOUT)],
     )
     try:
         if recipe.optim.precision == "fp16" and accelerator.device.type == "cpu":
@@ -132,16 +132,16 @@ def fit(
     gradient is not finite; DialogGenError if the disk refuses a write.
     """
     with nullcontext(accelerator) if accelerator else start(recipe) as accelerator:
-        course = _Course(recipe, data, accelerator)
-        content = recipe.model_dump(mode="json", exclude=_FREE)
+        batches = _Batches(recipe, data, accelerator)
+        content = recipe.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
         fingerprint = {"recipe": content, **system.fingerprint, "training_set": data.fingerprint}
         if done := _completed(recipe.out, fingerprint, resume):
             return done
         stepper = _Stepper(recipe, system, accelerator)
         first = _resumed(recipe.out, fingerprint, stepper.trained)
         if first and accelerator.is_main_process:
-            _log.info("going on after step %d of %d", first, course.total)
-        result = _train(course, stepper, first, fingerprint, on_step, on_progress)
+            _log.info("going on after step %d of %d", first, batches.total)
+        result = _train(batches, stepper, first, fingerprint, on_step, on_progress)
         if accelerator.is_main_process:
             report = {**asdict(result), "processes": accelerator.num_processes, "device": accelerator.device.type}
             packages = ("accelerate", "open_clip_torch", "torch")
@@ -156,24 +156,22 @@ def fit(
         return result
 
 
-class _Course:
+class _Batches:
     """The batches of a training; they do not depend on the number of processes."""
 
     def __init__(self, recipe: Recipe, data: Data, accelerator: Accelerator) -> None:
         self.recipe, self.data = recipe, data
         self.total = recipe.optim.max_steps or recipe.optim.epochs * data.steps_per_epoch
-        self._mine = Share(accelerator.process_index, accelerator.num_processes)
+        self._share = Share(accelerator.process_index, accelerator.num_processes)
 
-    def batches(self, first: int) -> Iterator[AnyBatch]:
-        """Yields this process's share of each step, beginning with step `first`; reads the next batch in the
-        background.
-        """
+    def from_step(self, first: int) -> Iterator[AnyBatch]:
+        """Yields this process's share of each step from `first` on; reads the next batch in the background."""
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.data.batch, first, self._mine)
+            ahead = pool.submit(self.data.batch, first, self._share)
             for step in range(first, self.total):
                 batch = ahead.result()
                 if step + 1 < self.total:
-                    ahead = pool.submit(self.data.batch, step + 1, self._mine)
+                    ahead = pool.submit(self.data.batch, step + 1, self._share)
                 yield batch
 
 
@@ -211,7 +209,7 @@ class _Stepper:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         # Seeds dropout, in towers that have it, and noise.
-        torch.manual_seed(_draw(self.recipe.seed, step, self.accelerator.process_index))
+        torch.manual_seed(_step_seed(self.recipe.seed, step, self.accelerator.process_index))
         self._optimizer.zero_grad()
         parts: dict[str, Tensor] = self._module(batch.to(self.accelerator.device))
         loss = torch.stack(list(parts.values())).sum()
@@ -237,14 +235,14 @@ class _Stepper:
 
 
 def _train(
-    course: _Course,
+    batches: _Batches,
     stepper: _Stepper,
     first: int,
     fingerprint: dict[str, Any],
     on_step: OnStep | None,
     on_progress: OnProgress,
 ) -> FitResult:
-    recipe, accelerator = course.recipe, stepper.accelerator
+    recipe, accelerator = batches.recipe, stepper.accelerator
     with _writing(recipe.out):
         accelerator.init_trackers(
             _PROJECT,
@@ -253,12 +251,12 @@ def _train(
         )
     began, rate, note = time.perf_counter(), 0.0, ""
     sums, point = Counter[str](), dict[str, float]()
-    on_progress(_STAGE, first, course.total)
-    for step, batch in enumerate(course.batches(first), first):
+    on_progress(_STAGE, first, batches.total)
+    for step, batch in enumerate(batches.from_step(first), first):
         try:
-            values = stepper.step(step, course.total, batch)
+            values = stepper.step(step, batches.total, batch)
         except FloatingPointError as error:
-            raise _not_finite(course, step, str(error), accelerator.is_main_process) from None
+            raise _not_finite(batches, step, str(error), accelerator.is_main_process) from None
         if on_step:
             on_step(step + 1, values)
         if step == first:
@@ -267,27 +265,26 @@ def _train(
             rate = (step - first) * recipe.optim.batch_size / (time.perf_counter() - began)
         # These statistics cover only this process's share of the batch; the whole batch may contain more duplicates.
         sums.update({**values, **batch.statistics(), "steps": 1})
-        if (step + 1) % recipe.log.every_steps == 0 or step + 1 == course.total:
+        if (step + 1) % recipe.log.every_steps == 0 or step + 1 == batches.total:
             point = {name: total / sums["steps"] for name, total in sums.items() if name != "steps"}
-            point |= {"epoch": (step + 1) / course.data.steps_per_epoch, "pairs_per_s": rate}
+            point |= {"epoch": (step + 1) / batches.data.steps_per_epoch, "pairs_per_s": rate}
             with _writing(recipe.out):
                 accelerator.log(point, step=step + 1)
             note = f"loss {point['loss']:.4f}  {rate:.0f} pairs/s"
             if accelerator.is_main_process:
-                points_log.info("step %d of %d: %s", step + 1, course.total, note)
+                points_log.info("step %d of %d: %s", step + 1, batches.total, note)
             sums.clear()
-        on_progress(_STAGE, step + 1, course.total, note=note)
+        on_progress(_STAGE, step + 1, batches.total, note=note)
         due = recipe.save_every_steps and (step + 1) % recipe.save_every_steps == 0
         if due and accelerator.is_main_process:
             with _writing(recipe.out):
                 save_training(recipe.out / _CHECKPOINTS, step + 1, stepper.trained, fingerprint)
     losses = {name: value for name, value in point.items() if name.endswith("loss")}
-    return FitResult(steps=course.total, pairs_per_s=rate, losses=losses)
+    return FitResult(steps=batches.total, pairs_per_s=rate, losses=losses)
 
 
 def _completed(out: Path, fingerprint: dict[str, Any], resume: Resume) -> FitResult | None:
-    """The result of a completed training in `out`, or None. Raises UsageError for a training that may not be continued.
-    """
+    """The result of a completed training in `out`, or None. Raises UsageError for a training that may not be continued."""
     report = out / REPORT_FILE
     if resume == "never":
         if report.exists() or newest_training(out / _CHECKPOINTS):
@@ -300,7 +297,7 @@ def _completed(out: Path, fingerprint: dict[str, Any], resume: Resume) -> FitRes
         result = FitResult(**{name: found[name] for name in ("steps", "pairs_per_s", "losses")})
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{report} is damaged: remove it.") from None
-    _refuse_other(out, {name: found.get(name) for name in fingerprint}, fingerprint)
+    _require_same_training(out, {name: found.get(name) for name in fingerprint}, fingerprint)
     _log.info("%s is complete: nothing to do", out)
     return result
 
@@ -311,12 +308,12 @@ def _resumed(out: Path, fingerprint: dict[str, Any], trained: Trained) -> int:
     if file is None:
         return 0
     found = read_fingerprint(file)
-    _refuse_other(out, {name: found.get(name) for name in fingerprint}, fingerprint)
+    _require_same_training(out, {name: found.get(name) for name in fingerprint}, fingerprint)
     load_training(file, trained)
     return found["step"]
 
 
-def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _require_same_training(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     there, now = _flat(found), _flat(wanted)
     keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
     if keys:
@@ -324,9 +321,9 @@ def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
         raise UsageError(f"{out} holds a training of another recipe ({differing}): choose another out.")
 
 
-def _not_finite(course: _Course, step: int, what: str, is_main: bool) -> FailedCheckError:
-    ids = course.data.batch(step, EVERYTHING).image_ids
-    file = course.recipe.out / "not-finite.json"
+def _not_finite(batches: _Batches, step: int, what: str, is_main: bool) -> FailedCheckError:
+    ids = batches.data.batch(step, EVERYTHING).image_ids
+    file = batches.recipe.out / "not-finite.json"
     if is_main:
         write_json(file, {"step": step + 1, "what": what, "image_ids": ids})
     more = ", ..." if len(ids) > _SHOWN_IDS else ""
@@ -347,5 +344,5 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _draw(*values: int) -> int:
+def _step_seed(*values: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:7])

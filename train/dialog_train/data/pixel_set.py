@@ -46,8 +46,7 @@ class PixelBatch:
         return to_device(self, device)
 
     def statistics(self) -> dict[str, float]:
-        """`duplicate_captions`: share (0 to 1) of captions that another image of the batch also has: false negatives.
-        """
+        """`duplicate_captions`: share (0 to 1) of captions that another image of the batch also has: false negatives."""
         return {"duplicate_captions": share_of_repeated(self.caption_tokens)}
 
 

@@ -291,7 +291,7 @@ def _verdicts(dialogues: "_Rows", vectors: VectorStore, sources: list[Source]) -
     for source in sources:
         if vectors.source(source.shard) != source.sha256:
             raise UsageError(
-                f"{vectors.out} lacks the vectors of shard {source.shard}, or they are of an older version: "
+                f"{vectors.out} lacks vectors of shard {source.shard}, or they are of an older version: "
                 "run train/embed.py with the same --out again."
             )
         table = dialogues.read(source)

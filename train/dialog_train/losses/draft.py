@@ -35,13 +35,14 @@ def draft_loss(
     All features are (N, D), unit-norm; row i of each belongs to image i. With several processes they are the gathered
     global batch.
 
-        direction   of the contrastive parts; `t2i` is the thesis' eq. 4.4.1
-        mmd_sigma   in units of cosine similarity, independent of the logit scale; several widths are averaged; "median" is
-                    the median heuristic. Rows are about sqrt(N) times as far apart as scalars
-        mmd_over    the samples of the two distributions: `scalars` all N^2 similarities (eq. 4.4.3), `rows` each row as one
-                    sample, `positives` the N matching pairs, `negatives` the other pairs, `apart` the sum of the last two
-        mmd_root    sqrt(MMD^2 + eps), the norm as printed in eq. 4.4.3
-        mmd_detach_captions   the MMD moves dialogues towards captions, but not captions towards dialogues
+    direction   of the contrastive parts; `t2i` is the thesis' eq. 4.4.1
+    mmd_sigma   in units of cosine similarity, independent of the logit scale; several widths are averaged;
+                "median" is the median heuristic. Rows are about sqrt(N) times as far apart as scalars
+    mmd_over    the samples of the two distributions: `scalars` all N^2 similarities (eq. 4.4.3), `rows` each row as
+                one sample, `positives` the N matching pairs, `negatives` the other pairs, `apart` the sum of the
+                losses of the last two
+    mmd_root    sqrt(MMD^2 + eps), the norm as printed in eq. 4.4.3
+    mmd_detach_captions   the MMD moves dialogues towards captions, but not captions towards dialogues
 
     Raises ValueError for `a` outside [0, 1], shapes that do not match, or an unknown option.
     """

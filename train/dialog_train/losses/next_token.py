@@ -9,8 +9,7 @@ IGNORED = -100
 
 
 def next_token_sums(logits: Tensor, targets: Tensor) -> Tensor:
-    """(N, T, V) logits and (N, T) token ids -> (N, 2) float32: for each text -sum_t log p(target_t) and its number of
-    tokens.
+    """(N, T, V) logits, (N, T) token ids -> (N, 2) float32: -sum_t log p(target_t) and number of tokens of each text.
 
     The two are returned separately so that the mean over all tokens can be computed after the rows of all processes are
     gathered. `targets` are IGNORED after the end of a text.
@@ -24,7 +23,6 @@ def next_token_sums(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def next_token_loss(sums: Tensor) -> Tensor:
-    """The mean loss over all tokens, from `next_token_sums` (N, 2), as T5 is trained (arXiv 1910.10683, section 3.1).
-    """
+    """The mean loss over all tokens, from `next_token_sums` (N, 2), as T5 is trained (arXiv 1910.10683, section 3.1)."""
     loss, tokens = sums.sum(0)
     return loss / tokens

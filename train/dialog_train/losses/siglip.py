@@ -31,7 +31,7 @@ def siglip_loss(
     return -logsigmoid(signs * logits).sum() / len(logits)
 
 
-# The initial bias predicts that no pair matches, at a high temperature (section 3.2).
+# The initial bias predicts that no pair matches; the initial logit scale is low (section 3.2).
 LOSSES.register("siglip")(
     PairLoss(
         description="SigLIP: a sigmoid for each pair, with a learned bias (arXiv 2303.15343)",

@@ -1,6 +1,4 @@
-"""CLIP-3Modal: contrastive losses of the third tower's dialogue vectors with images and with captions (thesis eq.
-4.3.1).
-"""
+"""CLIP-3Modal: contrastive losses of dialogue vectors with images and with captions (thesis eq. 4.3.1)."""
 
 from torch import Tensor
 

@@ -1,6 +1,4 @@
-"""DRAFT: tunes a CLIP's text tower on captions and dialogues; the vectors of the frozen image tower are the
-counterpart.
-"""
+"""DRAFT: tunes a CLIP's text tower on captions and dialogues, with image vectors of its frozen image tower."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 

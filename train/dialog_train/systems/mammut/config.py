@@ -9,12 +9,12 @@ from dialog_train.losses.base import LOSSES
 
 
 class MammutRecipe(TowersRecipe):
-    """MaMMUT: an image tower and one text decoder, by a contrastive and a captioning loss (arXiv 2303.16839)."""
+    """MaMMUT: an image tower and one text decoder; a contrastive and a captioning loss (arXiv 2303.16839)."""
 
     loss: LossName = "focal"
     """The contrastive loss, such as "focal" (a focal loss of each pair) or "clip" (a softmax over the batch)."""
     gamma: float = Field(default=2.0, ge=0)
-    """Exponent of the focal loss: the higher it is, the lower is the weight of pairs that are already classified well."""
+    """Exponent of the focal loss: the higher it is, the lower is the weight of pairs that are classified well."""
     contrastive_weight: float = Field(default=1.0, ge=0)
     captioning_weight: float = Field(default=1.0, ge=0)
     cross_attention_every: int = Field(default=2, ge=1)

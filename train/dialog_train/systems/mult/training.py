@@ -89,9 +89,7 @@ class MultTraining:
     """A `System` that trains the towers of `clip` in place, together with a new `Fusion`, by `three_way_loss`."""
 
     def __init__(self, clip: Clip, recipe: MultRecipe) -> None:
-        """Raises UsageError for towers that `ClipTraining` refuses, and for a patch size that does not divide the
-        images.
-        """
+        """Raises UsageError for towers that `ClipTraining` refuses, or if the patch size does not divide the images."""
         self._towers = ClipTraining(clip, recipe)
         self.name = clip.name
         self.fingerprint: dict[str, Any] = self._towers.fingerprint

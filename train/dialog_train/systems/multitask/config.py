@@ -74,8 +74,7 @@ class MultitaskRecipe(DialogueRecipe):
         return self
 
     def of_stage(self, number: int) -> StageRecipe:
-        """The recipe of stage `number`, counted from 1, with its own folder and its own seed for the order of batches.
-        """
+        """The recipe of stage `number`, counted from 1, with its own folder and its own seed for the order of batches."""
         stage = self.stages[number - 1]
         changes = {name: value for name in _OF_STAGE if (value := getattr(stage, name)) is not None}
         own = {name: getattr(self, name) for name in DialogueRecipe.model_fields}

@@ -1,9 +1,9 @@
 """Pairs and triplets of texts: token ids, computed once, read at random from memory-mapped Arrow files.
 
-    OUT/config.json       source of the texts, the tokenizer, number of wrong answers per row
-    OUT/rows/PART.arrow   texts: token ids of the query, of its target, and of the wrong answers, in this order;
-                          the number of truncated texts, and of wrong answers of another question type
-    OUT/summary.json      rows of each part, and the sums of these counts; written last
+OUT/config.json       source of the texts, the tokenizer, number of wrong answers per row
+OUT/rows/PART.arrow   texts: token ids of the query, of its target, and of the wrong answers, in this order;
+                      the number of truncated texts, and of wrong answers of another question type
+OUT/summary.json      rows of each part, and the sums of these counts; written last
 """
 
 import hashlib

@@ -21,7 +21,7 @@ from dialog_train.data.training_set import DIALOGUE_FORMATS
 from dialog_train.systems.multitask.pairs import PairPart, TextPair
 
 _ROWS_PER_BATCH = 1024
-_ANSWERS_A_TYPE = 1024
+_ANSWERS_PER_TYPE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class AnswerPool:
     For each type and for all types together it keeps the `limit` answers with the smallest hashes.
     """
 
-    def __init__(self, limit: int = _ANSWERS_A_TYPE) -> None:
+    def __init__(self, limit: int = _ANSWERS_PER_TYPE) -> None:
         self._of_type: dict[str, _Sample] = defaultdict(lambda: _Sample(limit))
         self._of_any = _Sample(limit)
 
@@ -160,8 +160,7 @@ class AnswerPool:
 
 
 class _Sample:
-    """Keeps the `limit` texts whose keys have the smallest hashes: a random sample that does not depend on the order.
-    """
+    """Keeps the `limit` texts whose keys have the smallest hashes: a random sample that does not depend on the order."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
