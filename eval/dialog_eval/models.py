@@ -95,7 +95,7 @@ class Models:
         one_image_tower = _image_side(baseline) == _image_side(checkpoint)
         if blends and not one_image_tower:
             raise UsageError(
-                f"{baseline_label} and {label} have different image towers: text towers are blended only where they "
+                f"{baseline_label} and {label} have different image towers: text towers are blended only if they "
                 "were tuned to one image tower."
             )
         if not one_image_tower:

@@ -56,7 +56,7 @@ _LOGIT_SCALE_RANGE = (0.0, math.log(100))
 _NOT_IN_FINGERPRINT: Any = {"out": True, "log": True, "save_every_steps": True, "data": {"work"}}
 _SHOWN_IDS = 8
 _STAGE = "training"
-_writing = partial(writing, left="--resume auto goes on from the newest checkpoint")
+_writing = partial(writing, left="--resume auto continues from the newest checkpoint")
 _log = logging.getLogger(__name__)
 points_log = logging.getLogger(f"{__name__}.points")
 """Logs one line per point of the loss curves; used where no progress bar is shown."""
@@ -140,7 +140,7 @@ def fit(
         stepper = _Stepper(recipe, system, accelerator)
         first = _resumed(recipe.out, fingerprint, stepper.trained)
         if first and accelerator.is_main_process:
-            _log.info("going on after step %d of %d", first, batches.total)
+            _log.info("continuing after step %d of %d", first, batches.total)
         result = _train(batches, stepper, first, fingerprint, on_step, on_progress)
         if accelerator.is_main_process:
             report = {**asdict(result), "processes": accelerator.num_processes, "device": accelerator.device.type}
@@ -284,11 +284,11 @@ def _train(
 
 
 def _completed(out: Path, fingerprint: dict[str, Any], resume: Resume) -> FitResult | None:
-    """The result of a completed training in `out`, or None. Raises UsageError for a training that may not be continued."""
+    """The result of a completed training in `out`, or None. Raises UsageError if the training may not be continued."""
     report = out / REPORT_FILE
     if resume == "never":
         if report.exists() or newest_training(out / _CHECKPOINTS):
-            raise UsageError(f"{out} holds a training: go on with it by --resume auto, or choose another out.")
+            raise UsageError(f"{out} contains a training: continue it with --resume auto, or choose another out.")
         return None
     if not report.exists():
         return None
@@ -318,7 +318,7 @@ def _require_same_training(out: Path, found: dict[str, Any], wanted: dict[str, A
     keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
     if keys:
         differing = "; ".join(f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in keys)
-        raise UsageError(f"{out} holds a training of another recipe ({differing}): choose another out.")
+        raise UsageError(f"{out} contains a training of another recipe ({differing}): choose another out.")
 
 
 def _not_finite(batches: _Batches, step: int, what: str, is_main: bool) -> FailedCheckError:

@@ -53,7 +53,7 @@ class AnyBatch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of each batch that a process takes. The parts of all processes, in order of rank, are the whole batch."""
+    """The part of each batch that a process takes. The parts of all processes, in order of rank, form the batch."""
 
     rank: int
     world_size: int

@@ -207,11 +207,11 @@ def _settings(label: str, same: Iterable[_Sourced]) -> tuple[str | None, float |
     kinds = {(entry.blend, entry.beta): path for entry, path in same}
     if len(kinds) > 1:
         told = ", ".join(f"{blend or 'no'} blend, beta {beta} in {path}" for (blend, beta), path in kinds.items())
-        raise UsageError(f"{label!r} stands for different blends: {told}. Give each a label of its own.")
+        raise UsageError(f"{label!r} stands for different blends: {told}. Give each its own label.")
     noises = {entry.noise: path for entry, path in same}
     if len(noises) > 1:
         told = ", ".join(f"{noise} in {path}" for noise, path in noises.items())
-        raise UsageError(f"{label!r} stands for trainings with different noise: {told}. Give each a label of its own.")
+        raise UsageError(f"{label!r} stands for trainings with different noise: {told}. Give each its own label.")
     return *next(iter(kinds)), next(iter(noises))
 
 

@@ -171,7 +171,7 @@ def _labels_of_file(path: Path, index: "ImageIndex") -> dict[str, str]:
     except ValueError as error:
         raise UsageError(f"{path} is no JSON: {error}.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content.values()):
-        raise UsageError(f"{path} must hold a JSON object of image id -> class name.")
+        raise UsageError(f"{path} must contain a JSON object of image id -> class name.")
     source_ids = index.by_file_name({image_id: image_id for image_id in content})
     return {source_ids[image_id]: name for image_id, name in content.items()}
 
@@ -211,7 +211,7 @@ def _template(line: str, path: Path) -> Template:
 def _lines(path: Path, what: str) -> list[str]:
     lines = [line.strip() for line in _read(path).splitlines() if line.strip()]
     if not lines:
-        raise UsageError(f"{path} is empty: expected one {what} a line.")
+        raise UsageError(f"{path} is empty: expected one {what} per line.")
     return lines
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from dialog_eval.data.image_index import ImageIndex
     from dialog_eval.data.images import ImageVectors
     from dialog_eval.models import Models
-    from dialog_eval.writers import TextRequest, Contexts
+    from dialog_eval.writers import Contexts, TextRequest
     from dialog_gen.clip.base import Clip, TextWriter, WritingTask
 
 
@@ -286,7 +286,7 @@ def _entailment(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
             right.append(label)
             groups.append(item.image_id)
     if not asked:
-        raise UsageError("entailment: no question has another answer to questions of its type to be wrong.")
+        raise UsageError("entailment: no question type has a second answer, which could be a wrong one.")
 
     def judge(texts: list[str]) -> list[Metric]:
         hits = [float(text.casefold() == label) for text, label in zip(texts, right, strict=True)]

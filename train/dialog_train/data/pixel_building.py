@@ -115,7 +115,7 @@ def _batches(shard: PixelShard) -> Iterator[list[_Item]]:
 
 
 class _Decoder:
-    """Maps an item to (item without its bytes, hash, pixels (3, H, W) uint8 or the reason why the image is left out)."""
+    """Maps an item to (item without its bytes, hash, pixels (3, H, W) uint8 or the reason why it is left out)."""
 
     def __init__(self, resize: Any) -> None:
         self._resize = resize

@@ -38,7 +38,7 @@ class PixelBatch:
     dialogue_tokens: Tensor | None
     """(N, L') int64, padded to the longest of the batch."""
     position_boxes: Tensor | None = None
-    """(N, 4) float32: x1, y1, x2, y2 of the regions whose positions the image tower uses, see
+    """(N, 4) float32: x1, y1, x2, y2 of the regions whose positions the image tower uses, from 0 to 1; see
     `mammut.training.cropped_positions`."""
 
     def to(self, device: torch.device) -> "PixelBatch":
@@ -46,7 +46,7 @@ class PixelBatch:
         return to_device(self, device)
 
     def statistics(self) -> dict[str, float]:
-        """`duplicate_captions`: share (0 to 1) of captions that another image of the batch also has: false negatives."""
+        """`duplicate_captions`: share (0 to 1) of captions that another image of the batch has too: false negatives."""
         return {"duplicate_captions": share_of_repeated(self.caption_tokens)}
 
 

@@ -166,7 +166,7 @@ class TokenBatches:
     """
 
     def __init__(self, tokenizer: dict[str, Any], context_length: int | None = None) -> None:
-        """`tokenizer`: as in `TextEncoder.config`. `context_length`: truncates texts to fewer tokens than are stored."""
+        """`tokenizer`: as in `TextEncoder.config`. `context_length`: truncates texts to fewer tokens than stored."""
         self.context_length: int = context_length or tokenizer["context_length"]
         self._pad_id: int = tokenizer["pad_id"]
         self._start: list[int] = tokenizer["start"]

@@ -1,12 +1,12 @@
 """Squared maximum mean discrepancy under an RBF kernel (Gretton et al. 2012), in linear time for scalars.
 
-On a bounded interval the kernel exp(-d^2 / (2 sigma^2)) is, up to its repetitions every P, a Fourier series
+On a bounded interval the kernel exp(-d^2 / (2 sigma^2)) is, except for its repetitions with period P, a Fourier series
 
     k(d) = sum_k w_k cos(theta_k d),   theta_k = 2 pi k / P,
     w_0 = sqrt(2 pi) sigma / P,        w_k = 2 w_0 exp(-2 (pi k sigma / P)^2),
 
-so that MMD^2 = sum_k w_k |mean_x e^(i theta_k x) - mean_y e^(i theta_k y)|^2: K frequencies instead of all pairs. The
-pairwise form over N^2 similarities would cost N^4 kernel evaluations a step.
+so that MMD^2 = sum_k w_k |mean_x e^(i theta_k x) - mean_y e^(i theta_k y)|^2: K frequencies replace all pairs. The
+pairwise form over N^2 similarities would cost N^4 kernel evaluations per step.
 """
 
 import math

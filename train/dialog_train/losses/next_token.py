@@ -23,6 +23,6 @@ def next_token_sums(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def next_token_loss(sums: Tensor) -> Tensor:
-    """The mean loss over all tokens, from `next_token_sums` (N, 2), as T5 is trained (arXiv 1910.10683, section 3.1)."""
+    """The mean loss over all tokens, from `next_token_sums` (N, 2), as in T5 (arXiv 1910.10683, section 3.1)."""
     loss, tokens = sums.sum(0)
     return loss / tokens

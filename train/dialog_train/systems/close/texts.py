@@ -168,7 +168,7 @@ class Texts:
 
 
 def matrix(vectors: Any) -> Tensor:
-    """A column of float16 vectors -> (rows, D) float32, normalised again because rounding changed the norms slightly."""
+    """A column of float16 vectors -> (rows, D) float32, normalised again because rounding changed the norms."""
     values = np.concatenate([chunk.flatten().to_numpy() for chunk in vectors.chunks])
     return normalize(torch.from_numpy(values.reshape(len(vectors), -1).astype(np.float32)), dim=-1)
 

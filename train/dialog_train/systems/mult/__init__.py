@@ -24,7 +24,7 @@ def train(recipe: MultRecipe, run: Run) -> "FitResult":
 
 SYSTEMS.register("mult")(
     TrainingSystem(
-        description="MulT: both towers beside a transformer that fuses them.",
+        description="MulT: both towers, with a transformer that fuses image and text.",
         recipe=MultRecipe,
         train=train,
     )

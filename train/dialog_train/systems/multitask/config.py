@@ -38,7 +38,7 @@ class StageSettings(Settings):
     captions: Literal["short", "long"]
     """The texts that are aligned with the images: captions ("short") or dialogues ("long")."""
     context_length: int | None = Field(default=None, ge=2)
-    """Tokens per text. If the model reads fewer, its positional embedding is stretched. None: the model's own length."""
+    """Tokens per text. If the model reads fewer, its positional embedding is stretched. None: the model's length."""
     text_batch_size: int | None = Field(default=None, ge=2)
     """Pairs or triplets per step, over all processes. None: the same as `batch_size`."""
     lr: float | None = Field(default=None, gt=0)
@@ -74,7 +74,7 @@ class MultitaskRecipe(DialogueRecipe):
         return self
 
     def of_stage(self, number: int) -> StageRecipe:
-        """The recipe of stage `number`, counted from 1, with its own folder and its own seed for the order of batches."""
+        """The recipe of stage `number`, counted from 1, with its own folder and its own seed for the order."""
         stage = self.stages[number - 1]
         changes = {name: value for name in _OF_STAGE if (value := getattr(stage, name)) is not None}
         own = {name: getattr(self, name) for name in DialogueRecipe.model_fields}

@@ -160,7 +160,7 @@ class AnswerPool:
 
 
 class _Sample:
-    """Keeps the `limit` texts whose keys have the smallest hashes: a random sample that does not depend on the order."""
+    """Keeps the `limit` texts whose keys have the smallest hashes: a sample that does not depend on the order."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -24,7 +24,7 @@ def train(recipe: ThirdTowerRecipe, run: Run) -> "FitResult":
 
 SYSTEMS.register("third-tower")(
     TrainingSystem(
-        description="CLIP-3Modal: a third tower for dialogues beside frozen ones.",
+        description="CLIP-3Modal: a third tower for dialogues, next to frozen towers.",
         recipe=ThirdTowerRecipe,
         train=train,
     )
