@@ -56,7 +56,7 @@ _LOGIT_SCALE_RANGE = (0.0, math.log(100))
 _NOT_IN_FINGERPRINT: Any = {"out": True, "log": True, "save_every_steps": True, "data": {"work"}}
 _SHOWN_IDS = 8
 _STAGE = "training"
-_writing = partial(writing, left="--resume auto continues from the newest checkpoint")
+_writing = partial(writing, left="--resume auto goes on from the newest checkpoint")
 _log = logging.getLogger(__name__)
 points_log = logging.getLogger(f"{__name__}.points")
 """Logs one line per point of the loss curves; used where no progress bar is shown."""

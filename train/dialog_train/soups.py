@@ -184,7 +184,7 @@ def _base(folders: Sequence[Path]) -> Clip:
         if more := [file.name for file in folder.glob("*.safetensors") if file.name != WEIGHTS_FILE]:
             raise UsageError(f"{folder} holds more than a CLIP ({more[0]}), which would be lost: it cannot be used.")
         if _config(folder) != _config(folders[0]):
-            raise UsageError(f"{folder} has another configuration than {folders[0]}: see {CONFIG_FILE} in both.")
+            raise UsageError(f"{folder} is of another configuration than {folders[0]}: see {CONFIG_FILE} in both.")
         report = folder.parent / REPORT_FILE
         if not report.exists():
             _log.warning("%s has no %s beside it: it is not known what it was tuned from", folder, REPORT_FILE)

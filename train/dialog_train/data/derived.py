@@ -138,7 +138,7 @@ def open_derived(out: Path, config: Mapping[str, Any], part: str) -> Generator[D
     if (out / CONFIG_FILE).exists():
         found = read_json(out / CONFIG_FILE, part)
         if found.get("kind") != config["kind"]:
-            raise UsageError(f"{out} contains something other than {config['kind']}: choose another folder.")
+            raise UsageError(f"{out} holds something else than {config['kind']}: choose another folder.")
         if any((out / part).glob("*")):
             refuse_other(out, found, config)
             config = found

@@ -250,7 +250,7 @@ def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int) -> npt.NDAr
     steps = rows // batch_size
     if not steps:
         raise UsageError(
-            f"a batch of {batch_size} needs as many images, but the training set has {rows}: lower batch_size."
+            f"a batch of {batch_size} needs as many images, the training set has {rows}: lower batch_size."
         )
     order = np.random.default_rng([seed, epoch]).permutation(rows)
     return order[: steps * batch_size].reshape(steps, batch_size)
