@@ -1,4 +1,4 @@
-"""CLIP, SigLIP, LiT: trains an image tower and a text tower. It is `dialog-train clip`, as a file:
+"""CLIP, SigLIP, LiT: trains an image tower and a text tower. This script runs `dialog-train clip`:
 
 accelerate launch train/clip.py --config clip-vit-b-32 [--set loss=siglip ...] [--resume auto]
 """

@@ -1,4 +1,4 @@
-"""CLOSE: trains a text decoder on noisy text vectors of a frozen CLIP. It is `dialog-train close`, as a file:
+"""CLOSE: trains a text decoder on noisy text vectors of a frozen CLIP. This script runs `dialog-train close`:
 
 accelerate launch train/close.py --config close-vit-l-14 [--set noise=0.08 ...] [--resume auto]
 """

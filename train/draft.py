@@ -1,4 +1,4 @@
-"""DRAFT: tunes a CLIP's text tower on dialogues and captions. It is `dialog-train draft`, as a file:
+"""DRAFT: tunes a CLIP's text tower on dialogues and captions. This script runs `dialog-train draft`:
 
 accelerate launch train/draft.py --config draft-vit-b-32 [--set optim.lr=3e-5 ...] [--resume auto]
 """

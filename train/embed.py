@@ -1,4 +1,4 @@
-"""Computes the image vectors of a dialogues dataset, once. It is `dialog-train embed`, as a file:
+"""Computes the image vectors of a dialogues dataset, once. This script runs `dialog-train embed`:
 
 python train/embed.py --dialogues DIR --model ViT-B-32-quickgelu --pretrained laion400m_e32 --out DIR
 """

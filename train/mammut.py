@@ -1,4 +1,4 @@
-"""MaMMUT: trains an image tower and a text decoder. It is `dialog-train mammut`, as a file:
+"""MaMMUT: trains an image tower and a text decoder. This script runs `dialog-train mammut`:
 
 accelerate launch train/mammut.py --config mammut-vit-b-32 [--set gamma=1 ...] [--resume auto]
 """

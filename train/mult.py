@@ -1,4 +1,4 @@
-"""MulT augmentation: a CLIP's towers beside a crossmodal transformer. It is `dialog-train mult`, as a file:
+"""MulT augmentation: trains a CLIP together with a crossmodal transformer. This script runs `dialog-train mult`:
 
 accelerate launch train/mult.py --config mult-vit-b-32 [--set weights.a=0.5 ...] [--resume auto]
 """

@@ -1,4 +1,4 @@
-"""Multi-task alignment of a CLIP's text tower, in stages. It is `dialog-train multitask`, as a file:
+"""Multi-task alignment of a CLIP's text tower, in stages. This script runs `dialog-train multitask`:
 
 accelerate launch train/multitask.py --config multitask-vit-b-32 [--set stages.3.lr=1e-6 ...] [--resume auto]
 """

@@ -1,4 +1,4 @@
-"""Model soups: writes the mean of several checkpoints' weights. It is `dialog-train soup`, as a file:
+"""Model soups: writes the mean of several checkpoints' weights. This script runs `dialog-train soup`:
 
 python train/soup.py --checkpoints runs/a/model runs/b/model runs/c/model --out runs/soup
 python train/soup.py --checkpoints runs/*/model --out runs/soup --greedy --images data/held-out

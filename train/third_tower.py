@@ -1,4 +1,4 @@
-"""CLIP-3Modal: trains a third tower on dialogues. It is `dialog-train third-tower`, as a file:
+"""CLIP-3Modal: trains a third tower on dialogues. This script runs `dialog-train third-tower`:
 
 accelerate launch train/third_tower.py --config third-tower-vit-b-32 [--set loss.a=0.8 ...] [--resume auto]
 """

@@ -1,6 +1,4 @@
-"""Evaluating CLIP-like models: retrieval, VQA, zero-shot classification, generated texts.
-
-import dialog_eval
+"""Evaluation of CLIP-like models: retrieval, VQA, zero-shot classification, generated texts.
 
 results = dialog_eval.evaluate("retrieval", checkpoint="OUT/model", images="val2014", captions="captions.json")
 dialog_eval.write_table(["results.json"], "table.md")

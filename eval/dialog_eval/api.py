@@ -1,4 +1,4 @@
-"""What `import dialog_eval` offers. The command line only parses, calls this and prints."""
+"""The Python API of `dialog_eval`. The command line parses, calls these functions and prints."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -34,36 +34,36 @@ def evaluate(
     on_progress: OnProgress = ignore_progress,
     **task_options: Any,
 ) -> Results:
-    """Measures a model, and a baseline where one is given.
+    """Measures a model and, optionally, a baseline.
 
     Args:
-        task: "retrieval", "vqa", "classify", "generate" or the name of one that another package registers; or several
+        task: "retrieval", "vqa", "classify", "generate" or the name of another package's task; or several
             names, which are measured in one pass over the images.
         checkpoint: The model to measure: a checkpoint folder, or a name.
         images: Webdataset tars, image files or Parquet: a folder, glob or fsspec URL.
         out: The results.json to write; None writes nothing.
-        pretrained: Tag or safetensors file, where `checkpoint` is open_clip's name of a model.
+        pretrained: Tag or safetensors file, if `checkpoint` is open_clip's name of a model.
         label: Row label of the checkpoint. None: its name.
-        beta: Where the checkpoint has a third tower: the text tower's share beside it. None: the checkpoint's own.
+        beta: Share of the text tower, if the checkpoint has a third tower. None: the checkpoint's own value.
         baseline: The model to compare with.
-        baseline_pretrained: As `pretrained`, of the baseline.
+        baseline_pretrained: Like `pretrained`, for the baseline.
         baseline_label: Row label of the baseline. None: its name.
         allow_activation_mismatch: Load weights that were trained with another activation.
-        device: Such as "cpu" or "cuda:1". None: cuda where there is one.
-        batch_size: Images, and texts, encoded at once.
+        device: Such as "cpu" or "cuda:1". None: cuda if it is available.
+        batch_size: Number of images, and of texts, per batch.
         blends: Also measure these blends of the checkpoint with the baseline: the kind ("embedding" or "weight") and
             the baseline's share, between 0 and 1.
-        on_progress: Is called while images are encoded and tasks are measured.
+        on_progress: Called while images are encoded and tasks are measured.
         **task_options: The options of the task's command, with _ for -: `captions="captions.json"` for retrieval. With
             several tasks, each takes those that it knows.
 
     Returns:
-        An entry for each model on each task, with the value of every item.
+        One entry per model and task, with the value of every item.
 
     Raises:
-        UsageError: For an unknown task or option, files that do not fit, models that cannot be measured or blended.
-        MissingExtraError: Where open_clip, or what a task needs, is not installed.
-        DialogGenError: Where the results cannot be written after all.
+        UsageError: For an unknown task or option, unsuitable files, and models that cannot be measured or blended.
+        MissingExtraError: If open_clip or a package that a task needs is not installed.
+        DialogGenError: If the results cannot be written.
     """
     names = [task] if isinstance(task, str) else list(task)
     if not names:

@@ -1,6 +1,6 @@
-"""The command line: `dialog-eval COMMAND`. Results go to stdout, everything else to stderr.
+"""The command line: `dialog-eval COMMAND`. Results are printed to stdout, everything else to stderr.
 
-A command is made of each registered task (`dialog_eval.tasks.base`); `sweep` measures several of them for blends, and
+Each registered task (`dialog_eval.tasks.base`) becomes a command. `sweep` measures several of them for blends, and
 `table` shows results.
 
 Exit codes: 0 all done; 2 wrong use; 130 Ctrl-C.
@@ -29,7 +29,7 @@ from dialog_gen.core.console import Json, Version, begin, run_app
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import progress_bars
 
-# What a command needs beyond this is imported inside it: `dialog-eval --help` should not wait for torch.
+# Commands import slow packages themselves, so that `dialog-eval --help` does not wait for torch.
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -56,11 +56,11 @@ def _output(
     out: Annotated[Path, typer.Option(help="The results.json to write.")],
     json_output: Json = False,
 ) -> None:
-    """Where results go: options of all evaluations that the API does not need."""
+    """Options that the commands of all evaluations have and the API does not need."""
 
 
 def _add_command(name: str, description: str, own: _Parameters, run: Callable[[dict[str, Any]], None]) -> None:
-    """A command with the options of all evaluations and its own; `run` is called with their values."""
+    """Adds a command with the options of all evaluations and its own; it calls `run` with their values."""
     shared = [*parameters_of(Common).values(), *inspect.signature(_output).parameters.values()]
     shared.sort(key=lambda parameter: parameter.default is not parameter.empty)
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*shared, *own.values())]
@@ -68,14 +68,14 @@ def _add_command(name: str, description: str, own: _Parameters, run: Callable[[d
     def command(**given: Any) -> None:
         run(given)
 
-    # What typer reads.
+    # Typer reads the options from these two attributes.
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(command)["__signature__"] = inspect.Signature(parameters)
     app.command(name, help=description)(command)
 
 
 def _add_broken_command(name: str, error: UsageError) -> None:
-    """A command for a task that cannot be imported; it says why."""
+    """Adds a command for a task that cannot be imported; it reports the reason."""
 
     def command(context: typer.Context) -> None:
         raise error
@@ -85,7 +85,7 @@ def _add_broken_command(name: str, error: UsageError) -> None:
 
 
 def _evaluate(tasks: Sequence[str], given: dict[str, Any], blends: Sequence[tuple[Blend, float]] | None = None) -> None:
-    """Measures, prints the results and writes them."""
+    """Measures the tasks, prints the results and writes them."""
     from dialog_eval.api import evaluate
 
     out, as_json = given.pop("out"), given.pop("json_output")
@@ -94,7 +94,7 @@ def _evaluate(tasks: Sequence[str], given: dict[str, Any], blends: Sequence[tupl
         results = evaluate(tasks, **given, blends=blends, on_progress=on_progress)
     if cut := results.settings["truncated_texts"]:
         _log.warning("%d of %d texts were cut to the model's context", cut, results.settings["texts"])
-    # Before the file is written: figures that took hours are not lost with it.
+    # Printed before the file is written: if writing fails, the results of hours of work are not lost.
     if as_json:
         typer.echo(json.dumps(_without_items(results), indent=2))
     else:
@@ -103,9 +103,9 @@ def _evaluate(tasks: Sequence[str], given: dict[str, Any], blends: Sequence[tupl
 
 
 def _add_tasks() -> None:
-    """The commands of the tasks, and `sweep`."""
+    """Adds the commands of the tasks, and `sweep`."""
     swept: dict[str, type[TaskDefinition[Any]]] = {}
-    # The registry's order is that of imports, which may differ.
+    # Sorted, because the registry's order depends on the order of imports.
     for name in sorted(TASKS.names()):
         try:
             task = get_task(name)
@@ -132,14 +132,14 @@ def _blending(
         typer.Option(help="Blend text vectors, weights of the text tower, or both."),
     ] = "both",
 ) -> list[tuple[Blend, float]]:
-    """The blends that a sweep measures between its two ends. Raises UsageError for shares that are none."""
+    """The blends that a sweep measures between baseline and checkpoint. Raises UsageError for invalid shares."""
     shares = _betas(betas)
     kinds: list[Blend] = ["embedding", "weight"] if blend == "both" else [blend]
     return [(kind, beta) for kind in kinds for beta in shares]
 
 
 def _add_sweep(tasks: dict[str, type[TaskDefinition[Any]]]) -> None:
-    """The command `sweep`: it has the options of the tasks, and measures those whose required options are given."""
+    """Adds the command `sweep`, with the options of all tasks; it measures those whose required options are given."""
     blending = inspect.signature(_blending).parameters
     options = {name: parameters_of(task.options_type) for name, task in tasks.items()}
     required = {name: required_options(task.options_type) for name, task in tasks.items()}
@@ -170,7 +170,7 @@ def _add_sweep(tasks: dict[str, type[TaskDefinition[Any]]]) -> None:
 
 
 def _optional(parameter: inspect.Parameter, begin: str) -> inspect.Parameter:
-    """A required option as one that may be left out; `begin` stands before its help."""
+    """Makes a required option optional and puts `begin` before its help text."""
     kind, *told = get_args(parameter.annotation)
     info = copy(option_info(parameter.annotation))
     if info is not None:
@@ -185,7 +185,9 @@ _add_tasks()
 
 @app.command()
 def table(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULTS.json...", help="What the other commands wrote.")],
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS.json...", help="Files that the other commands wrote.")
+    ],
     out: Annotated[Path, typer.Option(help="The table to write: .md or .html.")],
     plot: Annotated[Path | None, typer.Option(help="Also plot the sweep, into this PNG.")] = None,
 ) -> None:
@@ -196,7 +198,7 @@ def table(
 
 
 def _betas(text: str) -> list[float]:
-    """The shares between 0 and 1, each once; the ends are no blends."""
+    """Parses the shares; duplicates and the ends 0 and 1 are left out, since those are not blends."""
     try:
         betas = [float(part) for part in text.split(",")]
     except ValueError:
@@ -207,15 +209,15 @@ def _betas(text: str) -> list[float]:
 
 
 def _without_items(results: Results) -> dict[str, Any]:
-    """As results.json, each metric with its mean and interval only."""
+    """The content of results.json without the values of single items."""
     return results.model_dump(
         mode="json", exclude={"entries": {"__all__": {"metrics": {"__all__": {"values", "groups"}}}}}
     )
 
 
 def _print_tables(results: Results) -> None:
-    """A table for each task and protocol: means in percent, with their 95 % intervals."""
-    # As wide as it needs to be where nobody watches: a table that is piped should not be cut.
+    """Prints one table per task and dataset: means in percent, with their 95 % intervals."""
+    # A fixed, large width for pipes, so that a piped table is not cut.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
     tasks = groupby(results.entries, lambda entry: (entry.task, entry.dataset))
     for (task, dataset), group in tasks:

@@ -1,14 +1,13 @@
-"""The models that are compared: a checkpoint, its baseline, and blends of the two text sides.
+"""The models that are compared: a checkpoint, its baseline, and blends of their text towers.
 
-Two ways to blend, beta being the baseline's share:
+There are two kinds of blends; beta is the baseline's share:
 
     embedding    normalise(beta * T_base(y) + (1 - beta) * T_tuned(y)), T unit-norm text vectors
-    weight       T of the weights beta * W_base + (1 - beta) * W_tuned (WiSE-FT, arXiv 2109.01903)
+    weight       T with the weights beta * W_base + (1 - beta) * W_tuned (WiSE-FT, arXiv 2109.01903)
 
-A checkpoint with a third tower is an embedding blend by itself, beta being the share of its frozen text tower.
+A checkpoint with a third tower is itself an embedding blend; its beta is the share of the frozen text tower.
 
-All that is compared is encoded in one pass: a text once by each text tower, an image once by each image tower, where
-equal towers count as one.
+All models are encoded in one pass: each text once per distinct text tower, each image once per distinct image tower.
 """
 
 import copy
@@ -28,7 +27,7 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.tensors import sha256_of_weights
 
 Shares = tuple[tuple[int, float], ...]
-"""Indices of text towers, and the share of each one's vectors."""
+"""Index of a text tower and the share of its vectors, for each part of a text vector."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,7 @@ class Variant:
 
     label: str
     clip: Clip
-    """Of a blend, the tuned model."""
+    """For a blend, the tuned model."""
     image_tower: int
     """Index into `Models.image_towers`."""
     shares: Shares
@@ -45,7 +44,7 @@ class Variant:
     beta: float | None = None
 
     def entry(self, task: str, dataset: str, protocol: str, metrics: list[Metric], *, label_suffix: str = "") -> Entry:
-        """What it achieved. With a suffix it is another measurement, and no point of the plot of a sweep."""
+        """The results entry of this model. With a suffix it is a separate measurement, not a point of a sweep."""
         return Entry(
             label=self.label + label_suffix,
             task=task,
@@ -60,10 +59,10 @@ class Variant:
 
 
 class Models:
-    """A checkpoint, or a baseline and a checkpoint with the blends between them.
+    """A checkpoint, or a baseline, a checkpoint and the blends between them.
 
-    `variants` are in this order: the baseline, the checkpoint, the blends in the order given. `alone` are these without
-    the blends.
+    `variants` contains the baseline, the checkpoint, and the blends in the order given. `alone` contains the same
+    without the blends.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Models:
         """
         self.device, self.batch_size = torch.device(device), batch_size
         self.texts = self.truncated_texts = 0
-        """Texts that were tokenised, and those of them that were longer than a model's context."""
+        """Number of texts that were tokenised, and of those that were longer than a model's context."""
         self.image_towers, self._texts = [checkpoint], list[_TextSide]()
         if baseline is None:
             if blends:
@@ -96,7 +95,7 @@ class Models:
         one_image_tower = _image_side(baseline) == _image_side(checkpoint)
         if blends and not one_image_tower:
             raise UsageError(
-                f"{baseline_label} and {label} have different image towers: text towers are blended only where they "
+                f"{baseline_label} and {label} have different image towers: text towers are blended only if they "
                 "were tuned to one image tower."
             )
         if not one_image_tower:
@@ -112,18 +111,17 @@ class Models:
             self.variants.append(replace(tuned, label=name, shares=shares, blend=blend, beta=beta))
 
     def encode_images(self, pixels: Tensor, image_tower: int) -> Tensor:
-        """(N, 3, H, W) of that tower's preprocessing -> unit-norm float32 (N, D) on the device.
+        """Encodes pixels (N, 3, H, W), preprocessed for that tower, to unit-norm float32 (N, D) on the device.
 
-        Raises UsageError where they are not finite.
+        Raises UsageError for vectors that are not finite.
         """
         return self.image_towers[image_tower].to(self.device).embed_images(pixels.to(self.device))
 
     def encode_texts(self, texts: Sequence[str], advance: Callable[[float], None] = lambda texts: None) -> list[Tensor]:
-        """Unit-norm vectors (N, D) of each text tower, for `text_vectors`.
+        """Encodes texts to unit-norm vectors (N, D) of each text tower, for `text_vectors`.
 
-        `advance` hears how many texts are done; one that is done by one tower of four is a quarter.
-
-        Raises UsageError where a vector is not finite.
+        `advance` is called with the number of finished texts; a text encoded by one tower of four counts as a quarter.
+        Raises UsageError for a vector that is not finite.
         """
         encoders = {id(side.encoder): side.encoder for side in self._texts}
         tokens: dict[int, list[Ids]] = {}
@@ -145,11 +143,11 @@ class Models:
 
     @staticmethod
     def text_vectors(variant: Variant, encoded: list[Tensor]) -> Tensor:
-        """(N, D) of a variant, from what `encode_texts` gave."""
+        """The text vectors (N, D) of a variant, computed from the result of `encode_texts`."""
         return mixed([share for _, share in variant.shares], [encoded[tower] for tower, _ in variant.shares])
 
     def _alone(self, clip: Clip, label: str, image_tower: int) -> Variant:
-        """A model as it was loaded."""
+        """The variant of a model without blending."""
         shares = tuple((self._text_side(part), part.share) for part in clip.text_parts())
         if not clip.beta:
             return Variant(label=label, clip=clip, image_tower=image_tower, shares=shares)
@@ -163,7 +161,7 @@ class Models:
         )
 
     def _weight_blend(self, base: Variant, tuned: Variant, beta: float, name: str) -> Shares:
-        """The share of a new text tower."""
+        """Adds a text tower with blended weights and returns its index, with share 1."""
         if len(base.shares) > 1 or len(tuned.shares) > 1:
             raise UsageError(f"{name}: weights are blended of one text tower and another: use --blend embedding.")
         _check_one_architecture(base.clip, tuned.clip)
@@ -172,7 +170,7 @@ class Models:
         return ((len(self._texts) - 1, 1.0),)
 
     def _text_side(self, part: TextPart) -> int:
-        """Index of a text tower; one that is there already is not added again."""
+        """The index of a text tower; a known tower is not added again."""
         clip = part.clip
         side = _TextSide(clip, clip.name, part.tower.to(self.device).eval(), TextEncoder(clip.tokenizer))
         for index, known in enumerate(self._texts):
@@ -202,7 +200,7 @@ def _scaled(shares: Shares, factor: float) -> Shares:
 
 
 def blend_weights(base: TextTower, tuned: TextTower, beta: float) -> TextTower:
-    """A tower with the weights beta * base + (1 - beta) * tuned (arXiv 2109.01903); the two are left as they are."""
+    """A new tower with the weights beta * base + (1 - beta) * tuned (arXiv 2109.01903)."""
     weights, others = tuned.state_dict(), base.state_dict()
     mixed = {
         name: beta * others[name] + (1 - beta) * value if value.is_floating_point() else value
@@ -236,12 +234,12 @@ def _text_config(clip: Clip) -> Any:
 
 
 def _tokenization(side: _TextSide) -> Any:
-    """Equal where two models turn each text into the same ids."""
+    """A key that is equal for models that tokenise texts identically."""
     return _text_config(side.clip)[0], side.encoder.vocabulary_sha256, side.encoder.context_length
 
 
 def _image_side(clip: Clip) -> Any:
-    """Equal where two models give each image the same vector."""
+    """A key that is equal for models that embed images identically."""
     weights = sha256_of_weights(clip.model.visual.state_dict())
     config = [clip.config.get("vision_cfg"), bool(clip.config.get("quick_gelu")), clip.preprocess_config]
     return weights, json.loads(json.dumps(config))

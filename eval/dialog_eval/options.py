@@ -1,4 +1,4 @@
-"""Options of evaluations: dataclasses whose fields typer reads. Imports nothing slow, for the sake of --help."""
+"""Options of evaluations: dataclasses whose fields become typer options. Imports nothing slow, to keep --help fast."""
 
 import inspect
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Common:
     checkpoint: Annotated[str, typer.Option(help="Model to measure: a checkpoint folder, or a name.")]
     images: Annotated[str, typer.Option(help="Webdataset tars, image files or Parquet: a folder, glob or fsspec URL.")]
     pretrained: Annotated[
-        str | None, typer.Option(help="Tag or safetensors file, where --checkpoint is open_clip's name of a model.")
+        str | None, typer.Option(help="Tag or safetensors file, if --checkpoint is open_clip's name of a model.")
     ] = None
     label: Annotated[str | None, typer.Option(help="Row label of the checkpoint. Default: its name.")] = None
     beta: Annotated[
@@ -29,19 +29,19 @@ class Common:
         typer.Option(
             min=0,
             max=1,
-            help="Where --checkpoint has a third tower: the text tower's share beside it; 0 is the third tower alone. "
+            help="If --checkpoint has a third tower: the share of the text tower; 0 is the third tower alone. "
             "Default: the checkpoint's own.",
         ),
     ] = None
     baseline: Annotated[str | None, typer.Option(help="Model to compare with: a checkpoint folder, or a name.")] = None
-    baseline_pretrained: Annotated[str | None, typer.Option(help="As --pretrained, of the baseline.")] = None
+    baseline_pretrained: Annotated[str | None, typer.Option(help="Like --pretrained, for the baseline.")] = None
     baseline_label: Annotated[str | None, typer.Option(help="Row label of the baseline. Default: its name.")] = None
     allow_activation_mismatch: Annotated[
         bool,
         typer.Option("--allow-activation-mismatch", help="Load weights that were trained with another activation."),
     ] = False
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1. Default: cuda where there is one.")] = None
-    batch_size: Annotated[int, typer.Option(min=1, help="Images, and texts, encoded at once.")] = 256
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1. Default: cuda if it is available.")] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images, and of texts, per batch.")] = 256
 
 
 def parameters_of(options_type: type[Any]) -> dict[str, inspect.Parameter]:
@@ -65,12 +65,12 @@ def flag_of(name: str) -> str:
 
 
 def option_info(annotation: Any) -> OptionInfo | None:
-    """What an annotation tells typer."""
+    """The typer option in an annotation, or None."""
     return next((told for told in getattr(annotation, "__metadata__", ()) if isinstance(told, OptionInfo)), None)
 
 
 def make_options(options_type: type[_Options], given: Mapping[str, Any], what: str) -> _Options:
-    """The options of these values, checked and brought to their types; `what` needs them, such as "vqa".
+    """Validates values and converts them to options; `what` names what needs them in errors, such as "vqa".
 
     Raises UsageError for an unknown or missing option, and for a value of another type or out of bounds.
     """

@@ -1,8 +1,8 @@
-"""The results of evaluations: one results.json each, which `dialog-eval table` reads; and how JSON files are read here.
+"""The results of evaluations: results.json files, which `dialog-eval table` reads. Also reads other JSON files.
 
 An entry is one model (or blend) on one task. Entries of several files with the same label and task are repetitions,
-such as seeds. An entry keeps the value of every item, so that two models can be compared item by item, whenever and
-wherever each was measured.
+such as seeds. An entry contains the value of every item, so that two models can be compared item by item, even if they
+were measured separately.
 """
 
 import codecs
@@ -17,7 +17,7 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_file
 
 Blend = Literal["embedding", "weight"]
-"""Of text vectors, or of the weights of text towers: see `dialog_eval.models`."""
+"""What is blended: text vectors, or the weights of text towers. See `dialog_eval.models`."""
 
 _Layout = TypeVar("_Layout", bound=BaseModel)
 
@@ -32,17 +32,17 @@ class Metric(_Strict):
     name: str
     """Such as "accuracy", "accuracy, yes/no", "image R@1" """
     values: list[float]
-    """(items,), from 0 to 1 each; the metric is their mean"""
+    """(items,), each from 0 to 1; the metric is their mean"""
     groups: list[int] | None = None
-    """(items,): items of one image belong together; None where each item stands for itself"""
+    """(items,): group of each item, such as its image; None if the items are independent"""
     mean: float
     low: float
     high: float
-    """95 % bootstrap interval of the mean"""
+    """End of the 95 % bootstrap interval of the mean, which begins at `low`"""
 
     @classmethod
     def of(cls, name: str, values: Iterable[float], groups: Iterable[int] | None = None) -> "Metric":
-        """Computes mean and interval. Raises ValueError for no values, or groups of another number."""
+        """Computes mean and interval. Raises ValueError for no values, or if `groups` has another length."""
         listed, belonging = [float(v) for v in values], None if groups is None else [int(g) for g in groups]
         mean, low, high = bootstrap_interval(listed, groups=belonging)
         return cls(name=name, values=listed, groups=belonging, mean=mean, low=low, high=high)
@@ -60,9 +60,9 @@ class Entry(_Strict):
     label: str
     """The row of the table, such as "base", "DRAFT", "DRAFT, embedding blend 0.9" """
     task: str = Field(min_length=1)
-    """What was measured, such as "vqa" or "captioning"; `dialog_eval.tasks` says how each is shown"""
+    """What was measured, such as "vqa" or "captioning"; `dialog_eval.tasks` defines how it is shown"""
     dataset: str
-    """Name and first digits of the SHA-256 of the task's files: entries are compared only where it is equal"""
+    """Name and first digits of the SHA-256 of the task's files; only entries with equal datasets are compared"""
     protocol: str
     """How it was measured, such as "MC-18, official accuracy" """
     model: str
@@ -71,16 +71,16 @@ class Entry(_Strict):
     beta: float | None = Field(default=None, ge=0, le=1)
     """Share of the baseline in a blend"""
     noise: float | None = Field(default=None, ge=0)
-    """Standard deviation of the noise on the text vectors that a decoder was trained on"""
+    """Standard deviation of the noise on the text vectors in the training of a decoder"""
     metrics: list[Metric]
 
     def metric(self, name: str) -> Metric | None:
-        """The metric of that name, if the entry has it."""
+        """The metric with that name, or None."""
         return next((metric for metric in self.metrics if metric.name == name), None)
 
 
 class Reference(_Strict):
-    """A figure that needs no model, such as always answering "yes"; printed beside the entries."""
+    """A reference value that needs no model, such as always answering "yes"; shown beside the entries."""
 
     name: str
     task: str = Field(min_length=1)
@@ -98,10 +98,10 @@ class Results(_Strict):
     entries: list[Entry]
     references: list[Reference] = []
     settings: dict[str, Any] = {}
-    """Versions, command line, checkpoints and seeds: what is needed to repeat it"""
+    """Versions, options and checkpoints: what is needed to repeat the evaluation"""
 
     def save(self, path: Path) -> None:
-        """Writes it, in the place of a file of that name. Raises DialogGenError where the disk refuses."""
+        """Writes the file; replaces an existing one. Raises DialogGenError if the disk refuses the write."""
         write_file(path, f"{self.model_dump_json()}\n".encode())
 
 
@@ -113,10 +113,10 @@ def load_results(path: Path) -> Results:
 def read_json_file(
     path: Path, layout: type[_Layout], complaint: str, hint: str = "", error_type: type[UsageError] = UsageError
 ) -> _Layout:
-    """The content of a JSON file. A byte-order mark is skipped.
+    """Reads and validates a JSON file. A byte-order mark is skipped.
 
-    `complaint` is what to say of a file of another layout, such as "is not a captions file"; `hint`, what to say beside
-    it where a key of the outermost object is missing.
+    `complaint` is the error for a file of another layout, such as "is not a captions file". `hint` is added to it if a
+    top-level key is missing.
 
     Raises `error_type` for a file that cannot be read, is not JSON, or has another layout.
     """
@@ -136,7 +136,7 @@ def read_json_file(
 
 
 def check_writable(out: Path) -> None:
-    """Raises UsageError where results could not be written to `out`: before an hour of work, not after it."""
+    """Raises UsageError if results cannot be written to `out`. Called before an evaluation, which may take hours."""
     part = out.with_name(out.name + ".part")
     try:
         if out.is_dir():

@@ -1,4 +1,4 @@
-"""Recall under the name by which other programs import it."""
+"""Recall at the module path that other programs import."""
 
 from dialog_eval.metrics.retrieval import recall_at_k
 

@@ -1,7 +1,7 @@
-"""Which candidate answer scores best for each question, in bounded memory.
+"""Finds the best-scoring candidate answer of each question, in bounded memory.
 
-Only the same question makes the same text. So questions are grouped by their text and taken in bundles of some thousand
-texts: each distinct text of a bundle is encoded once and then forgotten.
+Questions with the same wording share their texts. So questions are grouped by their wording and processed in bundles of
+some thousand texts: each distinct text of a bundle is encoded once and then discarded.
 """
 
 from collections import defaultdict
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-# The tasks' modules, which are imported for --help, take `Calibration` from here: torch is imported in the function.
+# torch is imported inside the function: task modules import `Calibration` from here, and --help imports them.
 if TYPE_CHECKING:
     from dialog_eval.data.images import ImageVectors
     from dialog_eval.models import Models
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 Calibration = Literal["none", "mean-image", "text"]
 Indices = npt.NDArray[np.int64]
 
-# A bundle is full with this many texts, or with this many places of candidates among them.
-_TEXTS = 16_384
-_PLACES = 1 << 22
-# Vectors are gathered for this many candidates at once.
-_GATHERED = 16_384
+# A bundle is complete with this many texts, or with this many candidate indices.
+_TEXTS_PER_BUNDLE = 16_384
+_INDICES_PER_BUNDLE = 1 << 22
+# Text vectors are gathered for this many candidates at a time.
+_CANDIDATES_PER_GATHER = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Question:
     """A question about an image, with its candidate answers."""
 
     image_id: str
-    """The id in the image index."""
+    """Its id in the image index."""
     text: str
     candidates: tuple[str, ...]
-    """The same number for every question."""
+    """All questions have the same number of candidates."""
 
 
 def best_candidates(
@@ -47,14 +47,15 @@ def best_candidates(
     calibration: Calibration = "none",
     advance: Callable[[int], None] = lambda questions: None,
 ) -> Indices:
-    """(variants, 2, questions): the index of each question's best candidate; of equal candidates, the first.
+    """The index of each question's best candidate, (variants, 2, questions); of equal candidates, the first.
 
-    A candidate's score is the cosine of the image with the text, `text_format` with {user} and {assistant} filled in.
-    Calibration "mean-image" subtracts the text's cosine with the mean image; "text" its cosine with the question alone.
+    A candidate's score is the cosine of the image and the text, which is `text_format` with {user} and {assistant}
+    filled in. Calibration "mean-image" subtracts the text's cosine with the mean image; "text" subtracts its cosine
+    with the question alone.
 
-    The second of the 2 is the blind run: it sees the mean image (the mean counts each image once and has unit length)
-    in place of every image. The mean image does not calibrate the blind run: all its scores would be 0. `advance` is
-    called with the number of questions done since its last call.
+    In the second dimension, 0 is the normal run and 1 the blind run, which sees the mean image in place of every image.
+    The mean is taken over distinct images and has unit length. The blind run is not calibrated by the mean image
+    because all its scores would be 0. `advance` is called with the number of questions finished since the last call.
     """
     import torch
     from torch.nn.functional import normalize
@@ -84,18 +85,18 @@ def best_candidates(
 @dataclass(slots=True)
 class _Bundle:
     texts: dict[str, int] = field(default_factory=dict[str, int])
-    """Text -> its place."""
+    """Text -> its index."""
     questions: list[int] = field(default_factory=list[int])
     candidates: list[Indices] = field(default_factory=list[Indices])
-    """Of each question, (C,): the places of its candidates' texts."""
+    """For each question (C,): the indices of its candidates' texts."""
     alone: list[int] = field(default_factory=list[int])
-    """Of each question, the place of its own text."""
+    """For each question, the index of the question's own text."""
     places: int = 0
 
     def add(self, question: str, candidates_of: dict[int, tuple[str, ...]], text_format: str) -> None:
-        """Adds all questions with one text. `candidates_of`: the number of each -> its candidates."""
+        """Adds all questions with the same wording. `candidates_of`: number of a question -> its candidates."""
         alone = self._place(question)
-        # Questions with the same candidates share the list of their places.
+        # Questions with the same candidates share one array of indices.
         known: dict[tuple[str, ...], Indices] = {}
         for number, candidates in candidates_of.items():
             if candidates not in known:
@@ -107,8 +108,8 @@ class _Bundle:
             self.alone.append(alone)
 
     def parts(self) -> Iterator[slice]:
-        """A few questions at a time."""
-        step = max(1, _GATHERED // len(self.candidates[0]))
+        """Slices of questions that have few enough candidates to gather."""
+        step = max(1, _CANDIDATES_PER_GATHER // len(self.candidates[0]))
         return (slice(start, start + step) for start in range(0, len(self.questions), step))
 
     def _place(self, text: str) -> int:
@@ -122,7 +123,7 @@ def _bundles(questions: Sequence[Question], text_format: str) -> Iterator[_Bundl
     bundle = _Bundle()
     for text, candidates in by_text.items():
         bundle.add(text, candidates, text_format)
-        if len(bundle.texts) >= _TEXTS or bundle.places >= _PLACES:
+        if len(bundle.texts) >= _TEXTS_PER_BUNDLE or bundle.places >= _INDICES_PER_BUNDLE:
             yield bundle
             bundle = _Bundle()
     if bundle.questions:

@@ -1,4 +1,4 @@
-"""One evaluation, from its options to results. Imports torch: `dialog_eval.api` calls it."""
+"""Runs an evaluation, from its options to its results. Imports torch, so `dialog_eval.api` imports it late."""
 
 import json
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ def measure(
 ) -> Results:
     """Measures the models on the tasks, in one pass over the images.
 
-    `blends` makes it a sweep, which also measures its two ends: the baseline and the checkpoint, or the text tower and
-    the third tower of a checkpoint that has one.
+    With `blends` it is a sweep, which also measures its two ends: the baseline and the checkpoint, or the text tower
+    and the third tower of a checkpoint that has one.
 
-    Raises UsageError for wrong use; except for an image that cannot be decoded, it does so before anything is encoded.
+    Raises UsageError for wrong use. Except for an image that cannot be decoded, it does so before anything is encoded.
     """
     device = _device(common.device)
     index = ImageIndex(common.images)

@@ -1,4 +1,4 @@
-"""VQA's accuracy under the name by which other programs import it."""
+"""VQA accuracy at the module path that other programs import."""
 
 from dialog_eval.metrics.vqa import normalize_answer, vqa_accuracy
 

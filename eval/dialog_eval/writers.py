@@ -1,4 +1,4 @@
-"""Models that write texts about images (`dialog_gen.clip.base.TextWriter`), and what they are given of each image."""
+"""Models that write texts about images (`dialog_gen.clip.base.TextWriter`), and their inputs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from dialog_gen.core.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked(WritingPrompt):
-    """One text to write."""
+class TextRequest(WritingPrompt):
+    """A request for one text about an image."""
 
     image_id: str
-    """In the index of images."""
+    """Its id in the image index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """The images that are written about."""
+class WriterImages:
+    """The images that texts are written about, and their vectors."""
 
     image_ids: list[str]
     index: ImageIndex
@@ -33,35 +33,36 @@ class Seen:
     variant: Variant
     vectors: ImageVectors
     described: Tensor | None
-    """(images, D) unit-norm: the mean text vector of each image's captions; None where there are no captions."""
+    """(images, D) unit-norm: the mean text vector of each image's captions; None if there are no captions."""
 
 
 class Contexts(NamedTuple):
-    """What stands for some images."""
+    """Inputs that represent some images."""
 
     suffix: str
-    """Of the row's label: "" for the images themselves."""
+    """Suffix of the row's label: "" for the images themselves."""
     image_ids: Sequence[str]
     values: Tensor
     """(images, ...), as `TextWriter.write` takes them."""
 
 
 def open_writer(folder: str, pretrained: str | None = None) -> Clip:
-    """The model of a folder. Raises UsageError as `load_clip` does, and for a model that writes no texts."""
+    """Loads a model that writes texts. Raises UsageError as `load_clip` does, and for a model that writes none."""
     if pretrained is not None:
         raise UsageError(f"{folder} has its weights itself: leave out --pretrained {pretrained}.")
     return load_clip(folder, needs=GENERATION)
 
 
 def suffixes(writer: TextWriter, has_captions: bool) -> tuple[str, ...]:
-    """Those of `contexts`."""
+    """The label suffixes that `contexts` yields."""
     return ("", ", blind", ", from captions") if writer.reads_vectors and has_captions else ("", ", blind")
 
 
-def contexts(writer: TextWriter, seen: Seen) -> Iterator[Contexts]:
-    """All images as themselves, blind (the mean of all images) and, where there are captions, as those.
+def contexts(writer: TextWriter, seen: WriterImages) -> Iterator[Contexts]:
+    """Yields the inputs of all runs: the images themselves, blind (the mean of all images) and from their captions.
 
-    Of a writer that reads pixels, a batch of images at a time: what it reads of one is a hundred times its vector.
+    For a writer that reads pixels it yields one batch of images at a time, because their inputs are about a hundred
+    times larger than vectors.
     """
     if not writer.reads_vectors:
         yield from _read(writer, seen)
@@ -73,7 +74,7 @@ def contexts(writer: TextWriter, seen: Seen) -> Iterator[Contexts]:
         yield Contexts(", from captions", seen.image_ids, seen.described)
 
 
-def _read(writer: TextWriter, seen: Seen) -> Iterator[Contexts]:
+def _read(writer: TextWriter, seen: WriterImages) -> Iterator[Contexts]:
     total: Tensor | None = None
     size = seen.models.batch_size
     for image_ids, pixels in pixel_batches([seen.variant.clip], seen.index, set(seen.image_ids), size):

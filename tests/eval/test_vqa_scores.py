@@ -55,7 +55,7 @@ def test_bounds_change_nothing(
         return encode(texts)
 
     monkeypatch.setattr(models, "encode_texts", spy)
-    for limits in ({"_TEXTS": 20}, {"_PLACES": 1}, {"_GATHERED": 12}):
+    for limits in ({"_TEXTS_PER_BUNDLE": 20}, {"_INDICES_PER_BUNDLE": 1}, {"_CANDIDATES_PER_GATHER": 12}):
         with monkeypatch.context() as patch:
             for name, value in limits.items():
                 patch.setattr(scores, name, value)
@@ -73,7 +73,7 @@ def test_bounds_change_nothing(
         texts = [text for call in calls for text in call]
         assert len(texts) == len(set(texts)), "none is encoded twice"
         assert sum(done) == len(asked)
-        if "_GATHERED" not in limits:
+        if "_CANDIDATES_PER_GATHER" not in limits:
             assert len(calls) > 3
             assert max(map(len, calls)) <= 20 + 1 + len(WORDS)
 

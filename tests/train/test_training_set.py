@@ -376,7 +376,7 @@ def test_holds_no_file_open(clip: Clip, tmp_path: Path) -> None:
 def test_builds_in_pieces(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"a": [scene_row(number) for number in range(7)], "b": [scene_row(9)]}
     make(tmp_path / "whole", clip, rows)
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(module, "_ROWS_PER_BATCH", 3)
     make(tmp_path / "pieces", clip, rows)
     whole, pieces = (TrainingSet(tmp_path / name / "t") for name in ("whole", "pieces"))
     for concatenate in (False, True):

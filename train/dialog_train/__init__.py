@@ -5,7 +5,7 @@
     result = dialog_train.train("draft-shapes", overrides=["optim.max_steps=100"])
     print(result.model, result.losses)
 
-What this offers is imported when it is first used: `import dialog_train` takes no time.
+Its functions are imported on first use, so `import dialog_train` is fast.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`python -m dialog_train ...` and `accelerate launch -m dialog_train ...` are `dialog-train ...`."""
+"""Runs `dialog-train` for `python -m dialog_train ...` and `accelerate launch -m dialog_train ...`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Training from Python: what the command line does, without its printing."""
+"""Training from Python. The command line calls these functions and prints their results."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """How a training ended."""
+    """Result of a training."""
 
     model: Path
-    """The folder of the trained model, OUT/model; OUT/train.json beside it says how the training went."""
+    """The folder of the trained model, OUT/model. OUT/train.json contains more about the training."""
     steps: int
     losses: dict[str, float]
-    """Means over the last point of the log; `loss` is the sum of the others."""
+    """Means over the steps of the last log point; `loss` is the sum of the others."""
 
 
 def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = (), *, system: str | None = None) -> Recipe:
-    """A recipe: a shipped one by its name, or a TOML file.
+    """Loads a shipped recipe by its name, or a TOML file.
 
-    The training system is the file's key `system`; `system` is needed for a file without that key only. `overrides`
-    change the recipe; they are of the form "optim.lr=1e-4".
+    The file's key `system` names the training system; the parameter `system` is needed only for a file without that
+    key. `overrides` change the recipe; they have the form "optim.lr=1e-4".
 
-    Raises UsageError for an unknown name, a file that cannot be read or is for another system, an unknown key or a
-    value that does not fit.
+    Raises UsageError for an unknown name, a file that cannot be read or is for another system, an unknown key or an
+    invalid value.
     """
     path = find_toml(str(name_or_file), shipped_recipes(), "recipe")
     content = read_toml(path, "recipe")
@@ -56,17 +56,16 @@ def train(
     switches: Collection[str] = (),
     on_progress: OnProgress = ignore_progress,
 ) -> TrainResult:
-    """Trains what a recipe says and writes the model to its folder, on the GPU where there is one.
+    """Trains a model by a recipe and writes it to the recipe's folder, on a GPU if there is one.
 
-    `recipe` is a shipped recipe's name or a file, which `overrides` change (see `load_recipe`, for `system` too), or a
-    `Recipe`, whose system follows from its class. With `resume = "auto"` the
-    training goes on from its newest checkpoint. `switches` are those of the system's own, such as "export-hf".
+    `recipe` is the name of a shipped recipe or a file, which `overrides` and `system` change as in `load_recipe`; or it
+    is a `Recipe`, whose class determines the system. With `resume = "auto"` the training continues from its newest
+    checkpoint. `switches` are the system's own, such as "export-hf". To train in several processes, call it in each of
+    them with the same arguments (`accelerate launch` does that).
 
-    In several processes, each calls it with the same arguments; see `accelerate launch`.
-
-    Raises UsageError for what is not known or does not fit, and for a folder that holds a training where `resume` is
-    "never"; MissingExtraError for a package that is not installed; FailedCheckError where a loss is not finite;
-    DialogGenError where the disk refuses.
+    Raises UsageError for an unknown name, an invalid value, and a folder that contains a training if `resume` is
+    "never"; MissingExtraError for a package that is not installed; FailedCheckError if a loss is not finite;
+    DialogGenError if the disk refuses a write.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides, system=system)

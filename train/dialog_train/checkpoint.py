@@ -1,9 +1,9 @@
-"""What a training needs to go on as if it had not stopped: one safetensors file, JSON in its header, no pickle.
+"""The state of a training, so that it can resume exactly: one safetensors file with JSON in its header, no pickle.
 
     FOLDER/step-00000120.safetensors    weights, EMA and optimizer state by the model's parameter names
 
-A file has its final name only once it is whole; the one before it is removed after that. The order of the data and the
-random numbers of a step follow from the recipe's seed and the step's number, so neither needs to be stored.
+A file gets its final name only when it is complete; the previous file is removed after that. The order of the data and
+the random numbers of a step are determined by the recipe's seed and the step's number, so they are not stored.
 """
 
 import json
@@ -25,14 +25,14 @@ _PREFIX = "step-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What changes from step to step, by reference: parameters by the model's names."""
+    """The tensors that change in each step, by reference; parameters have the model's names."""
 
     parameters: dict[str, nn.Parameter]
     optimizer: Optimizer
     ema: dict[str, Tensor] | None
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it under names such as `weights/text_projection` and `exp_avg/text_projection`."""
+        """All tensors under names such as `weights/text_projection` and `exp_avg/text_projection`."""
         found = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             state: dict[str, Tensor] = self.optimizer.state.get(parameter, {})
@@ -40,7 +40,7 @@ class Trained:
         return found | {f"ema/{name}": average for name, average in (self.ema or {}).items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Takes over what `tensors` gave."""
+        """Copies the values of tensors that `tensors` returned."""
         for place, value in tensors.items():
             key, _, name = place.partition("/")
             parameter = self.parameters[name]
@@ -69,21 +69,21 @@ def save_training(folder: Path, step: int, trained: Trained, fingerprint: dict[s
 
 
 def newest_training(folder: Path) -> Path | None:
-    """The file to go on from, if there is one."""
+    """The newest checkpoint file, or None."""
     return max(_files(folder), default=None)
 
 
 def read_fingerprint(file: Path) -> dict[str, Any]:
-    """The JSON of a state. Raises UsageError for a damaged file."""
+    """The JSON in a checkpoint's header. Raises UsageError for a damaged file."""
     try:
         with safe_open(file, "pt") as content:
             return json.loads(content.metadata()[_META])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{file} cannot be resumed from ({error}): remove it to go on from the start.") from None
+        raise UsageError(f"{file} cannot be resumed from ({error}): remove it to start again.") from None
 
 
 def load_training(file: Path, trained: Trained) -> None:
-    """Restores a state in place. Raises UsageError for one of other parameters."""
+    """Restores a checkpoint in place. Raises UsageError for a checkpoint with other parameters."""
     with safe_open(file, "pt") as content:
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - no mapping
     found = {name.partition("/")[2] for name in tensors}

@@ -22,10 +22,10 @@ from dialog_train.config import shipped_recipes
 from dialog_train.launch import end_launcher, run_processes
 from dialog_train.systems.base import SYSTEMS
 
-# What a command needs beyond this is imported inside it: `dialog-train --help` should not wait for torch.
+# Commands import slow packages themselves, so that `dialog-train --help` does not wait for torch.
 
 _INTERRUPTED = 130
-_PATIENCE_S = 5
+_ERROR_DELAY_S = 5
 
 Config = Annotated[
     str, typer.Option(metavar="NAME_OR_FILE", help="A recipe's name (see `dialog-train recipes`) or TOML file.")
@@ -34,15 +34,15 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as in --set optim.lr=1e-4.")
 ]
 Resume = Annotated[
-    Literal["never", "auto"], typer.Option(help="auto: go on from the newest checkpoint, if there is one.")
+    Literal["never", "auto"], typer.Option(help="auto: continue from the newest checkpoint, if there is one.")
 ]
 Processes = Annotated[
-    int, typer.Option(min=1, help="Start so many processes on this machine; for several machines: accelerate launch.")
+    int, typer.Option(min=1, help="Number of processes on this machine; for several machines use accelerate launch.")
 ]
 
 
 class _Commands(TyperGroup):
-    """An unknown command is an unknown training system, and is answered with the known ones."""
+    """Reports an unknown command as an unknown training system, with the list of known ones."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Raises UsageError for an unknown command."""
@@ -86,14 +86,14 @@ def _train(system: str, config: str, overrides: list[str], resume: Any, processe
 
 
 def _command(system: str) -> Callable[..., None]:
-    """The command that trains a system: the options of all systems, and its own switches."""
+    """Builds the command that trains a system, with the options of all systems and the system's own switches."""
     own = SYSTEMS.get(system).switches
 
     def command(config: str, overrides: list[str], resume: str, processes: int, **given: bool) -> None:
         switches = [switch for switch in own if given[switch.replace("-", "_")]]
         _train(system, config, overrides, resume, processes, switches)
 
-    # Typer reads the options from here.
+    # Typer reads the options from the signature.
     options: dict[str, tuple[Any, Any]] = {
         "config": (Config, inspect.Parameter.empty),
         "overrides": (Overrides, []),
@@ -115,7 +115,7 @@ def _command(system: str) -> Callable[..., None]:
 
 
 def _add_systems() -> None:
-    """A command for each training system; one that cannot be imported says so when it is called."""
+    """Adds a command for each training system. The command of a system that cannot be imported reports the error."""
     for name in SYSTEMS.names():
         try:
             app.command(name, help=SYSTEMS.get(name).description)(_command(name))
@@ -139,7 +139,7 @@ _add_systems()
 
 @app.command("systems")
 def list_systems(json_output: Json = False) -> None:
-    """List the training systems, those of other packages too."""
+    """List the training systems, including those of other packages."""
     systems = set(SYSTEMS.names())
     known = {name: command.help or "" for command in app.registered_commands if (name := command.name) in systems}
     width = max(map(len, known))
@@ -164,19 +164,19 @@ def _first_comment(file: Path) -> str:
 def embed(
     dialogues: Annotated[str, typer.Option(help="Folder or fsspec URL that `dialog-gen run --out` wrote.")],
     model: Annotated[str, typer.Option(help="open_clip's name of a model, or a checkpoint folder.")],
-    out: Annotated[Path, typer.Option(help="Folder for the vectors, new or to go on with.")],
+    out: Annotated[Path, typer.Option(help="Folder for the vectors: a new one, or one to continue.")],
     pretrained: Annotated[str | None, typer.Option(help="Tag of open_clip's, or a safetensors file.")] = None,
     allow_activation_mismatch: Annotated[
         bool, typer.Option("--allow-activation-mismatch", help="Load weights under the wrong activation.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 256,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU where there is one.")] = "auto",
-    crops: Annotated[int, typer.Option(min=0, help="Random crops of each image, beside the whole one.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 256,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU if there is one.")] = "auto",
+    crops: Annotated[int, typer.Option(min=0, help="Random crops per image, in addition to the whole image.")] = 0,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode. Default: one a CPU core, up to 16.")
+        int | None, typer.Option(min=0, help="Processes that decode images. Default: one per CPU core, up to 16.")
     ] = None,
 ) -> None:
-    """Compute the image vectors of a dialogues dataset, once. Trainings do the same where vectors are missing."""
+    """Compute the image vectors of a dialogues dataset, once. Trainings compute missing vectors themselves."""
     from time import perf_counter
 
     import torch
@@ -217,7 +217,7 @@ def soup(
     ] = None,
     checkpoints: Annotated[list[Path] | None, typer.Option(metavar="DIR...", help="The same, as an option.")] = None,
     greedy: Annotated[
-        bool, typer.Option("--greedy", help="Choose by held-out data; without it all are taken.")
+        bool, typer.Option("--greedy", help="Choose checkpoints by held-out data; the default is to use all.")
     ] = False,
     images: Annotated[
         str | None, typer.Option(help="Held-out images with captions: webdataset tars, image files, Parquet.")
@@ -227,38 +227,40 @@ def soup(
     """Write the mean of several checkpoints' weights as a checkpoint (arXiv 2203.05482).
 
     --greedy adds one checkpoint after another, the best first, and keeps those that do not lower the score: the mean
-    recall at 1 of images and captions that no training saw, and that are not the test set.
+    recall at 1 on images and captions that were used neither in training nor in the test set.
     """
     from dialog_train.soups import make_soup
 
-    # Of `--checkpoints A B C` the first is the option's value; the others are arguments.
+    # In `--checkpoints A B C` the first folder is the option's value; the others are arguments.
     made = make_soup([*(checkpoints or []), *(folders or [])], out, greedy=greedy, images=images, dialogues=dialogues)
     typer.echo(f"{out}: the mean of {', '.join(made.ingredients)}")
 
 
 def _is_first() -> bool:
-    """Whether this process is to print: the only one, or the first of a group."""
+    """Whether this process prints: the only one, or the first of a group."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line on `arguments`, by default the process's own. Gives the exit code and never exits."""
-    # Plain lines: what a training logs is read by programs too.
+    """Runs the command line and returns the exit code. `arguments` defaults to those of the process."""
+    # Plain lines, because programs read the log too.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("dialog_train").setLevel(logging.INFO if _is_first() else logging.WARNING)
     try:
         app(None if arguments is None else list(arguments), prog_name="dialog-train")
     except DialogGenError as error:
         if not _is_first():
-            # A launcher ends all processes once one has failed: the first one is to report what all found wrong.
-            time.sleep(_PATIENCE_S)
+            # A launcher ends all processes once one has failed. If all found the same error, the first one reports it.
+            time.sleep(_ERROR_DELAY_S)
         typer.echo(f"error: {error}", err=True)
         end_launcher()
         return error.exit_code
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         if code == _INTERRUPTED and _is_first():
-            typer.echo("interrupted: with --resume auto the same command goes on from the newest checkpoint", err=True)
+            typer.echo(
+                "interrupted: with --resume auto the same command continues from the newest checkpoint", err=True
+            )
         return code
     return 0
 

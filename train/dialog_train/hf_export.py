@@ -1,4 +1,4 @@
-"""A native open_clip CLIP as a `CLIPModel` of Hugging Face's transformers."""
+"""Exports a native open_clip CLIP as a `CLIPModel` of Hugging Face's transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json, writing
 
-# CLIPTextConfig's mark for "pool at the highest token id", as open_clip's `argmax` does.
+# The eos_token_id with which CLIPTextConfig pools at the highest token id, as open_clip's `argmax` does.
 _POOL_AT_HIGHEST_ID = 2
-# Pillow's numbers.
+# Pillow's resampling constants.
 _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 _LAYER = {
     "ln_1": "layer_norm1",
@@ -26,15 +26,15 @@ _LAYER = {
 
 
 def check_export_hf(clip: Clip) -> None:
-    """Raises UsageError where `export_hf` does for the model alone."""
+    """Raises UsageError if `export_hf` cannot express the model."""
     _as_clip_model(clip)
 
 
 def export_hf(clip: Clip, folder: Path) -> None:
     """Writes `folder` for `CLIPModel.from_pretrained`, with the image processor's settings and the tokenizer.
 
-    Raises UsageError for a model that CLIPModel cannot express: another image tower than a plain ViT, another text
-    tower than CLIP's own.
+    Raises UsageError for a model that CLIPModel cannot express: the image tower must be a plain ViT and the text tower
+    CLIP's own.
     """
     exported = _as_clip_model(clip)
     size, mean, std = (clip.preprocess_config[key] for key in ("size", "mean", "std"))
@@ -113,7 +113,7 @@ def _config(clip: Clip) -> CLIPConfig:
 
 
 def _state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's tensors under transformers' names."""
+    """Renames open_clip's tensors to transformers' names."""
     names = {
         "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
         "positional_embedding": "text_model.embeddings.position_embedding.weight",
@@ -159,7 +159,7 @@ def _layer(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _difference(expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> str | None:
-    # Position numbers are buffers that some versions of transformers list.
+    # Position ids are buffers that only some versions of transformers list.
     keys = {k for k in expected if not k.endswith("position_ids")} ^ set(found)
     if keys:
         return f"they differ in {sorted(keys)[0]}"

@@ -1,7 +1,8 @@
-"""Several processes of one training on this machine, and how an error ends under the launcher of others.
+"""Starts several processes of one training on this machine, and handles errors under other launchers.
 
-`accelerate launch` starts them too, on any number of machines. Whatever a process exits with, it exits with 1 itself
-and shows a traceback of its own, which buries the error. `dialog-train --processes N` keeps message and exit code.
+`accelerate launch` can start them too, on any number of machines. But if a process fails, it exits with 1, whatever the
+exit code of the process was, and prints a traceback of its own, which buries the error. `dialog-train --processes N`
+keeps the message and the exit code.
 """
 
 import logging
@@ -18,10 +19,10 @@ _ACCELERATE = {"accelerate", "accelerate-launch", "accelerate.commands.accelerat
 
 
 def run_processes(count: int, arguments: Sequence[str]) -> int:
-    """Runs `python -m dialog_train ARGUMENTS...` in `count` processes of one group.
+    """Runs `python -m dialog_train ARGUMENTS...` in a group of `count` processes.
 
-    Gives 0, or the exit code of the first process that failed. Raises UsageError within a group of processes, and for
-    more processes than this machine has GPUs, if it has any.
+    Returns 0, or the exit code of the first process that failed. Raises UsageError inside a group of processes, and if
+    the machine has GPUs but fewer than `count`.
     """
     import torch
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -36,7 +37,7 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
     if on_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    # The first process reports an error itself.
+    # The first process reports the error itself.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
@@ -58,11 +59,11 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
 
 
 def end_launcher() -> None:
-    """Ends an `accelerate launch` of this one process, after an error was printed, before it prints a traceback.
+    """Ends the `accelerate launch` that started this single process, before it prints a traceback.
 
-    Accelerate offers no other way than its flag -q, with which nothing needs to be done here; its exit code is 143 then
-    (SIGTERM), where it would be 1. Launchers of several processes are left alone: torch's agent, which runs in them,
-    answers a signal with another traceback.
+    Call it after an error was printed. Accelerate has no other way except its flag -q; with -q this function does
+    nothing. The launcher's exit code is then 143 (SIGTERM) instead of 1. Launchers of several processes are left alone:
+    torch's agent, which runs in them, answers a signal with another traceback.
     """
     if os.name != "posix" or "WORLD_SIZE" in os.environ:
         return

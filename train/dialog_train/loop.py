@@ -1,12 +1,12 @@
-"""The training loop of all systems, on Accelerate: `system.py` says what is trained, and on what.
+"""The training loop of all systems, built on Accelerate. `system.py` defines what is trained and on which data.
 
     OUT/model/, OUT/model-ema/   the trained model, as its system writes it
-    OUT/train.json               how the training went; written last, it is the mark of completion
-    OUT/checkpoints/             what `resume = "auto"` goes on from, as long as the training is not complete
+    OUT/train.json               result of the training; written last, so it marks a completed training
+    OUT/checkpoints/             state to resume from with `resume = "auto"`; removed on completion
     OUT/tensorboard/             loss curves
 
-Every process computes the losses of the whole batch, so that any number of processes gives the losses and gradients of
-one. Everything drawn at random follows from (seed, step): a resumed training ends the same.
+Every process computes the losses of the whole batch, so losses and gradients do not depend on the number of processes.
+All random numbers are determined by (seed, step), so a resumed training ends with the same result.
 """
 
 import hashlib
@@ -48,36 +48,37 @@ OnStep = Callable[[int, dict[str, float]], None]
 
 _CHECKPOINTS = "checkpoints"
 _PROJECT = "dialog-train"
-# The others wait while one process prepares the data.
-_PATIENCE = timedelta(hours=12)
-# CLIP keeps its temperature from running away (arXiv 2103.00020, section 2.5).
+# The other processes wait this long while one process prepares the data.
+_PREPARATION_TIMEOUT = timedelta(hours=12)
+# CLIP limits its temperature for stability (arXiv 2103.00020, section 2.5).
 _LOGIT_SCALE_RANGE = (0.0, math.log(100))
-# Not part of what a training is: these may change when it goes on.
-_FREE: Any = {"out": True, "log": True, "save_every_steps": True, "data": {"work"}}
+# Settings that may change when a training is resumed; the fingerprint does not contain them.
+_NOT_IN_FINGERPRINT: Any = {"out": True, "log": True, "save_every_steps": True, "data": {"work"}}
 _SHOWN_IDS = 8
 _STAGE = "training"
 _writing = partial(writing, left="--resume auto goes on from the newest checkpoint")
 _log = logging.getLogger(__name__)
 points_log = logging.getLogger(f"{__name__}.points")
-"""A line for every point of the log: for where no progress bar is shown."""
+"""Logs one line per point of the loss curves; used where no progress bar is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitResult:
-    """How a training went; also in OUT/train.json."""
+    """Result of a training; also in OUT/train.json."""
 
     steps: int
     pairs_per_s: float
-    """Images a second over all processes, without the first step of a run."""
+    """Images per second over all processes, without the first step of a run."""
     losses: dict[str, float]
-    """Means of the last point of the log; `loss` is the sum."""
+    """Means over the steps of the last log point; `loss` is the sum of the others."""
 
 
 @contextmanager
 def start(recipe: Recipe) -> Generator[Accelerator]:
-    """Accelerate as a recipe wants it, with its trackers and processes ended on leaving. Logs the number of processes.
+    """Sets up Accelerate for a recipe, logs the number of processes, and ends trackers and processes on exit.
 
-    Raises UsageError for a precision that the device has not, MissingExtraError for a tracker that is not installed.
+    Raises UsageError for a precision that the device does not support, MissingExtraError for a tracker that is not
+    installed.
     """
     trackers: Any = [name for name in ("tensorboard", "wandb") if getattr(recipe.log, name)]
     for name in trackers:
@@ -87,26 +88,26 @@ def start(recipe: Recipe) -> Generator[Accelerator]:
         mixed_precision=recipe.optim.precision,
         log_with=trackers or None,
         project_config=ProjectConfiguration(str(recipe.out), str(recipe.out / "tensorboard")),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PREPARATION_TIMEOUT)],
     )
     try:
         if recipe.optim.precision == "fp16" and accelerator.device.type == "cpu":
             raise UsageError('optim.precision = "fp16" needs a GPU: choose "no" or "bf16".')
         if accelerator.is_main_process:
             _log.info("training on %d x %s", accelerator.num_processes, accelerator.device.type)
-            # What `accelerate launch --cpu --num_processes 2` leaves behind in the one process that it starts.
+            # `accelerate launch --cpu --num_processes 2` starts a single process with this environment.
             if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
                 _log.warning(
-                    "this is the only process, though more were asked for. On CPU start them with torchrun or "
+                    "this is the only process, although more were requested. On a CPU start them with torchrun or "
                     "dialog-train SYSTEM --processes N"
                 )
         yield accelerator
     except BaseException:
-        # What trackers say then would hide the cause.
+        # An error of a tracker would hide the cause.
         with suppress(Exception):
             accelerator.end_training()
         raise
-    # A process that leaves its group behind may abort at exit.
+    # A process that exits without leaving its process group may abort.
     with _writing(recipe.out):
         accelerator.end_training()
 
@@ -123,23 +124,24 @@ def fit(
 ) -> FitResult:
     """Trains a system in place and writes its model to the recipe's folder.
 
-    `on_step` gets the number of each step, from 1, with its losses, learning rate, gradient norm and logit scale.
+    `on_step` is called with the number of each step, counted from 1, and its losses, learning rate, gradient norm and
+    logit scale.
 
-    Raises UsageError for a batch that does not fit the processes, and for a folder that holds a training where `resume`
-    is "never", or one of another recipe; FailedCheckError where a loss or gradient is not finite; DialogGenError where
-    the disk refuses.
+    Raises UsageError for a batch that cannot be divided among the processes, for a folder that contains a training if
+    `resume` is "never", and for a folder that contains a training of another recipe; FailedCheckError if a loss or
+    gradient is not finite; DialogGenError if the disk refuses a write.
     """
     with nullcontext(accelerator) if accelerator else start(recipe) as accelerator:
-        course = _Course(recipe, data, accelerator)
-        content = recipe.model_dump(mode="json", exclude=_FREE)
+        batches = _Batches(recipe, data, accelerator)
+        content = recipe.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
         fingerprint = {"recipe": content, **system.fingerprint, "training_set": data.fingerprint}
         if done := _completed(recipe.out, fingerprint, resume):
             return done
         stepper = _Stepper(recipe, system, accelerator)
         first = _resumed(recipe.out, fingerprint, stepper.trained)
         if first and accelerator.is_main_process:
-            _log.info("going on after step %d of %d", first, course.total)
-        result = _train(course, stepper, first, fingerprint, on_step, on_progress)
+            _log.info("continuing after step %d of %d", first, batches.total)
+        result = _train(batches, stepper, first, fingerprint, on_step, on_progress)
         if accelerator.is_main_process:
             report = {**asdict(result), "processes": accelerator.num_processes, "device": accelerator.device.type}
             packages = ("accelerate", "open_clip_torch", "torch")
@@ -154,27 +156,27 @@ def fit(
         return result
 
 
-class _Course:
-    """The batches of a training, the same for any number of processes."""
+class _Batches:
+    """The batches of a training; they do not depend on the number of processes."""
 
     def __init__(self, recipe: Recipe, data: Data, accelerator: Accelerator) -> None:
         self.recipe, self.data = recipe, data
         self.total = recipe.optim.max_steps or recipe.optim.epochs * data.steps_per_epoch
-        self._mine = Share(accelerator.process_index, accelerator.num_processes)
+        self._share = Share(accelerator.process_index, accelerator.num_processes)
 
-    def batches(self, first: int) -> Iterator[AnyBatch]:
-        """What this process takes of each step, from `first` on; the next is read while one is worked on."""
+    def from_step(self, first: int) -> Iterator[AnyBatch]:
+        """Yields this process's share of each step from `first` on; reads the next batch in the background."""
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.data.batch, first, self._mine)
+            ahead = pool.submit(self.data.batch, first, self._share)
             for step in range(first, self.total):
                 batch = ahead.result()
                 if step + 1 < self.total:
-                    ahead = pool.submit(self.data.batch, step + 1, self._mine)
+                    ahead = pool.submit(self.data.batch, step + 1, self._share)
                 yield batch
 
 
 class _Stepper:
-    """System, optimizer and what a step does with them."""
+    """A system with its optimizer; performs single training steps."""
 
     def __init__(self, recipe: Recipe, system: System, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
@@ -187,7 +189,7 @@ class _Stepper:
             eps=recipe.optim.eps,
             fused=True,
         )
-        # Buffers are constant: no need to send them around.
+        # Buffers are constant, so they need not be broadcast.
         untyped: Any = accelerator
         untyped.ddp_handler = DistributedDataParallelKwargs(
             find_unused_parameters=system.may_leave_parameters_unused, broadcast_buffers=False
@@ -198,16 +200,16 @@ class _Stepper:
         self.trained = Trained(parameters=parameters, optimizer=optimizer, ema=ema)
 
     def step(self, step: int, total: int, batch: AnyBatch) -> dict[str, float]:
-        """Step number `step`, from 0: updates the weights and gives what is worth logging.
+        """Performs step `step`, counted from 0: updates the weights and returns the values to log.
 
-        Raises FloatingPointError instead of the update where the loss or the gradient is not finite.
+        Raises FloatingPointError before the update if the loss or the gradient is not finite.
         """
         optim, parameters = self.recipe.optim, self.trained.parameters
         lr = learning_rate(step, total, optim)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        # For dropout, in towers that have it, and for noise.
-        torch.manual_seed(_draw(self.recipe.seed, step, self.accelerator.process_index))
+        # Seeds dropout, in towers that have it, and noise.
+        torch.manual_seed(_step_seed(self.recipe.seed, step, self.accelerator.process_index))
         self._optimizer.zero_grad()
         parts: dict[str, Tensor] = self._module(batch.to(self.accelerator.device))
         loss = torch.stack(list(parts.values())).sum()
@@ -216,9 +218,9 @@ class _Stepper:
         shown = {**parts, "loss": loss, "gradient_norm": norm}
         if self._logit_scale is not None:
             shown["logit_scale"] = self._logit_scale.reshape(()).exp()
-        # One transfer a step.
+        # One transfer from the device per step.
         values: dict[str, float] = dict(zip(shown, torch.stack(list(shown.values())).tolist(), strict=True))
-        # In half precision gradients overflow now and then; the scaler leaves such a step out.
+        # In half precision gradients overflow occasionally; the scaler skips such a step.
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong and not (self.accelerator.scaler is not None and wrong == ["gradient_norm"]):
             raise FloatingPointError(", ".join(f"{name} is {values[name]}" for name in wrong))
@@ -233,14 +235,14 @@ class _Stepper:
 
 
 def _train(
-    course: _Course,
+    batches: _Batches,
     stepper: _Stepper,
     first: int,
     fingerprint: dict[str, Any],
     on_step: OnStep | None,
     on_progress: OnProgress,
 ) -> FitResult:
-    recipe, accelerator = course.recipe, stepper.accelerator
+    recipe, accelerator = batches.recipe, stepper.accelerator
     with _writing(recipe.out):
         accelerator.init_trackers(
             _PROJECT,
@@ -249,44 +251,44 @@ def _train(
         )
     began, rate, note = time.perf_counter(), 0.0, ""
     sums, point = Counter[str](), dict[str, float]()
-    on_progress(_STAGE, first, course.total)
-    for step, batch in enumerate(course.batches(first), first):
+    on_progress(_STAGE, first, batches.total)
+    for step, batch in enumerate(batches.from_step(first), first):
         try:
-            values = stepper.step(step, course.total, batch)
+            values = stepper.step(step, batches.total, batch)
         except FloatingPointError as error:
-            raise _not_finite(course, step, str(error), accelerator.is_main_process) from None
+            raise _not_finite(batches, step, str(error), accelerator.is_main_process) from None
         if on_step:
             on_step(step + 1, values)
         if step == first:
             began = time.perf_counter()
         else:
             rate = (step - first) * recipe.optim.batch_size / (time.perf_counter() - began)
-        # Of this process's share of the batch: there may be more among all.
+        # These statistics cover only this process's share of the batch; the whole batch may contain more duplicates.
         sums.update({**values, **batch.statistics(), "steps": 1})
-        if (step + 1) % recipe.log.every_steps == 0 or step + 1 == course.total:
+        if (step + 1) % recipe.log.every_steps == 0 or step + 1 == batches.total:
             point = {name: total / sums["steps"] for name, total in sums.items() if name != "steps"}
-            point |= {"epoch": (step + 1) / course.data.steps_per_epoch, "pairs_per_s": rate}
+            point |= {"epoch": (step + 1) / batches.data.steps_per_epoch, "pairs_per_s": rate}
             with _writing(recipe.out):
                 accelerator.log(point, step=step + 1)
             note = f"loss {point['loss']:.4f}  {rate:.0f} pairs/s"
             if accelerator.is_main_process:
-                points_log.info("step %d of %d: %s", step + 1, course.total, note)
+                points_log.info("step %d of %d: %s", step + 1, batches.total, note)
             sums.clear()
-        on_progress(_STAGE, step + 1, course.total, note=note)
+        on_progress(_STAGE, step + 1, batches.total, note=note)
         due = recipe.save_every_steps and (step + 1) % recipe.save_every_steps == 0
         if due and accelerator.is_main_process:
             with _writing(recipe.out):
                 save_training(recipe.out / _CHECKPOINTS, step + 1, stepper.trained, fingerprint)
     losses = {name: value for name, value in point.items() if name.endswith("loss")}
-    return FitResult(steps=course.total, pairs_per_s=rate, losses=losses)
+    return FitResult(steps=batches.total, pairs_per_s=rate, losses=losses)
 
 
 def _completed(out: Path, fingerprint: dict[str, Any], resume: Resume) -> FitResult | None:
-    """What a completed training in `out` gave. Raises UsageError for one that is not to be touched."""
+    """The result of a completed training in `out`, or None. Raises UsageError if the training may not be continued."""
     report = out / REPORT_FILE
     if resume == "never":
         if report.exists() or newest_training(out / _CHECKPOINTS):
-            raise UsageError(f"{out} holds a training: go on with it by --resume auto, or choose another out.")
+            raise UsageError(f"{out} contains a training: continue it with --resume auto, or choose another out.")
         return None
     if not report.exists():
         return None
@@ -295,33 +297,33 @@ def _completed(out: Path, fingerprint: dict[str, Any], resume: Resume) -> FitRes
         result = FitResult(**{name: found[name] for name in ("steps", "pairs_per_s", "losses")})
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{report} is damaged: remove it.") from None
-    _refuse_other(out, {name: found.get(name) for name in fingerprint}, fingerprint)
+    _require_same_training(out, {name: found.get(name) for name in fingerprint}, fingerprint)
     _log.info("%s is complete: nothing to do", out)
     return result
 
 
 def _resumed(out: Path, fingerprint: dict[str, Any], trained: Trained) -> int:
-    """Restores what the newest checkpoint holds. Gives the number of steps done."""
+    """Restores the newest checkpoint, if there is one, and returns the number of completed steps."""
     file = newest_training(out / _CHECKPOINTS)
     if file is None:
         return 0
     found = read_fingerprint(file)
-    _refuse_other(out, {name: found.get(name) for name in fingerprint}, fingerprint)
+    _require_same_training(out, {name: found.get(name) for name in fingerprint}, fingerprint)
     load_training(file, trained)
     return found["step"]
 
 
-def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _require_same_training(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     there, now = _flat(found), _flat(wanted)
     keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
     if keys:
         differing = "; ".join(f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in keys)
-        raise UsageError(f"{out} holds a training of another recipe ({differing}): choose another out.")
+        raise UsageError(f"{out} contains a training of another recipe ({differing}): choose another out.")
 
 
-def _not_finite(course: _Course, step: int, what: str, is_main: bool) -> FailedCheckError:
-    ids = course.data.batch(step, EVERYTHING).image_ids
-    file = course.recipe.out / "not-finite.json"
+def _not_finite(batches: _Batches, step: int, what: str, is_main: bool) -> FailedCheckError:
+    ids = batches.data.batch(step, EVERYTHING).image_ids
+    file = batches.recipe.out / "not-finite.json"
     if is_main:
         write_json(file, {"step": step + 1, "what": what, "image_ids": ids})
     more = ", ..." if len(ids) > _SHOWN_IDS else ""
@@ -332,7 +334,7 @@ def _not_finite(course: _Course, step: int, what: str, is_main: bool) -> FailedC
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as "table.key", with values that trackers take."""
+    """Flattens nested tables to "table.key", with values that trackers accept."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, dict):
@@ -342,5 +344,5 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _draw(*values: int) -> int:
+def _step_seed(*values: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:7])

@@ -1,4 +1,4 @@
-"""Which parameters of a CLIP are trained, which of them decay, and at what learning rate."""
+"""Selects the trained parameters of a CLIP, their weight decay and their learning rate."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ LOGIT_SCALE = "logit_scale"
 
 
 def learning_rate(step: int, total: int, settings: OptimSettings) -> float:
-    """Of step `step`, from 0, of `total`: linear warm-up to the peak, then a decay that would reach 0 at `total`."""
+    """The learning rate of step `step` (counted from 0) of `total`: linear warm-up, then decay towards 0 at `total`."""
     warmup = min(settings.warmup_steps, total)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
@@ -22,9 +22,10 @@ def learning_rate(step: int, total: int, settings: OptimSettings) -> float:
 
 
 def select_trainable(model: Any, tower: TextTower, settings: OptimSettings) -> dict[str, nn.Parameter]:
-    """Freezes all of `model` but its text tower, or the last layers of that, and the logit scale where it is learned.
+    """Freezes all of `model` except its text tower or the tower's last layers, and the logit scale if it is learned.
 
-    Gives what is left to train under the model's own names. Raises UsageError for more layers than there are.
+    Returns the trainable parameters under the model's own names. Raises UsageError if the tower has fewer layers than
+    are to be trained.
     """
     chosen = {id(parameter) for parameter in tower.parameters()}
     if settings.train_last_layers is not None:
@@ -37,7 +38,7 @@ def select_trainable(model: Any, tower: TextTower, settings: OptimSettings) -> d
 
 
 def parameter_groups(model: nn.Module, trainable: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW: no decay on norms, biases, embeddings and the logit scale."""
+    """Parameter groups for AdamW: no decay on norms, biases, embeddings and the logit scale."""
     embeddings = _embeddings(model)
     kept = [p for p in trainable.values() if p.ndim < 2 or id(p) in embeddings]
     decayed = [p for p in trainable.values() if p.ndim >= 2 and id(p) not in embeddings]
@@ -47,17 +48,17 @@ def parameter_groups(model: nn.Module, trainable: dict[str, nn.Parameter], weigh
 
 def _embeddings(model: nn.Module) -> set[int]:
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    # open_clip holds these as bare parameters.
+    # open_clip has these as plain parameters.
     bare = ("positional_embedding", "cls_emb", "class_embedding")
     return tables | {id(p) for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] in bare}
 
 
 def _before_last_layers(tower: TextTower, count: int) -> set[int]:
-    """The embeddings, with their norm, and all layers but the last `count`."""
+    """The ids of the parameters of the embeddings, of their norm, and of all layers except the last `count`."""
     stacks = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
     layers: list[nn.Module] = list(max(stacks, key=len, default=nn.ModuleList()))
     if count > len(layers):
         raise UsageError(f"optim.train_last_layers = {count}: the text tower has {len(layers)} layers.")
-    # Hugging Face's towers have a module of this name, which holds a norm too.
+    # Hugging Face's towers have a module of this name, which also contains a norm.
     embedding = {id(p) for name, p in tower.named_parameters() if "embeddings" in name.split(".")}
     return _embeddings(tower) | embedding | {id(p) for layer in layers[:-count] for p in layer.parameters()}

@@ -1,7 +1,7 @@
-"""Model soups: one model whose weights are the mean of several fine-tuned ones' (arXiv 2203.05482).
+"""Model soups: one model whose weights are the mean of several fine-tuned models' weights (arXiv 2203.05482).
 
-The models must have been tuned from the same weights: then they mostly lie in one basin of the loss, and so does their
-mean. It costs nothing at inference, unlike an ensemble.
+The models must have been tuned from the same weights: then they are usually in one basin of the loss, and so is their
+mean. Unlike an ensemble, a soup costs nothing at inference.
 """
 
 import logging
@@ -32,21 +32,21 @@ from dialog_train.loop import REPORT_FILE
 
 State = dict[str, Tensor]
 Score = Callable[[Clip], float]
-"""Higher is better; on data that no ingredient was trained on, and that is not the test set."""
+"""Higher is better. The data must be used neither in training nor in the test set."""
 
-# Images of the held-out data that are encoded at once.
+# Number of held-out images that are encoded together.
 _BATCH_SIZE = 256
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Soup:
-    """A model, what went into it, and the scores of what was tried."""
+    """A model, its ingredients, and the scores of the combinations that were tried."""
 
     clip: Clip
     ingredients: list[str]
     scores: list[tuple[list[str], float]]
-    """What was tried, in order, with its score."""
+    """The combinations that were tried, in order, each with its score."""
 
 
 def make_soup(
@@ -59,11 +59,11 @@ def make_soup(
 ) -> Soup:
     """Builds a soup of checkpoint folders and writes it to `out`.
 
-    `greedy` chooses among them by held-out images with captions: `images` (webdataset tars, image files, Parquet) or
-    `dialogues` (a dialogues dataset). Their pixels are kept only meanwhile.
+    `greedy` selects checkpoints by held-out images with captions: `images` (webdataset tars, image files, Parquet) or
+    `dialogues` (a dialogues dataset). Their pixels are stored in a temporary folder.
 
-    Raises UsageError for checkpoints that do not go together, for `greedy` without held-out data or the reverse, and
-    where `out` exists; DialogGenError for what the disk refuses.
+    Raises UsageError for checkpoints that cannot be averaged, for `greedy` without held-out data or the reverse, and if
+    `out` exists; DialogGenError if the disk refuses a write.
     """
     if images and dialogues:
         raise UsageError("held-out data is one of --images and --dialogues, not both.")
@@ -85,7 +85,7 @@ def make_soup(
 
 
 def uniform_soup(folders: Sequence[Path]) -> Soup:
-    """The mean of all checkpoints' weights. Raises UsageError for those that do not go together."""
+    """Averages the weights of all checkpoints. Raises UsageError for checkpoints that cannot be averaged."""
     clip = _base(folders)
     clip.model.load_state_dict(average(_states(folders)))
     return Soup(clip=clip, ingredients=[str(folder) for folder in folders], scores=[])
@@ -94,7 +94,7 @@ def uniform_soup(folders: Sequence[Path]) -> Soup:
 def greedy_soup(folders: Sequence[Path], score: Score) -> Soup:
     """Adds one checkpoint after another, the best first, and keeps each that does not lower the score (recipe 1).
 
-    Raises UsageError for checkpoints that do not go together.
+    Raises UsageError for checkpoints that cannot be averaged.
     """
     clip = _base(folders)
     scores: list[tuple[list[str], float]] = []
@@ -116,7 +116,7 @@ def greedy_soup(folders: Sequence[Path], score: Score) -> Soup:
 
 
 def average(states: Iterator[State]) -> State:
-    """The mean of weights, summed in float64: what is equal in all of them stays as it is, bit for bit.
+    """The mean of weights, computed in float64. A tensor that is equal in all states keeps its exact value.
 
     Raises UsageError for tensors of different names or shapes.
     """
@@ -134,7 +134,7 @@ def average(states: Iterator[State]) -> State:
 
 
 def held_out_score(rows: PixelRows, device: torch.device) -> Score:
-    """The mean of recall at 1 from image to caption and back, among all images of a held-out set."""
+    """Makes a score: the mean of image-to-text and text-to-image recall at 1 among all images of a held-out set."""
 
     def score(clip: Clip) -> float:
         model = clip.model.to(device).eval()
@@ -154,9 +154,9 @@ def held_out_score(rows: PixelRows, device: torch.device) -> Score:
 
 
 def save_soup(soup: Soup, folder: Path) -> None:
-    """What `save_clip` writes, and soup.json: what went in, and the scores. Whole or not at all.
+    """Writes a checkpoint folder and soup.json (ingredients and scores), atomically.
 
-    Raises UsageError where `folder` exists, DialogGenError for what the disk refuses.
+    Raises UsageError if `folder` exists, DialogGenError if the disk refuses a write.
     """
     tried = [{"checkpoints": names, "score": score} for names, score in soup.scores]
     # "tasted" is the key of files that were written before.
@@ -175,14 +175,14 @@ def _recall_at_1(queries: Tensor, candidates: Tensor) -> float:
 
 
 def _base(folders: Sequence[Path]) -> Clip:
-    """The first checkpoint, once all are known to go together."""
+    """Checks that all checkpoints can be averaged, and loads the first one."""
     if len(folders) < 2:
         raise UsageError(f"a soup needs two checkpoints or more, got {len(folders)}.")
     starts: dict[str, Path] = {}
     for folder in folders:
         check_clip(str(folder))
         if more := [file.name for file in folder.glob("*.safetensors") if file.name != WEIGHTS_FILE]:
-            raise UsageError(f"{folder} holds more than a CLIP ({more[0]}), which would be lost: it makes no soup.")
+            raise UsageError(f"{folder} holds more than a CLIP ({more[0]}), which would be lost: it cannot be used.")
         if _config(folder) != _config(folders[0]):
             raise UsageError(f"{folder} is of another configuration than {folders[0]}: see {CONFIG_FILE} in both.")
         report = folder.parent / REPORT_FILE
@@ -201,7 +201,7 @@ def _config(folder: Path) -> object:
 
 
 def _states(folders: Sequence[Path]) -> Iterator[State]:
-    """The weights of one checkpoint after another."""
+    """Yields the weights of each checkpoint."""
     for folder in folders:
         try:
             yield load_file(folder / WEIGHTS_FILE)

@@ -1,4 +1,4 @@
-"""What `loop.fit` trains, and on what: the two halves that differ between objectives."""
+"""The two protocols that `loop.fit` needs: `System`, what is trained, and `Data`, the batches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -16,44 +16,44 @@ class System(Protocol):
     """A model with its objective."""
 
     name: str
-    """For people."""
+    """Name for messages and reports."""
     fingerprint: dict[str, Any]
     """Identifies the model before its training, as JSON values: a hash of its weights."""
     model: nn.Module
-    """Owns the trained parameters; they are known by the names it has for them."""
+    """The module that owns the trained parameters; its names identify them."""
     module: nn.Module
-    """One call a step: this process's batch -> named losses of the batch of all processes, whose sum is minimised.
-    Every process computes the same (see `gather_rows`), features and losses in float32."""
+    """Called once per step: this process's batch -> named losses of the batch of all processes; their sum is minimised.
+    Every process computes the same losses (see `gather_rows`), with features and losses in float32."""
     trainable: dict[str, nn.Parameter]
     logit_scale: nn.Parameter | None
-    """Logarithm of the inverse temperature, kept in CLIP's range; None where there is none."""
+    """Logarithm of the inverse temperature, limited to CLIP's range; None if the system has none."""
     may_leave_parameters_unused: bool
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
-        """Writes what loads as a model; `changed` takes the place of its own parameters of these names."""
+        """Writes a folder that can be loaded as a model; `changed` replaces parameters of the same names."""
         ...
 
 
 class AnyBatch(Protocol):
-    """What a step takes."""
+    """The input of a step."""
 
     @property
     def image_ids(self) -> list[str]:
-        """The ids of the rows, for a message about a batch that went wrong."""
+        """Ids of the images, for error messages."""
         ...
 
     def to(self, device: torch.device) -> "AnyBatch":
-        """With its tensors on a device."""
+        """A copy with its tensors on `device`."""
         ...
 
     def statistics(self) -> dict[str, float]:
-        """Figures to log beside the losses."""
+        """Values to log in addition to the losses."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of each batch that a process takes; together they take all of it, in order of rank."""
+    """The part of each batch that a process takes. The parts of all processes, in order of rank, form the batch."""
 
     rank: int
     world_size: int
@@ -63,34 +63,37 @@ EVERYTHING = Share(0, 1)
 
 
 class Data(Protocol):
-    """Batches by number: a step gets the same rows in every run, whatever the number of processes."""
+    """Batches by step number: a step gets the same rows in every run and for any number of processes."""
 
     fingerprint: dict[str, Any]
     """Identifies the rows, as JSON values."""
     steps_per_epoch: int
 
     def batch(self, step: int, share: Share) -> AnyBatch:
-        """A share of the batch of step `step`, from 0. Raises UsageError for a batch that cannot be shared so."""
+        """A process's share of the batch of step `step`, counted from 0.
+
+        Raises UsageError if the batch size is not a multiple of the number of processes.
+        """
         ...
 
 
 def to_device(batch: AnyDataclass, device: torch.device) -> AnyDataclass:
-    """A dataclass with its tensors on a device."""
+    """Copies a dataclass with its tensors moved to `device`."""
     own: Any = batch
     tensors = {f.name: value for f in fields(own) if isinstance(value := getattr(own, f.name), Tensor)}
     return replace(own, **{name: value.to(device) for name, value in tensors.items()})
 
 
 def share_of_repeated(rows: Tensor) -> float:
-    """The share, 0 to 1, of rows (N, ...) that are equal to another one, and so are no true negatives of it."""
+    """The share (0 to 1) of rows (N, ...) that equal another row; such rows are false negatives of each other."""
     _, belongs, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
     return float((counts[belongs] > 1).double().mean())
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """(N, ...) of every process -> (processes x N, ...) in order of rank, with gradients.
+    """Gathers rows of all processes, with gradients: (N, ...) per process -> (processes x N, ...) in order of rank.
 
-    For losses that every process computes alike, over all rows, under DistributedDataParallel.
+    Used for losses that every process computes over all rows, under DistributedDataParallel.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
@@ -98,8 +101,10 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Every process has the whole loss, so the gradient of its own rows is complete without communication. It is
-    multiplied by their number because DistributedDataParallel takes the mean over processes where the sum is meant.
+    """The autograd function of `gather_rows`.
+
+    Every process computes the whole loss, so the gradient of its own rows is complete without communication. It is
+    multiplied by the number of processes because DistributedDataParallel averages gradients where their sum is needed.
     """
 
     @staticmethod

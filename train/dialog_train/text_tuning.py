@@ -1,4 +1,4 @@
-"""Tuning a CLIP's text tower against the vectors of its frozen image tower: the system and its data."""
+"""Tunes a CLIP's text tower; the vectors of its frozen image tower are the counterpart. The system and its data."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,29 +19,28 @@ from dialog_train.optim import select_trainable
 from dialog_train.system import Share
 
 Encode = Callable[[Tensor], Tensor]
-"""Token ids (N, L) -> unit-norm text vectors (N, D) in float32: a `TextTower`, in the recipe's precision."""
+"""Token ids (N, L) -> unit-norm text vectors (N, D) in float32, by a `TextTower` in the recipe's precision."""
 Objective = Callable[[Any, Encode, Tensor], dict[str, Tensor]]
-"""(this process's batch, encode, logit_scale) -> losses of the whole batch, computed alike in every process.
-
-The batch is what the data gives: a `Batch`, or one of the objective's own."""
+"""(this process's batch, encode, logit_scale) -> losses of the whole batch, the same in every process. The batch comes
+from the data: a `Batch`, or the objective's own class."""
 
 
 class Rows(Protocol):
-    """What is needed of a `TrainingSet`."""
+    """The part of `TrainingSet` that `PairBatches` uses."""
 
     config: dict[str, Any]
 
     def __len__(self) -> int: ...
     def batch(self, rows: Any, epoch: int, *, concatenate: bool, full_length: bool = False) -> Batch:
-        """Vectors and texts of some rows."""
+        """The vectors and texts of the given rows."""
         ...
 
 
 class TextTuning:
-    """A `System` that trains the text tower of `clip`, in place, or the last layers of that, and the logit scale."""
+    """A `System` that trains the text tower of `clip` in place, or its last layers, and the logit scale."""
 
     def __init__(self, clip: Clip, objective: Objective, optim: OptimSettings) -> None:
-        """Raises UsageError for a tower of an unknown kind, or one with fewer layers than are to be trained."""
+        """Raises UsageError for a tower of an unknown kind, or with fewer layers than are to be trained."""
         try:
             self.tower = TextTower(clip.model)
         except TypeError as error:
@@ -52,16 +51,16 @@ class TextTuning:
         self.logit_scale: nn.Parameter | None = clip.model.logit_scale
         self.trainable = select_trainable(clip.model, self.tower, optim)
         self.module: nn.Module = _Trainee(self.tower, clip.model.logit_scale, objective)
-        # Hugging Face's towers may have a pooler that goes unused.
+        # Hugging Face's towers may have a pooler that is not used.
         self.may_leave_parameters_unused = not self.tower.is_native
 
     @property
     def sees_padding(self) -> bool:
-        """Whether texts must have the model's full context length."""
+        """Whether texts must be padded to the model's full context length."""
         return self.tower.whole is not None
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
-        """A checkpoint folder: see `save_clip`."""
+        """Writes a checkpoint folder."""
         save_clip(self.clip, folder, changed)
 
 
@@ -72,7 +71,7 @@ class _Trainee(nn.Module):
         self._objective = objective
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
-        # Accelerate's autocast is meant for the tower; losses need all of float32.
+        # Mixed precision is for the tower only; losses need full float32.
         device = self.logit_scale.device.type
         mixed = torch.is_autocast_enabled(device)
 
@@ -86,7 +85,7 @@ class _Trainee(nn.Module):
 
 
 class PairBatches:
-    """`Data` of images with a caption and a dialogue each, in an order of its own every epoch."""
+    """`Data` of images with a caption and a dialogue each, in a new order every epoch."""
 
     def __init__(self, recipe: DialogueRecipe, rows: Rows, *, full_length: bool) -> None:
         """Raises UsageError for a batch that is larger than the data."""
@@ -97,6 +96,6 @@ class PairBatches:
         self.fingerprint: dict[str, Any] = {"rows": len(rows), "config_sha256": sha256_json(rows.config)}
 
     def batch(self, step: int, share: Share) -> Batch:
-        """A share of the batch of a step, as `Data` describes."""
+        """A process's share of the batch of a step, as `Data` describes."""
         epoch, chosen = self._order.rows(step, share)
         return self._rows.batch(chosen, epoch, concatenate=self._concatenate, full_length=self._full_length)

@@ -1,9 +1,9 @@
 """Trains the embedded world's CLIP: `python -m dialog_train.world_clip --out DIR` (see `make world`).
 
-`shapes-clip` is an open_clip model of 1.1 million parameters, trained as `train/clip.py` trains any: with the
-contrastive loss alone, on scenes of the train split and their web captions. Its tokenizer knows every word of the
-world, but captions hold no question: the vectors of "what", "how many" or "yes" are as the initialisation left them.
-That gap is what dialogues can fill.
+`shapes-clip` is an open_clip model of 1.1 million parameters. It is trained like any other by `train/clip.py`, with
+only the contrastive loss, on scenes of the train split and their web captions. Its tokenizer knows every word of the
+world, but no caption contains a question, so the embeddings of words such as "what", "how many" or "yes" keep their
+initial values. Dialogues can fill that gap.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from dialog_train.systems.clip.training import ClipTraining
 
 NAME = "shapes-clip"
 CONTEXT_LENGTH = 32
-# Under a seed that `dialog-gen download shapes` does not use by default.
+# `dialog-gen download shapes` does not use this seed by default.
 _SCENE_SEED = 20_232
 _WIDTH = 128
 _SCENES = "scenes of the train split, drawn as they are needed"
@@ -54,7 +54,7 @@ _PREPROCESS: dict[str, Any] = {
 
 
 def train_tokenizer(*, scenes: int = 4000) -> PreTrainedTokenizerFast:
-    """A token a word and a digit, in lower case, for every word that the world uses anywhere."""
+    """A lower-case tokenizer with one token per word or digit, for every word that occurs in the world."""
     backend = Tokenizer(models.WordLevel(unk_token="<unk>"))  # noqa: S106
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -76,12 +76,12 @@ def train_tokenizer(*, scenes: int = 4000) -> PreTrainedTokenizerFast:
 
 
 def build(folder: Path) -> Clip:
-    """The model with random weights; writes its tokenizer to `folder`."""
+    """Creates the model with random weights and writes its tokenizer to `folder`."""
     tokenizer = train_tokenizer()
     tokenizer.save_pretrained(folder)
     config: dict[str, Any] = {
         "embed_dim": _WIDTH,
-        # Larger patches do not learn where a thing is.
+        # With larger patches the model does not learn positions.
         "vision_cfg": {"image_size": IMAGE_SIZE_PX, "patch_size": 16, "width": _WIDTH, "layers": 3, "head_width": 32},
         "text_cfg": {
             "context_length": CONTEXT_LENGTH,
@@ -107,7 +107,7 @@ def build(folder: Path) -> Clip:
 
 
 class CaptionedScenes:
-    """`Data` of scenes of the train split with a web caption each, drawn as they are needed; never a scene twice."""
+    """`Data` of scenes of the train split, each with a web caption, drawn on demand; no scene is used twice."""
 
     def __init__(self, clip: Clip, recipe: ClipRecipe) -> None:
         self._tokenizer, self._batch_size = clip.tokenizer, recipe.optim.batch_size
@@ -115,7 +115,7 @@ class CaptionedScenes:
         self.fingerprint: dict[str, Any] = {"scenes": _SCENES, "seed": _SCENE_SEED}
 
     def batch(self, step: int, share: Share) -> PixelBatch:
-        """A share of the batch of a step, as `Data` describes."""
+        """A process's share of the batch of a step, as `Data` describes."""
         start = step * self._batch_size
         numbers = range(start, start + self._batch_size)
         scenes = [draw_scene("train", _SCENE_SEED, number) for number in numbers]
@@ -132,7 +132,7 @@ class CaptionedScenes:
 
 
 def recipe(out: Path, *, steps: int, seed: int) -> ClipRecipe:
-    """How it is trained."""
+    """The recipe of the training."""
     return ClipRecipe(
         model=NAME,
         out=out,
@@ -144,7 +144,7 @@ def recipe(out: Path, *, steps: int, seed: int) -> ClipRecipe:
 
 
 def train(folder: Path, *, steps: int = _STEPS, seed: int = 0) -> None:
-    """Writes the trained model to `folder`, in float16."""
+    """Trains the model and writes it to `folder`, in float16."""
     torch.manual_seed(seed)
     clip = build(folder)
     with TemporaryDirectory() as work:

@@ -1,1 +1,1 @@
-"""What evaluations read: published files, images and their ids."""
+"""Data that evaluations read: published files, images and their ids."""

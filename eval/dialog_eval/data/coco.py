@@ -1,7 +1,7 @@
-"""Captions of images as they are published, and the list of images in any COCO file.
+"""Reads published caption files, and the list of images in any COCO file.
 
-Two layouts are told apart by their content: COCO's own captions files (cocodataset.org/#format-data), and the files of
-Karpathy's splits (cs.stanford.edu/people/karpathy/deepimagesent), such as dataset_coco.json, which hold all splits.
+Two layouts are recognised by their content: COCO's own captions files (cocodataset.org/#format-data), and the files of
+Karpathy's splits (cs.stanford.edu/people/karpathy/deepimagesent), such as dataset_coco.json, which contain all splits.
 """
 
 from collections import Counter, defaultdict
@@ -16,8 +16,8 @@ from dialog_eval.results import read_json_file
 from dialog_gen.core.errors import UsageError, did_you_mean
 
 DEFAULT_SPLIT = "test"
-# By convention: 82,783 images of "train" and 30,504 of "restval", the rest of COCO's validation images.
-_WITH_IT = {"train": ("train", "restval")}
+# By convention "train" includes "restval": 82,783 and 30,504 images, the latter the rest of COCO's validation images.
+_MERGED_SPLITS = {"train": ("train", "restval")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +25,11 @@ class Captions:
     """The content of a captions file, or of one split of it."""
 
     captions: dict[int, list[str]]
-    """Image id -> its captions in the file's order; the images in order of the list, or of their first caption"""
+    """Image id -> its captions in the file's order; images are in the order of the list, or of their first caption"""
     file_names: dict[int, str] | None
-    """Image id -> file name; None where the file has no list of images"""
+    """Image id -> file name; None if the file has no list of images"""
     split: str | None = None
-    """Name of the split, where the file holds several"""
+    """Name of the split, if the file contains several"""
 
 
 class _Image(TypedDict):
@@ -76,12 +76,12 @@ class _Kind(BaseModel):
 def load_captions(path: Path, split: str | None = None) -> Captions:
     """Reads a captions file.
 
-    `split` chooses one of the splits in a file of Karpathy's; None means "test", and "train" includes "restval". The
-    images in such a file have COCO's ids or, in the files of other datasets, those of `imgid`.
+    `split` selects a split of one of Karpathy's files; None means "test", and "train" includes "restval". The images in
+    such a file have COCO's ids or, for other datasets, the values of `imgid`.
 
-    Raises UsageError for a file that cannot be read or has another layout, no captions, an image without captions or
-    listed twice, a caption of an image that is not listed, a split that the file does not hold, and any split of a file
-    that holds only one.
+    Raises UsageError for a file that cannot be read, has another layout or has no captions; an image without captions
+    or listed twice; a caption of an image that is not listed; a split that the file does not contain; and any split for
+    a file that has only one.
     """
     if read_json_file(path, _Kind, "is not a captions file").dataset is not None:
         return _of_split(path, split or DEFAULT_SPLIT)
@@ -104,7 +104,7 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
 
 
 def load_file_names(path: Path) -> dict[int, str]:
-    """Image id -> file name, of any COCO file that lists its images. Raises UsageError for another file."""
+    """Reads image id -> file name from any COCO file that lists its images. Raises UsageError for another file."""
     return _file_names(path, read_json_file(path, _Images, "is not a COCO file with a list of images").images)
 
 
@@ -116,7 +116,7 @@ def _of_split(path: Path, split: str) -> Captions:
     captions: dict[int, list[str]] = {}
     file_names: dict[int, str] = {}
     for image in content.images:
-        if image["split"] not in _WITH_IT.get(split, (split,)):
+        if image["split"] not in _MERGED_SPLITS.get(split, (split,)):
             continue
         image_id = image.get("cocoid", image["imgid"])
         if image_id in captions:

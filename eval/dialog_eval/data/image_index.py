@@ -1,8 +1,8 @@
-"""The images of an evaluation, found in any source that the pipeline reads (`dialog_gen.sources.base.open_source`).
+"""The images of an evaluation, in any source that the pipeline reads (`dialog_gen.sources.base.open_source`).
 
-VQAv1 and COCO name an image by an integer. Where a COCO file lists the images, its `file_name` is matched with the ids
-in the index, without the extensions: first the whole name, then the last component of its path. Without such a list,
-the digits at the end of an id in the index are the integer: COCO_val2014_000000000042 is image 42.
+VQAv1 and COCO identify an image by an integer. If a COCO file lists the images, its `file_name` is matched with the ids
+in the index, without extensions: first the whole name, then the last component of its path. Without such a list, the
+integer is taken from the digits at the end of an id: COCO_val2014_000000000042 is image 42.
 """
 
 import re
@@ -15,24 +15,24 @@ from dialog_gen.sources.base import SourceImage, open_source
 from dialog_gen.sources.images import IMAGE_EXTENSIONS
 
 _SHARD_SIZE = 1024
-_NAMED = 3
+_SHOWN_IDS = 3
 
 _Key = TypeVar("_Key", int, str)
 
 
 class ImageIndex:
-    """The ids of a source's images, which are listed at once; the images themselves are read when they are needed."""
+    """The ids of a source's images. The ids are listed immediately; the images are read on demand."""
 
     def __init__(self, spec: str) -> None:
-        """Lists the source. Raises UsageError where it holds no images, or what `open_source` refuses."""
+        """Lists the source. Raises UsageError if it has no images, and for sources that `open_source` refuses."""
         self.spec = spec
         self._shards = list(open_source(spec, shard_size=_SHARD_SIZE))
         self.image_ids = [image_id for shard in self._shards for image_id in shard.image_ids()]
 
     def by_file_name(self, file_names: Mapping[_Key, str]) -> dict[_Key, str]:
-        """The index's id of each image whose file name is given.
+        """The index's id of each image, found by its file name.
 
-        Raises UsageError, naming some of the images, where images are missing or several images fit a name.
+        Raises UsageError, naming some of the images, if images are missing or several images match a name.
         """
         whole, last = _by(self.image_ids, _stem), _by(self.image_ids, _last)
 
@@ -43,13 +43,13 @@ class ImageIndex:
         return self._choose(file_names, candidates, lambda key: repr(file_names[key]), "Is it the right folder?")
 
     def by_number(self, numbers: Iterable[int]) -> dict[int, str]:
-        """The index's id of each integer id. Raises UsageError as `by_file_name` does."""
+        """The index's id of each image, found by its integer id. Raises UsageError as `by_file_name` does."""
         known = _by(self.image_ids, _number)
         advice = "The number is looked for at the end of each image's id: give a COCO file that lists the images."
         return self._choose(numbers, lambda number: known.get(number, []), str, advice)
 
     def read(self, image_ids: set[str]) -> Iterator[SourceImage]:
-        """These images, in the source's order."""
+        """Reads the given images, in the source's order."""
         for shard in self._shards:
             if not image_ids.isdisjoint(shard.image_ids()):
                 yield from (image for image in shard.read() if image.image_id in image_ids)
@@ -67,7 +67,7 @@ class ImageIndex:
             else:
                 chosen[key] = found[0]
         if missing:
-            there = ", ".join(self.image_ids[:_NAMED])
+            there = ", ".join(self.image_ids[:_SHOWN_IDS])
             raise UsageError(f"{self.spec} lacks {_some(missing)}; it has such as {there}. {advice}")
         if ambiguous:
             raise UsageError(f"{self.spec} leaves open which image is meant by {_some(ambiguous)}. {advice}")
@@ -98,5 +98,5 @@ def _number(image_id: str) -> int | None:
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{len(names)} images: {', '.join(names[:_NAMED])}{more}" if len(names) > 1 else f"image {names[0]}"
+    more = f" and {len(names) - _SHOWN_IDS} more" if len(names) > _SHOWN_IDS else ""
+    return f"{len(names)} images: {', '.join(names[:_SHOWN_IDS])}{more}" if len(names) > 1 else f"image {names[0]}"

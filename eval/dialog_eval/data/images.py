@@ -25,12 +25,12 @@ class ImageVectors:
     """Unit-norm vectors of images."""
 
     rows: dict[str, int]
-    """The id of an image in the index -> its row."""
+    """Id of an image in the index -> its row."""
     vectors: list[Tensor]
-    """(images, D) of each image tower, on the models' device."""
+    """For each image tower (images, D), on the models' device."""
 
     def of(self, variant: Variant, image_ids: Sequence[str]) -> Tensor:
-        """(N, D): the vectors of these images, as that model sees them."""
+        """The vectors (N, D) of the given images, from the image tower of `variant`."""
         vectors = self.vectors[variant.image_tower]
         return vectors[torch.tensor([self.rows[image_id] for image_id in image_ids], device=vectors.device)]
 
@@ -38,9 +38,9 @@ class ImageVectors:
 def embed_images(
     models: Models, index: ImageIndex, image_ids: set[str], on_progress: OnProgress = ignore_progress
 ) -> ImageVectors:
-    """Encodes these images, each once by each image tower; one batch of pixels is held at a time.
+    """Encodes the given images, once per image tower; only one batch of pixels is in memory.
 
-    Raises UsageError for an image that cannot be decoded: without it, the results could not be compared with others.
+    Raises UsageError for an image that cannot be decoded: without it, the results would not be comparable.
     """
     on_progress("images", 0, len(image_ids), "images")
     rows: dict[str, int] = {}
@@ -57,14 +57,14 @@ def embed_images(
 def pixel_batches(
     clips: Sequence[Clip], index: ImageIndex, image_ids: set[str], batch_size: int
 ) -> Iterator[tuple[list[str], list[Tensor]]]:
-    """The ids of some of these images, and for each model their pixels (N, 3, H, W) in its preprocessing.
+    """Yields batches: ids of images, and for each model their pixels (N, 3, H, W) after its preprocessing.
 
     Raises UsageError as `embed_images` does.
     """
     images = index.read(image_ids)
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(images, batch_size)):
-            # (images of the batch, models) of pixels
+            # One list per image with the pixels for each model.
             pixels = list(pool.map(lambda image: _pixels(clips, image), batch))
             yield [image.image_id for image in batch], [torch.stack(of_model) for of_model in zip(*pixels, strict=True)]
 

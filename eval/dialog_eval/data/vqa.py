@@ -1,4 +1,4 @@
-"""Questions and annotations of VQAv1 (arXiv 1505.00468), as published on visualqa.org/vqa_v1_download.html."""
+"""Reads questions and annotations of VQAv1 (arXiv 1505.00468), published on visualqa.org/vqa_v1_download.html."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ class VqaItem:
     answer: str
     """The answer given most often (`multiple_choice_answer`)"""
     answers: tuple[str, ...]
-    """What ten people said"""
+    """The answers of ten people"""
     choices: tuple[str, ...]
-    """The 18 candidates; none where the questions are OpenEnded"""
+    """The 18 candidates; empty for OpenEnded questions"""
 
 
 class _Question(BaseModel):
@@ -51,7 +51,7 @@ class _Questions(BaseModel):
 
 
 class _Answer(TypedDict):
-    # A real split has 1.2 million: a dictionary each, not a model, halves the time.
+    # A real split has 1.2 million answers; dictionaries instead of models halve the time.
     answer: str
 
 
@@ -73,18 +73,18 @@ _Layout = TypeVar("_Layout", _Questions, _Annotations)
 
 
 def load_vqa(questions: Path, annotations: Path) -> list[VqaItem]:
-    """The questions, in their file's order, each with its annotation.
+    """Reads the questions in their file's order, each with its annotation.
 
     `questions`: an OpenEnded or MultipleChoice questions file; `annotations`: the annotations file of the same split.
 
-    Raises VqaFilesError, which names the file and the first question at fault: a file that cannot be read, is not
-    JSON of this layout or is empty; files of different splits (`data_subtype`); a question asked or annotated twice;
-    questions and annotations that do not match one to one or disagree on the image; candidates that are not 18, for
-    some questions or for all; answers that are not ten.
+    Raises VqaFilesError, which names the file and the first invalid question: for a file that cannot be read, is not
+    JSON of this layout or is empty; files of different splits (`data_subtype`); a question that occurs twice in one of
+    them; questions and annotations that do not match one to one or disagree on the image; a number of candidates other
+    than 18, for some questions or for all; a number of answers other than ten.
     """
     question_file, annotation_file = _read(questions, _Questions), _read(annotations, _Annotations)
     asked, annotated = question_file.questions, annotation_file.annotations
-    # Ids may be the same in two splits.
+    # Different splits may contain the same ids.
     splits = question_file.data_subtype, annotation_file.data_subtype
     if None not in splits and splits[0] != splits[1]:
         raise VqaFilesError(
@@ -99,7 +99,7 @@ def load_vqa(questions: Path, annotations: Path) -> list[VqaItem]:
 
 
 def load_answers(annotations: Path) -> list[tuple[str, str]]:
-    """(question type, answer given most often) of each question of an annotations file, in its order.
+    """The (question type, most frequent answer) of each question in an annotations file, in its order.
 
     Raises VqaFilesError for a file that cannot be read, is not JSON of this layout or is empty.
     """

@@ -1,1 +1,1 @@
-"""How right answers are counted: recall, VQA accuracy, classification, intervals."""
+"""Metrics: recall, VQA accuracy, classification accuracy, confidence intervals."""

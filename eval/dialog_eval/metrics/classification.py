@@ -1,4 +1,4 @@
-"""Zero-shot classification from class texts through prompt templates (CLIP, arXiv 2103.00020, section 3.1)."""
+"""Metrics of zero-shot classification with prompt templates (CLIP, arXiv 2103.00020, section 3.1)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,13 +11,13 @@ from dialog_eval.metrics.retrieval import hit_ranks, recall_at_k
 
 
 def ensemble_class_vectors(template_vectors: Tensor | Sequence[Tensor]) -> Tensor:
-    """One unit-norm vector a class: each of its texts' vectors normalised, averaged, normalised again.
+    """One unit-norm vector per class: the vectors of its texts are normalised, averaged, and normalised again.
 
-    `template_vectors`: (classes, templates, dim), or a (templates, dim) tensor a class where their numbers differ.
-    Returns (classes, dim), in float32 at least.
+    `template_vectors`: (classes, templates, dim), or one (templates, dim) tensor per class if their numbers differ.
+    Returns (classes, dim), in float32 or float64.
 
-    Raises ValueError for no classes, for a class without texts, and where a vector or a mean has no direction (zero,
-    NaN or infinite).
+    Raises ValueError for no classes, for a class without texts, and for a vector or a mean that is zero, NaN or
+    infinite.
     """
     if len(template_vectors) == 0:
         raise ValueError("no classes: template_vectors is empty")
@@ -31,23 +31,21 @@ def ensemble_class_vectors(template_vectors: Tensor | Sequence[Tensor]) -> Tenso
 
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, ks: Iterable[int] = (1, 5)) -> dict[int, float]:
-    """For each k the share of samples, 0 to 1, whose label is among the k best classes.
+    """For each k the share (0 to 1) of samples whose label is among the k best classes.
 
-    `scores`: (samples, classes), higher is better; `labels`: LongTensor (samples,). Classes with equal scores stand
-    in the order of their indices.
+    `scores`: (samples, classes), higher is better; `labels`: LongTensor (samples,). Classes with equal scores are
+    ranked by index.
 
-    Raises ValueError for shapes or labels that do not fit, NaN scores, no samples, and a k below 1.
+    Raises ValueError for wrong shapes or labels, NaN scores, no samples, and a k below 1.
     """
     _check_labels(labels)
     return recall_at_k(scores, labels, ks)
 
 
 def mean_per_class_accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Top-1 accuracy of each class that has samples, averaged over these classes, 0 to 1.
+    """Top-1 accuracy (0 to 1) of each class that has samples, averaged over these classes.
 
-    `scores`: (samples, classes), `labels`: LongTensor (samples,).
-
-    Raises ValueError as `top_k_accuracy` does.
+    `scores`: (samples, classes), `labels`: LongTensor (samples,). Raises ValueError as `top_k_accuracy` does.
     """
     _check_labels(labels)
     hits = hit_ranks(scores, labels) == 0
@@ -63,7 +61,7 @@ def _check_labels(labels: Tensor) -> None:
 
 
 def _unit(vectors: Tensor, number: int) -> Tensor:
-    """The vectors (..., dim) of class `number` at length 1."""
+    """Normalises the vectors (..., dim) of class `number`."""
     norms = torch.linalg.vector_norm(vectors, dim=-1)
     if not bool((torch.isfinite(norms) & (norms > 0)).all()):
         raise ValueError(f"class {number}: a vector or the mean of its vectors is zero or not finite")

@@ -1,8 +1,8 @@
-"""Bootstrap confidence intervals (Efron, 1979): how far a mean would move on another sample of the same kind.
+"""Bootstrap confidence intervals (Efron, 1979): how much a mean would vary with another sample.
 
-The percentile interval: samples of the same size are drawn with replacement from the values, and the interval holds
-the middle `confidence` of their means. Values of one image (its questions, its captions) are not independent; given
-`groups`, whole images are drawn, and the interval is as wide as it should be.
+This is the percentile interval: samples of the same size are drawn with replacement from the values, and the interval
+covers the middle `confidence` of their means. Values of one image (its questions, its captions) are not independent.
+With `groups`, whole images are drawn, which gives intervals of the correct width.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-# Draws held at a time: 8 MB an array.
+# Number of draws in memory at a time: 8 MB per array.
 _MOST_DRAWS = 1 << 20
 
 
@@ -22,12 +22,12 @@ def bootstrap_interval(
     seed: int = 0,
     groups: npt.ArrayLike | None = None,
 ) -> tuple[float, float, float]:
-    """(mean, low, high) of values (n,), such as each query's hit or each question's accuracy; in the values' unit.
+    """The (mean, low, high) of values (n,), such as the hit of each query or the accuracy of each question.
 
-    `groups`: (n,) whose values belong together, such as image ids; None where each stands for itself. Same input and
-    seed, same interval. Memory is bounded: it does not grow with n * resamples.
+    `groups`: (n,), equal for values that belong together, such as image ids; None if all values are independent. The
+    same input and seed give the same interval. Memory use does not grow with n * resamples.
 
-    Raises ValueError for values that are none, not finite or not (n,), for groups of another length, a confidence
+    Raises ValueError for no values, values that are not finite or not (n,), groups of another length, a confidence
     outside (0, 1), and resamples below 1.
     """
     array = np.asarray(values, np.float64)
@@ -51,10 +51,10 @@ def paired_bootstrap(
     seed: int = 0,
     groups: npt.ArrayLike | None = None,
 ) -> tuple[float, float, float]:
-    """(difference, low, high) of mean(a) - mean(b), where a[i] and b[i] (n,) are two models' values on the same item.
+    """The (difference, low, high) of mean(a) - mean(b); a[i] and b[i] (n,) are two models' values on the same item.
 
-    An interval without 0 is a difference that the items drawn do not explain. Parameters and errors are those of
-    `bootstrap_interval`; raises ValueError too where the shapes differ.
+    If the interval does not contain 0, the difference is unlikely to be due to the choice of items. Parameters and
+    errors are those of `bootstrap_interval`; also raises ValueError if the shapes differ.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.shape != second.shape:
@@ -63,7 +63,7 @@ def paired_bootstrap(
 
 
 def _sums_and_sizes(values: Floats, groups: npt.ArrayLike | None) -> Floats:
-    """(units, 2): what is drawn, as the sum and the number of its values."""
+    """The units to draw, (units, 2): the sum and the number of the values of each."""
     if groups is None:
         return np.stack([values, np.ones_like(values)], axis=1)
     names = np.asarray(groups)
@@ -74,9 +74,9 @@ def _sums_and_sizes(values: Floats, groups: npt.ArrayLike | None) -> Floats:
 
 
 def _resampled_means(units: Floats, resamples: int, rng: np.random.Generator) -> Floats:
-    """(resamples,): the mean of the values of as many units, drawn with replacement, again and again."""
+    """The means (resamples,) of resampled values; each resample draws as many units as there are, with replacement."""
     kinds, counts = np.unique(units, axis=0, return_counts=True)
-    # Hits and accuracies take few values: drawing how often each occurs is the same, and far cheaper.
+    # Hits and accuracies have few distinct values: drawing their counts is equivalent and much faster.
     few = len(kinds) * 8 <= len(units)
     step = max(1, _MOST_DRAWS // (len(kinds) if few else len(units)))
     columns = np.ascontiguousarray(units.T)

@@ -1,8 +1,8 @@
 """Recall at k for retrieval, in bounded memory.
 
-A query is a hit at k when ANY of its relevant candidates is among the k best, as in CLIP (arXiv 2103.00020) and
-CLIP_benchmark. Everything derives from a query's hit rank: how many candidates come before its first relevant one,
-0 for the best. Candidates with equal scores stand in the order of their indices (torch.topk leaves theirs open).
+A query is a hit at k if ANY of its relevant candidates is among the k best, as in CLIP (arXiv 2103.00020) and
+CLIP_benchmark. Everything is derived from a query's hit rank: the number of candidates before its first relevant one, 0
+if a relevant one is best. Candidates with equal scores are ranked by index (torch.topk leaves their order open).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 Relevant = Sequence[Sequence[int]] | Tensor
-"""The candidates that count, in one of three forms: a sequence of indices for each query; a LongTensor (queries,) of
-one index each; a bool tensor (queries, candidates)."""
+"""The relevant candidates, in one of three forms: a sequence of indices per query; a LongTensor (queries,) with one
+index per query; a bool tensor (queries, candidates)."""
 
 Ranks = npt.NDArray[np.int64]
 
@@ -29,17 +29,17 @@ class Retrieval:
     image_recall: dict[int, float]
     """k -> share of texts whose image is among the k best images"""
     text_recall: dict[int, float]
-    """k -> share of images of which any text is among the k best texts"""
+    """k -> share of images for which any of their texts is among the k best texts"""
     image_ranks: Ranks
-    """(texts,) hit rank of each text among the images"""
+    """(texts,) hit rank of each text's image among the images"""
     text_ranks: Ranks
-    """(images,) hit rank of each image among the texts"""
+    """(images,) hit rank of each image's best text among the texts"""
 
 
 def recall_at_k(scores: Tensor, relevant: Relevant, ks: Iterable[int]) -> dict[int, float]:
-    """For each k the share of queries, 0 to 1, that have any relevant candidate among their k best.
+    """For each k the share (0 to 1) of queries that have any relevant candidate among their k best.
 
-    `scores`: (queries, candidates), higher is better. A k beyond the number of candidates takes them all.
+    `scores`: (queries, candidates), higher is better. If k exceeds the number of candidates, all of them are used.
 
     Raises ValueError as `hit_ranks` does, and for a k below 1.
     """
@@ -47,9 +47,9 @@ def recall_at_k(scores: Tensor, relevant: Relevant, ks: Iterable[int]) -> dict[i
 
 
 def recall_from_ranks(ranks: Ranks, ks: Iterable[int]) -> dict[int, float]:
-    """For each k the share of queries with a hit rank below k.
+    """For each k the share (0 to 1) of queries with a hit rank below k.
 
-    Raises ValueError where there is no query, and for a k below 1.
+    Raises ValueError if there is no query, and for a k below 1.
     """
     if ranks.size == 0:
         raise ValueError("recall of no queries: there is nothing to average")
@@ -62,13 +62,13 @@ def recall_from_ranks(ranks: Ranks, ks: Iterable[int]) -> dict[int, float]:
 
 
 def hit_ranks(scores: Tensor, relevant: Relevant, *, chunk: int = DEFAULT_CHUNK) -> Ranks:
-    """How many candidates come before each query's first relevant one: (queries,), 0 where a relevant one is best.
+    """The hit rank of each query (queries,): the number of candidates before its first relevant one.
 
-    `scores`: (queries, candidates), higher is better; infinities are allowed. `chunk` queries are looked at at once,
-    in about 7 * chunk * candidates bytes beside the scores.
+    `scores`: (queries, candidates), higher is better; infinities are allowed. `chunk` queries are processed at a time,
+    which needs about 7 * chunk * candidates bytes in addition to the scores.
 
-    Raises ValueError for scores that are not (queries, candidates) or hold NaN, for `relevant` that does not fit
-    them, and for a query without a relevant candidate.
+    Raises ValueError for scores that are not (queries, candidates) or contain NaN, for `relevant` of another form, and
+    for a query without a relevant candidate.
     """
     if scores.ndim != 2:
         raise ValueError(f"scores must be (queries, candidates), got a tensor of shape {tuple(scores.shape)}")
@@ -84,15 +84,15 @@ def retrieve(
     *,
     chunk: int = DEFAULT_CHUNK,
 ) -> Retrieval:
-    """Image retrieval (texts ask) and text retrieval (images ask) by the dot product of unit-norm vectors.
+    """Image retrieval (texts are queries) and text retrieval (images are queries) by the dot product of vectors.
 
-    `image_vectors`: (images, dim), `text_vectors`: (texts, dim), of any float type and on one device; products are
-    taken in float32 at least. `text_to_image`: (texts,), the index of each text's image. Only `chunk` queries' scores
-    exist at a time: beside the vectors (and a float32 copy of half-precision ones) it takes about 10 * chunk *
-    candidates bytes, 64 MB for 25,000 candidates and the default chunk.
+    `image_vectors`: (images, dim), `text_vectors`: (texts, dim), unit-norm, of any float type and on one device;
+    products are computed in float32 or float64. `text_to_image`: (texts,), the index of each text's image. Only the
+    scores of `chunk` queries are in memory at a time: in addition to the vectors (and a float32 copy of half-precision
+    ones) this needs about 10 * chunk * candidates bytes, 64 MB for 25,000 candidates and the default chunk.
 
-    Raises ValueError for shapes that do not fit, an image index out of range, an image without a text, vectors that
-    hold NaN, and a k or chunk below 1.
+    Raises ValueError for shapes that do not match, an image index out of range, an image without a text, vectors that
+    contain NaN, and a k or chunk below 1.
     """
     if image_vectors.ndim != 2 or text_vectors.ndim != 2 or image_vectors.shape[1] != text_vectors.shape[1]:
         shapes = f"{tuple(image_vectors.shape)} and {tuple(text_vectors.shape)}"
@@ -118,7 +118,7 @@ def retrieve(
 
 
 def _ranks(scores_of: Callable[[slice], Tensor], relevant: Relevant, chunk: int) -> Ranks:
-    """The hit ranks of all queries; `scores_of` gives the scores of some, (queries of the slice, candidates)."""
+    """The hit ranks (queries,) of all queries; `scores_of` returns the scores (queries, candidates) of a slice."""
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     ranks = np.empty(len(relevant), np.int64)
@@ -129,12 +129,12 @@ def _ranks(scores_of: Callable[[slice], Tensor], relevant: Relevant, chunk: int)
 
 
 def _ranks_of_chunk(scores: Tensor, rows: Tensor, columns: Tensor, start: int) -> Ranks:
-    """The hit ranks of a chunk whose relevant pairs are (rows[i], columns[i]); every row has one."""
+    """The hit ranks of a chunk with the relevant pairs (rows[i], columns[i]); every row has at least one."""
     if bool(torch.isnan(scores.amax())):
         raise ValueError(f"a score is NaN, in queries {start} to {start + len(scores) - 1}")
     rows, columns = rows.to(scores.device), columns.to(scores.device)
     values = scores[rows, columns]
-    # The first relevant candidate: the best score of them, and of those that have it the lowest index.
+    # The first relevant candidate is the one with the best score and, among equals, the lowest index.
     best = values.new_empty(len(scores)).scatter_reduce(0, rows, values, "amax", include_self=False)
     ties = values == best[rows]
     first = columns.new_empty(len(scores)).scatter_reduce(0, rows[ties], columns[ties], "amin", include_self=False)
@@ -145,7 +145,7 @@ def _ranks_of_chunk(scores: Tensor, rows: Tensor, columns: Tensor, start: int) -
 
 
 def _pairs(relevant: Relevant, part: slice) -> tuple[Tensor, Tensor]:
-    """Query (counted from the slice's start) and candidate of each relevant pair."""
+    """The query (counted from the start of the slice) and the candidate of each relevant pair."""
     of_part = relevant[part]
     if not isinstance(of_part, Tensor):
         rows = torch.tensor([row for row, indices in enumerate(of_part) for _ in indices])
@@ -157,7 +157,7 @@ def _pairs(relevant: Relevant, part: slice) -> tuple[Tensor, Tensor]:
 
 
 def _check_relevant(relevant: Relevant, queries: int, candidates: int) -> None:
-    """Raises ValueError unless `relevant` gives each query a candidate, and none that does not exist."""
+    """Raises ValueError unless every query has a relevant candidate and all candidates exist."""
     if len(relevant) != queries:
         raise ValueError(f"{queries} queries, but relevant candidates for {len(relevant)}")
     if not isinstance(relevant, Tensor):

@@ -1,21 +1,22 @@
-r"""The accuracy of VQA (arXiv 1505.00468): an answer against those of ten people.
+r"""The accuracy of VQA (arXiv 1505.00468): compares an answer with those of ten people.
 
-"official" mode gives what the published code gives, github.com/GT-Vision-Lab/VQA at a013f00,
+"official" mode gives the results of the published code, github.com/GT-Vision-Lab/VQA at a013f00,
 PythonEvaluationTools/vqaEvaluation/vqaEval.py, run under Python 3. Its quirks are kept:
 
-- Where the ten answers are all the same, neither they nor the prediction are normalised: "Yes" then misses "yes".
-- A mark of punctuation becomes a space, or nothing where it stands beside a space anywhere in the text. Where a comma
-  stands between two digits, every mark in the text becomes nothing: "1,000-mile" -> "1000mile", "10-12" -> "10 12".
-- The look-behind of the period's pattern is mistyped, `(?!<=\d)(\.)(?!\d)`, and excludes nothing: a period goes unless
-  a digit follows. A flag is passed where the count belongs: only the first 32 go.
-- Articles go even if nothing else is left: "a" is answered by "the".
-- The contractions with a capital I can match nothing, for the text is in lower case; "lets" and "shes" stay as they
-  are; "somebody'd" loses its apostrophe.
+- If the ten answers are all the same, neither they nor the prediction are normalised: "Yes" then misses "yes".
+- A punctuation mark becomes a space; but if it is next to a space anywhere in the text, all its occurrences are
+  removed. If a comma is between two digits, every mark in the text is removed: "1,000-mile" -> "1000mile",
+  "10-12" -> "10 12".
+- The look-behind of the period's pattern is mistyped, `(?!<=\d)(\.)(?!\d)`, and excludes nothing: a period is removed
+  unless a digit follows. A flag is passed in place of the count, so only the first 32 periods are removed.
+- Articles are removed even if nothing else is left: "a" matches "the".
+- The contractions with a capital I match nothing because the text is in lower case; "lets" and "shes" stay unchanged;
+  "somebody'd" loses its apostrophe.
 
-"clean" mode does what visualqa.org/evaluation says of the code: both sides are normalised always, a comma between
-digits goes, any other mark becomes a space, every period goes unless a digit follows, all contractions get their
-apostrophes (typographic ones are read as "'"). An answer of which nothing would be left stays as it is but for case
-and spaces.
+"clean" mode does what visualqa.org/evaluation says about the code: both sides are always normalised; a comma between
+digits is removed; any other mark becomes a space; every period is removed unless a digit follows; all contractions get
+their apostrophes (typographic ones are read as "'"). If nothing would be left of an answer, only its case and its
+spaces are normalised.
 """
 
 import re
@@ -37,7 +38,7 @@ _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = int(re.UNICODE)
 _CLEAN_MARKS = str.maketrans(dict.fromkeys(_MARKS, " "))
 
-# With the apostrophes that they should have.
+# Spelled correctly, with all apostrophes.
 _CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
     he'd've he's how'd how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am might've mightn't mightn't've
@@ -51,7 +52,7 @@ _CONTRACTIONS = """
 
 
 def _with_one_apostrophe_missing(words: Iterable[str]) -> dict[str, str]:
-    """Each way to forget one of a word's apostrophes, and the word."""
+    """Maps each spelling that lacks one of a word's apostrophes to the word."""
     return {word[:at] + word[at + 1 :]: word for word in words for at, letter in enumerate(word) if letter == "'"}
 
 
@@ -60,12 +61,10 @@ _CLEAN_WORDS = _with_one_apostrophe_missing([*_CONTRACTIONS.lower().split(), "le
 
 
 def normalize_answer(text: str, mode: Mode = "official") -> str:
-    """An answer as it is compared: lower case, no articles, digits for number words, apostrophes in contractions.
+    """Normalises an answer: lower case, no articles, digits for number words, apostrophes in contractions.
 
-    `mode` "official" is the published code's normalisation, "clean" the documented one; the module's head tells them
-    apart. `vqa_accuracy` decides whether an answer is normalised at all.
-
-    Raises ValueError for another mode.
+    `mode` "official" is the published code's normalisation, "clean" the documented one; the module's docstring
+    describes both. `vqa_accuracy` decides whether an answer is normalised at all. Raises ValueError for another mode.
     """
     if mode == "official":
         return _normalize_official(text)
@@ -75,13 +74,13 @@ def normalize_answer(text: str, mode: Mode = "official") -> str:
 
 
 def vqa_accuracy(prediction: str, ten_answers: Sequence[str], mode: Mode = "official") -> float:
-    """How right a prediction is, 0 to 1: the mean, over the ten sets of nine people, of min(matches / 3, 1).
+    """The accuracy (0 to 1) of an answer: the mean, over the ten sets of nine people, of min(matches / 3, 1).
 
-    `ten_answers`: what ten people said, as read from the annotations. In "official" mode nothing is normalised where
-    they all said the same; in "clean" mode both sides always are. (arXiv 1505.00468, section 3, and
+    `ten_answers`: the answers of ten people, as read from the annotations. In "official" mode nothing is normalised if
+    all ten are the same; in "clean" mode both sides always are. (arXiv 1505.00468, section 3, and
     visualqa.org/evaluation for the averaging.)
 
-    Raises ValueError unless there are ten answers and for an unknown mode.
+    Raises ValueError unless there are ten answers, and for an unknown mode.
     """
     if isinstance(ten_answers, str) or len(ten_answers) != PEOPLE:
         raise ValueError(f"the accuracy is defined over {PEOPLE} people's answers, got {ten_answers!r}")
@@ -94,10 +93,10 @@ def vqa_accuracy(prediction: str, ten_answers: Sequence[str], mode: Mode = "offi
 
 
 def ten_choose_nine(matches: int) -> float:
-    """The accuracy where `matches` of ten people agree: 0, 0.3, 0.6, 0.9, and 1 from 4 on.
+    """The accuracy if `matches` of ten people agree with the answer: 0, 0.3, 0.6, 0.9, and 1 from 4 on.
 
-    Closed form of the mean over the ten sets of nine: `matches` of the sets lack one who agrees, so with m = 1, 2, 3
-    it is (m * (m - 1) / 3 + (10 - m) * m / 3) / 10 = 0.3 m.
+    This is the closed form of the mean over the ten sets of nine: `matches` of the sets lack one who agrees, so for m =
+    1, 2, 3 it is (m * (m - 1) / 3 + (10 - m) * m / 3) / 10 = 0.3 m.
 
     Raises ValueError unless 0 <= matches <= 10.
     """
@@ -110,7 +109,7 @@ def _tidy(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-# Answers repeat: a question's ten, and few thousand in a whole data set.
+# Cached because answers repeat: within the ten of a question, and across a dataset.
 @lru_cache(maxsize=1 << 16)
 def _normalize_official(text: str) -> str:
     text = _tidy(text)
@@ -131,6 +130,6 @@ def _normalize_clean(text: str) -> str:
 
 
 def _words(text: str, contractions: dict[str, str]) -> list[str]:
-    """The words in lower case, without articles."""
+    """Splits a text into lower-case words without articles."""
     words = [_NUMBERS.get(word, word) for word in text.lower().split()]
     return [contractions.get(word, word) for word in words if word not in _ARTICLES]

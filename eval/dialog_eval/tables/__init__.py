@@ -1,1 +1,1 @@
-"""Results as tables and plots."""
+"""Tables and plots of results."""

@@ -1,4 +1,4 @@
-"""The first table of a page: a row for each system, with the one or two measures of each task that tell most."""
+"""The first table of a page: one row per system, with the one or two most important measures of each task."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from dialog_eval.tasks.base import presentation_of
 
 _Key = tuple[str, str, str]
 """Task, dataset, protocol"""
-# Rows with vectors other than an image's own.
+# Rows of control runs, in which a model does not see the image itself.
 _CONTROLS = (", blind", ", from captions")
 
 
 def overview(sections: Sequence[Section]) -> list[Comparison]:
-    """The systems of each baseline, all with the same columns; empty where there is only one task.
+    """The systems of each baseline, all with the same columns; empty if there is only one task.
 
-    Baselines, rows and columns stand in order of first appearance. What was measured without a baseline joins the row
-    of its label, where there is one. Controls and spreads are left to the sections. The last comparison has the
+    Baselines, rows and columns are in order of first appearance. A result without a baseline joins the row with its
+    label, if there is one. Control runs and spreads are shown only in the sections. The last comparison has the
     references.
     """
     names = _column_names(sections)
@@ -56,7 +56,7 @@ def _key(section: Section) -> _Key:
 
 
 def _column_names(sections: Sequence[Section]) -> dict[_Key, dict[str, str]]:
-    """Task, dataset and protocol -> measure -> name; where two names would be equal, with dataset and protocol."""
+    """(Task, dataset, protocol) -> measure -> column name; equal names are extended by dataset and protocol."""
     names: dict[_Key, dict[str, str]] = {}
     for section in sections:
         measured = {column.name for column in section.columns}

@@ -1,6 +1,6 @@
-"""Plots of results: what the shares of a sweep gain and cost, and what the noise of text-only training does.
+"""Plots of results: measures over the baseline's share in a sweep, or over the noise in text-only training.
 
-Both are panels side by side, a measure each, of lines with bands (95 % intervals), and one legend below.
+Both have one panel per measure, with lines and 95 % bands, and one legend below.
 """
 
 import io
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 _Line = tuple[str, str]
 """Label of the tuned checkpoint, kind of blend"""
 _Points = dict[float, Estimate]
-"""Place on the x axis -> estimate"""
+"""Value on the x axis -> estimate"""
 
-# Okabe and Ito's colours, safe for the colour-blind; markers tell the lines apart in grey.
+# Okabe and Ito's palette, suitable for colour-blind readers; the markers distinguish lines in greyscale.
 _STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X")]
-_PANELS_A_ROW = 3
+_PANELS_PER_ROW = 3
 
-# What follows the last comma of a label, where that is what a decoder read -> its line in the legend.
+# Maps the part after a label's last comma, if it names a decoder's input, to its name in the legend.
 _CONTEXTS = {"": "images", "blind": "blind: the mean image", "from captions": "captions"}
 
 
 def sweep_plot(sections: Sequence[Section]) -> bytes:
-    """A PNG of a sweep.
+    """Draws a sweep as a PNG.
 
-    A panel for each measure; x is the share of the baseline; a line for each checkpoint and kind of blend. Lines end in
-    the baseline (beta 1) and in the checkpoint alone (beta 0): the entry whose label the blend's label starts with,
-    such as "DRAFT" for "DRAFT, weight blend 0.9".
+    There is one panel per measure and one line per checkpoint and kind of blend; x is the share of the baseline. Lines
+    end in the baseline (beta 1) and in the checkpoint alone (beta 0): the entry whose label the blend's label starts
+    with, such as "DRAFT" for "DRAFT, weight blend 0.9".
 
-    Raises UsageError where no entry is a blend, MissingExtraError where matplotlib is not installed.
+    Raises UsageError if no entry is a blend, MissingExtraError if matplotlib is not installed.
     """
     panels = [
         (section, name, lines)
@@ -68,12 +68,13 @@ def sweep_plot(sections: Sequence[Section]) -> bytes:
 
 
 def noise_plot(sections: Sequence[Section]) -> bytes:
-    """A PNG of a noise sweep (CLOSE, arXiv 2211.09778).
+    """Draws a noise sweep as a PNG (CLOSE, arXiv 2211.09778).
 
-    A panel for each measure; x is the noise of the training; a line for each kind of vector that the decoder read. All
-    rows with a noise belong to one sweep, whatever their labels; of two with the same noise, the later one is shown.
+    There is one panel per measure and one line per kind of vector that the decoder read; x is the noise in training.
+    All rows with a noise belong to one sweep, regardless of their labels; of two with the same noise, the later one is
+    shown.
 
-    Raises ValueError where no row has a noise, MissingExtraError where matplotlib is not installed.
+    Raises ValueError if no row has a noise, MissingExtraError if matplotlib is not installed.
     """
     panels = [
         (section, name, lines)
@@ -95,7 +96,7 @@ def noise_plot(sections: Sequence[Section]) -> bytes:
 
 
 def _measures(section: Section) -> list[str]:
-    """The measures to plot: the task's headlines, or else the first."""
+    """The measures to plot: the task's headlines, or its first measure if it has none of them."""
     known = [column.name for column in section.columns]
     return [name for name in presentation_of(section.task).headlines if name in known] or known[:1]
 
@@ -106,7 +107,7 @@ def _stem(row: Row) -> str:
 
 
 def _blend_lines(section: Section, name: str) -> dict[_Line, _Points]:
-    """The blends that were measured, with the baseline and the checkpoint alone at their ends."""
+    """The points of all measured blends, with the baseline and the checkpoint alone at the ends of each line."""
     alone = {row.label: row.cells[name].estimate for row in section.rows if row.blend is None and name in row.cells}
     lines: dict[_Line, _Points] = {}
     for row in section.rows:
@@ -120,7 +121,7 @@ def _blend_lines(section: Section, name: str) -> dict[_Line, _Points]:
 
 
 def _noise_lines(section: Section, name: str) -> dict[str, dict[float, Estimate]]:
-    """Key of `_CONTEXTS` -> noise -> estimate."""
+    """The points of the lines: key of `_CONTEXTS` -> noise -> estimate."""
     lines: dict[str, dict[float, Estimate]] = {}
     for row in section.rows:
         if row.noise is not None and name in row.cells:
@@ -131,16 +132,16 @@ def _noise_lines(section: Section, name: str) -> dict[str, dict[float, Estimate]
 
 
 class _Plot:
-    """An empty figure with some panels."""
+    """An empty figure with a grid of panels."""
 
     def __init__(self, panels: int) -> None:
-        """Raises MissingExtraError where matplotlib is not installed."""
+        """Raises MissingExtraError if matplotlib is not installed."""
         try:
             from matplotlib.figure import Figure
             from matplotlib.layout_engine import ConstrainedLayoutEngine
         except ImportError:
             raise MissingExtraError("the plot of a sweep", "eval") from None
-        across = min(panels, _PANELS_A_ROW)
+        across = min(panels, _PANELS_PER_ROW)
         down = -(-panels // across)
         self._width = max(4.2 * across, 5.5)
         layout = ConstrainedLayoutEngine(w_pad=0.12)
@@ -151,7 +152,7 @@ class _Plot:
             axes.remove()
 
     def describe(self, axes: "Axes", section: Section, name: str) -> None:
-        """Titles a panel with its dataset and protocol, and its y axis with the measure."""
+        """Sets the title of a panel to dataset and protocol, and the label of its y axis to the measure."""
         where = "\n".join(textwrap.wrap(f"{section.dataset}, {section.protocol}", 52))
         axes.set_title(where, fontsize=8, color="#555555", loc="left", pad=10, parse_math=False)
         axes.set_ylabel(f"{presentation_of(section.task).short_title} {name} (%)".lstrip(), parse_math=False)
@@ -160,9 +161,9 @@ class _Plot:
         axes.spines[["top", "right"]].set_visible(False)
 
     def png(self, legend: Mapping[str, Any]) -> bytes:
-        """The picture. `legend`: label -> what was drawn under it."""
+        """Renders the figure as PNG. `legend`: label -> the drawn object that it describes."""
         labels = [textwrap.fill(label, 56) for label in legend]
-        # About, in inches: a letter is 0.09 wide, the line before a label 0.7.
+        # Estimated in inches: a letter is 0.09 wide, the line before a label 0.7.
         most = int(self._width / (0.7 + 0.09 * max(len(line) for label in labels for line in label.splitlines())))
         shown = self._figure.legend(
             legend.values(), labels, loc="outside lower center", ncols=max(1, most), frameon=False
@@ -171,18 +172,18 @@ class _Plot:
             text.set_parse_math(False)
         png = io.BytesIO()
         with warnings.catch_warnings():
-            # A label in a script that the font lacks shows as boxes; that is no reason to fail.
+            # Characters that the font lacks are shown as boxes; that is no reason to fail.
             warnings.filterwarnings("ignore", message="Glyph")
             self._figure.savefig(png, format="png")
         return png.getvalue()
 
 
 def _draw_line(axes: "Axes", points: Mapping[float, Estimate], colour: str, marker: str) -> Any:
-    """Draws x -> estimate as a line with its band."""
+    """Draws the points as a line with a band."""
     places = sorted(points)
     low, mean, high = ([100 * getattr(points[x], part) for x in places] for part in ("low", "mean", "high"))
     axes.fill_between(places, low, high, facecolor=colour, alpha=0.12, linewidth=0)
-    # Bands that lie on each other are told apart by their edges.
+    # Edges distinguish bands that overlap.
     for edge in (low, high):
         axes.plot(places, edge, color=colour, alpha=0.5, linewidth=0.7)
     return axes.plot(places, mean, color=colour, marker=marker, markersize=5, linewidth=1.8)[0]

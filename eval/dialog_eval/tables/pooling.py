@@ -1,8 +1,8 @@
-"""What a table shows: entries of several results.json, pooled over repetitions and paired with the baseline.
+"""Prepares what a table shows: entries of several results.json, pooled over repetitions, paired with the baseline.
 
 Entries with the same label, task, dataset and protocol are repetitions, such as seeds. An item's value is its mean over
-the repetitions, and intervals are bootstrapped from these means, by image. An interval says how far a figure would move
-with other images; the spread, which is shown separately, says how far it moves with another seed.
+the repetitions, and intervals are bootstrapped from these means, by image. An interval describes how much a value would
+vary with other images; the spread, which is shown separately, how much it varies with another seed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ _Sourced = tuple[Entry, Path]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A mean, or a difference of two, with its 95 % interval; from 0 to 1, differences from -1 to 1."""
+    """A mean or a difference of two means, with its 95 % interval. Means are from 0 to 1, differences from -1 to 1."""
 
     mean: float
     low: float
@@ -35,27 +35,27 @@ class Cell:
 
     estimate: Estimate
     difference: Estimate | None
-    """Minus the baseline, item by item; None for the baseline itself and where it was not measured"""
+    """Paired difference to the baseline; None for the baseline itself, and if the baseline was not measured"""
     repetitions: int
-    """How many different weights were measured"""
+    """Number of different weights that were measured"""
     spread: float | None
     """Standard deviation (n - 1) of their means; None for one repetition"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One measure; all its cells are of the same items."""
+    """One measure; all its cells refer to the same items."""
 
     name: str
     items: int
-    """0 where only references have a value"""
+    """0 if only references have a value"""
     images: int | None
-    """None where each item stands for itself"""
+    """None if the items are independent"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One label; `cells` by the column's name, where it was measured."""
+    """The values of one label; `cells` maps the names of measured columns to their cells."""
 
     label: str
     blend: str | None
@@ -67,19 +67,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Rows that have one baseline, or none."""
+    """Rows that share a baseline, or have none."""
 
     baseline: str | None
-    """The label of the first row; None where the baseline was not measured here, or there is none"""
+    """The label of the first row; None if there is no baseline or it was not measured here"""
     columns: list[Column]
     rows: list[Row]
     references: dict[str, dict[str, float]]
-    """name -> measure -> value, 0 to 1: figures that need no model"""
+    """Name -> measure -> value (0 to 1) that needs no model"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section(Comparison):
-    """What can be compared: one task, dataset and protocol."""
+    """Comparable results: one task, dataset and protocol."""
 
     task: str
     dataset: str
@@ -87,15 +87,14 @@ class Section(Comparison):
 
 
 def pool(files: Sequence[Path]) -> list[Section]:
-    """The sections of these results.json.
+    """Reads results.json files and pools them into sections.
 
-    Sections, rows and columns are in order of first appearance, except for the baseline, which comes first.
+    Sections, rows and columns are in order of first appearance, except that the baseline comes first. The same weights
+    measured in several files are one repetition, with the mean of its measurements. Files with different baselines form
+    separate sections; a file without a baseline uses the only baseline of the others.
 
-    The same weights measured in several files are one repetition, with the mean of its measurements. Files with
-    different baselines make sections of their own; a file that names none takes the only baseline of the others.
-
-    Raises UsageError for files that are no results or hold no entries, for a baseline that no file measured, a label
-    that stands for different blends, and items or references of one dataset that differ.
+    Raises UsageError for files that are not results or have no entries, for a baseline that no file measured, for a
+    label that is used for different blends, and for items or references of one dataset that differ.
     """
     loaded = _loaded(files)
     entries: dict[_Key, list[_Sourced]] = {}
@@ -115,7 +114,7 @@ def pool(files: Sequence[Path]) -> list[Section]:
 
 
 def _loaded(files: Iterable[Path]) -> list[tuple[Path, Results]]:
-    """The files' contents. Where the files name only one baseline, it becomes the baseline of all."""
+    """Loads the files. If they name only one baseline, it becomes the baseline of all."""
     loaded = [(path, load_results(path)) for path in files]
     named = {results.baseline for _, results in loaded} - {None}
     if len(named) > 1:
@@ -124,7 +123,7 @@ def _loaded(files: Iterable[Path]) -> list[tuple[Path, Results]]:
 
 
 def _references(key: _Key, loaded: Iterable[tuple[Path, Results]]) -> dict[str, dict[str, float]]:
-    """The references of the files that have entries of this section: a reference does not name its protocol."""
+    """The references of the files that have entries of this section; a reference itself has no protocol."""
     _, task, dataset, protocol = key
     found: dict[str, dict[str, float]] = {}
     for path, results in loaded:
@@ -184,7 +183,7 @@ def _section(key: _Key, entries: list[_Sourced], references: dict[str, dict[str,
 
 
 def _measures(entries: Iterable[_Sourced]) -> dict[str, Metric]:
-    """Measure -> its first metric. All others of the measure must have the same items."""
+    """Measure -> its first metric. Raises UsageError if other metrics of the measure have different items."""
     first: dict[str, tuple[Metric, Path]] = {}
     for entry, path in entries:
         for metric in entry.metrics:
@@ -204,20 +203,20 @@ def _measures(entries: Iterable[_Sourced]) -> dict[str, Metric]:
 
 
 def _settings(label: str, same: Iterable[_Sourced]) -> tuple[str | None, float | None, float | None]:
-    """Kind of blend, beta and noise, which the repetitions of a label must share."""
+    """Kind of blend, beta and noise of a label. Raises UsageError if its repetitions differ in them."""
     kinds = {(entry.blend, entry.beta): path for entry, path in same}
     if len(kinds) > 1:
         told = ", ".join(f"{blend or 'no'} blend, beta {beta} in {path}" for (blend, beta), path in kinds.items())
-        raise UsageError(f"{label!r} stands for different blends: {told}. Give each a label of its own.")
+        raise UsageError(f"{label!r} stands for different blends: {told}. Give each its own label.")
     noises = {entry.noise: path for entry, path in same}
     if len(noises) > 1:
         told = ", ".join(f"{noise} in {path}" for noise, path in noises.items())
-        raise UsageError(f"{label!r} stands for trainings with different noise: {told}. Give each a label of its own.")
+        raise UsageError(f"{label!r} stands for trainings with different noise: {told}. Give each its own label.")
     return *next(iter(kinds)), next(iter(noises))
 
 
 def _repetitions(same: Iterable[_Sourced], name: str) -> Floats | None:
-    """(repetitions, items): the values for each of the weights that were measured; None without any."""
+    """The values (repetitions, items), one repetition per distinct weights; None if the measure is missing."""
     by_weights: dict[str, list[list[float]]] = {}
     for entry, _ in same:
         metric = entry.metric(name)
@@ -227,7 +226,7 @@ def _repetitions(same: Iterable[_Sourced], name: str) -> Floats | None:
 
 
 def _cell(values: Floats, baseline: Floats | None, groups: list[int] | None) -> Cell:
-    """`values`, `baseline`: (repetitions, items)."""
+    """Computes a cell from `values` and `baseline`, both (repetitions, items)."""
     means = values.mean(axis=0)
     mean, low, high = bootstrap_interval(means, groups=groups)
     difference = None

@@ -1,4 +1,4 @@
-"""`dialog-eval table`: several results.json in one Markdown or HTML table, with a plot of the sweep."""
+"""`dialog-eval table`: combines results.json files into a Markdown or HTML table, with a plot of the sweep."""
 
 import base64
 import os
@@ -23,15 +23,15 @@ _PLOT = "Measures over the share of the baseline in blends, or over the noise of
 def write_table(
     files: Sequence[str | PathLike[str]], out: str | PathLike[str], plot: str | PathLike[str] | None = None
 ) -> None:
-    """Writes the table of these results.json to `out` (.md or .html), and the plot of their sweep to `plot` (.png).
+    """Writes the table of results.json files to `out` (.md or .html), and the plot of their sweep to `plot` (.png).
 
-    A section for each task, dataset, protocol and baseline, with a row for each label and a column for each measure;
-    before them an overview, where there are several tasks. The HTML is one file with the plot in it; the Markdown links
-    to the plot. Existing files are replaced once all is computed.
+    There is one section per task, dataset, protocol and baseline, with one row per label and one column per measure.
+    With several tasks, an overview precedes the sections. The HTML is a single file that contains the plot; the
+    Markdown links to the plot. Existing files are replaced only after everything is computed.
 
-    Raises UsageError for other suffixes, for files that are no results or do not go together (see `pool`), and where a
-    plot is wanted and no file is a sweep; MissingExtraError where the plot needs matplotlib and it is not installed;
-    DialogGenError where nothing can be written.
+    Raises UsageError for other suffixes, for files that are not results or cannot be combined (see `pool`), and for
+    `plot` without a sweep in the files; MissingExtraError if the plot needs matplotlib and it is not installed;
+    DialogGenError if the disk refuses a write.
     """
     files, out, plot = [Path(file) for file in files], Path(out), None if plot is None else Path(plot)
     if out.suffix not in (".md", ".html"):
@@ -46,7 +46,7 @@ def write_table(
     if out.suffix == ".html":
         table = _html(sections, png)
     else:
-        # Relative, so that the two can be moved, committed or shared together.
+        # A relative link, so that both files can be moved, committed or shared together.
         link = None if plot is None else Path(os.path.relpath(plot, out.parent)).as_posix()
         table = _markdown(sections, link)
     if plot is not None and png is not None:
@@ -64,7 +64,7 @@ def _interval(estimate: Estimate, sign: str = "") -> str:
 
 
 def _is_significant(difference: Estimate) -> bool:
-    """The interval as printed does not touch 0: a reader never sees [+0.0, +0.7] marked."""
+    """Whether the printed interval excludes 0; so [+0.0, +0.7] is never marked as significant."""
     return round(100 * difference.low, 1) > 0 or round(100 * difference.high, 1) < 0
 
 
@@ -78,7 +78,7 @@ def _items(column: Column) -> str:
 
 
 def _headings(sections: list[Section]) -> list[tuple[str, str]]:
-    """Title and details of each section; a baseline is named where another one has such a section."""
+    """Title and details of each section. They name the baseline if another section differs only in the baseline."""
     keys = [(section.task, section.dataset, section.protocol) for section in sections]
     return [
         (
@@ -91,7 +91,7 @@ def _headings(sections: list[Section]) -> list[tuple[str, str]]:
 
 
 def _overview_caption(systems: list[Comparison]) -> str:
-    """What the figures are."""
+    """The caption of a table: explains its numbers."""
     differences = (
         "Below: paired differences to the nearest baseline above, bold where their interval does not touch 0. "
         if any(some.baseline for some in systems)
@@ -103,7 +103,7 @@ def _overview_caption(systems: list[Comparison]) -> str:
 
 
 def _caption(section: Section, text: Callable[[str], str] = str) -> str:
-    """What the figures are; labels go through `text`."""
+    """The caption of a table: explains its numbers."""
     images = any(column.images for column in section.columns)
     parts = [f"In percent, in brackets 95 % bootstrap intervals over {'images' if images else 'items'}."]
     if section.baseline is None:
@@ -127,7 +127,7 @@ def _caption(section: Section, text: Callable[[str], str] = str) -> str:
 
 
 def _markdown(sections: list[Section], plot: str | None) -> str:
-    """Rows of a label follow each other, so that the columns stay narrow enough to be read raw."""
+    """The Markdown page. Differences and spreads have their own rows, so that columns stay narrow in the raw text."""
     lines = ["# Evaluation", ""]
     if systems := overview(sections):
         table = [_md_head(systems[0]), *(row for group in systems for row in _md_rows(group))]
@@ -168,7 +168,7 @@ def _md_difference(difference: Estimate | None) -> str:
 
 
 def _aligned(table: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table, from its head and rows; figures stand on the right."""
+    """The lines of an aligned Markdown table, from its head and rows; numbers are right-aligned."""
     first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
     lines = [f"| {' | '.join([label.ljust(first), *map(str.rjust, cells, others)])} |" for label, *cells in table]
     rule = " | ".join(["-" * first, *("-" * (width - 1) + ":" for width in others)])
@@ -176,13 +176,13 @@ def _aligned(table: list[list[str]]) -> list[str]:
 
 
 def _md(text: str) -> str:
-    """Text as it is shown, whatever it holds; underscores inside words mean nothing and stay readable."""
+    """Escapes a text for Markdown; underscores inside words need no escape and stay readable."""
     marked = re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
     return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _html(sections: list[Section], png: bytes | None) -> str:
-    """The page; the template escapes all that it is given."""
+    """The HTML page; the template escapes all values."""
     parts: list[dict[str, object]] = [
         {"title": title, "details": details, "groups": [section], "caption": _caption(section)}
         for section, (title, details) in zip(sections, _headings(sections), strict=True)

@@ -1,12 +1,12 @@
-"""What an evaluation task is, and the registry of all.
+"""The base classes of evaluation tasks, and their registry.
 
-A module of this folder, or of another package through the entry-point group `dialog_eval.tasks`, defines one:
+A module of this folder, or of another package through the entry-point group `dialog_eval.tasks`, defines a task:
 
     @TASKS.register("retrieval")
     class Retrieval(TaskDefinition[RetrievalOptions]): ...
 
-The command `dialog-eval retrieval` and `dialog_eval.evaluate("retrieval", ...)` are made of it. Such a module imports
-torch and what needs it inside functions only: `dialog-eval --help` imports them all.
+The command `dialog-eval retrieval` and `dialog_eval.evaluate("retrieval", ...)` are derived from it. `dialog-eval
+--help` imports all these modules, so they import torch and other slow packages only inside functions.
 """
 
 import hashlib
@@ -34,17 +34,17 @@ _DIGITS = 12
 
 
 class EvaluationTask(Protocol):
-    """Questions about images, read and ready to be asked, and what counts as right."""
+    """A task whose files are read: it knows its images and can evaluate models."""
 
     @property
     def image_ids(self) -> Collection[str]:
-        """The ids, in the `ImageIndex`, of the images that are needed."""
+        """Ids, in the `ImageIndex`, of the images that the task needs."""
         ...
 
     def evaluate(
         self, models: "Models", images: "ImageVectors", on_progress: OnProgress
     ) -> "tuple[list[Entry], list[Reference]]":
-        """The entries of all variants, in the order of `models.variants`, and the figures to print beside them."""
+        """Returns the entries of all variants, in the order of `models.variants`, and references to show with them."""
         ...
 
 
@@ -55,38 +55,38 @@ class Presentation:
     task: str
     """`Entry.task` of the results."""
     title: str
-    """Begins the heading of a section, such as "Visual question answering"."""
+    """First part of a section's heading, such as "Visual question answering"."""
     short_title: str = ""
-    """Stands before a measure on the axis of a plot, such as "VQA"."""
+    """Put before a measure's name on the axis of a plot, such as "VQA"."""
     headlines: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The measures that tell most, for the overview and for plots -> the name of their column in the overview, in which
-    {protocol} is filled in. Where a section has none of them, its first measure is plotted."""
+    """The most important measures, for the overview and for plots -> name of their column in the overview, in which
+    {protocol} is filled in. If a section has none of them, its first measure is plotted."""
 
 
 class TaskDefinition(ABC, Generic[Options]):
-    """One task of `dialog-eval`. An instance is one evaluation's, with its options."""
+    """Defines a task of `dialog-eval`. An instance belongs to one evaluation and has its options."""
 
     description: ClassVar[str]
     """The help text of the command."""
     options_type: ClassVar[type[Any]]
-    """A frozen, keyword-only dataclass. A field is an option of the command: `Annotated[type, typer.Option(help=...)]`.
-    Options of all evaluations (`dialog_eval.options.Common`) cannot be redefined."""
+    """A frozen, keyword-only dataclass. Each field is an option of the command: `Annotated[type,
+    typer.Option(help=...)]`. Options of all evaluations (`dialog_eval.options.Common`) cannot be redefined."""
     presentations: ClassVar[Sequence[Presentation]]
-    """How the results are shown that the task makes, one for each `Entry.task`."""
+    """How the results of the task are shown; one for each `Entry.task`."""
     in_sweep: ClassVar[bool] = False
-    """`dialog-eval sweep` has the task's options, too, and measures it where its required options are given. Such a
-    task has at least one required option."""
+    """Whether `dialog-eval sweep` includes the task. It is measured if its required options are given; such a task
+    needs at least one required option."""
 
     def __init__(self, options: Options) -> None:
-        """Raises UsageError for options that are wrong by themselves; nothing is read yet."""
+        """Raises UsageError for invalid options; reads no files."""
         self.options = options
 
     @abstractmethod
     def load(self, index: "ImageIndex") -> "list[EvaluationTask]":
-        """Reads the files. Raises UsageError for files that do not fit, and for images that the index lacks."""
+        """Reads the files. Raises UsageError for unsuitable files, and for images that the index lacks."""
 
     def open_model(self, name: str, pretrained: str | None) -> "Clip | None":
-        """The model of that name, for tasks that measure other models than CLIPs; None: the usual loader opens it.
+        """Opens a model that is not a CLIP, for tasks that measure others; None: the usual loader opens it.
 
         Raises UsageError for a model that the task cannot measure.
         """
@@ -99,9 +99,9 @@ TASKS = Registry[type[TaskDefinition[Any]]]("evaluation task", "dialog_eval.task
 
 
 def get_task(name: str) -> type[TaskDefinition[Any]]:
-    """The task of that name. Raises UsageError for an unknown one, and where another package's cannot be used."""
+    """The task with that name. Raises UsageError for an unknown task, and for an invalid one of another package."""
     found: Any = TASKS.get(name)
-    # Another package may have registered anything.
+    # Another package may have registered something else.
     if not (isinstance(found, type) and issubclass(found, TaskDefinition)):
         raise UsageError(f"evaluation task {name!r} is no TaskDefinition of dialog_eval.tasks.base.")
     if taken := _RESERVED & parameters_of(found.options_type).keys():
@@ -110,7 +110,7 @@ def get_task(name: str) -> type[TaskDefinition[Any]]:
 
 
 def presentation_of(task: str) -> Presentation:
-    """How results are shown. Those of a task that is not installed here are shown under its name."""
+    """How the results of a task are shown. A task that is not installed here is shown under its name."""
     for name in TASKS.names():
         try:
             definition = get_task(name)
@@ -123,7 +123,7 @@ def presentation_of(task: str) -> Presentation:
 
 
 def counter(on_progress: OnProgress, stage: str, total: int) -> Callable[[float], None]:
-    """A function that is called with the number done since its last call, for work that counts so."""
+    """Makes a function that reports progress; it is called with the number of items done since its last call."""
     done = 0.0
 
     def advance(count: float) -> None:
@@ -136,7 +136,7 @@ def counter(on_progress: OnProgress, stage: str, total: int) -> Callable[[float]
 
 
 def dataset_name(*files: Path) -> str:
-    """The stem of the first file and 12 hexadecimal digits of the SHA-256 over the content of all."""
+    """A dataset name: the stem of the first file and 12 hexadecimal digits of the SHA-256 of all files' content."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -145,5 +145,5 @@ def dataset_name(*files: Path) -> str:
 
 
 def sha256_head(content: bytes) -> str:
-    """The first 12 hexadecimal digits of the SHA-256 of data that is no file, for its name."""
+    """The first 12 hexadecimal digits of the SHA-256 of data, for a dataset name."""
     return hashlib.sha256(content).hexdigest()[:_DIGITS]

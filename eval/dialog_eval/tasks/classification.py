@@ -1,4 +1,4 @@
-"""Zero-shot classification of images whose classes are known (arXiv 2103.00020, section 3.1)."""
+"""Zero-shot classification of images with known classes (arXiv 2103.00020, section 3.1)."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 Template = Callable[[str], str]
 
 _PLACE = "{}"
-# Texts, and images, that are looked at at once.
-_TEXTS = 8192
-_IMAGES = 1024
+# Number of texts, and of images, per batch.
+_TEXTS_PER_BATCH = 8192
+_IMAGES_PER_BATCH = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassificationOptions:
-    """Which images are of which classes, and the texts of the classes."""
+    """The labels of the images, and the texts of the classes."""
 
     labels: Annotated[
         Path | None, typer.Option(help="JSON of image id -> class. Default: the first folder of each image's id.")
     ] = None
     classes: Annotated[
-        Path | None, typer.Option(help="A class a line: its name, and behind a tab its text, where that is another.")
+        Path | None, typer.Option(help="One class per line: its name and, if its text differs, a tab and the text.")
     ] = None
-    templates: Annotated[str, typer.Option(help="openai, simple, or a file with a line each, such as: a {}.")] = (
-        "openai"
-    )
+    templates: Annotated[
+        str, typer.Option(help="openai, simple, or a file with one template per line, such as: a {}.")
+    ] = "openai"
 
 
 @TASKS.register("classify")
 class Classification(TaskDefinition[ClassificationOptions]):
-    """Images are assigned the nearest class."""
+    """The task "classify": each image is assigned the nearest class."""
 
     description = "Zero-shot classification: top-1, top-5, and top-1 as the mean over classes."
     options_type = ClassificationOptions
@@ -57,30 +57,30 @@ class Classification(TaskDefinition[ClassificationOptions]):
     )
 
     def load(self, index: "ImageIndex") -> list[EvaluationTask]:
-        """The one task of the images."""
+        """Reads labels, classes and templates."""
         return [load_classification(self.options, index)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassificationTask:
-    """Images are assigned the class whose texts they are nearest to."""
+    """Each image is assigned the class with the most similar texts."""
 
     dataset: str
     protocol: str
     prompts: list[list[str]]
     """The texts of each class, one for each template."""
     labels: dict[str, int]
-    """The id of an image in the index -> the number of its class."""
+    """Id of an image in the index -> number of its class."""
 
     @property
     def image_ids(self) -> list[str]:
-        """The index's ids of the images."""
+        """Ids of the images in the index."""
         return list(self.labels)
 
     def evaluate(
         self, models: "Models", images: "ImageVectors", on_progress: OnProgress
     ) -> tuple[list[Entry], list[Reference]]:
-        """Top-1 and top-5 of the images, and top-1 averaged over the classes that have images."""
+        """Top-1 and top-5 accuracy of the images, and top-1 averaged over the classes that have images."""
         import torch
 
         from dialog_eval.metrics.retrieval import hit_ranks
@@ -93,7 +93,9 @@ class ClassificationTask:
             ranks = np.concatenate(
                 [
                     hit_ranks(some @ classes.T, wanted)
-                    for some, wanted in zip(queries.split(_IMAGES), labels.split(_IMAGES), strict=True)
+                    for some, wanted in zip(
+                        queries.split(_IMAGES_PER_BATCH), labels.split(_IMAGES_PER_BATCH), strict=True
+                    )
                 ]
             )
             _, class_of, sizes = np.unique(labels.numpy(), return_inverse=True, return_counts=True)
@@ -106,16 +108,16 @@ class ClassificationTask:
         return entries, []
 
     def _class_vectors(self, models: "Models", advance: Callable[[float], None]) -> "list[Tensor]":
-        """(classes, D) of each variant."""
+        """The class vectors (classes, D) of each variant."""
         import torch
 
         from dialog_eval.metrics.classification import ensemble_class_vectors
 
         templates = len(self.prompts[0])
-        at_once = max(1, _TEXTS // templates)
+        classes_per_batch = max(1, _TEXTS_PER_BATCH // templates)
         parts: list[list[Tensor]] = [[] for _ in models.variants]
-        for start in range(0, len(self.prompts), at_once):
-            texts = [text for prompts in self.prompts[start : start + at_once] for text in prompts]
+        for start in range(0, len(self.prompts), classes_per_batch):
+            texts = [text for prompts in self.prompts[start : start + classes_per_batch] for text in prompts]
             encoded = models.encode_texts(texts, advance)
             for variant, part in zip(models.variants, parts, strict=True):
                 vectors = models.text_vectors(variant, encoded)
@@ -124,14 +126,14 @@ class ClassificationTask:
 
 
 def load_classification(options: ClassificationOptions, index: "ImageIndex") -> ClassificationTask:
-    """The task of the index's images.
+    """Builds the task of the index's images.
 
-    `labels` is a JSON object of image id (or file name) -> class, for the images that count; without it all count, and
-    the first folder of an image's id is its class. `classes` has a class a line: its name and, behind a tab, its text
-    in the prompts where that is another; without it, the names of the labels are the classes. `templates` is "openai",
-    "simple" or a file with a template a line, in which {} stands for the class.
+    `labels` is a JSON object of image id (or file name) -> class; only its images are evaluated. Without it all images
+    are evaluated, and the first folder of an image's id is its class. `classes` has one class per line: its name and,
+    if its text in the prompts differs, a tab and the text; without it, the classes are the names in the labels.
+    `templates` is "openai", "simple" or a file with one template per line, in which {} is replaced by the class.
 
-    Raises UsageError for files that are not of this form, unknown classes, and images that the index lacks.
+    Raises UsageError for files of another form, unknown classes, and images that the index lacks.
     """
     labels, classes, templates = options.labels, options.classes, options.templates
     names = _labels_of_folders(index) if labels is None else _labels_of_file(labels, index)
@@ -169,13 +171,13 @@ def _labels_of_file(path: Path, index: "ImageIndex") -> dict[str, str]:
     except ValueError as error:
         raise UsageError(f"{path} is no JSON: {error}.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content.values()):
-        raise UsageError(f"{path} must hold a JSON object of image id -> class name.")
+        raise UsageError(f"{path} must contain a JSON object of image id -> class name.")
     source_ids = index.by_file_name({image_id: image_id for image_id in content})
     return {source_ids[image_id]: name for image_id, name in content.items()}
 
 
 def _read_classes(path: Path) -> dict[str, str]:
-    """Name -> text of each class."""
+    """Reads the classes: name -> text."""
     texts: dict[str, str] = {}
     for line in _lines(path, "class"):
         name, _, text = line.partition("\t")
@@ -209,7 +211,7 @@ def _template(line: str, path: Path) -> Template:
 def _lines(path: Path, what: str) -> list[str]:
     lines = [line.strip() for line in _read(path).splitlines() if line.strip()]
     if not lines:
-        raise UsageError(f"{path} is empty: expected one {what} a line.")
+        raise UsageError(f"{path} is empty: expected one {what} per line.")
     return lines
 
 

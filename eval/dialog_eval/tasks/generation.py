@@ -2,13 +2,13 @@
 
 Each writer (see `dialog_eval.writers`) is measured on images, and also
 
-    blind           with the mean over all images of what it reads, in place of every image
-    from captions   decoders of train/close.py: with the mean vector (of unit length) of an image's true captions: the
-                    upper bound, where nothing is lost between the modalities
+    blind           with the mean over all images of its input, in place of every image
+    from captions   for decoders of train/close.py: with the mean vector (of unit length) of an image's true captions;
+                    an upper bound, as no modality gap has to be bridged
 
 Entailment: each question of VQA gives two statements: the question with its most frequent answer, and the question with
-a wrong answer, which is drawn from the answers to questions of the same type that none of the ten people gave. The
-right outputs are "yes" and "no".
+a wrong answer. The wrong answer is drawn from the answers to questions of the same type that none of the ten people
+gave. The right outputs are "yes" and "no".
 """
 
 import random
@@ -47,32 +47,34 @@ if TYPE_CHECKING:
     from dialog_eval.data.image_index import ImageIndex
     from dialog_eval.data.images import ImageVectors
     from dialog_eval.models import Models
-    from dialog_eval.writers import Asked, Contexts
+    from dialog_eval.writers import Contexts, TextRequest
     from dialog_gen.clip.base import Clip, TextWriter, WritingTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """What is written about what, and how answers are judged."""
+    """The texts to generate, and how answers are judged."""
 
-    tasks: Annotated[str, typer.Option(help="Of vqa, captioning and entailment, with commas between them.")] = "vqa"
+    tasks: Annotated[str, typer.Option(help="One or more of vqa, captioning and entailment, separated by commas.")] = (
+        "vqa"
+    )
     questions: Annotated[Path | None, typer.Option(help="VQAv1 questions JSON, for vqa and entailment.")] = None
     annotations: Annotated[Path | None, typer.Option(help="VQAv1 annotations JSON of the same split.")] = None
     captions: Annotated[
         Path | None,
-        typer.Option(help=f"For captioning; given it, texts are also generated from captions. {CAPTIONS_HELP}"),
+        typer.Option(help=f"For captioning; with it, texts are also generated from captions. {CAPTIONS_HELP}"),
     ] = None
     split: Split = None
     captions_per_image: CaptionsPerImage = "5"
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search.")] = 5
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest text.")] = 32
+    beams: Annotated[int, typer.Option(min=1, help="Number of beams in the search.")] = 5
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of a text.")] = 32
     metric: MetricOption = "official"
     mode: ModeOption = "official"
     train_annotations: TrainAnnotations = None
     image_list: ImageList = None
 
     def task_names(self) -> "tuple[WritingTask, ...]":
-        """The tasks, each once, in a fixed order. Raises UsageError for an unknown one."""
+        """The selected tasks, each once, in a fixed order. Raises UsageError for an unknown one."""
         from dialog_gen.clip.base import WritingTask
 
         known: tuple[WritingTask, ...] = get_args(WritingTask)
@@ -85,7 +87,7 @@ class GenerationOptions:
 
 @TASKS.register("generate")
 class Generation(TaskDefinition[GenerationOptions]):
-    """Texts written by models."""
+    """The task "generate": texts written by models."""
 
     description = (
         "What models of train/close.py and train/mammut.py write: answers, captions, whether statements follow."
@@ -102,11 +104,11 @@ class Generation(TaskDefinition[GenerationOptions]):
         parse_captions_per_image(options.captions_per_image)
 
     def load(self, index: "ImageIndex") -> list[EvaluationTask]:
-        """The tasks of `options.tasks`."""
+        """Reads the files of the tasks in `options.tasks`."""
         return [*load_generation(self.options, index)]
 
     def open_model(self, name: str, pretrained: str | None) -> "Clip":
-        """The model of a folder. Raises UsageError for one that writes no texts."""
+        """Opens the model of a folder. Raises UsageError for a model that writes no texts."""
         from dialog_eval.writers import open_writer
 
         return open_writer(name, pretrained)
@@ -114,36 +116,36 @@ class Generation(TaskDefinition[GenerationOptions]):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTask:
-    """Texts to write, and how they are judged."""
+    """A list of texts to write, and how they are judged."""
 
     name: "WritingTask"
     dataset: str
     protocol: str
     index: "ImageIndex"
-    asked: "list[Asked]"
+    asked: "list[TextRequest]"
     captions: dict[str, list[str]] | None
-    """The id of an image in the index -> its captions; None where there are none to generate from."""
+    """Id of an image in the index -> its captions; None if there are no captions to generate from."""
     judge: Callable[[list[str]], list[Metric]]
-    """Turns the texts, one for each of `asked`, into measures."""
+    """Computes the measures from the texts, which correspond to `asked`."""
     references: list[Reference]
     options: GenerationOptions
 
     @property
     def image_ids(self) -> list[str]:
-        """The index's ids of the images, each once."""
+        """Ids of the images in the index, each once."""
         return list(dict.fromkeys(asked.image_id for asked in self.asked))
 
     def evaluate(
         self, models: "Models", images: "ImageVectors", on_progress: OnProgress
     ) -> tuple[list[Entry], list[Reference]]:
-        """The measures of each writer: on images, blind, and from captions where there are captions and it reads them.
+        """Measures each writer on images, blind, and from captions if there are captions and the writer reads vectors.
 
         Raises UsageError for a writer that was not trained for the task.
         """
         import torch
         from torch.nn.functional import normalize
 
-        from dialog_eval.writers import Seen, contexts, suffixes
+        from dialog_eval.writers import WriterImages, contexts, suffixes
 
         writers = [variant.clip.writer(models.device) for variant in models.variants]
         for variant, writer in zip(models.variants, writers, strict=True):
@@ -161,7 +163,7 @@ class GenerationTask:
             if described:
                 parts = models.text_vectors(variant, encoded).split([len(some) for some in described])
                 means = normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
-            seen = Seen(
+            seen = WriterImages(
                 image_ids=self.image_ids,
                 index=self.index,
                 models=models,
@@ -186,11 +188,11 @@ class GenerationTask:
         batch_size: int,
         advance: Callable[[float], None],
     ) -> None:
-        """Fills in the texts about some of the images."""
+        """Writes the texts about some of the images into `texts`."""
         import torch
 
         rows = {image_id: row for row, image_id in enumerate(images.image_ids)}
-        # Prompts of one length together: a batch costs what its longest prompt costs.
+        # Prompts of similar length share a batch, because the longest prompt determines its cost.
         order = sorted(
             (number for number, asked in enumerate(self.asked) if asked.image_id in rows),
             key=lambda number: len(self.asked[number].question + self.asked[number].answer),
@@ -208,10 +210,10 @@ class GenerationTask:
 
 
 def load_generation(options: GenerationOptions, index: "ImageIndex") -> list[GenerationTask]:
-    """The tasks of `options.tasks`; the files are those of `load_vqa_task` and `load_retrieval`.
+    """Builds the tasks of `options.tasks`; the files are those of `load_vqa_task` and `load_retrieval`.
 
-    Raises UsageError for a file that a task needs and that is not given, images of questions that have no captions
-    where there are captions, and what these two refuse.
+    Raises UsageError if a file that a task needs is missing, if captions are given but lack images of questions, and as
+    these two functions do.
     """
     described = None
     if options.captions is not None:
@@ -249,7 +251,7 @@ def load_generation(options: GenerationOptions, index: "ImageIndex") -> list[Gen
 
 
 def _answering(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
-    from dialog_eval.writers import Asked
+    from dialog_eval.writers import TextRequest
 
     def judge(texts: list[str]) -> list[Metric]:
         return vqa.metrics([vqa.judge(text, item) for text, item in zip(texts, vqa.items, strict=True)])
@@ -258,7 +260,7 @@ def _answering(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
         name="vqa",
         dataset=vqa.dataset,
         protocol=vqa.protocol,
-        asked=[Asked(image_id=vqa.source_ids[i.image_id], task="vqa", question=i.question) for i in vqa.items],
+        asked=[TextRequest(image_id=vqa.source_ids[i.image_id], task="vqa", question=i.question) for i in vqa.items],
         judge=judge,
         references=vqa.references(),
         **common,
@@ -266,13 +268,13 @@ def _answering(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
 
 
 def _entailment(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
-    from dialog_eval.writers import Asked
+    from dialog_eval.writers import TextRequest
     from dialog_train.systems.close.examples import CONTRADICTS, FOLLOWS
 
     by_type = defaultdict[str, list[str]](list)
     for item in vqa.items:
         by_type[item.question_type].append(item.answer)
-    asked, right, groups = list[Asked](), list[str](), list[int]()
+    asked, right, groups = list[TextRequest](), list[str](), list[int]()
     for item in vqa.items:
         given = {normalize_answer(answer) for answer in (item.answer, *item.answers)}
         others = [answer for answer in by_type[item.question_type] if normalize_answer(answer) not in given]
@@ -280,11 +282,11 @@ def _entailment(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
             continue
         for answer, label in ((item.answer, FOLLOWS), (random.Random(item.question_id).choice(others), CONTRADICTS)):
             image_id = vqa.source_ids[item.image_id]
-            asked.append(Asked(image_id=image_id, task="entailment", question=item.question, answer=answer))
+            asked.append(TextRequest(image_id=image_id, task="entailment", question=item.question, answer=answer))
             right.append(label)
             groups.append(item.image_id)
     if not asked:
-        raise UsageError("entailment: no question has another answer to questions of its type to be wrong.")
+        raise UsageError("entailment: no question type has a second answer, which could be a wrong one.")
 
     def judge(texts: list[str]) -> list[Metric]:
         hits = [float(text.casefold() == label) for text, label in zip(texts, right, strict=True)]
@@ -306,7 +308,7 @@ def _entailment(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
 
 
 def _captioning(described: RetrievalTask, common: dict[str, Any]) -> GenerationTask:
-    from dialog_eval.writers import Asked
+    from dialog_eval.writers import TextRequest
 
     try:
         from sacrebleu.metrics.bleu import BLEU
@@ -330,7 +332,7 @@ def _captioning(described: RetrievalTask, common: dict[str, Any]) -> GenerationT
         name="captioning",
         dataset=described.dataset,
         protocol=f"mean of each caption's score, {described.protocol}",
-        asked=[Asked(image_id=described.source_ids[image], task="captioning") for image in images],
+        asked=[TextRequest(image_id=described.source_ids[image], task="captioning") for image in images],
         judge=judge,
         references=[],
         **common,

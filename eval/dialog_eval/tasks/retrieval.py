@@ -24,14 +24,16 @@ CAPTIONS_HELP = "COCO captions JSON, or Karpathy's dataset_coco.json."
 CaptionsPerImage = Annotated[
     str,
     BeforeValidator(str),
-    typer.Option(metavar="N|all", help="The first N captions of each image count, or all."),
+    typer.Option(metavar="N|all", help="Use the first N captions of each image, or all."),
 ]
-Split = Annotated[str | None, typer.Option(help="Of dataset_coco.json: test (default), val, train (with restval).")]
+Split = Annotated[
+    str | None, typer.Option(help="Split of dataset_coco.json: test (default), val, train (with restval).")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrievalOptions:
-    """Which captions of which images."""
+    """The captions file, and which of its captions are used."""
 
     captions: Annotated[Path, typer.Option(help=CAPTIONS_HELP)]
     split: Split = None
@@ -40,7 +42,7 @@ class RetrievalOptions:
 
 @TASKS.register("retrieval")
 class Retrieval(TaskDefinition[RetrievalOptions]):
-    """Recall in both directions."""
+    """The task "retrieval": recall in both directions."""
 
     description = "Recall at 1, 5 and 10: of images by their captions, of captions by their image."
     options_type = RetrievalOptions
@@ -58,31 +60,31 @@ class Retrieval(TaskDefinition[RetrievalOptions]):
         self._per_image = parse_captions_per_image(options.captions_per_image)
 
     def load(self, index: "ImageIndex") -> list[EvaluationTask]:
-        """The one task of the captions."""
+        """Reads the captions file."""
         given = self.options
         return [load_retrieval(given.captions, index, captions_per_image=self._per_image, split=given.split)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrievalTask:
-    """Captions ask for their image, images for any of their captions."""
+    """Retrieves the image of each caption, and any of the captions of each image."""
 
     dataset: str
     protocol: str
     captions: dict[int, list[str]]
-    """COCO's image id -> the captions that count."""
+    """COCO's image id -> the captions that are used."""
     source_ids: dict[int, str]
-    """COCO's image id -> the id in the image index."""
+    """COCO's image id -> its id in the image index."""
 
     @property
     def image_ids(self) -> list[str]:
-        """The index's ids of the images, in the order of the captions."""
+        """Ids of the images in the index, in the order of the captions."""
         return [self.source_ids[image] for image in self.captions]
 
     def evaluate(
         self, models: "Models", images: "ImageVectors", on_progress: OnProgress
     ) -> tuple[list[Entry], list[Reference]]:
-        """R@1, R@5 and R@10 in both directions."""
+        """Computes R@1, R@5 and R@10 in both directions."""
         import torch
 
         from dialog_eval.metrics.retrieval import retrieve
@@ -109,13 +111,13 @@ class RetrievalTask:
 def load_retrieval(
     captions: Path, index: "ImageIndex", *, captions_per_image: int | None = 5, split: str | None = None
 ) -> RetrievalTask:
-    """The task of a captions file.
+    """Builds the task of a captions file.
 
-    `captions_per_image`: only the first of each image count, up to this number; None for all. COCO has a few images
-    with more than five: the 5,000 images of the Karpathy test split have 25,010 captions. `split`: which one of a file
-    with several, as for `load_captions`.
+    `captions_per_image`: use only the first captions of each image, up to this number; None for all. COCO has a few
+    images with more than five: the 5,000 images of the Karpathy test split have 25,010 captions. `split`: as for
+    `load_captions`.
 
-    Raises UsageError for a file that is no captions file, and for images that the index lacks or has twice.
+    Raises UsageError for a file that is not a captions file, and for images that the index lacks or has twice.
     """
     content = load_captions(captions, split)
     chosen = {image: texts[:captions_per_image] for image, texts in content.captions.items()}
@@ -131,7 +133,7 @@ def load_retrieval(
 
 
 def parse_captions_per_image(text: str) -> int | None:
-    """A number of captions; None for all. Raises UsageError for other texts."""
+    """Parses a number of captions; None means all. Raises UsageError for other texts."""
     if text == "all":
         return None
     if not text.isdecimal() or not int(text):

@@ -1,7 +1,7 @@
-"""VQAv1 (arXiv 1505.00468) for models that compare images with texts: the candidate with the best score is the answer.
+"""VQAv1 (arXiv 1505.00468) for models that compare images with texts: the best-scoring candidate is the answer.
 
-A candidate's score is the cosine of the image with the text of question and candidate. Calibration subtracts what the
-text scores without the image: its cosine with the mean image (of unit length), or with the question alone.
+A candidate's score is the cosine of the image and the text of question and candidate. Calibration subtracts the text's
+score without the image: its cosine with the mean image (of unit length), or with the question alone.
 """
 
 from collections import Counter, defaultdict
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
 
 Candidates = Literal["mc18", "top1000", "top3129"]
 DialogueFormat = Literal["question_answer", "labelled", "answer"]
-"""The keys of `dialog_train.data.training_set.DIALOGUE_FORMATS`, which takes seconds to import."""
+"""The keys of `dialog_train.data.training_set.DIALOGUE_FORMATS`; importing them would take seconds."""
 Measure = Literal["official", "exact"]
 
 MetricOption = Annotated[
     Measure, typer.Option("--metric", help="Agreement with ten people, or equality with their most frequent answer.")
 ]
 ModeOption = Annotated[
-    Mode, typer.Option(help="Answers normalised as the published code does, or as it is documented.")
+    Mode, typer.Option(help="Normalise answers as the published code does, or as its documentation says.")
 ]
 TrainAnnotations = Annotated[
     Path | None, typer.Option(help="VQAv1 annotations of a training split, for top answers and question-type prior.")
 ]
 ImageList = Annotated[
-    Path | None, typer.Option(help="COCO file whose `images` name the files. Default: the digits that ids end with.")
+    Path | None,
+    typer.Option(help="COCO file whose `images` name the files. Default: use the digits at the end of image ids."),
 ]
 
 _ANSWER_TYPES = ("yes/no", "number", "other")
@@ -51,21 +52,22 @@ _ANSWER_TYPES = ("yes/no", "number", "other")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VqaOptions:
-    """Which questions are asked, and how answers are chosen and judged."""
+    """The questions, and how answers are chosen and judged."""
 
     questions: Annotated[Path, typer.Option(help="VQAv1 questions JSON.")]
     annotations: Annotated[Path, typer.Option(help="VQAv1 annotations JSON of the same split.")]
     candidates: Annotated[
-        Candidates, typer.Option(help="Each question's 18 choices, or training's most frequent answers.")
+        Candidates, typer.Option(help="Each question's 18 choices, or the most frequent answers of training.")
     ] = "mc18"
     metric: MetricOption = "official"
     mode: ModeOption = "official"
     dialogue_format: Annotated[
-        DialogueFormat, typer.Option("--format", help="How question and answer become a text: that of the training.")
+        DialogueFormat,
+        typer.Option("--format", help="How question and answer become one text; use the format of the training."),
     ] = "question_answer"
     calibrate: Annotated[
         Calibration,
-        typer.Option(help="Subtract what a candidate scores with the mean image, or with the question alone."),
+        typer.Option(help="Subtract a candidate's score with the mean image, or with the question alone."),
     ] = "none"
     train_annotations: TrainAnnotations = None
     image_list: ImageList = None
@@ -73,9 +75,11 @@ class VqaOptions:
 
 @TASKS.register("vqa")
 class Vqa(TaskDefinition[VqaOptions]):
-    """Answers chosen from candidates."""
+    """The task "vqa": answers chosen from candidates."""
 
-    description = "Accuracy on VQAv1, over all questions and for each type of answer, beside what needs no image."
+    description = (
+        "Accuracy on VQAv1, over all questions and for each type of answer, with references that need no image."
+    )
     options_type = VqaOptions
     presentations = (
         Presentation(
@@ -88,41 +92,41 @@ class Vqa(TaskDefinition[VqaOptions]):
     in_sweep = True
 
     def load(self, index: "ImageIndex") -> list[EvaluationTask]:
-        """The one task of the questions."""
+        """Reads questions and annotations."""
         return [load_vqa_task(self.options, index)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VqaTask:
-    """Questions of a split, with their answers."""
+    """The questions of a split and their answers."""
 
     dataset: str
     protocol: str
-    """Without the calibration, which the blind run may not share."""
+    """Without the calibration, which the blind run may not use."""
     items: list[VqaItem]
     top_answers: tuple[str, ...]
-    """The candidates of every question; none where each has its own."""
+    """The candidates of every question; empty if each question has its own."""
     any_answer: bool
-    """Answers are written by a model, not chosen from candidates."""
+    """Whether answers are written by a model instead of chosen from candidates."""
     source_ids: dict[int, str]
-    """VQA's image id -> the id in the image index."""
+    """VQA's image id -> its id in the image index."""
     prior: dict[str, str]
-    """Question type -> its most frequent answer."""
+    """The most frequent answer of each question type."""
     prior_name: str
     options: VqaOptions
 
     @property
     def image_ids(self) -> list[str]:
-        """The index's ids of the images, each once, in the questions' order."""
+        """Ids of the images in the index, each once, in the order of the questions."""
         return list(dict.fromkeys(self.source_ids[item.image_id] for item in self.items))
 
     def evaluate(
         self, models: "Models", images: "ImageVectors", on_progress: OnProgress
     ) -> tuple[list[Entry], list[Reference]]:
-        """Accuracy over all questions and for each type of answer; of models that are no blends, also in a blind run.
+        """Computes accuracy over all questions and for each type of answer; for unblended models also in a blind run.
 
-        The blind run sees the mean image in place of every image. The mean image does not calibrate it: all its scores
-        would be 0.
+        The blind run sees the mean image in place of every image. It is not calibrated by the mean image because all
+        its scores would be 0.
         """
         from dialog_train.data.training_set import DIALOGUE_FORMATS
 
@@ -152,17 +156,17 @@ class VqaTask:
         return entries, self.references()
 
     def candidates(self, item: VqaItem) -> tuple[str, ...]:
-        """The answers that a question can get; none where it can get any."""
+        """The candidate answers of a question; empty if any answer is possible."""
         return self.top_answers or item.choices
 
     def judge(self, answer: str, item: VqaItem) -> float:
-        """How right an answer is, 0 to 1."""
+        """The accuracy of an answer, 0 to 1."""
         if self.options.metric == "official":
             return vqa_accuracy(answer, item.answers, self.options.mode)
         return float(normalize_answer(answer, self.options.mode) == normalize_answer(item.answer, self.options.mode))
 
     def metrics(self, accuracy: Sequence[float]) -> list[Metric]:
-        """The measures that the accuracy of each question gives."""
+        """The measures computed from the accuracy of each question."""
         groups = [item.image_id for item in self.items]
         metrics = [Metric.of("accuracy", accuracy, groups)]
         for name, places in self._answer_types.items():
@@ -174,7 +178,7 @@ class VqaTask:
 
     @cached_property
     def _answer_types(self) -> dict[str, list[int]]:
-        """Name of the metric -> its questions."""
+        """Name of the metric -> indices of its questions."""
         places: dict[str, list[int]] = {name: [] for name in _ANSWER_TYPES}
         for place, item in enumerate(self.items):
             places.setdefault(item.answer_type, []).append(place)
@@ -187,7 +191,7 @@ class VqaTask:
             ('always "yes"', ["yes"] * len(self.items)),
             (self.prior_name, [self.prior.get(item.question_type) for item in self.items]),
         ):
-            # What is no candidate cannot be said.
+            # An answer that is not a candidate counts as wrong.
             accuracy = [
                 self.judge(answer, item) if answer is not None and self._can_be_said(answer, item) else 0.0
                 for answer, item in zip(answers, self.items, strict=True)
@@ -199,13 +203,13 @@ class VqaTask:
 
 
 def load_vqa_task(options: VqaOptions, index: "ImageIndex", *, any_answer: bool = False) -> VqaTask:
-    """The task of a split. `any_answer`: models write their answers; there are no candidates.
+    """Builds the task of a split. `any_answer`: models write their answers; there are no candidates.
 
-    The most frequent answers, overall and of each question type, come from `options.train_annotations`; without them
+    The most frequent answers, overall and of each question type, come from `options.train_annotations`; without it
     those of each question type come from the split itself. `options.image_list` is a COCO file whose `images` name the
-    files, where the ids of the images do not.
+    files; it is needed if image ids do not contain COCO's integers.
 
-    Raises UsageError for files that `load_vqa` refuses, candidates that the files do not hold, and images that the
+    Raises UsageError for files that `load_vqa` refuses, for candidates that the files lack, and for images that the
     index lacks or has twice.
     """
     items = load_vqa(options.questions, options.annotations)
@@ -236,7 +240,7 @@ def load_vqa_task(options: VqaOptions, index: "ImageIndex", *, any_answer: bool 
 def _candidates(
     name: Candidates, items: list[VqaItem], questions: Path, answers: list[tuple[str, str]] | None
 ) -> tuple[str, tuple[str, ...]]:
-    """The name of the candidates, and the candidates themselves where all questions have the same."""
+    """The name of the candidates, and the candidates themselves if all questions have the same."""
     if name == "mc18":
         if not items[0].choices:
             raise UsageError(
@@ -246,7 +250,7 @@ def _candidates(
     if answers is None:
         raise UsageError(f"--candidates {name} are the most frequent answers of a training split: --train-annotations.")
     most = int(name.removeprefix("top"))
-    # Counter keeps the order of first appearance among equals.
+    # Counter orders equal counts by first appearance.
     top = tuple(answer for answer, _ in Counter(answer for _, answer in answers).most_common(most))
     return f"top-{most}" + (f" ({len(top)} exist)" if len(top) < most else ""), top
 
@@ -262,7 +266,7 @@ def _source_ids(items: list[VqaItem], index: "ImageIndex", image_list: Path | No
 
 
 def _prior(answers: list[tuple[str, str]]) -> dict[str, str]:
-    """Question type -> its most frequent answer; of equally frequent ones, the first to appear."""
+    """Question type -> its most frequent answer; among equals, the first to appear."""
     by_type = defaultdict[str, Counter[str]](Counter)
     for question_type, answer in answers:
         by_type[question_type][answer] += 1

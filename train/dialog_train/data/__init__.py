@@ -1,1 +1,1 @@
-"""What trainings read: image vectors, token ids and pixels, made once and memory-mapped."""
+"""Data that trainings read: image vectors, token ids and pixels, computed once and memory-mapped."""

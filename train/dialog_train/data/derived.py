@@ -1,7 +1,8 @@
-"""Folders of what is computed once from a dialogues dataset and a model: image vectors, token ids.
+"""Folders of data that is computed once from a dialogues dataset and a model: image vectors, token ids.
 
-One file a dialogues shard. A file is written whole or not at all, says which bytes it was made from, and is made anew
-where those changed. One process writes at a time. What another model made is refused.
+There is one file per dialogues shard. Each file is written atomically and records a fingerprint of its input; it is
+rebuilt when the input changes. Only one process writes at a time. A folder that was made with another model or dataset
+is refused.
 """
 
 import json
@@ -23,8 +24,8 @@ from dialog_gen.gates.summary import without_gates
 
 CONFIG_FILE = "config.json"
 
-# Names, places and the spelling of a transform do not change a vector.
-_FOR_PEOPLE = ("model", "dialogues", "transform")
+# The name of the model, the location of the dataset and the repr of the transform do not change a vector.
+_NOT_COMPARED = ("model", "dialogues", "transform")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,14 @@ class Source:
     """Relative to the dataset folder."""
     rows: int
     sha256: str
-    """Of the file's bytes, as its manifest states it."""
+    """SHA-256 of the file's bytes, as recorded in the shard's manifest."""
 
 
 def sources_of(dataset: DatasetFolder) -> Iterator[Source]:
-    """The finished shards that hold dialogues, in order. Raises UsageError for a damaged manifest, or if none does."""
+    """Yields the finished shards that contain dialogues, in order.
+
+    Raises UsageError for a damaged manifest, or if no shard contains dialogues.
+    """
     found = False
     for name in dataset.shards():
         manifest = dataset.manifest(name)
@@ -51,12 +55,12 @@ def sources_of(dataset: DatasetFolder) -> Iterator[Source]:
                 found = True
                 yield Source(name, entry.path, entry.rows, entry.sha256)
     if not found:
-        raise UsageError(f"{dataset.location} holds no dialogues: `dialog-gen status` tells what it holds.")
+        raise UsageError(f"{dataset.location} holds no dialogues: `dialog-gen status` shows what it contains.")
 
 
 @contextmanager
-def reading(dataset: DatasetFolder, source: Source, columns: list[str], advice: str) -> Generator[RowFile]:
-    """A shard's file. Raises UsageError where it is gone, damaged, or lacks one of the columns."""
+def open_shard(dataset: DatasetFolder, source: Source, columns: list[str], advice: str) -> Generator[RowFile]:
+    """Opens the data file of a shard. Raises UsageError if it is missing or damaged, or lacks one of the columns."""
     with dataset.row_file(source.path) as file:
         if missing := [name for name in columns if name not in file.names]:
             raise UsageError(f"{dataset.location}/{source.path} has no column {', '.join(missing)}: {advice}.")
@@ -64,15 +68,16 @@ def reading(dataset: DatasetFolder, source: Source, columns: list[str], advice: 
 
 
 def read_rows(
-    dataset: DatasetFolder, source: Source, columns: Sequence[str], *, kept_only: bool = False, at_once: int = 2048
+    dataset: DatasetFolder, source: Source, columns: Sequence[str], *, kept_only: bool = False, batch_size: int = 2048
 ) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a shard, `at_once` of them; with `kept_only`, `texts` without the pairs that a quality gate marked.
+    """Yields the rows of a shard in lists of up to `batch_size`.
 
-    Raises UsageError as `reading` does, and where `kept_only` asks for gates that did not go over the shard.
+    With `kept_only`, `texts` contains only the pairs that no quality gate marked. Raises UsageError as `open_shard`
+    does, and if `kept_only` is set but the gates were not run on the shard.
     """
     wanted = [*columns, "gates"] if kept_only else [*columns]
-    with reading(dataset, source, wanted, "a dataset that `dialog-gen run` wrote has it") as file:
-        for batch in file.batches(at_once, wanted):
+    with open_shard(dataset, source, wanted, "a dataset that `dialog-gen run` wrote has it") as file:
+        for batch in file.batches(batch_size, wanted):
             rows: list[dict[str, Any]] = batch.to_pylist()
             if kept_only:
                 if any(row["gates"] is None for row in rows):
@@ -82,11 +87,11 @@ def read_rows(
 
 
 def identity_of(clip: Clip) -> dict[str, Any]:
-    """What decides the vectors and token ids of a model, as JSON values."""
+    """The properties of a model that determine its vectors and token ids, as JSON values."""
     return {
         "model": clip.name,
         "weights_sha256": clip.weights_sha256,
-        # An activation is not among the weights.
+        # The weights do not include the activation function.
         "model_config": json.loads(json.dumps(clip.config)),
         "preprocess_config": json.loads(json.dumps(clip.preprocess_config)),
         "transform": re.sub(r" at 0x[0-9a-f]+", "", repr(clip.preprocess)),
@@ -94,16 +99,16 @@ def identity_of(clip: Clip) -> dict[str, Any]:
 
 
 def identity_of_dataset(dataset: DatasetFolder) -> dict[str, Any]:
-    """What tells datasets apart, however many shards are finished, and in whatever version of the record they are."""
+    """Identifies a dataset, independently of how many of its shards are finished and of its version of the record."""
     config = dataset.config()
     if "schema_version" in config:
-        # An upgrade changes no image and no text. 2 was current when folders were first made from datasets.
+        # An upgrade changes no image and no text. Version 2 was current when such folders were first made.
         config["schema_version"] = 2
     return {"dialogues": dataset.location, "dialogues_config_sha256": sha256_json(config)}
 
 
 def read_json(file: Path, what: str) -> dict[str, Any]:
-    """A small file of a folder. Raises UsageError where it is missing or damaged."""
+    """Reads a JSON file; `what` names the content in errors. Raises UsageError if the file is missing or damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -113,8 +118,8 @@ def read_json(file: Path, what: str) -> dict[str, Any]:
 
 
 def refuse_other(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises UsageError if what is in `folder` was made with something else than is `wanted`."""
-    keys = [key for key in wanted if key not in _FOR_PEOPLE and found.get(key) != wanted[key]]
+    """Raises UsageError if `folder` was made with another model, dataset or setting than `wanted`."""
+    keys = [key for key in wanted if key not in _NOT_COMPARED and found.get(key) != wanted[key]]
     if not keys:
         return
     if set(keys) & {"weights_sha256", "model_config"}:
@@ -129,10 +134,10 @@ def refuse_other(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, An
 
 @contextmanager
 def open_derived(out: Path, config: Mapping[str, Any], part: str) -> Generator[DatasetWriter]:
-    """Holds `out` for writing; `part` is the subfolder of its files.
+    """Opens `out` for writing and locks it; `part` is the subfolder of its data files.
 
-    Raises UsageError where another process writes there, or something else made what is there; DialogGenError where the
-    disk refuses.
+    Raises UsageError if another process is writing there or if `out` was made from something else; DialogGenError if
+    the disk refuses a write.
     """
     if (out / CONFIG_FILE).exists():
         found = read_json(out / CONFIG_FILE, part)
@@ -146,17 +151,17 @@ def open_derived(out: Path, config: Mapping[str, Any], part: str) -> Generator[D
             yield store
     except OSError as error:
         what = error.strerror or error
-        raise DialogGenError(f"cannot write {out}: {what}. Run again to go on; finished shards are kept.") from error
+        raise DialogGenError(f"cannot write {out}: {what}. Run again to continue; finished shards are kept.") from error
 
 
 def put(store: DatasetWriter, name: str, file: Path) -> None:
-    """Moves a finished file of the store's temporary folder to its place: whole or not at all."""
+    """Moves a finished file from the store's temporary folder to its final name, atomically."""
     fsync(file)
     store.put(name, file)
 
 
 def remove_others(store: DatasetWriter, part: str, keep: set[str]) -> None:
-    """Removes files of shards that the dataset does not have any more."""
+    """Removes files of shards that are no longer in the dataset."""
     for name in store.list(part):
         if name not in keep:
             store.remove(f"{part}/{name}")

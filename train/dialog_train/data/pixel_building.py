@@ -1,12 +1,12 @@
-"""The pixel set: images decoded and resized, texts tokenised, once; read at random from memory-mapped Arrow files.
+"""Builds the pixel set: images are decoded and resized, and texts tokenised, once; training memory-maps the result.
 
     OUT/config.json       where images and texts come from, the model's resizing, its tokenizer
-    OUT/rows/SHARD.json   reason -> images left out
+    OUT/rows/SHARD.json   reason -> number of images left out
     OUT/rows/SHARD.arrow  image_id, image_hash, pixels (3 x H x W, uint8), caption (ids), dialogues (ids of each QA
-                          pair), and which texts were cut; written last
-    OUT/summary.json      rows of each shard, what was left out and why, what was cut
+                          pair), and which texts were truncated; written last
+    OUT/summary.json      rows of each shard, what was left out and why, what was truncated
 
-A row is an image; of equal images the first one counts. At 224 x 224 pixels an image takes 150 kB.
+One row per image. Of identical images only the first one is used. At 224 x 224 pixels an image takes 150 kB.
 """
 
 import hashlib
@@ -37,21 +37,21 @@ from dialog_train.data.pixel_sources import PixelShard, PixelSource, StoredImage
 from dialog_train.data.row_files import count_rows, rows_schema, text_columns
 from dialog_train.data.training_set import TrainingSetSummary
 
-_IMAGES_AT_ONCE = 128
+_IMAGES_PER_BATCH = 128
 _log = logging.getLogger(__name__)
 
 
 def build_pixel_set(source: PixelSource, clip: Clip, out: Path, *, workers: int = 0) -> PixelSet:
-    """Makes what is not there yet: shard by shard, each whole or not at all.
+    """Builds the shards that are missing; each one is written atomically.
 
-    Images are resized and cropped as `clip` does in evaluation, in `workers` processes or in this one where that is 0.
-    Memory grows neither with the source nor with its shards.
+    Images are resized and cropped as `clip` does in evaluation, in `workers` processes, or in this process if `workers`
+    is 0. Memory use depends neither on the size of the source nor on the size of its shards.
 
-    Raises UsageError for a source without a usable row or an `out` that something else was written to; DialogGenError
-    where `out` cannot be written.
+    Raises UsageError for a source without a usable row or an `out` that was made from something else; DialogGenError if
+    `out` cannot be written.
     """
     encoder = TextEncoder(clip.tokenizer)
-    # Means and deviations are left to `Normalization`.
+    # `Normalization` applies mean and standard deviation on the device, so the pixels stay uint8 here.
     resize: dict[str, Any] = {**clip.preprocess_config, "mean": [0.0] * 3, "std": [1.0] * 3}
     size: Any = resize["size"]
     shape = (3, size, size) if isinstance(size, int) else (3, *size)
@@ -91,12 +91,15 @@ class _Pixels(NamedTuple):
 
 
 class _Shards:
-    """Batches of images of the shards that are not there yet: what the loader takes for indices, for its workers."""
+    """Yields batches of images from the shards that are missing.
+
+    It serves as the loader's batch sampler: a batch takes the place of a list of indices and is sent to a worker.
+    """
 
     def __init__(self, source: PixelSource, out: Path) -> None:
         self._source, self._out = source, out
         self.fingerprints: dict[str, str] = {}
-        """Of all shards that were come by, in order."""
+        """Fingerprints of all shards visited so far, in order."""
 
     def __iter__(self) -> Iterator[list[_Item]]:
         for shard in self._source.shards():
@@ -107,12 +110,12 @@ class _Shards:
 
 def _batches(shard: PixelShard) -> Iterator[list[_Item]]:
     images = shard.read()
-    while batch := [_Item(shard.name, image) for image in islice(images, _IMAGES_AT_ONCE)]:
+    while batch := [_Item(shard.name, image) for image in islice(images, _IMAGES_PER_BATCH)]:
         yield batch
 
 
 class _Decoder:
-    """Item -> item without its bytes, hash and pixels (3, H, W) uint8, or the reason why it is left out."""
+    """Maps an item to (item without its bytes, hash, pixels (3, H, W) uint8 or the reason why it is left out)."""
 
     def __init__(self, resize: Any) -> None:
         self._resize = resize
@@ -131,7 +134,7 @@ class _Decoder:
         except UnreadableImage as error:
             return bare, 0, error.reason
         head = hashlib.sha256(image.data).digest()[:8]
-        # The transform divided them by 255.
+        # The transform divided the pixel values by 255.
         return bare, int.from_bytes(head), (pixels * 255).round().to(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Images as pixels with captions and dialogues, for objectives that train an image tower: what they get each step."""
+"""Images as pixels, with captions and dialogues: the batches of objectives that train an image tower."""
 
 import math
 from collections.abc import Sequence
@@ -28,29 +28,30 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelBatch:
-    """N images with a caption and, where they are asked for, a dialogue each."""
+    """N images, each with a caption and, on request, a dialogue."""
 
     image_ids: list[str]
     pixels: Tensor
-    """(N, 3, H, W) uint8, resized for the model; `Normalization` makes its input of them."""
+    """(N, 3, H, W) uint8, resized for the model; `Normalization` turns them into the model's input."""
     caption_tokens: Tensor
     """(N, L) int64, padded to the longest of the batch."""
     dialogue_tokens: Tensor | None
-    """(N, L') int64."""
+    """(N, L') int64, padded to the longest of the batch."""
     position_boxes: Tensor | None = None
-    """(N, 4) float32: regions whose positions the image tower takes: see `mammut.training.cropped_positions`."""
+    """(N, 4) float32: x1, y1, x2, y2 of the regions whose positions the image tower uses, from 0 to 1; see
+    `mammut.training.cropped_positions`."""
 
     def to(self, device: torch.device) -> "PixelBatch":
-        """With its tensors on a device."""
+        """A copy with its tensors on `device`."""
         return to_device(self, device)
 
     def statistics(self) -> dict[str, float]:
-        """`duplicate_captions`: the share, 0 to 1, of captions that another image has too: negatives that are none."""
+        """`duplicate_captions`: share (0 to 1) of captions that another image of the batch has too: false negatives."""
         return {"duplicate_captions": share_of_repeated(self.caption_tokens)}
 
 
 class Normalization(nn.Module):
-    """Pixels (N, 3, H, W) uint8 -> what the image tower was made for, float32, on the pixels' device."""
+    """Pixels (N, 3, H, W) uint8 -> the image tower's input, normalised float32, on the pixels' device."""
 
     def __init__(self, preprocess_config: dict[str, Any]) -> None:
         super().__init__()
@@ -61,12 +62,12 @@ class Normalization(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """See the class."""
+        """(N, 3, H, W) uint8 -> (N, 3, H, W) float32."""
         return (pixels.float() / 255 - self.mean) / self.std
 
 
 class PixelRows(Protocol):
-    """What is needed of a `PixelSet`."""
+    """The part of `PixelSet` that `PixelBatches` uses."""
 
     config: dict[str, Any]
     has_dialogues: bool
@@ -75,12 +76,12 @@ class PixelRows(Protocol):
     def batch(
         self, rows: Any, epoch: int, *, dialogues: DialogueUse | None = None, full_length: bool = False
     ) -> PixelBatch:
-        """Pixels and texts of some rows."""
+        """The pixels and texts of the given rows."""
         ...
 
 
 class PixelSet:
-    """Random access to the rows. Raises UsageError where there is no finished pixel set."""
+    """Random access to the rows of a pixel set. Raises UsageError if there is no finished pixel set."""
 
     def __init__(self, out: Path) -> None:
         self.summary = TrainingSetSummary(**read_json(out / SUMMARY_FILE, KIND))
@@ -89,7 +90,7 @@ class PixelSet:
         self._tokens = TokenBatches(self.config["tokenizer"])
         self._shape: tuple[int, ...] = tuple(self.config["shape"])
         self._files = RowFiles(out / PART, self.summary.shards, "pixels", self._shape)
-        # 64 bits tell images apart but for one chance in millions among three million.
+        # With 64 bits, the chance of a collision among three million images is about one in four million.
         _, first = np.unique(self._files.numbers("image_hash"), return_index=True)
         self._rows: npt.NDArray[np.int64] = np.sort(first)
 
@@ -104,9 +105,10 @@ class PixelSet:
         dialogues: DialogueUse | None = None,
         full_length: bool = False,
     ) -> PixelBatch:
-        """These rows; `dialogues`: the QA pair whose turn it is in this epoch, or all pairs joined, or none.
+        """The given rows as a batch.
 
-        `full_length` pads to the model's context, for text towers that see the padding. Raises IndexError.
+        `dialogues` selects the QA pair of this epoch, all pairs joined, or none. `full_length` pads to the model's
+        context length, for text towers that see the padding. Raises IndexError for a row that does not exist.
         """
         places = self._files.places(self._rows[rows])
         pixels = np.empty((len(places), *self._shape), np.uint8)
@@ -126,12 +128,12 @@ class PixelSet:
 
 
 class PixelBatches:
-    """`Data` of a pixel set, in an order of its own every epoch."""
+    """`Data` of a pixel set, in a new order every epoch."""
 
     def __init__(
         self, recipe: PixelRecipe, rows: PixelRows, *, dialogues: DialogueUse | None = None, full_length: bool
     ) -> None:
-        """Raises UsageError for a batch that is larger than the data, and for dialogues that there are not."""
+        """Raises UsageError for a batch that is larger than the data, or if the data lacks the required dialogues."""
         if dialogues and not rows.has_dialogues:
             raise UsageError("this objective needs dialogues: give data.dialogues instead of data.images.")
         self._rows, self._full_length = rows, full_length
@@ -142,21 +144,22 @@ class PixelBatches:
         self.fingerprint: dict[str, Any] = {"rows": len(rows), "config_sha256": sha256_json(rows.config)}
 
     def batch(self, step: int, share: Share) -> PixelBatch:
-        """A share of the batch of a step, as `Data` describes."""
+        """A process's share of the batch of a step, as `Data` describes."""
         epoch, chosen = self._order.rows(step, share)
         batch = self._rows.batch(chosen, epoch, dialogues=self._dialogues, full_length=self._full_length)
         if self._crop_area == 1:
             return batch
-        # Drawn for all processes, so that each image has one crop whichever takes it.
+        # Drawn for the whole batch, so that an image's crop does not depend on the process that handles it.
         draws = np.random.default_rng([self._seed, step]).random((self._batch_size, 3))
         mine = columns_of(share.rank, share.world_size, self._batch_size)
         return replace(batch, pixels=random_crops(batch.pixels, draws[mine], self._crop_area))
 
 
 def random_crops(pixels: Tensor, draws: npt.NDArray[np.float64], least_area: float) -> Tensor:
-    """(N, 3, H, W) uint8, each image's random crop resized to (H, W).
+    """Takes a random crop of each image and resizes it: (N, 3, H, W) uint8 -> (N, 3, H, W) uint8.
 
-    `draws` (N, 3), uniform in [0, 1), give a crop's share of the area, from `least_area` to 1, and its place.
+    `draws` (N, 3), uniform in [0, 1), determine a crop's share of the area, from `least_area` to 1, and its x and y
+    position.
     """
     height, width = pixels.shape[-2:]
     crops: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What a pixel set is made of: images as they are stored, with captions and, from a dialogues dataset, dialogues."""
+"""Sources of a pixel set: stored images with captions and, from a dialogues dataset, dialogues."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from dialog_train.data.derived import Source, identity_of_dataset, read_rows, so
 from dialog_train.data.training_set import DIALOGUE_FORMATS, DialogueFormat
 
 _SHARD_SIZE = 1024
-_ROWS_AT_ONCE = 64
+_ROWS_PER_BATCH = 64
 _COLUMNS = ["image_id", "images", "caption", "texts"]
 
 
@@ -24,7 +24,7 @@ class StoredImage(NamedTuple):
     data: bytes | None
     caption: str | None
     dialogues: list[str] | None
-    """The text of each question-answer pair; None where there are no dialogues to be had."""
+    """The text of each question-answer pair; None if the source has no dialogues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class PixelShard:
 
     name: str
     fingerprint: str
-    """Changes with the content."""
+    """Hash that changes when the content changes."""
     read: Callable[[], Iterator[StoredImage]]
 
 
@@ -42,16 +42,16 @@ class PixelSource(Protocol):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What tells it from others, as JSON values."""
+        """Identifies the source, as JSON values."""
         ...
 
     def shards(self) -> Iterator[PixelShard]:
-        """In order. Raises UsageError for what is missing or damaged."""
+        """The shards, in order. Raises UsageError if data is missing or damaged."""
         ...
 
 
 def open_pixel_source(settings: PixelSettings) -> PixelSource:
-    """What a recipe names. Raises UsageError for a dataset that does not exist."""
+    """Opens the source that a recipe names. Raises UsageError for a dataset that does not exist."""
     if settings.images is not None:
         return CaptionedImages(settings.images)
     assert settings.dialogues is not None  # noqa: S101 - the settings have one of the two
@@ -60,17 +60,17 @@ def open_pixel_source(settings: PixelSettings) -> PixelSource:
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImages:
-    """Images with captions: whatever `open_source` reads."""
+    """Images with captions, from any location that `open_source` can read."""
 
     location: str
 
     @property
     def config(self) -> dict[str, Any]:
-        """See `PixelSource`."""
+        """Implements `PixelSource`."""
         return {"images": self.location}
 
     def shards(self) -> Iterator[PixelShard]:
-        """See `PixelSource`."""
+        """Implements `PixelSource`."""
         for shard in open_source(self.location, shard_size=_SHARD_SIZE):
             yield PixelShard(shard.name, shard.fingerprint, partial(_captioned, shard))
 
@@ -85,18 +85,18 @@ class DialogueImages:
 
     @property
     def config(self) -> dict[str, Any]:
-        """See `PixelSource`."""
+        """Implements `PixelSource`."""
         own = {"dialogue_format": self.dialogue_format, "kept_only": self.kept_only}
         return {**identity_of_dataset(self.dataset), **own}
 
     def shards(self) -> Iterator[PixelShard]:
-        """See `PixelSource`."""
+        """Implements `PixelSource`."""
         for source in sources_of(self.dataset):
             yield PixelShard(source.shard, source.sha256, partial(self._read, source))
 
     def _read(self, source: Source) -> Iterator[StoredImage]:
         text = DIALOGUE_FORMATS[self.dialogue_format]
-        for rows in read_rows(self.dataset, source, _COLUMNS, kept_only=self.kept_only, at_once=_ROWS_AT_ONCE):
+        for rows in read_rows(self.dataset, source, _COLUMNS, kept_only=self.kept_only, batch_size=_ROWS_PER_BATCH):
             for row in rows:
                 data = row["images"][0]["bytes"] if row["images"] else None
                 texts = [text.format_map(pair) for pair in row["texts"]]
@@ -104,7 +104,7 @@ class DialogueImages:
 
 
 def frequent_questions(settings: PixelSettings, count: int = 3) -> list[str]:
-    """The questions that the most dialogues ask, the most frequent first; none where there are no dialogues."""
+    """The `count` most frequent questions of the dialogues, most frequent first; empty if there are no dialogues."""
     if settings.dialogues is None:
         return []
     dataset = DatasetFolder.existing(settings.dialogues)
@@ -112,7 +112,7 @@ def frequent_questions(settings: PixelSettings, count: int = 3) -> list[str]:
     for source in sources_of(dataset):
         for rows in read_rows(dataset, source, ["texts"]):
             asked.update(pair["user"] for row in rows for pair in row["texts"])
-    # Of questions asked equally often, always the same.
+    # Ties are broken alphabetically, so the result is deterministic.
     return sorted(asked, key=lambda question: (-asked[question], question))[:count]
 
 

@@ -1,6 +1,6 @@
-"""What a training needs of its data and has not got yet: made by one process while the others wait.
+"""Prepares the data of a training: one process computes what is missing while the others wait.
 
-On several machines the folder `data.work` of a recipe is shared.
+If a training spans several machines, they must share the folder `data.work` of the recipe.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from dialog_train.data.vectors import DECODERS, VectorStore, embed_dataset
 def prepare_vectors(
     dataset: DatasetFolder, clip: Clip, out: Path, device: str, on_progress: OnProgress, *, crops: int = 0
 ) -> VectorStore:
-    """The image vectors of a dataset; call it in one process only. Raises what `embed_dataset` raises."""
+    """Computes the image vectors of a dataset. Call it in one process only. Raises what `embed_dataset` raises."""
     embed_dataset(dataset, clip, out, device=device, workers=DECODERS, crops=crops, on_progress=on_progress)
     return VectorStore(out)
 
@@ -29,7 +29,7 @@ def prepare_vectors(
 def prepare_training_set(
     recipe: DialogueRecipe, clip: Clip, accelerator: Accelerator, on_progress: OnProgress = ignore_progress
 ) -> TrainingSet:
-    """Image vectors and token ids. Raises what `embed_dataset` and `build_training_set` raise."""
+    """Computes image vectors and token ids. Raises what `embed_dataset` and `build_training_set` raise."""
     rows = recipe.data.work / "training_set"
     if accelerator.is_main_process:
         dataset = DatasetFolder.existing(recipe.data.dialogues)
@@ -42,7 +42,7 @@ def prepare_training_set(
 
 
 def prepare_pixel_set(recipe: PixelRecipe, clip: Clip, accelerator: Accelerator) -> PixelSet:
-    """Pixels and token ids. Raises what `open_pixel_source` and `build_pixel_set` raise."""
+    """Computes pixels and token ids. Raises what `open_pixel_source` and `build_pixel_set` raise."""
     out = recipe.data.work / "pixel_set"
     if accelerator.is_main_process:
         build_pixel_set(open_pixel_source(recipe.data), clip, out, workers=DECODERS)

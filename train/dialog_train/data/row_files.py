@@ -1,6 +1,6 @@
-"""The files of training and pixel sets: Arrow, uncompressed, so that rows are read at random without being loaded.
+"""Arrow files of training sets and pixel sets: uncompressed, so that random rows are read without loading the file.
 
-The only definition of their columns.
+This module is the only definition of their columns.
 """
 
 import zlib
@@ -19,12 +19,12 @@ from torch import Tensor
 from dialog_gen.clip.text.tokens import Ids, TextEncoder, join_ids, padded
 from dialog_gen.core.errors import UsageError
 
-# Its functions are made when it is imported: the type checker sees none.
+# pyarrow.compute creates its functions at import time, so the type checker does not know them.
 _compute: Any = pyarrow.compute
 
 
-def rows_schema(*of_image: pa.Field) -> pa.Schema:
-    """Columns of rows; `of_image`: those that stand between an image's id and its texts."""
+def rows_schema(*image_fields: pa.Field) -> pa.Schema:
+    """The schema of the rows; `image_fields` are the columns between an image's id and its texts."""
     ids = pa.list_(pa.int32())
     texts = {
         "caption": ids,
@@ -34,11 +34,11 @@ def rows_schema(*of_image: pa.Field) -> pa.Schema:
         "concatenated_truncated": pa.bool_(),
     }
     fields = [pa.field(name, kind, nullable=False) for name, kind in texts.items()]
-    return pa.schema([pa.field("image_id", pa.string(), nullable=False), *of_image, *fields])
+    return pa.schema([pa.field("image_id", pa.string(), nullable=False), *image_fields, *fields])
 
 
 def text_columns(encoder: TextEncoder, captions: list[str], dialogues: list[list[str]]) -> list[pa.Array]:
-    """The columns of `rows_schema` from `caption` on; `dialogues`: the text of each QA pair of each image."""
+    """The columns of `rows_schema` from `caption` on; `dialogues` contains the text of each QA pair of each image."""
     caption_ids, captions_cut = encoder(captions)
     pair_ids, pairs_cut = encoder([text for texts in dialogues for text in texts])
     ends = np.cumsum([0, *map(len, dialogues)])
@@ -59,7 +59,7 @@ def text_columns(encoder: TextEncoder, captions: list[str], dialogues: list[list
 
 
 def id_lists(texts: Sequence[Ids]) -> pa.ListArray:
-    """A column of texts."""
+    """A column of token id lists, one per text."""
     offsets = np.cumsum([0, *map(len, texts)])
     return pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()), pa.array(np.concatenate([np.empty(0, np.int32), *texts]))
@@ -67,15 +67,15 @@ def id_lists(texts: Sequence[Ids]) -> pa.ListArray:
 
 
 class Piece:
-    """A record batch of a file, without copies."""
+    """A view of a record batch of a file; it copies nothing."""
 
     def __init__(self, batch: pa.RecordBatch, column: str, shape: Sequence[int]) -> None:
-        """`column`: numbers that stand for the image, `shape` those of a row."""
+        """`column`: the numbers that represent the image; `shape`: their shape per row."""
         columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
         self.columns = columns
         self.image_ids = columns["image_id"]
         self.values: npt.NDArray[Any] = columns[column].values.to_numpy().reshape(-1, *shape)
-        """(rows, *shape)"""
+        """Shape (rows, *shape)."""
         self._caption_ends: npt.NDArray[np.int32] = columns["caption"].offsets.to_numpy()
         self._caption_ids: Ids = columns["caption"].values.to_numpy()
         self._pair_ends: npt.NDArray[np.int32] = columns["dialogues"].offsets.to_numpy()
@@ -90,17 +90,17 @@ class Piece:
         return self._caption_ids[self._caption_ends[row] : self._caption_ends[row + 1]]
 
     def pair_count(self, row: int) -> int:
-        """QA pairs of the image."""
+        """Number of QA pairs of the image."""
         return int(self._pair_ends[row + 1] - self._pair_ends[row])
 
     def pair(self, row: int, number: int) -> Ids:
-        """Token ids of a QA pair, from 0."""
+        """Token ids of QA pair `number`, counted from 0."""
         place = self._pair_ends[row] + number
         return self._dialogue_ids[self._dialogue_ends[place] : self._dialogue_ends[place + 1]]
 
 
 Place = tuple[Piece, int]
-"""Where a row stands."""
+"""A record batch and the number of a row in it."""
 
 
 AnyPiece = TypeVar("AnyPiece", bound=Sized)
@@ -112,9 +112,9 @@ class MappedRows(Generic[AnyPiece]):
     def __init__(
         self, folder: Path, shards: Iterable[tuple[str, int]], piece: Callable[[pa.RecordBatch], AnyPiece]
     ) -> None:
-        """`shards`: names and rows; `piece`: what gives the rows of a record batch.
+        """`shards`: name and number of rows of each; `piece`: makes the view of a record batch.
 
-        Raises UsageError for a file that is gone, damaged or of another length.
+        Raises UsageError for a file that is missing, damaged or has another number of rows.
         """
         self._pieces: list[AnyPiece] = []
         for shard, count in shards:
@@ -136,7 +136,7 @@ class MappedRows(Generic[AnyPiece]):
         return int(self._starts[-1])
 
     def places(self, rows: Sequence[int] | npt.NDArray[Any]) -> list[tuple[AnyPiece, int]]:
-        """Where these rows stand. Raises IndexError for one that there is not."""
+        """Locates the given rows. Raises IndexError for a row that does not exist."""
         order = np.asarray(rows, np.int64)
         if len(order) and not 0 <= order.min() <= order.max() < len(self):
             raise IndexError(f"rows must be from 0 to {len(self) - 1}, got {order.min()} to {order.max()}")
@@ -151,32 +151,35 @@ class RowFiles(MappedRows[Piece]):
     """The rows of a training or pixel set."""
 
     def __init__(self, folder: Path, shards: Iterable[tuple[str, int]], column: str, shape: Sequence[int]) -> None:
-        """For `column` and `shape` see `Piece`, for the others `MappedRows`."""
+        """Opens the files; `column` and `shape` as in `Piece`, the other parameters as in `MappedRows`."""
         super().__init__(folder, shards, lambda batch: Piece(batch, column, shape))
 
     def numbers(self, column: str) -> npt.NDArray[Any]:
-        """A column of numbers, of all rows."""
+        """The values of a numeric column in all rows, in order."""
         return np.concatenate([piece.columns[column].to_numpy() for piece in self._pieces])
 
 
 class TokenBatches:
-    """Token ids of rows as tensors (N, L) int64, padded to the longest or, where `full_length`, to the context."""
+    """Token ids of rows as int64 tensors (N, L).
+
+    Texts are padded to the longest text or, with `full_length`, to the context length.
+    """
 
     def __init__(self, tokenizer: dict[str, Any], context_length: int | None = None) -> None:
-        """`tokenizer`: see `TextEncoder.config`. `context_length`: cut texts to fewer tokens than are stored."""
+        """`tokenizer`: as in `TextEncoder.config`. `context_length`: truncates texts to fewer tokens than stored."""
         self.context_length: int = context_length or tokenizer["context_length"]
         self._pad_id: int = tokenizer["pad_id"]
         self._start: list[int] = tokenizer["start"]
         self._end: list[int] = tokenizer["end"]
 
     def captions(self, places: Sequence[Place], *, full_length: bool) -> Tensor:
-        """Captions."""
+        """The captions of the rows at `places`."""
         return self.tensor([piece.caption(row) for piece, row in places], full_length=full_length)
 
     def dialogues(self, places: Sequence[Place], epoch: int, *, concatenate: bool, full_length: bool) -> Tensor:
-        """The QA pair whose turn it is in this epoch, or all pairs joined where `concatenate`.
+        """One QA pair per image, chosen by `epoch`, or all pairs joined if `concatenate` is set.
 
-        Over as many epochs as an image has pairs each comes once; where it starts depends on the image.
+        An image with P pairs uses each of them once in P epochs; the image's id determines the first one.
         """
         texts: list[Ids] = []
         for piece, row in places:
@@ -190,7 +193,7 @@ class TokenBatches:
         return self.tensor(texts, full_length=full_length)
 
     def tensor(self, texts: Sequence[Ids], *, full_length: bool) -> Tensor:
-        """Any texts."""
+        """Texts as token ids -> (N, L), truncated to the context length and padded."""
         cut = [
             join_ids([ids], self._start, self._end, self.context_length) if len(ids) > self.context_length else ids
             for ids in texts
@@ -199,14 +202,14 @@ class TokenBatches:
 
 
 def open_rows(file: Path) -> Any:
-    """A file as an Arrow table that is mapped, not read. Raises OSError or ValueError."""
-    # The mapping outlives the file's descriptor, of which there are too few for a file a shard.
+    """Memory-maps a file as an Arrow table. Raises OSError or ValueError."""
+    # The mapping outlives the file descriptor. Keeping one open descriptor per shard could exceed the system's limit.
     with pa.memory_map(str(file)) as source:
         return pa.ipc.open_file(source).read_all()
 
 
 def rows_made_from(file: Path, fingerprint: str) -> Any:
-    """As `open_rows`; None where the file is missing, damaged or made from something else."""
+    """Like `open_rows`, but returns None if the file is missing, damaged or has another fingerprint."""
     try:
         table = open_rows(file)
     except (OSError, ValueError):
@@ -215,7 +218,7 @@ def rows_made_from(file: Path, fingerprint: str) -> Any:
 
 
 def count_rows(file: Path, fingerprint: str) -> Counter[str] | None:
-    """What a shard holds and what was cut; None as for `rows_made_from`."""
+    """Numbers of rows, of pairs and of truncated texts in a shard; None in the same cases as `rows_made_from`."""
     table = rows_made_from(file, fingerprint)
     if table is None:
         return None

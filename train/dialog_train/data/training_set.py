@@ -1,10 +1,11 @@
 """The training set: image vectors and token ids, computed once, read at random from memory-mapped Arrow files.
 
     OUT/config.json       dialogues, model and weights, tokenizer, the dialogues' format
-    OUT/rows/SHARD.arrow  image_id, vector, caption (ids), dialogues (ids of each QA pair), and which of them were cut
-    OUT/summary.json      rows of each shard, what was left out and why, what was cut; written last
+    OUT/rows/SHARD.arrow  image_id, vector, caption (ids), dialogues (ids of each QA pair), and which of them were
+                          truncated
+    OUT/summary.json      rows of each shard, what was left out and why, what was truncated; written last
 
-A row is an image. An image stands in it once, whatever the number of its copies in the dataset.
+One row per image. An image that the dataset contains several times has one row.
 """
 
 import functools
@@ -38,9 +39,9 @@ from dialog_train.data.derived import (
     identity_of,
     identity_of_dataset,
     open_derived,
+    open_shard,
     put,
     read_json,
-    reading,
     refuse_other,
     remove_others,
     sources_of,
@@ -55,45 +56,45 @@ DIALOGUE_FORMATS: dict[DialogueFormat, str] = {
     "labelled": "Question: {user} Answer: {assistant}",
     "answer": "{assistant}",
 }
-"""How a question and its answer become one text; evaluation takes the format of the training."""
+"""How a question and its answer become one text. Evaluation uses the same format as training."""
 
 _KIND = "training set"
 _PART = "rows"
 _SUMMARY_FILE = "summary.json"
-_ROWS_AT_ONCE = 2048
+_ROWS_PER_BATCH = 2048
 _COLUMNS = ["image_id", "image_sha256", "caption", "texts"]
-# Why a row is left out; 0 is kept.
+# Reasons why a row is left out; index 0 means that the row is used.
 _REASONS = ("", "without_caption", "without_dialogue", "without_vector", "duplicate_image")
 _DUPLICATE = _REASONS.index("duplicate_image")
 
-# Its functions are made when it is imported: the type checker sees none.
+# pyarrow.compute creates its functions at import time, so the type checker does not know them.
 _compute: Any = pyarrow.compute
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSetSummary:
-    """What a training set holds and what it leaves out."""
+    """What a training set contains and what it leaves out."""
 
     rows: int
     pairs: int
     dropped: dict[str, int]
-    """Reason -> dialogues left out."""
+    """Reason -> number of dialogues left out."""
     truncated: dict[str, int]
-    """Texts longer than the model's context: "captions" (of `rows`), "dialogues" (of `pairs`), and "concatenated": the
-    images (of `rows`) whose dialogues are too long when they are joined."""
+    """Number of texts longer than the model's context: "captions" (of `rows`), "dialogues" (of `pairs`), and
+    "concatenated": images (of `rows`) whose dialogues are too long when joined."""
     shards: list[tuple[str, int]] = field(repr=False)
     """Name and rows of each shard with rows, in order."""
 
     def truncation_rates(self) -> dict[str, float]:
-        """Fractions of the texts that were cut."""
+        """The fraction of texts that were truncated, for each kind of text."""
         of = {"captions": self.rows, "dialogues": self.pairs, "concatenated": self.rows}
         return {name: self.truncated[name] / count for name, count in of.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """N images with a caption and a dialogue each."""
+    """N images, each with a caption and a dialogue."""
 
     image_ids: list[str]
     image_vectors: Tensor
@@ -101,19 +102,19 @@ class Batch:
     caption_tokens: Tensor
     """(N, L) int64, padded to the longest of the batch."""
     dialogue_tokens: Tensor
-    """(N, L') int64."""
+    """(N, L') int64, padded to the longest of the batch."""
 
     def to(self, device: torch.device) -> "Batch":
-        """With its tensors on a device."""
+        """A copy with its tensors on `device`."""
         return to_device(self, device)
 
     def statistics(self) -> dict[str, float]:
-        """What is logged of each batch."""
+        """The values that are logged for each batch."""
         return {"duplicate_captions": self.duplicate_captions}
 
     @property
     def duplicate_captions(self) -> float:
-        """Share of the captions, 0 to 1, that another image of the batch has too: negatives that are none."""
+        """Share (0 to 1) of captions that another image of the batch also has: false negatives."""
         return share_of_repeated(self.caption_tokens)
 
 
@@ -127,13 +128,14 @@ def build_training_set(
     kept_only: bool = False,
     on_shard: Callable[[int], None] = lambda rows: None,
 ) -> TrainingSetSummary:
-    """Makes what is not there yet. Memory grows by 9 bytes an image; `on_shard` hears the dialogues read.
+    """Builds the training set, or what is missing of it.
 
-    `kept_only` leaves out the pairs that a quality gate marked, and images that keep none.
+    `kept_only` leaves out the pairs that a quality gate marked, and images that have no pair left. `on_shard` is called
+    with the number of dialogues read. Memory use grows by 9 bytes per image.
 
-    Raises UsageError for vectors of another model or of an older dataset, a dataset without the columns, without a
-    usable row or (`kept_only`) without gates, or an `out` that something else was written to; DialogGenError where
-    `out` cannot be written.
+    Raises UsageError for vectors of another model or of an older dataset; for a dataset without the columns, without a
+    usable row or, with `kept_only`, without gates; and for an `out` that was made from something else. Raises
+    DialogGenError if `out` cannot be written.
     """
     if dialogue_format not in DIALOGUE_FORMATS:
         hint = did_you_mean(dialogue_format, DIALOGUE_FORMATS)
@@ -194,10 +196,10 @@ def build_training_set(
 
 
 class TrainingSet:
-    """Random access to the rows. Raises UsageError where there is no finished training set."""
+    """Random access to the rows of a training set. Raises UsageError if there is no finished training set."""
 
     def __init__(self, out: Path, context_length: int | None = None) -> None:
-        """`context_length`: cut texts to fewer tokens than they are stored with."""
+        """`context_length`: truncates texts to fewer tokens than are stored."""
         self.out = out
         found = read_json(out / _SUMMARY_FILE, _KIND)
         found.pop("fingerprint")
@@ -218,11 +220,11 @@ class TrainingSet:
     def batch(
         self, rows: Sequence[int] | npt.NDArray[Any], epoch: int, *, concatenate: bool, full_length: bool = False
     ) -> Batch:
-        """These rows, with the QA pair whose turn it is in this epoch, or all pairs joined where `concatenate`.
+        """The given rows as a batch, with one QA pair each, or all pairs joined if `concatenate` is set.
 
-        Over as many epochs as an image has pairs each comes once; where it starts depends on the image. Where there are
-        crops, image and epoch decide whether the vector is that of the whole image or of one of them.
-        `full_length` pads to the model's context, for text towers that see the padding.
+        `epoch` selects the pair: an image with P pairs uses each of them once in P epochs; the image's id determines
+        the first one. If crops are stored, image and epoch determine whether the vector is that of the whole image or
+        of a crop. `full_length` pads to the model's context length, for text towers that see the padding.
         """
         places = self._rows.places(rows)
         ids = [piece.image_ids[row].as_py() for piece, row in places]
@@ -232,7 +234,7 @@ class TrainingSet:
             vector[:] = views[zlib.crc32(f"{image_id}/{epoch}".encode()) % len(views)]
         return Batch(
             image_ids=ids,
-            # Rounding to half a float left the norms a little off one.
+            # Rounding to float16 left the norms slightly off one.
             image_vectors=normalize(torch.from_numpy(vectors), dim=-1),
             caption_tokens=self._tokens.captions(places, full_length=full_length),
             dialogue_tokens=self._tokens.dialogues(places, epoch, concatenate=concatenate, full_length=full_length),
@@ -240,9 +242,10 @@ class TrainingSet:
 
 
 def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Row numbers (steps, batch_size) of an epoch: a permutation that depends on seed and epoch only.
+    """Row numbers (steps, batch_size) of an epoch: a permutation that depends only on seed and epoch.
 
-    The rows that fill no batch are left out; other epochs leave out others. Raises UsageError if there is no batch.
+    The rows that do not fill a batch are left out; each epoch leaves out other rows. Raises UsageError if the rows do
+    not fill a single batch.
     """
     steps = rows // batch_size
     if not steps:
@@ -254,9 +257,9 @@ def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int) -> npt.NDAr
 
 
 def columns_of(rank: int, world_size: int, batch_size: int) -> slice:
-    """The columns of `epoch_batches` that a process takes; together they take all, in order of rank.
+    """The columns of `epoch_batches` that one process takes. All processes together take all columns, in order of rank.
 
-    Raises UsageError for a batch size that does not divide by the world size.
+    Raises UsageError if the batch size is not a multiple of the world size.
     """
     if batch_size % world_size:
         raise UsageError(f"batch_size {batch_size} is for all processes together: it must divide by {world_size}.")
@@ -264,7 +267,7 @@ def columns_of(rank: int, world_size: int, batch_size: int) -> slice:
 
 
 class EpochOrder:
-    """Which rows a step takes: an order of its own every epoch."""
+    """Maps steps to rows, in a new order every epoch."""
 
     def __init__(self, rows: int, batch_size: int, seed: int) -> None:
         """Raises UsageError for a batch that is larger than the data."""
@@ -273,16 +276,16 @@ class EpochOrder:
         self.steps_per_epoch = len(self._of(0))
 
     def rows(self, step: int, share: Share) -> tuple[int, npt.NDArray[np.int64]]:
-        """The epoch of step `step`, from 0, and the rows of a share of its batch.
+        """The epoch of step `step` (counted from 0) and the rows of a process's share of its batch.
 
-        Raises UsageError for a batch that cannot be shared so.
+        Raises UsageError if the batch size is not a multiple of the number of processes.
         """
         epoch, number = divmod(step, self.steps_per_epoch)
         return epoch, self._of(epoch)[number, columns_of(share.rank, share.world_size, self._batch_size)]
 
 
 def _verdicts(dialogues: "_Rows", vectors: VectorStore, sources: list[Source]) -> list[npt.NDArray[np.int8]]:
-    """For each shard, for each row: 0, or the number of the reason why it is left out."""
+    """For each shard an array with one number per row: an index of `_REASONS`, or 0 for a row that is used."""
     verdicts: list[npt.NDArray[np.int8]] = []
     hashes: list[npt.NDArray[np.uint64]] = []
     for source in sources:
@@ -301,7 +304,7 @@ def _verdicts(dialogues: "_Rows", vectors: VectorStore, sources: list[Source]) -
         captioned = _compute.greater(_compute.utf8_length(_compute.utf8_trim_whitespace(table["caption"])), 0)
         verdict[~_bools(captioned)] = _REASONS.index("without_caption")
         verdicts.append(verdict)
-        # 64 bits tell images apart but for one chance in millions among three million.
+        # With 64 bits, the chance of a collision among three million images is about one in four million.
         heads = [int(sha256[:16], 16) for sha256 in table["image_sha256"].to_pylist()]
         hashes.append(np.array(heads, np.uint64))
     everything, usable = np.concatenate(hashes), np.flatnonzero(np.concatenate(verdicts) == 0)
@@ -328,14 +331,14 @@ def _bools(mask: Any) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The dialogues as they are trained on."""
+    """Reads the dialogues of a dataset, with `kept_only` without the pairs that a quality gate marked."""
 
     dataset: DatasetFolder
     kept_only: bool
 
     def read(self, source: Source) -> pa.Table:
         columns = [*_COLUMNS, "gates"] if self.kept_only else _COLUMNS
-        with reading(self.dataset, source, columns, "a dataset that `dialog-gen run` wrote has it") as file:
+        with open_shard(self.dataset, source, columns, "a dataset that `dialog-gen run` wrote has it") as file:
             table = file.read(columns)
         if not self.kept_only:
             return table
@@ -348,7 +351,7 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Builder:
-    """Writes the rows of a shard."""
+    """Builds the Arrow file of each shard."""
 
     store: DatasetWriter
     out: Path
@@ -358,7 +361,7 @@ class _Builder:
     dialogue_format: str
 
     def shard(self, source: Source, verdict: npt.NDArray[np.int8]) -> Counter[str]:
-        """The counts of the shard; its rows are read, not written, where they are there already."""
+        """Writes the rows of a shard unless they exist already, and returns the shard's counts."""
         name = f"{_PART}/{source.shard}.arrow"
         fingerprint = hashlib.sha256(source.sha256.encode() + verdict.tobytes()).hexdigest()
         found = count_rows(self.out / name, fingerprint)
@@ -373,8 +376,8 @@ class _Builder:
         schema = schema.with_metadata({"fingerprint": fingerprint})
         part = self.store.tmp / f"{source.shard}.arrow"
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for start in range(0, len(table), _ROWS_AT_ONCE):
-                writer.write_batch(self._encode(table.slice(start, _ROWS_AT_ONCE).combine_chunks(), schema))
+            for start in range(0, len(table), _ROWS_PER_BATCH):
+                writer.write_batch(self._encode(table.slice(start, _ROWS_PER_BATCH).combine_chunks(), schema))
         put(self.store, name, part)
         found = count_rows(self.out / name, fingerprint)
         if found is None:

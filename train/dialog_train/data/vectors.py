@@ -1,10 +1,11 @@
-"""Image vectors of a frozen image tower: computed once, stored one Parquet file a dialogues shard.
+"""Image vectors of a frozen image tower: computed once, stored as one Parquet file per dialogues shard.
 
     OUT/config.json            the model, its weights' hash, the transform, the crops, the dataset
     OUT/vectors/SHARD.parquet  image_id, image_sha256, vector: unit-norm, computed in float32, stored as float16;
-                               of the whole image, and behind it those of its crops, where there are any
+                               the vector of the whole image, followed by those of its crops, if there are any
 
-The key-value metadata of each file holds `source` (hash of the dialogues file), `rows`, and `lost` (reason -> images).
+The key-value metadata of each file contains `source` (hash of the dialogues file), `rows`, and `lost` (reason -> number
+of images).
 """
 
 import json
@@ -37,9 +38,9 @@ from dialog_train.data.derived import (
     identity_of,
     identity_of_dataset,
     open_derived,
+    open_shard,
     put,
     read_json,
-    reading,
     refuse_other,
     remove_others,
     sources_of,
@@ -52,23 +53,23 @@ _NO_IMAGE = "no_image"
 _CROP_AREA = (0.5, 1.0)
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 DECODERS = min(16, _CORES - 1)
-"""Processes that decode images, where nothing else is said: one core is left to the image tower."""
+"""Default number of processes that decode images; one core is left for the image tower."""
 
 
 @dataclass(slots=True, kw_only=True)
 class EmbedSummary:
-    """What `embed_dataset` did; the counts of vectors and lost images are those of the whole dataset."""
+    """Result of `embed_dataset`; the counts of vectors and lost images cover the whole dataset."""
 
     shards: int = 0
     skipped_shards: int = 0
-    """Of these, those that were there already."""
+    """Number of shards that were already embedded."""
     vectors: int = 0
     lost: Counter[str] = field(default_factory=Counter[str])
-    """Images without a vector: reasons of `dialog_gen.sources.images`, or "no_image"."""
+    """Reason -> number of images without a vector. Reasons are those of `dialog_gen.sources.images`, and "no_image"."""
 
 
 class VectorStore:
-    """Reads what `embed_dataset` wrote. Raises UsageError where there is nothing."""
+    """Reads the vectors that `embed_dataset` wrote. Raises UsageError if there are none."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -78,16 +79,16 @@ class VectorStore:
 
     @property
     def width(self) -> int:
-        """Numbers a vector."""
+        """Dimensions of a vector."""
         return self.config["width"]
 
     @property
     def crops(self) -> int:
-        """Crops an image: with the whole one there are so many vectors and one more in a row."""
+        """Crops per image. A row contains `crops` + 1 vectors: that of the whole image comes first."""
         return self.config["crops"]
 
     def check(self, clip: Clip) -> None:
-        """Raises UsageError if the vectors are those of another model."""
+        """Raises UsageError if the vectors were computed with another model."""
         refuse_other(self.out, self.config, identity_of(clip))
 
     def shards(self) -> list[str]:
@@ -95,12 +96,12 @@ class VectorStore:
         return sorted(path.stem for path in (self.out / _PART).glob("*.parquet"))
 
     def source(self, shard: str) -> str | None:
-        """Hash of the dialogues file that the shard was made from; None where the shard is missing or damaged."""
+        """Hash of the dialogues file that the shard was made from; None if the shard is missing or damaged."""
         metadata = _metadata(self.out, shard)
         return metadata["source"] if metadata else None
 
     def read(self, shard: str) -> pa.Table:
-        """Columns image_id, image_sha256, vector."""
+        """The rows of a shard: columns image_id, image_sha256, vector."""
         return pq.read_table(self.out / _PART / f"{shard}.parquet")
 
 
@@ -115,14 +116,14 @@ def embed_dataset(
     crops: int = 0,
     on_progress: OnProgress = ignore_progress,
 ) -> EmbedSummary:
-    """Makes the vectors that are not there yet. The model is left on `device`.
+    """Computes the vectors that are missing. The model is left on `device`.
 
-    Images are decoded in `workers` processes, or in this one where that is 0.
-    `crops`: views of each image beside the whole one, see `crop_boxes`; a trainer takes another one each epoch.
-    Memory grows neither with the dataset nor with the shard. An image that cannot be read is left out and counted.
+    Images are decoded in `workers` processes, or in this process if `workers` is 0. `crops` is the number of additional
+    views per image, see `crop_boxes`; training uses another view each epoch. Memory use depends neither on the size of
+    the dataset nor on the size of a shard. An image that cannot be read is left out and counted.
 
-    Raises UsageError for a dataset without images, vectors of another model, dataset or number of crops in `out`, or a
-    model whose vectors are not finite; DialogGenError where `out` cannot be written.
+    Raises UsageError for a dataset without images, for an `out` with vectors of another model, dataset or number of
+    crops, and for a model whose vectors are not finite; DialogGenError if `out` cannot be written.
     """
     config = {
         "kind": _KIND,
@@ -162,10 +163,10 @@ def embed_dataset(
 
 
 def crop_boxes(size: tuple[int, int], image_sha256: str, crops: int) -> list[tuple[int, int, int, int]]:
-    """(left, upper, right, lower) of so many squares in an image of `size` (width, height), in pixels.
+    """The (left, upper, right, lower) pixel coordinates of `crops` squares in an image of `size` (width, height).
 
-    Each takes 50 to 100 % of the area of the largest square, somewhere in the image. They follow from the image's hash,
-    and the first ones are the same however many there are.
+    Each square covers 50 to 100 % of the area of the largest square that fits, at a random position. The squares are
+    determined by the image's hash; a larger `crops` adds squares and keeps the first ones.
     """
     width, height = size
     boxes: list[tuple[int, int, int, int]] = []
@@ -189,12 +190,15 @@ class _Batch(NamedTuple):
     image_ids: list[str]
     image_sha256s: list[str]
     pixels: Tensor | None
-    """(images, views, 3, H, W)"""
+    """Shape (images, views, 3, H, W); None if no image could be decoded."""
     lost: list[str]
 
 
 class _Batches:
-    """Rows as they are read, one shard a batch: what the loader takes for indices and hands to its workers."""
+    """Yields batches of rows; a batch never mixes shards.
+
+    It serves as the loader's batch sampler: a batch takes the place of a list of indices and is sent to a worker.
+    """
 
     def __init__(self, dataset: DatasetFolder, sources: list[Source], batch_size: int) -> None:
         self._dataset, self._sources, self._batch_size = dataset, sources, batch_size
@@ -203,7 +207,7 @@ class _Batches:
         advice = "vectors need the images: make the dataset again, or get one that was shared with its images"
         for source in self._sources:
             has_image = False
-            with reading(self._dataset, source, _COLUMNS, advice) as file:
+            with open_shard(self._dataset, source, _COLUMNS, advice) as file:
                 for batch in file.batches(self._batch_size, _COLUMNS):
                     rows = [_row(source.shard, row) for row in batch.to_pylist()]
                     has_image = has_image or any(row.data is not None for row in rows)
@@ -218,7 +222,7 @@ def _row(shard: str, row: dict[str, Any]) -> _Row:
 
 
 class _Decoder:
-    """Row -> row and pixels (views, 3, H, W), or the reason why there are none."""
+    """Maps a row to (row without its bytes, pixels (views, 3, H, W) or the reason why there are none)."""
 
     def __init__(self, preprocess: Callable[[Any], Tensor], crops: int) -> None:
         self._preprocess, self._crops = preprocess, crops
@@ -230,7 +234,7 @@ class _Decoder:
             image = decode_image(row.data)
             boxes = crop_boxes(image.size, row.image_sha256, self._crops)
             views = [image, *(image.crop(box) for box in boxes)]
-            # The bytes need not travel back.
+            # Without the bytes, less data is sent back from the worker.
             return row._replace(data=None), torch.stack([self._preprocess(view) for view in views])
         except UnreadableImage as error:
             return row._replace(data=None), error.reason
@@ -276,7 +280,7 @@ def _embed_shard(
             advance(len(batch.image_ids) + len(batch.lost))
         if count + sum(lost.values()) != source.rows:
             raise UsageError(
-                f"{source.path} has not the {source.rows} rows its sidecar states: see `dialog-gen verify`."
+                f"{source.path} does not have the {source.rows} rows that its manifest states: see `dialog-gen verify`."
             )
         metadata = {"source": source.sha256, "rows": str(count), "lost": json.dumps(dict(sorted(lost.items())))}
         writer.add_key_value_metadata(metadata)
@@ -285,7 +289,7 @@ def _embed_shard(
 
 
 def _encode(model: Any, pixels: Tensor) -> Tensor:
-    """(N, 3, H, W) -> unit-norm float16 (N, D) on the CPU."""
+    """Embeds images: (N, 3, H, W) -> unit-norm float16 (N, D) on the CPU."""
     parameter = next(model.parameters())
     with torch.inference_mode():
         vectors = normalize(model.encode_image(pixels.to(parameter.device, non_blocking=True)).float(), dim=-1)

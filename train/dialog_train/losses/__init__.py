@@ -1,6 +1,6 @@
-"""Objectives, one file each. Each returns named losses, already weighted, whose sum is the loss of a step.
+"""Losses, one file each. The functions are imported on first use, so that the registry in `base` does not need torch.
 
-The functions are imported when they are first used, so that the registry in `base` is there without torch.
+An objective returns named losses, already weighted; their sum is the loss of a step.
 """
 
 from importlib import import_module

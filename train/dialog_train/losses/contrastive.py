@@ -1,4 +1,4 @@
-"""The contrastive loss of CLIP (arXiv 2103.00020), in either or both directions."""
+"""The contrastive loss of CLIP (arXiv 2103.00020), in one direction or both."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""DRAFT: captions and dialogues both against the images, and their similarity distributions against each other."""
+"""DRAFT: contrastive losses of captions and dialogues with images, and the discrepancy of their similarities (MMD)."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -10,7 +10,7 @@ from dialog_train.losses.base import Direction, MmdOver
 from dialog_train.losses.contrastive import contrastive_loss
 from dialog_train.losses.mmd import median_sigma, median_sigma_rows, mmd2_rbf, mmd2_rbf_rows
 
-# The gradient of sqrt is singular at 0, where both distributions agree.
+# The gradient of sqrt is singular at 0, where the two distributions agree.
 _SQRT_EPS = 1e-8
 
 
@@ -28,19 +28,21 @@ def draft_loss(
     mmd_root: bool = False,
     mmd_detach_captions: bool = False,
 ) -> dict[str, Tensor]:
-    """The three parts of the DRAFT loss, already weighted: their sum is the loss.
+    """The three parts of the DRAFT loss, already weighted; their sum is the loss.
 
     L = a CE(I, T(z)) + (1 - a) CE(I, T(y)) + mmd_weight MMD^2(s_caption, s_dialogue),  s_ij = I(x_j) . T(.)_i
 
-    All features are (N, D), unit-norm, row i of one image; across processes they are the gathered global batch.
+    All features are (N, D), unit-norm; row i of each belongs to image i. With several processes they are the gathered
+    global batch.
 
     direction   of the contrastive parts; `t2i` is the thesis' eq. 4.4.1
-    mmd_sigma   on the scale of cosines, whatever the logit scale; several are averaged; "median" is the heuristic.
-                Rows lie about sqrt(N) times as far apart as scalars
-    mmd_over    the samples of the two distributions: `scalars` all N^2 similarities (eq. 4.4.3), `rows` each row as one
-                sample, `positives` the N of matching pairs, `negatives` the others, `apart` these two added up
+    mmd_sigma   in units of cosine similarity, independent of the logit scale; several widths are averaged;
+                "median" is the median heuristic. Rows are about sqrt(N) times as far apart as scalars
+    mmd_over    the samples of the two distributions: `scalars` all N^2 similarities (eq. 4.4.3), `rows` each row as
+                one sample, `positives` the N matching pairs, `negatives` the other pairs, `apart` the sum of the
+                losses of the last two
     mmd_root    sqrt(MMD^2 + eps), the norm as printed in eq. 4.4.3
-    mmd_detach_captions   dialogues are pulled towards captions, never captions towards dialogues
+    mmd_detach_captions   the MMD moves dialogues towards captions, but not captions towards dialogues
 
     Raises ValueError for `a` outside [0, 1], shapes that do not match, or an unknown option.
     """

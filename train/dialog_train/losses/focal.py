@@ -10,13 +10,13 @@ from dialog_train.losses.base import LOSSES, PairLoss
 def focal_contrastive_loss(
     image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float, *, gamma: float = 2.0
 ) -> Tensor:
-    """Every pair of N images and N texts as a yes-no question of its own; those that are answered well count less.
+    """Classifies each pair of N images and N texts as matching or not; easy pairs get a lower weight.
 
     L = -1/N sum_ij (1 - p_ij)^gamma log p_ij
     p_ij = sigmoid(logit_scale x_i . y_j) for i = j, and 1 - sigmoid(logit_scale x_i . y_j) otherwise
 
     `image_features` x and `text_features` y are (N, D), unit-norm; pair i matches. With gamma = 0 it is SigLIP's loss
-    without a bias. Both directions, which the papers average, have the same terms.
+    without a bias. The papers average two directions, which have the same terms.
 
     Raises ValueError for shapes that do not match or a negative gamma.
     """
@@ -30,7 +30,7 @@ def focal_contrastive_loss(
     logits = logit_scale * image_features @ text_features.T
     signs = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
     log_p = logsigmoid(signs * logits)
-    # 1 - p, from the side where it loses no digits.
+    # 1 - p, computed without cancellation.
     weights = (gamma * logsigmoid(-signs * logits)).exp()
     return -(weights * log_p).sum() / len(logits)
 

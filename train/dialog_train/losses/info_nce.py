@@ -13,16 +13,16 @@ def info_nce(
     temperature: float = 0.05,
     left_out: Tensor | None = None,
 ) -> Tensor:
-    """The sum of both directions, each the mean over the N pairs (q_i, p_i). With c(x, y) = x . y / temperature:
+    """The sum of both directions; each is the mean over the N pairs (q_i, p_i). With c(x, y) = x . y / temperature:
 
     forward    -log( exp c(q_i, p_i) / (sum_j exp c(q_i, p_j) + sum_j sum_k exp c(q_i, n_jk)) )
     backward   -log( exp c(q_i, p_i) / sum_j exp c(q_j, p_i) )
 
-    `queries` and `targets` are (N, D), `negatives` (M, D): all hard negatives of the batch, every query's own and those
-    of the others; with them it is InfoNCE+. All are unit-norm; across processes they are the gathered global batch.
+    `queries` and `targets` are (N, D). `negatives` (M, D) are the hard negatives of all queries of the batch; with them
+    the loss is InfoNCE+. All are unit-norm. With several processes they are the gathered global batch.
 
-    `left_out` (N, N + M) are places of [targets; negatives] that stand in no denominator of the query of their row, nor
-    in the backward direction: negatives that are none, such as a target equal to the query's own.
+    `left_out` (N, N + M) bool marks false negatives among [targets; negatives], such as a target equal to the query's
+    own: they are left out of the denominator of their row's query, and of the backward direction.
 
     Raises ValueError for shapes that do not match or a temperature that is not positive.
     """

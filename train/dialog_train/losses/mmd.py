@@ -1,12 +1,12 @@
 """Squared maximum mean discrepancy under an RBF kernel (Gretton et al. 2012), in linear time for scalars.
 
-On a bounded interval the kernel exp(-d^2 / (2 sigma^2)) is, up to its repetitions every P, a Fourier series
+On a bounded interval the kernel exp(-d^2 / (2 sigma^2)) is, except for its repetitions with period P, a Fourier series
 
     k(d) = sum_k w_k cos(theta_k d),   theta_k = 2 pi k / P,
     w_0 = sqrt(2 pi) sigma / P,        w_k = 2 w_0 exp(-2 (pi k sigma / P)^2),
 
-so that MMD^2 = sum_k w_k |mean_x e^(i theta_k x) - mean_y e^(i theta_k y)|^2: K frequencies instead of all pairs. The
-pairwise form over N^2 similarities would cost N^4 kernel evaluations a step.
+so that MMD^2 = sum_k w_k |mean_x e^(i theta_k x) - mean_y e^(i theta_k y)|^2: K frequencies replace all pairs. The
+pairwise form over N^2 similarities would cost N^4 kernel evaluations per step.
 """
 
 import math
@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Cosines lie within [-1, 1]; rounding may carry them a little further.
+# Cosines are within [-1, 1]; rounding may exceed that slightly.
 _RANGE = 2.0 + 1e-3
-# Of what is left out, relative to the kernel's peak: repetitions of the kernel and frequencies beyond the last.
+# Error bound relative to the kernel's peak: from repetitions of the kernel and from omitted frequencies.
 _TAIL = 1e-13
-# Values at a time: on a CPU what its caches hold, on a GPU enough that launching kernels does not count.
+# Values per chunk: on a CPU they fit its caches; on a GPU they are enough to hide the cost of launching kernels.
 _CHUNK, _CHUNK_GPU = 1 << 18, 1 << 22
 
 
 def mmd2_rbf(x: Tensor, y: Tensor, sigma: float) -> Tensor:
     """Biased MMD^2 between two samples of scalars in [-1, 1], kernel exp(-(x - y)^2 / (2 sigma^2)).
 
-    `x` (n,) and `y` (m,) may differ in length and have any shape, which is flattened. Agrees with the pairwise form to
-    1e-6 in value for sigma from 0.02 to 1. Sums run in float64; the result has the inputs' type, the memory it takes
-    does not grow with the number of frequencies. There is no second derivative.
+    `x` and `y` may differ in size and have any shape; they are flattened. The value agrees with the pairwise form to
+    1e-6 for sigma from 0.02 to 1. Sums are computed in float64; the result has the inputs' type. Memory use does not
+    grow with the number of frequencies. There is no second derivative.
 
     Raises ValueError for empty samples or a sigma that is not positive.
     """
@@ -42,7 +42,7 @@ def mmd2_rbf(x: Tensor, y: Tensor, sigma: float) -> Tensor:
 
 
 def _series(sigma: float) -> tuple[float, Tensor]:
-    """The period P and the weights w_0 ... w_{K-1} in float64."""
+    """The period P and the weights w_0 ... w_{K-1} (K,) in float64."""
     reach = math.sqrt(-2 * math.log(_TAIL))
     period = _RANGE + reach * sigma
     count = math.ceil(reach * period / (2 * math.pi * sigma)) + 1
@@ -55,8 +55,8 @@ def _series(sigma: float) -> tuple[float, Tensor]:
 class _CharacteristicMean(torch.autograd.Function):
     """x (any shape) -> mean of (cos theta_k x, sin theta_k x), (K, 2) in float64.
 
-    Powers of e^(i theta_1 x) by repeated multiplication, chunk by chunk, and again on the way back: autograd would keep
-    all K powers of every value.
+    Powers of e^(i theta_1 x) are computed by repeated multiplication, chunk by chunk, and again in the backward pass:
+    autograd would keep all K powers of every value.
     """
 
     @staticmethod
@@ -86,7 +86,7 @@ class _CharacteristicMean(torch.autograd.Function):
         for chunk in _chunks(x):
             angle = chunk.double() * theta
             step = torch.polar(torch.ones_like(angle), angle)
-            # Horner's scheme: one multiplication and one addition a frequency.
+            # Horner's scheme: one multiplication and one addition per frequency.
             series = torch.zeros_like(step)
             for coefficient in reversed(coefficients.unbind()):
                 series = series * step + coefficient
@@ -99,10 +99,10 @@ def _chunks(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def mmd2_rbf_rows(x: Tensor, y: Tensor, sigma: float) -> Tensor:
-    """Biased MMD^2 between two samples of vectors, (n, D) and (m, D): what an N x N matrix of similarities gives when
-    each row is taken for one sample. Pairwise: n^2 + m^2 + n m kernel evaluations.
+    """Biased MMD^2 between two samples of vectors, (n, D) and (m, D), with n^2 + m^2 + n m kernel evaluations.
 
-    Distances of rows grow with sqrt(D): so must sigma, or there is no gradient.
+    For an N x N matrix of similarities it takes each row as one sample. Distances between rows grow with sqrt(D), so
+    sigma must grow too; otherwise the gradient vanishes.
     """
 
     def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -113,21 +113,21 @@ def mmd2_rbf_rows(x: Tensor, y: Tensor, sigma: float) -> Tensor:
 
 
 def median_sigma(x: Tensor, y: Tensor, *, values: int = 2048) -> float:
-    """The median heuristic: the median distance between two of the pooled scalars, outside the graph.
+    """The median heuristic: the median distance between two of the pooled scalars, without a gradient.
 
-    Taken over `values` of them, evenly spaced in sorted order; never less than 1e-3.
+    It uses `values` of them, evenly spaced in sorted order. The result is at least 1e-3.
     """
     pooled = torch.cat([x.detach().reshape(-1), y.detach().reshape(-1)]).double().sort().values
     return _median_distance(pooled[:, None], values)
 
 
 def median_sigma_rows(x: Tensor, y: Tensor, *, values: int = 2048) -> float:
-    """As `median_sigma`, of vectors (n, D) and (m, D): `values` of the pooled ones, evenly spaced."""
+    """Like `median_sigma`, for vectors (n, D) and (m, D): uses `values` of the pooled ones, evenly spaced."""
     return _median_distance(torch.cat([x.detach(), y.detach()]).double(), values)
 
 
 def _median_distance(pooled: Tensor, values: int) -> float:
-    # In float64: float32 has no room for the places of 2^24 values and more.
+    # float32 cannot represent positions of 2^24 and more exactly.
     last, count = len(pooled) - 1, min(values, len(pooled))
     chosen = torch.linspace(0, last, count, dtype=torch.float64, device=pooled.device).round().long()
     distances = torch.pdist(pooled[chosen])

@@ -1,18 +1,18 @@
-"""The loss of a text decoder: cross entropy of each next token of its targets."""
+"""The loss of a text decoder: cross entropy of the next token."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 IGNORED = -100
-"""In place of a target's token: not a part of it."""
+"""Target id of positions that are not part of the text."""
 
 
 def next_token_sums(logits: Tensor, targets: Tensor) -> Tensor:
-    """(N, T, V) logits and (N, T) token ids -> (N, 2) in float32, of each text: -sum_t log p(target_t), and its tokens.
+    """(N, T, V) logits, (N, T) token ids -> (N, 2) float32: -sum_t log p(target_t) and number of tokens of each text.
 
-    Apart, so that the mean over the tokens of a batch can be taken after the rows of all processes were gathered.
-    `targets` are IGNORED behind the end of a text.
+    The two are returned separately so that the mean over all tokens can be computed after the rows of all processes are
+    gathered. `targets` are IGNORED after the end of a text.
 
     Raises ValueError for shapes that do not match.
     """
@@ -23,6 +23,6 @@ def next_token_sums(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def next_token_loss(sums: Tensor) -> Tensor:
-    """The mean over all tokens of what `next_token_sums` gave, as T5 is trained (arXiv 1910.10683, section 3.1)."""
+    """The mean loss over all tokens, from `next_token_sums` (N, 2), as in T5 (arXiv 1910.10683, section 3.1)."""
     loss, tokens = sums.sum(0)
     return loss / tokens

@@ -12,12 +12,12 @@ from dialog_train.losses.base import LOSSES, PairLoss
 def siglip_loss(
     image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
 ) -> Tensor:
-    """Every pair of N images and N texts as a yes-no question of its own: do the two belong together?
+    """Classifies each pair of N images and N texts as matching or not.
 
     L = -1/N sum_ij log sigmoid(z_ij (logit_scale x_i . y_j + logit_bias)),   z_ij = 1 for i = j, -1 otherwise
 
     `image_features` x and `text_features` y are (N, D), unit-norm; pair i matches. The sum over N^2 pairs is divided by
-    N: each positive brings N - 1 negatives along, which a bias of about -10 outweighs at the start.
+    N. There are N - 1 negatives per positive; an initial bias of about -10 compensates for that.
 
     Raises ValueError for shapes that do not match.
     """
@@ -31,7 +31,7 @@ def siglip_loss(
     return -logsigmoid(signs * logits).sum() / len(logits)
 
 
-# It starts from the belief that nothing matches, at a low temperature (section 3.2).
+# The initial bias predicts that no pair matches; the initial logit scale is low (section 3.2).
 LOSSES.register("siglip")(
     PairLoss(
         description="SigLIP: a sigmoid for each pair, with a learned bias (arXiv 2303.15343)",

@@ -1,4 +1,4 @@
-"""CLIP-3Modal: a third tower's dialogue vectors against images and against captions (thesis eq. 4.3.1)."""
+"""CLIP-3Modal: contrastive losses of dialogue vectors with images and with captions (thesis eq. 4.3.1)."""
 
 from torch import Tensor
 
@@ -15,14 +15,13 @@ def third_tower_loss(
     a: float = 0.65,
     direction: Direction = "symmetric",
 ) -> dict[str, Tensor]:
-    """The two parts of the loss, already weighted: their sum is the loss.
+    """The two parts of the loss, already weighted; their sum is the loss.
 
     L = a CE(I(x), G(z)) + (1 - a) CE(T(y), G(z))
 
-    All features are (N, D), unit-norm, row i of one image; across processes they are the gathered global batch. Only
-    `dialogue_features`, of the third tower G, need a gradient: I and T are frozen.
-
-    `direction` is that of both parts; `t2i`, over images and over captions for each dialogue, is the equation.
+    All features are (N, D), unit-norm; row i of each belongs to image i. With several processes they are the gathered
+    global batch. Only `dialogue_features`, from the third tower G, need a gradient: I and T are frozen. `direction`
+    applies to both parts; `t2i`, the softmax over images and over captions for each dialogue, is the thesis' equation.
 
     Raises ValueError for `a` outside [0, 1], shapes that do not match, or an unknown direction.
     """

@@ -1,4 +1,4 @@
-"""CLIP with a third, fused vector of each image and its text: three contrastive losses (thesis eq. 4.2.1)."""
+"""CLIP with a third, fused vector of each image-text pair: three contrastive losses (thesis eq. 4.2.1)."""
 
 from collections.abc import Sequence
 
@@ -17,14 +17,16 @@ def three_way_loss(
     a: float = 1 / 3,
     b: float = 1 / 3,
 ) -> dict[str, Tensor]:
-    """The three parts of the loss, already weighted: their sum is the loss.
+    """The three parts of the loss, already weighted; their sum is the loss.
 
     L = a CE(I, T) + b CE(T, M) + (1 - a - b) CE(M, I)
 
-    CE is the symmetric `contrastive_loss`. All features are (N, D), unit-norm, row i of one image; across processes
-    they are the gathered global batch. `fused_features` has one M for each view; their losses are averaged.
+    CE is the symmetric `contrastive_loss`. All features are (N, D), unit-norm; row i of each belongs to image i. With
+    several processes they are the gathered global batch. `fused_features` contains one M per view; their losses are
+    averaged.
 
-    Raises ValueError for weights that are not 0 < a, 0 < b, a + b < 1, for no view, or shapes that do not match.
+    Raises ValueError for weights that violate 0 < a, 0 < b, a + b < 1, for an empty `fused_features`, and for shapes
+    that do not match.
     """
     if not (a > 0 and b > 0 and a + b < 1):
         raise ValueError(f"the weights must be 0 < a, 0 < b and a + b < 1, got a = {a}, b = {b}")

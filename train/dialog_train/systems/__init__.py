@@ -1,1 +1,1 @@
-"""Training systems, one file or folder each: what is trained, by which losses, on which data. `base` registers them."""
+"""Training systems, one file or folder each. A system defines what is trained, by which losses, on which data."""

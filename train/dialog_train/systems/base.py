@@ -1,11 +1,11 @@
-"""Training systems by name, and what one has to say of itself.
+"""The registry of training systems, and what a system declares.
 
-A file or folder of this package registers one, and imports torch and the like inside its functions only:
+A file or folder of this package registers one system. It imports torch and other slow packages only inside functions:
 
     SYSTEMS.register("draft")(TrainingSystem(description=..., recipe=DraftRecipe, train=train))
 
-where `train` makes a model with its objective (`dialog_train.system.System`) and batches (`Data`) of a recipe, and
-gives both to `run.fit`. Other packages do the same through the entry points `dialog_train.systems`.
+`train` builds a model with its objective (`dialog_train.system.System`) and batches (`Data`) from a recipe and passes
+both to `run.fit`. Other packages register systems through the entry points `dialog_train.systems`.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,17 +27,17 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """How a training is run, whatever is trained."""
+    """The settings of a run that do not depend on the system."""
 
     accelerator: "Accelerator"
     resume: "Resume"
     on_progress: OnProgress
-    """Does nothing in all processes but the first."""
+    """Only the first process reports progress; in the others this function does nothing."""
     switches: frozenset[str]
-    """Those of the system's own that were given."""
+    """The system's own switches that were given."""
 
     def fit(self, recipe: Recipe, system: "System", data: "Data") -> "FitResult":
-        """Trains in the one loop of all systems: see `dialog_train.loop.fit`, which raises the same."""
+        """Trains with the loop that all systems share; raises what `dialog_train.loop.fit` raises."""
         from dialog_train.loop import fit
 
         return fit(recipe, system, data, accelerator=self.accelerator, resume=self.resume, on_progress=self.on_progress)
@@ -45,16 +45,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSystem(Generic[AnyRecipe]):
-    """What the registry knows of a training system."""
+    """The registry's entry of a training system."""
 
     description: str
     """One line, for lists and help."""
     recipe: type[AnyRecipe]
-    """The model of its recipes; no two systems share one."""
+    """The class of its recipes. Every system has its own class."""
     train: Callable[[AnyRecipe, Run], "FitResult"]
-    """Trains and writes OUT/model."""
+    """Trains a model and writes it to OUT/model."""
     switches: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Its own switches of the command line: name -> help. "export-hf" becomes --export-hf."""
+    """The system's own command line switches: name -> help. "export-hf" becomes --export-hf."""
 
 
 SYSTEMS: Registry[TrainingSystem[Any]] = Registry("training system", "dialog_train.systems", base=TrainingSystem)

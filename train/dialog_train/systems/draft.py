@@ -1,4 +1,4 @@
-"""DRAFT: tunes a CLIP's text tower on captions and dialogues, against the vectors of its frozen image tower."""
+"""DRAFT: tunes a CLIP's text tower on captions and dialogues, with image vectors of its frozen image tower."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,34 +19,35 @@ _Positive = Annotated[float, Field(gt=0)]
 
 
 class DraftLossSettings(Settings):
-    """The options of `dialog_train.losses.draft_loss`, which says what they do."""
+    """The options of `dialog_train.losses.draft_loss`, which documents them."""
 
     a: float = Field(default=0.5, ge=0, le=1)
     """Weight of the dialogues; captions weigh 1 - a."""
     direction: Direction = "symmetric"
-    """Softmax over texts, over images ("t2i", the thesis' equation), or the mean of both."""
+    """Softmax over texts ("i2t"), over images ("t2i", the thesis' equation), or the mean of both ("symmetric")."""
     mmd_weight: float = Field(default=1.0, ge=0)
-    """Weight of the discrepancy between the similarity distributions; 0 leaves it out."""
+    """Weight of the discrepancy (MMD) between the similarity distributions; 0 disables it."""
     mmd_sigma: _Positive | Annotated[tuple[_Positive, ...], Field(min_length=1)] | Literal["median"] = 0.2
-    """Width of the kernel on the scale of cosines, for "rows" sqrt(batch_size) times that; several are averaged."""
+    """Width of the kernel, in units of cosine similarity; "rows" needs about sqrt(batch_size) times as much. The
+    results of several widths are averaged."""
     mmd_over: MmdOver = "scalars"
-    """What a sample of the two distributions is."""
+    """The samples of the two distributions: see `draft_loss`."""
     mmd_root: bool = False
-    """The root of MMD^2, as printed in the thesis."""
+    """Use the square root of MMD^2, as printed in the thesis."""
     mmd_detach_captions: bool = False
-    """Dialogues are pulled towards captions, never captions towards dialogues."""
+    """The MMD term moves dialogues towards captions, but not captions towards dialogues."""
 
 
 class DraftRecipe(DialogueRecipe):
-    """DRAFT: captions and dialogues against the images of a frozen tower."""
+    """DRAFT: aligns captions and dialogues with the images of a frozen tower."""
 
     loss: DraftLossSettings = DraftLossSettings()
     caption_only: bool = False
-    """The control experiment: the dialogue stream gets the captions, all else is the same."""
+    """The control experiment: captions replace the dialogues, everything else stays the same."""
 
 
 def draft_objective(loss: DraftLossSettings, *, caption_only: bool = False) -> "Objective":
-    """DRAFT's losses of a batch; with `caption_only`, captions take the place of the dialogues."""
+    """The objective of DRAFT; with `caption_only`, captions replace the dialogues."""
     from dialog_train.losses import draft_loss
     from dialog_train.system import gather_rows
 
@@ -60,9 +61,9 @@ def draft_objective(loss: DraftLossSettings, *, caption_only: bool = False) -> "
 
 
 def train(recipe: DraftRecipe, run: Run) -> "FitResult":
-    """Trains; with the switch "export-hf" it also writes OUT/hf.
+    """Trains the text tower; with the switch "export-hf" it also writes OUT/hf.
 
-    Raises UsageError for a model that transformers' CLIPModel cannot express, before the training.
+    Raises UsageError before the training if "export-hf" is set and transformers' CLIPModel cannot express the model.
     """
     from dialog_gen.clip.loader import load_clip
     from dialog_train.data.prepare import prepare_training_set

@@ -1,4 +1,4 @@
-"""Contrastive training of a CLIP: image tower and text tower, by the loss of CLIP, SigLIP or another registered one."""
+"""Contrastive training of a CLIP's image and text tower, by the loss of CLIP, SigLIP or another registered loss."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def train(recipe: ClipRecipe, run: Run) -> "FitResult":
-    """Trains both towers, or with `lock_image` the text tower alone, on pixels."""
+    """Trains both towers on pixels and captions, or only the text tower with `lock_image`."""
     from dialog_train.data.pixel_set import PixelBatches
     from dialog_train.data.prepare import prepare_pixel_set
     from dialog_train.systems.clip.training import ClipTraining, starting_point

@@ -7,7 +7,7 @@ class ClipRecipe(TowersRecipe):
     """Contrastive training of an image tower and a text tower on images and captions."""
 
     loss: LossName = "clip"
-    """Such as "clip", a softmax over the batch in both directions (arXiv 2103.00020), or "siglip", a sigmoid for each
-    pair (arXiv 2303.15343)."""
+    """The loss, such as "clip" (a softmax over the batch in both directions, arXiv 2103.00020) or "siglip" (a sigmoid
+    for each pair, arXiv 2303.15343)."""
     lock_image: bool = False
-    """Train the text tower alone, against a frozen image tower (LiT, arXiv 2111.07991)."""
+    """Train only the text tower, with a frozen image tower (LiT, arXiv 2111.07991)."""

@@ -1,4 +1,4 @@
-"""Contrastive training of a CLIP's image and text tower on pixels: the system. Its data is `PixelBatches`."""
+"""The system of contrastive training of an image tower and a text tower on pixels. Its data is `PixelBatches`."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -23,17 +23,17 @@ from dialog_train.systems.clip.config import ClipRecipe
 
 
 def starting_point(recipe: TowersRecipe) -> Clip:
-    """The model that a recipe starts from. Raises UsageError as `load_clip` and `new_clip` do."""
+    """Loads or creates the initial model of a recipe. Raises UsageError as `load_clip` and `new_clip` do."""
     if recipe.from_scratch:
         return new_clip(recipe.model, recipe.seed)
     return load_clip(recipe.model, recipe.pretrained, allow_activation_mismatch=recipe.allow_activation_mismatch)
 
 
 class ClipTraining:
-    """A `System` that trains the towers of `clip`, in place, by the loss that the recipe names."""
+    """A `System` that trains the towers of `clip` in place, by the loss that the recipe names."""
 
     def __init__(self, clip: Clip, recipe: ClipRecipe) -> None:
-        """Raises UsageError for towers of an unknown kind, and for settings that do not go together."""
+        """Raises UsageError for towers of an unknown kind, and for settings that cannot be combined."""
         self.fingerprint: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
         loss = LOSSES.get(recipe.loss, where="loss")
         self.clip = _with_bias(clip, loss)
@@ -48,7 +48,7 @@ class ClipTraining:
         if recipe.lock_image:
             select_trainable(model, self.tower, recipe.optim)
         elif recipe.optim.train_last_layers is not None:
-            raise UsageError("optim.train_last_layers is of the text tower: set lock_image = true, or leave it out.")
+            raise UsageError("optim.train_last_layers is for the text tower: set lock_image = true, or leave it out.")
         elif any(isinstance(module, nn.BatchNorm2d) for module in model.visual.modules()):
             raise UsageError(
                 f"{clip.name} has batch norm, whose statistics would differ between processes: take an image tower "
@@ -61,16 +61,16 @@ class ClipTraining:
         self.logit_scale: nn.Parameter | None = model.logit_scale
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.module: nn.Module = _Towers(self.clip, self.tower, loss, recipe)
-        # Hugging Face's towers may have a pooler that goes unused.
+        # Hugging Face's towers may have a pooler that is not used.
         self.may_leave_parameters_unused = not self.tower.is_native
 
     @property
     def sees_padding(self) -> bool:
-        """Whether texts must have the model's full context length."""
+        """Whether texts must be padded to the model's full context length."""
         return self.tower.whole is not None
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
-        """A checkpoint folder: see `save_clip`."""
+        """Writes a checkpoint folder."""
         save_clip(self.clip, folder, changed)
 
 
@@ -85,7 +85,7 @@ class _Towers(nn.Module):
         self._locked = recipe.lock_image
 
     def train(self, mode: bool = True) -> "_Towers":
-        """Sets the mode of what is trained: a locked tower drops nothing, and keeps its statistics."""
+        """Sets the mode of the trained towers; a locked image tower stays in evaluation mode."""
         super().train(mode)
         self.visual.train(mode and not self._locked)
         return self
@@ -94,7 +94,7 @@ class _Towers(nn.Module):
         with torch.no_grad() if self._locked else nullcontext():
             images = self.visual(self.normalization(batch.pixels))
         texts = self.text(batch.caption_tokens)
-        # Accelerate's autocast is meant for the towers; losses need all of float32.
+        # Mixed precision is for the towers only; losses need full float32.
         with torch.autocast(texts.device.type, enabled=False):
             images, texts = (gather_rows(normalize(rows.float(), dim=-1)) for rows in (images, texts))
             bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
@@ -103,7 +103,7 @@ class _Towers(nn.Module):
 
 
 def _with_bias(clip: Clip, loss: PairLoss) -> Clip:
-    """A model with a logit bias, where the loss takes one; a new bias and the scale start as the loss says."""
+    """Adds a logit bias to a model if the loss needs one, and initialises bias and scale as the loss requires."""
     model = clip.model
     if loss.init_logit_bias is None or model.logit_bias is not None:
         return clip

@@ -1,4 +1,4 @@
-"""What the decoder learns from the texts of an image. The prompt of a task is the same in training and evaluation.
+"""Training examples of the decoder, built from an image's texts. Evaluation uses the same prompts.
 
 | task       | vector            | prompt                      | target             |
 |------------|-------------------|-----------------------------|--------------------|
@@ -6,8 +6,9 @@
 | captioning | the caption's own | caption:                    | the caption        |
 | entailment | context           | entailment: QUESTION ANSWER | yes or no          |
 
-Entailment: the statement is a question with an answer. It follows from the context where the answer is the one that the
-dialogue gives, and contradicts it where it is another image's to a question of the same type (`question_type`).
+Entailment: the statement is a question with an answer. It follows from the context if the answer is the one in the
+dialogue. It contradicts the context if the answer belongs to another image's question of the same type
+(`question_type`).
 """
 
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ class Pair(NamedTuple):
 
 
 class Example(NamedTuple):
-    """What the decoder is given beside a vector, and what it is to write."""
+    """The prompt that the decoder reads after the vector, and the target that it must write."""
 
     task: WritingTask
     prompt: str
@@ -34,23 +35,23 @@ class Example(NamedTuple):
 
 
 def vqa_example(pair: Pair) -> Example:
-    """Question to answer."""
+    """The VQA example of a pair: the question is the prompt, the answer the target."""
     return Example("vqa", PROMPTS["vqa"].format(question=pair.question), pair.answer)
 
 
 def captioning_example(caption: str) -> Example:
-    """The caption itself."""
+    """The captioning example of an image: the caption is the target."""
     return Example("captioning", PROMPTS["captioning"], caption)
 
 
 def entailment_example(pair: Pair, wrong: str | None) -> Example:
-    """Whether a statement follows: that of the pair, or, where there is a `wrong` answer, the contradiction."""
+    """The entailment example of a pair: it follows if `wrong` is None, and contradicts with the answer `wrong`."""
     prompt = PROMPTS["entailment"].format(question=pair.question, answer=pair.answer if wrong is None else wrong)
     return Example("entailment", prompt, FOLLOWS if wrong is None else CONTRADICTS)
 
 
 def wrong_answer(pair: Pair, others: Iterable[Pair]) -> str | None:
-    """The first answer of `others` that another one gives to a question of the same type; None if there is none."""
+    """The first answer in `others` that differs from the pair's and belongs to a question of the same type, or None."""
     kind, right = question_type(pair.question), pair.answer.casefold()
     for other in others:
         if other.answer.casefold() != right and question_type(other.question) == kind:

@@ -1,11 +1,11 @@
-"""The texts of a dialogues dataset with the vectors of their contexts, computed once, read from memory-mapped files.
+"""The texts of a dialogues dataset and their context vectors, computed once, read from memory-mapped files.
 
     OUT/config.json       dialogues, model and weights
     OUT/texts/SHARD.arrow image_id, caption, questions, answers, and the unit-norm text vectors (float16) of the caption
-                          and of all question-answer pairs in one text, cut to the model's context
+                          and of all question-answer pairs joined, truncated to the model's context
     OUT/summary.json      rows of each shard; written last
 
-A row is an image with a caption and a pair. No image is read.
+One row per image that has a caption and at least one pair. No image is read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,31 +48,31 @@ _SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextsSummary:
-    """What there is to train on."""
+    """What the texts contain and what they leave out."""
 
     rows: int
     left_out: int
-    """Dialogues without a caption or a pair."""
+    """Number of dialogues without a caption or without a pair."""
     shards: list[tuple[str, int]] = field(repr=False)
     """Name and rows of each shard with rows, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRow:
-    """An image's texts."""
+    """The texts of an image and their vectors."""
 
     image_id: str
     caption: str
     pairs: list[Pair]
     vectors: dict[Context, Any]
-    """(D,) float16, unit-norm."""
+    """For each kind of context a unit-norm vector (D,) in float16."""
 
 
 class TextVectors:
-    """Texts -> unit-norm text vectors, through a CLIP's frozen text tower. The model is left on `device`."""
+    """Computes unit-norm text vectors with a CLIP's frozen text tower. The model is left on `device`."""
 
     def __init__(self, clip: Clip, device: torch.device | str = "cpu") -> None:
-        """Raises UsageError for a tower of an unknown kind."""
+        """Raises UsageError for a text tower of an unknown kind."""
         try:
             self._tower = TextTower(clip.model.to(device)).eval()
         except TypeError as error:
@@ -80,11 +80,11 @@ class TextVectors:
         self.encoder, self._name = TextEncoder(clip.tokenizer), clip.name
 
     def __call__(self, ids: Sequence[Ids]) -> Tensor:
-        """Token ids of N texts -> (N, D) float32 on the CPU. Raises UsageError where a vector is not finite."""
+        """Token ids of N texts -> (N, D) float32 on the CPU. Raises UsageError if a vector is not finite."""
         return encode_ids(self._tower, self.encoder, ids, self._name).cpu()
 
     def of_dialogues(self, rows: Sequence[Sequence[Pair]]) -> Tensor:
-        """(N, D): the vectors of all pairs of each row, in one text."""
+        """Vectors (N, D) of N dialogues; the pairs of each dialogue are joined to one text."""
         form = DIALOGUE_FORMATS["question_answer"]
         texts = [form.format(user=pair.question, assistant=pair.answer) for row in rows for pair in row]
         ids = iter(self.encoder(texts)[0])
@@ -95,10 +95,11 @@ class TextVectors:
 def build_texts(
     dataset: DatasetFolder, clip: Clip, out: Path, *, kept_only: bool = False, device: torch.device | str = "cpu"
 ) -> TextsSummary:
-    """Makes what is not there yet; `kept_only` leaves out the pairs that a quality gate marked.
+    """Computes the texts and vectors unless they are up to date.
 
-    Raises UsageError for a dataset without the columns, without a usable row or (`kept_only`) without gates, or an
-    `out` that something else was written to; DialogGenError where `out` cannot be written.
+    `kept_only` leaves out the pairs that a quality gate marked. Raises UsageError for a dataset without the columns,
+    without a usable row or, with `kept_only`, without gates, and for an `out` that was made from something else;
+    DialogGenError if `out` cannot be written.
     """
     config = {"kind": _KIND, **identity_of(clip), **identity_of_dataset(dataset), "kept_only": kept_only}
     sources = list(sources_of(dataset))
@@ -131,7 +132,7 @@ def build_texts(
 
 
 class Texts:
-    """Random access to the rows. Raises UsageError where there are none."""
+    """Random access to the rows that `build_texts` wrote. Raises UsageError if there are none."""
 
     def __init__(self, out: Path) -> None:
         found = read_json(out / _SUMMARY_FILE, _KIND)
@@ -160,14 +161,14 @@ class Texts:
         return (self[number] for number in range(len(self)))
 
     def vectors(self, context: Context) -> Iterator[tuple[str, list[str], Tensor]]:
-        """For each shard its name, image ids, and the contexts' vectors (rows, D), unit-norm, in float32."""
+        """Yields for each shard its name, image ids and context vectors (rows, D) in float32, unit-norm."""
         for shard, _ in self.summary.shards:
             rows = open_rows(self._out / _PART / f"{shard}.arrow")
             yield shard, rows["image_id"].to_pylist(), matrix(rows[f"{context}_vector"])
 
 
 def matrix(vectors: Any) -> Tensor:
-    """A column of vectors, float16 -> (rows, D) float32, unit-norm: rounding had left the norms a little off one."""
+    """A column of float16 vectors -> (rows, D) float32, normalised again because rounding changed the norms."""
     values = np.concatenate([chunk.flatten().to_numpy() for chunk in vectors.chunks])
     return normalize(torch.from_numpy(values.reshape(len(vectors), -1).astype(np.float32)), dim=-1)
 

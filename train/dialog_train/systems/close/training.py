@@ -1,4 +1,4 @@
-"""CLOSE for `loop.fit`: the system and its data."""
+"""The training system of CLOSE and its data."""
 
 import hashlib
 import random
@@ -42,11 +42,10 @@ _CANDIDATES = 64
 
 
 def new_decoder(settings: DecoderSettings, width: int, texts: Iterable[str], seed: int) -> CloseDecoder:
-    """The decoder that a training starts with, for vectors of `width`.
+    """The initial decoder of a training, for CLIP vectors of `width` dimensions.
 
-    `texts` are read for the tokenizer of one that is not pretrained. What is random follows from `seed`.
-
-    Raises UsageError for a pretrained one that cannot be loaded or is no T5.
+    `texts` are used to build the tokenizer of a decoder that is not pretrained. Random weights are drawn from `seed`.
+    Raises UsageError for a pretrained model that cannot be loaded or is not a T5.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -61,7 +60,7 @@ def new_decoder(settings: DecoderSettings, width: int, texts: Iterable[str], see
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloseBatch:
-    """N examples."""
+    """A batch of N examples."""
 
     image_ids: list[str]
     vectors: Tensor
@@ -69,21 +68,21 @@ class CloseBatch:
     prompts: Tensor
     """(N, L) int64, padded to the longest of the batch."""
     targets: Tensor
-    """(N, T) int64, IGNORED for padding."""
+    """(N, T) int64, IGNORED in place of padding."""
     cut: float
-    """Share of prompts and targets that were too long."""
+    """Share (0 to 1) of prompts and targets that were truncated."""
 
     def to(self, device: torch.device) -> "CloseBatch":
-        """With its tensors on a device."""
+        """A copy with its tensors on `device`."""
         return to_device(self, device)
 
     def statistics(self) -> dict[str, float]:
-        """What is logged of each batch."""
+        """The values that are logged for each batch."""
         return {"truncated_texts": self.cut}
 
 
 class CloseTraining:
-    """A `System` that trains a decoder, in place. Its CLIP takes no part: `CloseBatches` has the vectors."""
+    """A `System` that trains a decoder in place. CLIP is not called: the batches contain its vectors."""
 
     logit_scale: nn.Parameter | None = None
     may_leave_parameters_unused = False
@@ -106,7 +105,7 @@ class CloseTraining:
         }
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
-        """A folder that loads as a `CloseClip`."""
+        """Writes a folder that loads as a `CloseClip`."""
         save_clip(self._close, folder, changed)
 
 
@@ -121,7 +120,7 @@ class _Trainee(nn.Module):
 
 
 class Rows(Protocol):
-    """What is needed of `Texts`."""
+    """The part of `Texts` that `CloseBatches` uses."""
 
     config: dict[str, Any]
 
@@ -130,9 +129,10 @@ class Rows(Protocol):
 
 
 class CloseBatches:
-    """`Data`: an epoch has one example of every image, the next epoch another one.
+    """`Data` with one example per image and epoch.
 
-    Over as many epochs as an image has examples each comes once. Noise and wrong answers follow from seed and step.
+    An image with E examples uses each of them once in E epochs. Noise and wrong answers are determined by seed and
+    step.
     """
 
     def __init__(self, recipe: CloseRecipe, rows: Rows, decoder: CloseDecoder, adapter: Adapter) -> None:
@@ -148,7 +148,7 @@ class CloseBatches:
         }
 
     def batch(self, step: int, share: Share) -> CloseBatch:
-        """A share of the batch of a step, as `Data` describes."""
+        """A process's share of the batch of a step, as `Data` describes."""
         epoch, chosen = self._order.rows(step, share)
         rows = [self._rows[row] for row in chosen.tolist()]
         examples = [self.example(row, epoch) for row in rows]
@@ -156,10 +156,10 @@ class CloseBatches:
             row.vectors["caption" if example.task == "captioning" else self._recipe.context]
             for row, example in zip(rows, examples, strict=True)
         ]
-        # Rounding to half a float left the norms a little off one.
+        # Rounding to float16 left the norms slightly off one.
         texts = normalize(torch.from_numpy(np.stack(vectors).astype(np.float32)), dim=-1)
         settings, size = self._recipe.decoder, self._recipe.optim.batch_size
-        # Of the whole batch, so that any number of processes shares the same noise.
+        # Drawn for the whole batch, so that the noise does not depend on the number of processes.
         normal = self._normal(step, size, texts.shape[1])[columns_of(share.rank, share.world_size, size)]
         prompts, cut = self._decoder.token_ids([e.prompt for e in examples], settings.max_prompt_tokens)
         targets, more = self._decoder.token_ids([e.target for e in examples], settings.max_target_tokens)
@@ -172,7 +172,7 @@ class CloseBatches:
         )
 
     def example(self, row: TextRow, epoch: int) -> Example:
-        """The example of an image whose turn it is."""
+        """The example of an image that is used in `epoch`."""
         choices = _choices(self._recipe, row)
         turn = epoch + zlib.crc32(row.image_id.encode())
         task, number = choices[turn % len(choices)]
@@ -185,7 +185,7 @@ class CloseBatches:
         if rng.random() < 0.5:
             return entailment_example(pair, None)
         others = (rng.choice(self._rows[rng.randrange(len(self._rows))].pairs) for _ in range(_CANDIDATES))
-        # Without one, the statement stays the true one.
+        # Without a wrong answer, the statement remains the true one.
         return entailment_example(pair, wrong_answer(pair, others))
 
     def _normal(self, step: int, rows: int, width: int) -> Tensor:
@@ -196,7 +196,7 @@ class CloseBatches:
 def prepare_texts(
     recipe: CloseRecipe, clip: Clip, accelerator: Accelerator, on_progress: OnProgress = ignore_progress
 ) -> tuple[Texts, Adapter]:
-    """Makes what is missing of text vectors and, for an adapter, of image vectors; in one process, others wait.
+    """Computes missing text vectors and, for an adapter, image vectors, in one process while the others wait.
 
     Raises what `build_texts`, `embed_dataset` and `fit_adapter` raise.
     """
@@ -212,7 +212,7 @@ def prepare_texts(
 
 
 def training_texts(recipe: CloseRecipe, rows: Iterator[TextRow]) -> Iterator[str]:
-    """All that a decoder may come to read or write: what a tokenizer of words is made from."""
+    """Yields all texts that the decoder can read or write; a word tokenizer is built from them."""
     for row in rows:
         if "captioning" in recipe.tasks:
             yield from captioning_example(row.caption)
@@ -225,7 +225,7 @@ def training_texts(recipe: CloseRecipe, rows: Iterator[TextRow]) -> Iterator[str
 
 
 def fitted_adapter(recipe: CloseRecipe, texts: Texts, images: VectorStore | None) -> Adapter:
-    """The recipe's adapter, fitted to the vectors of contexts and images; `images` may be None for "none" alone."""
+    """The recipe's adapter, fitted to context and image vectors. `images` may be None only for the kind "none"."""
     if images is None:
         return Adapter(kind="none")
     return fit_adapter(recipe.adapter, _paired(recipe, texts, images))

@@ -1,4 +1,4 @@
-"""MaMMUT (arXiv 2303.16839): its training. The model is in `dialog_gen.clip.mammut`."""
+"""Training of MaMMUT (arXiv 2303.16839). The model is in `dialog_gen.clip.mammut`."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def train(recipe: MammutRecipe, run: Run) -> "FitResult":
-    """Trains the image tower and the text decoder, on captions and, where there are any, dialogues."""
+    """Trains the image tower and the text decoder on captions and, if there are any, dialogues."""
     from dialog_train.data.pixel_set import PixelBatches
     from dialog_train.data.pixel_sources import frequent_questions
     from dialog_train.data.prepare import prepare_pixel_set

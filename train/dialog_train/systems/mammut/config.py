@@ -1,4 +1,4 @@
-"""Recipes of MaMMUT."""
+"""The recipe of MaMMUT."""
 
 from typing import Self
 
@@ -9,21 +9,21 @@ from dialog_train.losses.base import LOSSES
 
 
 class MammutRecipe(TowersRecipe):
-    """MaMMUT: an image tower and one text decoder, by a contrastive and a captioning loss (arXiv 2303.16839)."""
+    """MaMMUT: an image tower and one text decoder; a contrastive and a captioning loss (arXiv 2303.16839)."""
 
     loss: LossName = "focal"
-    """The contrastive one, such as "focal", a focal loss of each pair, or "clip", a softmax over the batch."""
+    """The contrastive loss, such as "focal" (a focal loss of each pair) or "clip" (a softmax over the batch)."""
     gamma: float = Field(default=2.0, ge=0)
-    """Of the focal loss: the higher it is, the less do pairs count that the model tells apart well."""
+    """Exponent of the focal loss: the higher it is, the lower is the weight of pairs that are classified well."""
     contrastive_weight: float = Field(default=1.0, ge=0)
     captioning_weight: float = Field(default=1.0, ge=0)
     cross_attention_every: int = Field(default=2, ge=1)
-    """One in this many layers of the decoder reads the image."""
+    """Every `cross_attention_every`-th layer of the decoder attends to the image."""
     cropped_positions: bool = False
-    """Positions of a random region, resized, in place of the whole image's (arXiv 2305.07011, section 3.2)."""
+    """Replace the positional embedding by that of a random region, resized (arXiv 2305.07011, section 3.2)."""
     dialogues: DialogueUse = "rotate"
-    """What the captioning pass learns beside captions, where the data is a dialogues dataset: one question-answer pair
-    of an image an epoch, another in the next; or all in one text."""
+    """How the captioning loss uses dialogues, if the data is a dialogues dataset. "rotate": one question-answer pair
+    per image and epoch, another one in the next epoch; "concatenate": all pairs joined."""
 
     @model_validator(mode="after")
     def _has_an_objective(self) -> Self:

@@ -1,4 +1,4 @@
-"""MaMMUT for `loop.fit`: the system, and its data. The model is `dialog_gen.clip.mammut`'s."""
+"""The training system of MaMMUT and its data. The model is in `dialog_gen.clip.mammut`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,20 +26,20 @@ from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_
 from dialog_train.system import Share, gather_rows
 from dialog_train.systems.mammut.config import MammutRecipe
 
-# Smallest share of the image's area that cropped positions are of.
+# Smallest share of the image's area that a region of cropped positions may have.
 _LEAST_AREA = 0.1
 
 
 class MammutTraining:
-    """A `System` that trains all of a MaMMUT; of a CLIP it takes the towers, in place."""
+    """A `System` that trains all of a MaMMUT. If `clip` is a plain CLIP, its towers are used in place."""
 
     may_leave_parameters_unused = False
 
     def __init__(self, clip: Clip, recipe: MammutRecipe, questions: Sequence[str] = ()) -> None:
-        """`questions`: what the model will ask by default, as a generator, in place of what it asked before.
+        """`questions`: the questions that the model asks by default when it generates; they replace earlier ones.
 
-        Raises UsageError for towers of another kind than MaMMUT's, and for other layers that read the image than a
-        model that is a MaMMUT already has.
+        Raises UsageError for towers of another kind than MaMMUT's, and if `clip` is a MaMMUT whose cross-attention
+        layers differ from the recipe's.
         """
         clip = as_mammut(clip, recipe.cross_attention_every, recipe.seed)
         config = clip.model.config
@@ -63,7 +63,7 @@ class MammutTraining:
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
-        """A model folder of Hugging Face's layout."""
+        """Writes the model folder."""
         save_clip(self._clip, folder, changed)
 
 
@@ -85,10 +85,11 @@ class _TwoPasses(nn.Module):
         image = decoder.read(tokens)
         sums = [_sums(decoder, with_image(batch.caption_tokens, decoder), image)]
         if batch.dialogue_tokens is not None:
-            # A pair has the image's token in place of the start, a caption has both: so the two are told apart.
+            # A pair has the image's token instead of the start token, a caption has both, so the decoder can tell them
+            # apart.
             pairs = with_image(batch.dialogue_tokens[:, 1:], decoder)
             sums.append(_sums(decoder, pairs, image))
-        # Accelerate's autocast is meant for the towers; losses need all of float32.
+        # Mixed precision is for the towers only; losses need full float32.
         with torch.autocast(texts.device.type, enabled=False):
             captioning = next_token_loss(gather_rows(torch.cat(sums)))
             images, texts = (gather_rows(normalize(rows.float(), dim=-1)) for rows in (images, texts))
@@ -101,7 +102,7 @@ class _TwoPasses(nn.Module):
 
 
 class MammutBatches:
-    """`Data` of a pixel set; where positions are cropped, with a region for each image."""
+    """`Data` of a pixel set; if the recipe crops positions, with a region for each image."""
 
     def __init__(self, recipe: MammutRecipe, batches: PixelBatches) -> None:
         self._batches, self._recipe = batches, recipe
@@ -109,26 +110,27 @@ class MammutBatches:
         self.steps_per_epoch = batches.steps_per_epoch
 
     def batch(self, step: int, share: Share) -> PixelBatch:
-        """A share of the batch of a step, as `Data` describes."""
+        """A process's share of the batch of a step, as `Data` describes."""
         batch = self._batches.batch(step, share)
         if not self._recipe.cropped_positions:
             return batch
         size = self._recipe.optim.batch_size
-        # Drawn for all processes, so that each image has one region whichever takes it.
+        # Drawn for the whole batch, so that an image's region does not depend on the process that handles it.
         boxes = random_boxes(np.random.default_rng([self._recipe.seed, step, 1]), size)
         mine = boxes[columns_of(share.rank, share.world_size, size)]
         return replace(batch, position_boxes=torch.from_numpy(mine.astype(np.float32)))
 
 
 def with_image(tokens: Tensor, decoder: MammutText) -> Tensor:
-    """(N, L) -> (N, L + 1): behind the token for an image."""
+    """Puts the image's token before the tokens: (N, L) -> (N, L + 1)."""
     return torch.cat([torch.full_like(tokens[:, :1], decoder.image_id), tokens], 1)
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
-    """(count, 4): x1, y1, x2, y2 of regions of images of size 1 (arXiv 2305.07011, section 3.2).
+    """Random regions (count, 4): x1, y1, x2, y2 in images of size 1 (arXiv 2305.07011, section 3.2).
 
-    Uniform: x1, y1 in (0, 1), then x2 in (x1, 1), y2 in (y1, 1); less than a tenth of the area is drawn again.
+    x1, y1 are uniform in (0, 1), then x2 in (x1, 1) and y2 in (y1, 1). A region of less than a tenth of the area is
+    drawn again.
     """
     boxes = np.zeros((count, 4))
     missing = np.arange(count)
@@ -141,9 +143,10 @@ def random_boxes(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64
 
 
 def cropped_positions(table: Tensor, boxes: Tensor) -> Tensor:
-    """A ViT's positions (1 + G^2, width) and regions (N, 4) -> each region's (N, 1 + G^2, width), resized to G x G.
+    """A ViT's positions (1 + G^2, width) and regions (N, 4) -> positions of each region (N, 1 + G^2, width).
 
-    Bilinear, at the centres of G x G cells of the region. The paper's detour over a finer table has the same end.
+    The positions are interpolated bilinearly at the centres of G x G cells of the region. The paper first upsamples the
+    positions and then crops; the result is the same.
     """
     side = round((len(table) - 1) ** 0.5)
     if side**2 != len(table) - 1:
@@ -160,6 +163,6 @@ def cropped_positions(table: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _sums(decoder: MammutText, tokens: Tensor, image: Tensor) -> Tensor:
-    """(N, 2) of texts (N, L) that begin with the image: see `next_token_sums`."""
+    """`next_token_sums` (N, 2) of texts (N, L) that begin with the image's token."""
     targets = tokens.masked_fill(padding_of(tokens, decoder.pad_id), IGNORED)[:, 1:]
     return next_token_sums(decoder.next_token_logits(tokens[:, :-1], image), targets)

@@ -1,4 +1,4 @@
-"""MulT augmentation: the towers of a CLIP train beside a crossmodal transformer (thesis, section 4.2)."""
+"""MulT augmentation: the towers of a CLIP are trained together with a crossmodal transformer (thesis, section 4.2)."""
 
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ def train(recipe: MultRecipe, run: Run) -> "FitResult":
 
 SYSTEMS.register("mult")(
     TrainingSystem(
-        description="MulT: both towers beside a transformer that fuses them.",
+        description="MulT: both towers, with a transformer that fuses image and text.",
         recipe=MultRecipe,
         train=train,
     )

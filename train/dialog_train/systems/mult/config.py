@@ -1,4 +1,4 @@
-"""Recipes of MulT augmentation: a CLIP training's, with the fusion and the weights of the three losses."""
+"""The recipe of MulT augmentation: a CLIP training with fusion settings and the weights of three losses."""
 
 from typing import Literal, Self
 
@@ -11,10 +11,10 @@ View = Literal["rows", "columns"]
 
 
 class FusionSettings(Settings):
-    """The options of `dialog_train.systems.mult.training.Fusion`, which says what they do."""
+    """The options of `dialog_train.systems.mult.training.Fusion`, which documents them."""
 
     width: int = Field(default=256, ge=2)
-    """Of the sequences."""
+    """Width of the embedded sequences."""
     layers: int = Field(default=4, ge=1)
     """Crossmodal blocks in each direction."""
     heads: int = Field(default=8, ge=1)
@@ -33,12 +33,12 @@ class FusionSettings(Settings):
 
 
 class ThreeWayWeights(Settings):
-    """The options of `dialog_train.losses.three_way.three_way_loss`, which says what they do."""
+    """The options of `dialog_train.losses.three_way.three_way_loss`, which documents them."""
 
     a: float = 1 / 3
-    """Weight of images against texts."""
+    """Weight of the loss of images with texts."""
     b: float = 1 / 3
-    """Weight of texts against fused vectors; fused vectors against images weigh 1 - a - b."""
+    """Weight of the loss of texts with fused vectors; that of fused vectors with images is 1 - a - b."""
 
     @model_validator(mode="after")
     def _all_positive(self) -> Self:
@@ -48,7 +48,7 @@ class ThreeWayWeights(Settings):
 
 
 class MultRecipe(ClipRecipe):
-    """CLIP training with a third vector of each image and text, from a crossmodal transformer (thesis, section 4.2)."""
+    """CLIP training with a third, fused vector of each image-text pair (thesis, section 4.2)."""
 
     fusion: FusionSettings
     weights: ThreeWayWeights = ThreeWayWeights()

@@ -1,6 +1,6 @@
-"""MulT augmentation: a CLIP's towers train beside a crossmodal transformer that fuses image and text (thesis, 4.2).
+"""MulT augmentation: a CLIP is trained together with a crossmodal transformer that fuses image and text (thesis, 4.2).
 
-The fusion is there for training alone. A checkpoint is a plain one of open_clip's, with one file more:
+The fusion is used only in training. The result is a plain open_clip checkpoint with one more file:
 
     FOLDER/fusion.safetensors   the weights of `Fusion`
 """
@@ -46,7 +46,7 @@ class CrossmodalBlock(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
 
     def forward(self, target: Tensor, source: Tensor, source_padding: Tensor | None) -> Tensor:
-        """(N, L, width) attends the source's layer-0 sequence (N, L', width), but for its padding (N, L')."""
+        """Target (N, L, width) attends to the source's layer-0 sequence (N, L', width), except its padding (N, L')."""
         queries, keys = self.target_norm(target), self.source_norm(source)
         attended, _ = self.attention(queries, keys, keys, key_padding_mask=source_padding, need_weights=False)
         hidden = self.feed_forward_norm(attended + queries)
@@ -54,11 +54,11 @@ class CrossmodalBlock(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Image patches and token embeddings -> one vector, by crossmodal blocks in both directions.
+    """Maps image patches and token embeddings to one vector, by crossmodal blocks in both directions.
 
-    Both sequences are embedded linearly and get MulT's sinusoidal positions. Each attends the other; the results are
-    averaged over their positions, concatenated and projected. MulT's self-attention on top is left out: the vector is
-    one of both whole sequences, not of their last elements.
+    Both sequences are embedded linearly and get sinusoidal positions as in MulT. Each attends to the other; the results
+    are averaged over their positions, concatenated and projected. MulT's final self-attention is left out, because the
+    vector represents both whole sequences and not their last elements.
     """
 
     def __init__(self, settings: FusionSettings, token_width: int, joint_width: int) -> None:
@@ -72,7 +72,7 @@ class Fusion(nn.Module):
         self.projection = nn.Linear(2 * width, joint_width, bias=False)
 
     def forward(self, pixels: Tensor, tokens: Tensor, padding: Tensor, view: View) -> Tensor:
-        """Normalized pixels (N, 3, H, W), token embeddings (N, L, token width), padding (N, L) -> (N, joint width)."""
+        """Normalised pixels (N, 3, H, W), token embeddings (N, L, token width), padding (N, L) -> (N, joint width)."""
         image0 = _with_positions(self.patch_embedding(patches(pixels, self._patch_size, view)))
         text0 = _with_positions(self.token_projection(tokens))
         image, text = image0, text0
@@ -86,10 +86,10 @@ class Fusion(nn.Module):
 
 
 class MultTraining:
-    """A `System` that trains the towers of `clip`, in place, with a new `Fusion`, by `three_way_loss`."""
+    """A `System` that trains the towers of `clip` in place, together with a new `Fusion`, by `three_way_loss`."""
 
     def __init__(self, clip: Clip, recipe: MultRecipe) -> None:
-        """Raises UsageError for towers that `ClipTraining` refuses, and for an image that is no whole patches."""
+        """Raises UsageError for towers that `ClipTraining` refuses, or if the patch size does not divide the images."""
         self._towers = ClipTraining(clip, recipe)
         self.name = clip.name
         self.fingerprint: dict[str, Any] = self._towers.fingerprint
@@ -103,11 +103,11 @@ class MultTraining:
 
     @property
     def sees_padding(self) -> bool:
-        """Whether texts must have the model's full context length."""
+        """Whether texts must be padded to the model's full context length."""
         return self._towers.sees_padding
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
-        """A checkpoint folder, as the module's docstring tells; the model's weights come last."""
+        """Writes the checkpoint folder that the module's docstring describes; the model's weights come last."""
         fusion = {**self._fusion.state_dict(), **_under(_FUSION_PREFIX, changed)}
         save_tensors(fusion, folder / FUSION_FILE)
         self._towers.save(folder, _under(_CLIP_PREFIX, changed))
@@ -131,14 +131,14 @@ class _Towers(nn.Module):
         images, texts = self.clip.visual(pixels), self.text(tokens)
         embedded, padding = self.token_embedding(tokens), padding_of(tokens, self.text.pad_id)
         fused = [self.fusion(pixels, embedded, padding, view) for view in self._views]
-        # Accelerate's autocast is meant for the towers; losses need all of float32.
+        # Mixed precision is for the towers only; losses need full float32.
         with torch.autocast(texts.device.type, enabled=False):
             image, text, *fused = (gather_rows(normalize(rows.float(), dim=-1)) for rows in (images, texts, *fused))
             return three_way_loss(image, text, fused, self.clip.logit_scale.exp(), **self._weights.model_dump())
 
 
 def patches(pixels: Tensor, size: int, view: View) -> Tensor:
-    """(N, C, H, W) -> the M = HW / size^2 square patches of each image (N, M, C size^2), row by row or by columns."""
+    """(N, C, H, W) -> (N, M, C size^2): the M = HW / size^2 square patches of each image, row by row or by columns."""
     count, channels, height, width = pixels.shape
     grid = pixels.reshape(count, channels, height // size, size, width // size, size)
     order = (0, 2, 4, 1, 3, 5) if view == "rows" else (0, 4, 2, 1, 3, 5)
@@ -146,7 +146,7 @@ def patches(pixels: Tensor, size: int, view: View) -> Tensor:
 
 
 def _with_positions(sequence: Tensor) -> Tensor:
-    """(N, L, width) plus the sinusoidal positional embedding (arXiv 1706.03762, section 3.5)."""
+    """Adds the sinusoidal positional embedding (arXiv 1706.03762, section 3.5) to (N, L, width)."""
     _, length, width = sequence.shape
     places = torch.arange(length, device=sequence.device).unsqueeze(-1)
     frequencies = torch.exp(torch.arange(0, width, 2, device=sequence.device) * (-math.log(10_000) / width))
@@ -155,7 +155,7 @@ def _with_positions(sequence: Tensor) -> Tensor:
 
 
 def _token_embedding(tower: TextTower) -> nn.Embedding:
-    """The text tower's own table: its tokens mean the same to the fusion, and both train it."""
+    """The text tower's own embedding table: the fusion shares it, and both train it."""
     return tower.token_embedding if tower.is_native else tower.text.transformer.get_input_embeddings()
 
 

@@ -1,4 +1,4 @@
-"""Three-stage multi-task alignment of a text tower: with texts and with images, first short texts, then long ones."""
+"""Three-stage multi-task alignment of a text tower with texts and images: first short texts, then long ones."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def train(recipe: MultitaskRecipe, run: Run) -> "FitResult":
-    """Trains one stage after the other; gives the result of the last one."""
+    """Trains one stage after the other and returns the result of the last one."""
     from dialog_gen.clip.loader import load_clip
     from dialog_train.systems.multitask.training import prepare_sets, train_stages
 

@@ -1,4 +1,4 @@
-"""The recipe of three-stage multi-task alignment: what all stages share, and a table for each."""
+"""The recipe of three-stage multi-task alignment: shared settings and a table per stage."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -17,29 +17,30 @@ class TextPairSettings(Settings):
 
     pairs: Path | None = None
     """A Parquet file, or a folder of them, with columns `query` and `positive`. None: pairs are made from the
-    dialogues, of captions with all pairs of their image, and of questions with their answers."""
+    dialogues, namely a caption with all pairs of its image, and each question with its answer."""
     triplets: Path | None = None
-    """The same with a column `negatives`, lists of texts. None: questions with right and wrong answers, from the
-    dialogues."""
+    """The same with an additional column `negatives`: lists of texts. None: questions with right and wrong answers from
+    the dialogues."""
     negatives: int = Field(default=7, ge=1)
-    """Wrong answers a question, in triplets."""
+    """Wrong answers per question, in triplets."""
     temperature: float = Field(default=0.05, gt=0)
-    """Of InfoNCE; it is not learned. That of images and texts is: see `optim.logit_scale`."""
+    """Temperature of InfoNCE; it is not learned. The temperature of images and texts is learned: see
+    `optim.logit_scale`."""
     leave_out_equal: bool = False
-    """Take no text for a negative of a query whose own target is the same text, or that stands with the same query."""
+    """Do not use a text as a negative of a query if it equals the query's target or is the target of an equal query."""
 
 
 class StageSettings(Settings):
-    """A stage. What it leaves out of lr, batch_size, max_steps and warmup_steps is that of `optim`."""
+    """One stage. `optim` supplies lr, batch_size, max_steps and warmup_steps if the stage does not set them."""
 
     texts: TextTask
-    """InfoNCE on pairs, or InfoNCE+ on triplets."""
+    """"pairs": InfoNCE; "triplets": InfoNCE+, with hard negatives."""
     captions: Literal["short", "long"]
-    """What stands against the images: captions, or dialogues."""
+    """The texts that are aligned with the images: captions ("short") or dialogues ("long")."""
     context_length: int | None = Field(default=None, ge=2)
-    """Tokens a text. Where the model reads fewer, its positional embedding is stretched. None: what the model reads."""
+    """Tokens per text. If the model reads fewer, its positional embedding is stretched. None: the model's length."""
     text_batch_size: int | None = Field(default=None, ge=2)
-    """Pairs or triplets a step over all processes. None: as many as images."""
+    """Pairs or triplets per step, over all processes. None: the same as `batch_size`."""
     lr: float | None = Field(default=None, gt=0)
     batch_size: int | None = Field(default=None, ge=2)
     max_steps: int | None = Field(default=None, ge=1)
@@ -47,19 +48,19 @@ class StageSettings(Settings):
 
 
 class StageRecipe(DialogueRecipe):
-    """One stage, as `loop.fit` takes it."""
+    """The recipe of a single stage, for `loop.fit`."""
 
     texts: TextPairSettings
     stage: StageSettings
 
     @property
     def text_batch_size(self) -> int:
-        """Pairs or triplets a step."""
+        """Pairs or triplets per step, over all processes."""
         return self.stage.text_batch_size or self.optim.batch_size
 
 
 class MultitaskRecipe(DialogueRecipe):
-    """Text-text and text-image alignment together, in stages (arXiv 2405.20204). OUT/stage-N holds each of them."""
+    """Joint text-text and text-image alignment, in stages (arXiv 2405.20204). Stage N writes to OUT/stage-N."""
 
     dialogues: DialogueUse = "concatenate"
     texts: TextPairSettings = TextPairSettings()
@@ -73,7 +74,7 @@ class MultitaskRecipe(DialogueRecipe):
         return self
 
     def of_stage(self, number: int) -> StageRecipe:
-        """The recipe of a stage, from 1: it has a folder and, so that its batches are others, a seed of its own."""
+        """The recipe of stage `number`, counted from 1, with its own folder and its own seed for the order."""
         stage = self.stages[number - 1]
         changes = {name: value for name in _OF_STAGE if (value := getattr(stage, name)) is not None}
         own = {name: getattr(self, name) for name in DialogueRecipe.model_fields}

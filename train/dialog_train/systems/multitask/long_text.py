@@ -1,4 +1,4 @@
-"""Text towers that read more tokens than they were trained with, by stretched positional embeddings (Long-CLIP)."""
+"""Extends the context of a text tower by stretching its positional embedding (Long-CLIP)."""
 
 import copy
 from dataclasses import replace
@@ -13,16 +13,16 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.tensors import sha256_of_weights
 
 KEPT_POSITIONS = 20
-"""Most captions have no more tokens, so that only these positions are well trained (arXiv 2403.15378, section 3.1)."""
+"""Number of positions that are not changed. Most captions are not longer, so only these positions are well trained
+(arXiv 2403.15378, section 3.1)."""
 
 
 def stretch_context(clip: Clip, context_length: int) -> Clip:
-    """A copy of a model that reads texts of `context_length` tokens; the model itself where it does so already.
+    """A copy of a model that reads `context_length` tokens; the model itself if it already does.
 
-    Texts of up to 20 tokens get the vectors that they had.
-
-    Raises UsageError for fewer tokens than the model reads now, and for a text tower that cannot be stretched: one that
-    sees the padding, one of Hugging Face's, or one with so few positions that all of them are kept.
+    Texts of up to 20 tokens keep their vectors. Raises UsageError if `context_length` is lower than the model's, and
+    for a text tower that cannot be stretched: one that sees the padding, one from Hugging Face, or one whose positions
+    are all kept because there are so few.
     """
     text: Any = getattr(clip.model, "text", clip.model)
     now: int = text.context_length
@@ -51,22 +51,22 @@ def stretch_context(clip: Clip, context_length: int) -> Clip:
 
 
 def stretch_positions(embedding: Tensor, length: int, *, kept: int = KEPT_POSITIONS) -> Tensor:
-    """(L, width) -> (length, width): the first `kept` as they are, the others stretched over what there is beside.
+    """(L, width) -> (length, width): keeps the first `kept` positions and stretches the others over the rest.
 
-    Position p >= kept becomes the old position kept + (p - kept) (L - kept) / (length - kept), between two by linear
-    interpolation, beyond the last by the slope before it; 77 -> 248 is Long-CLIP's factor of 4.
+    Position p >= kept is the old position kept + (p - kept) (L - kept) / (length - kept), interpolated linearly between
+    two old positions and extrapolated beyond the last one. 77 -> 248 is Long-CLIP's factor of 4.
     """
     old = len(embedding)
     places = torch.arange(length, dtype=torch.float64)
     places[kept:] = kept + (places[kept:] - kept) * (old - kept) / (length - kept)
     below = places.long().clamp(max=old - 2)
     share = (places - below)[:, None].to(embedding)
-    # Exact where a place is an old position.
+    # The result is exact if the place is an old position.
     return embedding[below] * (1 - share) + embedding[below + 1] * share
 
 
 def with_context(tokenizer: Any, context_length: int) -> Any:
-    """A copy of an open_clip tokenizer that cuts texts to another length."""
+    """A copy of an open_clip tokenizer that truncates texts to `context_length` tokens."""
     longer = copy.copy(tokenizer)
     longer.context_length = context_length
     return longer

@@ -1,9 +1,9 @@
 """Pairs and triplets of texts: token ids, computed once, read at random from memory-mapped Arrow files.
 
-OUT/config.json       what they were made from, the tokenizer, wrong answers a row
+OUT/config.json       source of the texts, the tokenizer, number of wrong answers per row
 OUT/rows/PART.arrow   texts: token ids of the query, of its target, and of the wrong answers, in this order;
-                      how many of them were cut, and how many wrong answers are of another question type
-OUT/summary.json      rows of each part, and these counts; written last
+                      the number of truncated texts, and of wrong answers of another question type
+OUT/summary.json      rows of each part, and the sums of these counts; written last
 """
 
 import hashlib
@@ -34,19 +34,19 @@ _KIND = "text pairs"
 _PART = "rows"
 _SUMMARY_FILE = "summary.json"
 
-# Its functions are made when it is imported: the type checker sees none.
+# pyarrow.compute creates its functions at import time, so the type checker does not know them.
 _compute: Any = pyarrow.compute
 _log = logging.getLogger(__name__)
 
 
 class TextPair(NamedTuple):
-    """A query with the text that belongs to it and, in a triplet, texts that do not."""
+    """A query with its matching text and, in a triplet, texts that do not match."""
 
     query: str
     target: str
     negatives: tuple[str, ...] = ()
     substitutes: int = 0
-    """How many of the negatives are answers to questions of another type, for lack of others."""
+    """Number of negatives that answer questions of another type, because there were too few of the same type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class PairPart:
 
     name: str
     fingerprint: str
-    """Changes with the content."""
+    """Hash that changes when the content changes."""
     read: Callable[[], Iterator[list[TextPair]]]
 
 
@@ -64,62 +64,62 @@ class PairSource(Protocol):
 
     @property
     def negatives(self) -> int:
-        """Wrong answers of each row; 0 for pairs."""
+        """Number of wrong answers per row; 0 for pairs."""
         ...
 
     @property
     def config(self) -> dict[str, Any]:
-        """What tells it from others, as JSON values."""
+        """Identifies the source, as JSON values."""
         ...
 
     def parts(self) -> Iterator[PairPart]:
-        """In order. Raises UsageError for what is missing or damaged."""
+        """The parts, in order. Raises UsageError if data is missing or damaged."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPairsSummary:
-    """What there is to train on."""
+    """What a set of text pairs contains."""
 
     fingerprint: str
-    """Of what it was made from."""
+    """Fingerprint of the source."""
     rows: int
     truncated: int
-    """Texts, wrong answers included, that are longer than the context."""
+    """Number of texts, including wrong answers, that are longer than the context."""
     substitutes: int
-    """Wrong answers of another question type than their question's."""
+    """Number of wrong answers whose question type differs from that of their row's question."""
     parts: list[tuple[str, int]] = field(repr=False)
     """Name and rows of each part with rows, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextBatch:
-    """N pairs, or triplets with K wrong answers each."""
+    """A batch of N pairs, or of N triplets with K wrong answers each."""
 
     query_tokens: Tensor
     """(N, L) int64, padded to the longest of the batch."""
     target_tokens: Tensor
-    """(N, L') int64."""
+    """(N, L') int64, padded to the longest of the batch."""
     negative_tokens: Tensor
     """(N * K, L'') int64, row by row."""
     text_ids: Tensor
-    """(N, 2 + K) int64: hashes of query, target and wrong answers, equal for equal texts."""
+    """(N, 2 + K) int64: hashes of query, target and wrong answers. Equal texts have equal hashes."""
 
     def to(self, device: torch.device) -> "TextBatch":
-        """With its tensors on a device."""
+        """A copy with its tensors on `device`."""
         return to_device(self, device)
 
     @property
     def duplicate_targets(self) -> float:
-        """Share of the targets, 0 to 1, that another pair of the batch has too: negatives that are none."""
+        """Share (0 to 1) of targets that another pair of the batch also has: false negatives."""
         return share_of_repeated(self.text_ids[:, 1])
 
 
 def build_text_pairs(source: PairSource, encoder: TextEncoder, out: Path) -> TextPairsSummary:
-    """Makes what is not there yet. Memory grows neither with the source nor with its parts.
+    """Builds the set, or what is missing of it. Memory use depends neither on the source nor on its parts.
 
-    Raises UsageError where the source does, for one without a row, and for an `out` that something else was written to;
-    DialogGenError where `out` cannot be written.
+    Raises UsageError if the source does, if it has no row, or if `out` was made from something else; DialogGenError if
+    `out` cannot be written.
     """
     config = {"kind": _KIND, **source.config, "negatives": source.negatives, "tokenizer": encoder.config}
     with open_derived(out, config, _PART) as store:
@@ -158,10 +158,10 @@ def build_text_pairs(source: PairSource, encoder: TextEncoder, out: Path) -> Tex
 
 
 class TextPairs:
-    """Random access to the rows. Raises UsageError where there are no finished ones."""
+    """Random access to the rows of a set of text pairs. Raises UsageError if there is no finished set."""
 
     def __init__(self, out: Path, context_length: int | None = None) -> None:
-        """`context_length`: cut texts to fewer tokens than they are stored with."""
+        """`context_length`: truncates texts to fewer tokens than are stored."""
         self.summary = TextPairsSummary(**read_json(out / _SUMMARY_FILE, _KIND))
         self.fingerprint = self.summary.fingerprint
         config = read_json(out / CONFIG_FILE, _KIND)
@@ -173,7 +173,7 @@ class TextPairs:
         return self.summary.rows
 
     def batch(self, rows: Sequence[int] | npt.NDArray[Any], *, full_length: bool = False) -> TextBatch:
-        """These rows. `full_length` pads to the context, for text towers that see the padding."""
+        """The given rows. `full_length` pads to the context length, for text towers that see the padding."""
         texts = [piece.texts(row) for piece, row in self._rows.places(rows)]
         hashes = [_hash(ids) for row in texts for ids in row]
 
@@ -189,7 +189,7 @@ class TextPairs:
 
 
 class _Piece:
-    """A record batch of a file, without copies."""
+    """A view of a record batch of a file; it copies nothing."""
 
     def __init__(self, batch: pa.RecordBatch, texts: int) -> None:
         column: Any = batch.column("texts")
@@ -201,13 +201,13 @@ class _Piece:
         return self._count
 
     def texts(self, row: int) -> list[Ids]:
-        """Token ids of query, target and wrong answers."""
+        """Token ids of the row's query, target and wrong answers."""
         ends = self._ends[row * self._texts : (row + 1) * self._texts + 1]
         return [self._ids[start:end] for start, end in pairwise(ends.tolist())]
 
 
 def _build_part(part: PairPart, encoder: TextEncoder, texts: int, store: DatasetWriter, out: Path) -> Counter[str]:
-    """The counts of a part, which is read, not written, where it is there already."""
+    """Writes a part unless it exists already, and returns its counts."""
     name = f"{_PART}/{part.name}.arrow"
     if (found := _count(out / name, part.fingerprint)) is not None:
         return found
@@ -234,7 +234,7 @@ def _build_part(part: PairPart, encoder: TextEncoder, texts: int, store: Dataset
 
 
 def _count(file: Path, fingerprint: str) -> Counter[str] | None:
-    """The counts of a file; None as for `rows_made_from`."""
+    """The counts of a file; None in the same cases as `rows_made_from`."""
     table = rows_made_from(file, fingerprint)
     if table is None:
         return None

@@ -1,4 +1,4 @@
-"""What text pairs and triplets are made of: the dialogues of a dataset, or Parquet files."""
+"""Sources of text pairs and triplets: the dialogues of a dataset, or Parquet files."""
 
 import hashlib
 import random
@@ -20,8 +20,8 @@ from dialog_train.data.derived import Source, identity_of_dataset, read_rows, so
 from dialog_train.data.training_set import DIALOGUE_FORMATS
 from dialog_train.systems.multitask.pairs import PairPart, TextPair
 
-_ROWS_AT_ONCE = 1024
-_ANSWERS_A_TYPE = 1024
+_ROWS_PER_BATCH = 1024
+_ANSWERS_PER_TYPE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,36 +33,36 @@ class DialogueRows:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What tells them from others, as JSON values."""
+        """Identifies the rows, as JSON values."""
         return {**identity_of_dataset(self.dataset), "kept_only": self.kept_only}
 
     def sources(self) -> list[Source]:
-        """The shards."""
+        """The shards that contain dialogues."""
         return list(sources_of(self.dataset))
 
     def read(self, source: Source) -> Iterator[list[dict[str, Any]]]:
-        """image_id, caption and texts, many rows at once.
+        """Yields lists of rows with the columns image_id, caption and texts.
 
-        Raises UsageError for a shard without the columns or, where `kept_only`, without gates.
+        Raises UsageError for a shard without the columns or, with `kept_only`, without gates.
         """
         columns = ["image_id", "caption", "texts"]
-        return read_rows(self.dataset, source, columns, kept_only=self.kept_only, at_once=_ROWS_AT_ONCE)
+        return read_rows(self.dataset, source, columns, kept_only=self.kept_only, batch_size=_ROWS_PER_BATCH)
 
 
 @dataclass(frozen=True)
 class DialoguePairs:
-    """(caption, all question-answer pairs of its image in one text) and (question, answer)."""
+    """Pairs (caption, all question-answer pairs of its image joined) and (question, answer)."""
 
     rows: DialogueRows
     negatives: int = 0
 
     @property
     def config(self) -> dict[str, Any]:
-        """See `PairSource`."""
+        """Implements `PairSource`."""
         return {"source": "dialogues", **self.rows.config}
 
     def parts(self) -> Iterator[PairPart]:
-        """See `PairSource`."""
+        """Implements `PairSource`."""
         for source in self.rows.sources():
             yield PairPart(source.shard, source.sha256, partial(self._read, source))
 
@@ -79,9 +79,10 @@ class DialoguePairs:
 
 @dataclass(frozen=True)
 class DialogueTriplets:
-    """(question, right answer, wrong answers): those are right ones of other questions of the same type.
+    """Triplets (question, right answer, wrong answers).
 
-    Which they are follows from `seed`, the image's id and the place of the pair in its dialogue.
+    The wrong answers are right answers to other questions of the same type. They are determined by `seed`, the image's
+    id and the position of the pair in its dialogue.
     """
 
     rows: DialogueRows
@@ -90,13 +91,13 @@ class DialogueTriplets:
 
     @property
     def config(self) -> dict[str, Any]:
-        """See `PairSource`."""
+        """Implements `PairSource`."""
         return {"source": "dialogues", **self.rows.config, "seed": self.seed}
 
     def parts(self) -> Iterator[PairPart]:
-        """See `PairSource`."""
+        """Implements `PairSource`."""
         sources = self.rows.sources()
-        # A wrong answer may come from any of them.
+        # The fingerprint covers all shards because a wrong answer may come from any of them.
         everything = sha256_json({source.shard: source.sha256 for source in sources})
         for source in sources:
             yield PairPart(source.shard, everything, partial(self._read, source))
@@ -131,22 +132,26 @@ class DialogueTriplets:
 
 
 class AnswerPool:
-    """Different answers by question type. Of a type, and of all, those 1,024 are kept that have the least hashes."""
+    """Distinct answers by question type.
 
-    def __init__(self, limit: int = _ANSWERS_A_TYPE) -> None:
+    For each type and for all types together it keeps the `limit` answers with the smallest hashes.
+    """
+
+    def __init__(self, limit: int = _ANSWERS_PER_TYPE) -> None:
         self._of_type: dict[str, _Sample] = defaultdict(lambda: _Sample(limit))
         self._of_any = _Sample(limit)
 
     def add(self, question: str, answer: str) -> None:
-        """An answer that is right for a question; one without a word is no answer."""
+        """Adds the right answer to a question; an answer without a word is ignored."""
         if plain := plain_answer(answer):
             self._of_type[question_type(question)].add(plain, answer)
             self._of_any.add(plain, answer)
 
     def draw(self, question: str, answer: str, count: int, rng: random.Random) -> tuple[list[str], int]:
-        """Different answers to questions of this type, none equal to `answer`; then, for lack of more, to any others.
+        """Draws up to `count` distinct wrong answers, and counts how many are of other question types.
 
-        Gives up to `count` of them, less where there are not so many, and how many are of other types.
+        Answers to questions of the same type come first; others are added only if there are too few. No answer equals
+        `answer`.
         """
         taken = {plain_answer(answer)}
         own = self._of_type[question_type(question)].draw(count, taken, rng)
@@ -155,7 +160,7 @@ class AnswerPool:
 
 
 class _Sample:
-    """Texts by what tells them apart; those with the least hashes of it."""
+    """Keeps the `limit` texts whose keys have the smallest hashes: a sample that does not depend on the order."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -171,10 +176,10 @@ class _Sample:
             del self._texts[heappop(self._heap)[1]]
 
     def draw(self, count: int, taken: set[str], rng: random.Random) -> list[str]:
-        """Up to `count` texts that are not taken yet; takes them."""
+        """Up to `count` texts whose keys are not in `taken`; adds their keys to it."""
         if not count:
             return []
-        # One more for each that may turn out to be taken.
+        # Some of the drawn texts may be taken already, so draw that many more.
         drawn = rng.sample(list(self._texts), min(len(self._texts), count + len(taken)))
         chosen = [plain for plain in drawn if plain not in taken][:count]
         taken.update(chosen)
@@ -182,15 +187,15 @@ class _Sample:
 
 
 def plain_answer(text: str) -> str:
-    """What two equal answers have in common: their words, without case and punctuation."""
+    """The words of an answer without case and punctuation; answers that agree in it count as equal."""
     return " ".join(words(text))
 
 
 @dataclass(frozen=True)
 class ParquetPairs:
-    """A local Parquet file, or all in a folder: columns query, positive and, for triplets, negatives (lists of texts).
+    """A local Parquet file, or all in a folder, with columns query, positive and, for triplets, negatives.
 
-    Of more than `negatives` wrong answers in a row the first ones are taken.
+    `negatives` contains lists of texts; only the first `negatives` texts of a row are used.
     """
 
     path: Path
@@ -198,11 +203,11 @@ class ParquetPairs:
 
     @property
     def config(self) -> dict[str, Any]:
-        """See `PairSource`."""
+        """Implements `PairSource`."""
         return {"source": "parquet"}
 
     def parts(self) -> Iterator[PairPart]:
-        """See `PairSource`."""
+        """Implements `PairSource`."""
         files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         if not files or not all(file.is_file() for file in files):
             raise UsageError(
@@ -222,7 +227,7 @@ class ParquetPairs:
                         f"{file} has no column {', '.join(missing)}: text pairs need {', '.join(columns)}."
                     )
                 first = 0
-                for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
+                for batch in parquet.iter_batches(_ROWS_PER_BATCH, columns=columns):
                     yield [self._pair(file, first + i, row) for i, row in enumerate(batch.to_pylist())]
                     first += len(batch)
         except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors

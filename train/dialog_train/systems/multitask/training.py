@@ -1,9 +1,9 @@
-"""Three-stage multi-task alignment: text-text and text-image losses, summed, of two streams (arXiv 2405.20204).
+"""Three-stage multi-task alignment: the sum of a text-text and a text-image loss (arXiv 2405.20204).
 
-    OUT/stage-N/   a training each, as `loop` leaves it: the next one starts from its model
+    OUT/stage-N/   the training of stage N, as `loop` writes it; the next stage starts from its model
     OUT/model/     the last stage's model
 
-The images' side are vectors of the frozen image tower; the paper trains that, too.
+The image features are vectors of the frozen image tower; the paper trains the image tower as well.
 """
 
 import shutil
@@ -40,38 +40,38 @@ from dialog_train.text_tuning import Encode, Objective, PairBatches, Rows, TextT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultitaskBatch:
-    """Images with captions and dialogues, and texts with texts."""
+    """A batch of images with captions and dialogues, and a batch of text pairs or triplets."""
 
     images: Batch
     texts: TextBatch
 
     @property
     def image_ids(self) -> list[str]:
-        """The ids of the images."""
+        """Ids of the images."""
         return self.images.image_ids
 
     def to(self, device: torch.device) -> "MultitaskBatch":
-        """With its tensors on a device."""
+        """A copy with its tensors on `device`."""
         return MultitaskBatch(images=self.images.to(device), texts=self.texts.to(device))
 
     def statistics(self) -> dict[str, float]:
-        """What is logged of each batch."""
+        """The values that are logged for each batch."""
         return {**self.images.statistics(), "duplicate_targets": self.texts.duplicate_targets}
 
 
 class TextRows(Protocol):
-    """What is needed of `TextPairs`."""
+    """The part of `TextPairs` that `MultitaskBatches` uses."""
 
     fingerprint: str
 
     def __len__(self) -> int: ...
     def batch(self, rows: Any, *, full_length: bool = False) -> TextBatch:
-        """Some rows."""
+        """The given rows as a batch."""
         ...
 
 
 class MultitaskBatches:
-    """`Data` of two streams, each with a batch size and, in every epoch, an order of its own; epochs are of images."""
+    """`Data` of two streams, each with its own batch size and order. An epoch is one pass over the images."""
 
     def __init__(self, recipe: StageRecipe, images: Rows, texts: TextRows, *, full_length: bool) -> None:
         """Raises UsageError for a batch that is larger than the data."""
@@ -88,14 +88,14 @@ class MultitaskBatches:
         self.fingerprint: dict[str, Any] = {**self._images.fingerprint, "texts": of_texts}
 
     def batch(self, step: int, share: Share) -> MultitaskBatch:
-        """A share of the batch of a step, as `Data` describes."""
+        """A process's share of the batch of a step, as `Data` describes."""
         _, chosen = self._order.rows(step, share)
         texts = self._texts.batch(chosen, full_length=self._full_length)
         return MultitaskBatch(images=self._images.batch(step, share), texts=texts)
 
 
 def multitask_objective(recipe: StageRecipe) -> Objective:
-    """InfoNCE of the texts and CLIP's loss of captions, or dialogues, with images."""
+    """The objective of a stage: InfoNCE of the texts, and CLIP's loss of captions or dialogues with images."""
 
     def objective(batch: MultitaskBatch, encode: Encode, logit_scale: Tensor) -> dict[str, Tensor]:
         texts, images = batch.texts, gather_rows(batch.images.image_vectors)
@@ -114,10 +114,10 @@ def multitask_objective(recipe: StageRecipe) -> Objective:
 
 
 def equal_texts(text_ids: Tensor) -> Tensor:
-    """`TextBatch.text_ids` (N, 2 + K) -> (N, N + N * K) bool: what `info_nce` is to leave out of the negatives.
+    """`TextBatch.text_ids` (N, 2 + K) -> (N, N + N * K) bool: the candidates that are not negatives of each query.
 
-    That is, of other pairs, targets that are equal to the own one or stand with an equal query; and wrong answers that
-    are equal to the own target.
+    These are the targets of other pairs that equal the query's own target or belong to an equal query, and the wrong
+    answers that equal the query's own target. `info_nce` leaves them out.
     """
     queries, targets, negatives = text_ids[:, 0], text_ids[:, 1], text_ids[:, 2:].flatten()
     same = (targets[:, None] == targets) | (queries[:, None] == queries)
@@ -126,7 +126,7 @@ def equal_texts(text_ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class MultitaskSets:
-    """Folders of what the stages read: prepared once, with the longest texts that any of them takes."""
+    """Folders of the data of all stages, tokenised for the longest context among them."""
 
     images: Path
     texts: dict[TextTask, Path]
@@ -135,9 +135,9 @@ class MultitaskSets:
 def prepare_sets(
     recipe: MultitaskRecipe, clip: Clip, accelerator: Accelerator, on_progress: OnProgress = ignore_progress
 ) -> MultitaskSets:
-    """Makes what is missing, in one process; on several machines `work` is shared.
+    """Computes missing data in one process while the others wait. Several machines must share `work`.
 
-    Raises UsageError where `build_training_set` or `build_text_pairs` do.
+    Raises UsageError in the same cases as `build_training_set` and `build_text_pairs`.
     """
     lengths = [stage.context_length or 0 for stage in recipe.stages]
     longest = with_context(clip.tokenizer, max(clip.tokenizer.context_length, *lengths))
@@ -169,9 +169,10 @@ def train_stages(
     on_step: OnStep | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> FitResult:
-    """Trains one stage after the other; with `resume = "auto"` what is done of them is not done again.
+    """Trains one stage after the other and returns the result of the last one.
 
-    Gives how the last one went. Raises what `loop.fit` and `stretch_context` raise.
+    With `resume = "auto"`, finished stages and steps are not repeated. Raises what `loop.fit` and `stretch_context`
+    raise.
     """
     result: FitResult | None = None
     _check_stages(recipe, clip, sets, accelerator)
@@ -202,7 +203,7 @@ def _batches(stage: StageRecipe, clip: Clip, sets: MultitaskSets, *, full_length
 
 
 def _check_stages(recipe: MultitaskRecipe, clip: Clip, sets: MultitaskSets, accelerator: Accelerator) -> None:
-    """Raises what a later stage would say after days of training the ones before it."""
+    """Raises the errors of all stages now, rather than after days of training the earlier ones."""
     share = Share(accelerator.process_index, accelerator.num_processes)
     for number in range(1, len(recipe.stages) + 1):
         stage = recipe.of_stage(number)
@@ -212,7 +213,7 @@ def _check_stages(recipe: MultitaskRecipe, clip: Clip, sets: MultitaskSets, acce
 
 @contextmanager
 def _logging_to(accelerator: Accelerator, out: Path) -> Generator[None]:
-    """Loss curves of a stage in its own folder; what Accelerate holds of the stage is let go behind it."""
+    """Writes the loss curves of a stage to its own folder; then frees what Accelerate keeps of the stage."""
     accelerator.project_configuration.logging_dir = str(out / "tensorboard")
     yield
     for tracker in accelerator.trackers:

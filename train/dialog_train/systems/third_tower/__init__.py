@@ -1,4 +1,4 @@
-"""CLIP-3Modal: a third tower for dialogues, beside the frozen image and text towers of a CLIP (thesis, section 4.3)."""
+"""CLIP-3Modal: a third tower for dialogues, next to a CLIP's frozen image and text towers (thesis, section 4.3)."""
 
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ def train(recipe: ThirdTowerRecipe, run: Run) -> "FitResult":
 
 SYSTEMS.register("third-tower")(
     TrainingSystem(
-        description="CLIP-3Modal: a third tower for dialogues beside frozen ones.",
+        description="CLIP-3Modal: a third tower for dialogues, next to frozen towers.",
         recipe=ThirdTowerRecipe,
         train=train,
     )

@@ -1,4 +1,4 @@
-"""CLIP-3Modal: trains a third tower, for dialogues, beside a CLIP's frozen towers (thesis, section 4.3)."""
+"""CLIP-3Modal: trains a third tower for dialogues next to a CLIP's frozen towers (thesis, section 4.3)."""
 
 import copy
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ from dialog_train.systems.third_tower.config import ThirdTowerRecipe
 
 
 class ThirdTower:
-    """A `System` that trains a copy of a CLIP's text tower, or the last layers of it, and a copy of its logit scale."""
+    """A `System` that trains a copy of a CLIP's text tower, or its last layers, and a copy of its logit scale."""
 
     def __init__(self, clip: Clip, recipe: ThirdTowerRecipe) -> None:
-        """Raises UsageError for a tower of an unknown kind, or one with fewer layers than are to be trained."""
+        """Raises UsageError for a tower of an unknown kind, or with fewer layers than are to be trained."""
         self._clip = new_third_tower(clip, recipe.beta)
         self._towers = _Towers(self._clip, recipe)
         self.name = clip.name
@@ -32,21 +32,21 @@ class ThirdTower:
         self.module: nn.Module = self._towers
         self.logit_scale: nn.Parameter | None = self._towers.logit_scale
         self.trainable = select_trainable(self._towers, self._towers.third, recipe.optim)
-        # Hugging Face's towers may have a pooler that goes unused.
+        # Hugging Face's towers may have a pooler that is not used.
         self.may_leave_parameters_unused = not self._towers.third.is_native
 
     @property
     def sees_padding(self) -> bool:
-        """Whether texts must have the model's full context length."""
+        """Whether texts must be padded to the model's full context length."""
         return self._towers.text.whole is not None
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
-        """A checkpoint folder that loads as a `ThirdTowerClip`."""
+        """Writes a checkpoint folder that loads as a `ThirdTowerClip`."""
         save_clip(self._clip, folder, changed)
 
 
 class _Towers(nn.Module):
-    """The frozen text tower T, the third tower G, and the temperature of the losses."""
+    """The frozen text tower T, the third tower G, and the logit scale of the losses."""
 
     def __init__(self, clip: ThirdTowerClip, recipe: ThirdTowerRecipe) -> None:
         super().__init__()
@@ -56,18 +56,18 @@ class _Towers(nn.Module):
         self._loss = recipe.loss
 
     def train(self, mode: bool = True) -> "_Towers":
-        """Sets the mode of G: T has no dropout in training either."""
+        """Sets the mode of G only; T stays in evaluation mode, without dropout."""
         super().train(mode)
         self.text.eval()
         return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        # Captions have a fraction of the tokens of concatenated dialogues, and need no backward pass: their vectors
-        # cost about a tenth of a step, and a cache of them on disk would be one more thing to keep in order.
+        # Captions are much shorter than concatenated dialogues and need no backward pass. Their vectors take about a
+        # tenth of a step, which does not justify a cache on disk that must be kept up to date.
         with torch.no_grad():
             captions = self.text(batch.caption_tokens)
         dialogues = self.third(batch.dialogue_tokens)
-        # Accelerate's autocast is meant for the towers; losses need all of float32.
+        # Mixed precision is for the towers only; losses need full float32.
         with torch.autocast(dialogues.device.type, enabled=False):
             rows = (batch.image_vectors, captions, dialogues)
             image, caption, dialogue = (gather_rows(normalize(of.float(), dim=-1)) for of in rows)
