@@ -8,8 +8,7 @@ from helpers.file_server import FileServer
 from helpers.plugins import dialog_gen_with, write_plugin
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.download.http import FetchPolicy
-from dialog_gen.download.manifests import DownloadOptions, load_manifest
+from dialog_gen.download.manifests import load_manifest
 from dialog_gen.download.run import download_images
 
 PLUGIN = """
@@ -112,7 +111,7 @@ def test_progress_is_called_back(tmp_path: Path) -> None:
         summary = download_images(
             load_manifest(str(toml)),
             tmp_path / "out",
-            options=DownloadOptions(policy=FetchPolicy(allow_loopback=True)),
+            allow_loopback=True,
             on_progress=lambda stage, done, total, unit="", note="": told.append((stage, done, total, unit)),
         )
     assert summary.to_json() == {
