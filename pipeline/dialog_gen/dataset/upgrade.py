@@ -81,7 +81,7 @@ def upgrade(dataset: str | Path, *, on_progress: OnProgress = ignore_progress) -
     if damaged:
         raise FailedCheckError(
             f"{len(damaged)} shards of {location} are damaged and were not upgraded, first {damaged[0]}: run again to "
-            "make them anew; all others are upgraded."
+            "make them again; all others are upgraded."
         )
     return _summary(folder, before.schema_version, done)
 
