@@ -91,7 +91,7 @@ def check_weights(folder: Path) -> None:
         return
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
     found = f"only pickled weights ({', '.join(pickled)}), which can run code when read" if pickled else "no weights"
-    raise UsageError(f"{folder} has {found}: safetensors are needed. Convert them, or choose another revision.")
+    raise UsageError(f"{folder} holds {found}: safetensors are needed. Convert them, or choose another revision.")
 
 
 def chat_template_of(folder: Path, fallback: str | None) -> str:

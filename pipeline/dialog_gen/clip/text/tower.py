@@ -72,7 +72,7 @@ class TextTower(nn.Module):
         """
         if self.whole is not None:
             if tokens.shape[1] != self.whole.context_length:
-                raise ValueError(f"this tower sees padding: pad the texts to {self.whole.context_length} tokens")
+                raise ValueError(f"this tower sees padding: give all {self.whole.context_length} tokens")
             return normalize(self.whole(tokens), dim=-1)
         ends = self._ends(tokens)
         order = ends.argsort()
