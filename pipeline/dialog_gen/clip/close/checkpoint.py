@@ -115,7 +115,7 @@ def load_close(folder: Path) -> CloseClip:
         projection = load_file(folder / _PROJECTION)
         adapter = load_adapter(folder / _ADAPTER)
     except FileNotFoundError:
-        raise UsageError(f"{folder} is not a folder that train/close.py wrote: {_missing_file(folder)}.") from None
+        raise UsageError(f"{folder} is no folder that train/close.py wrote: {_missing_file(folder)}.") from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(f"{folder} is damaged ({error}): train it again.") from None
     t5, tokenizer = load_t5(str(folder / _DECODER), local=True)

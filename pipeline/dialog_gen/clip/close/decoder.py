@@ -85,7 +85,7 @@ def load_t5(name: str, revision: str | None = None, *, local: bool = False) -> t
         with no_progress_bars():
             kind = AutoConfig.from_pretrained(name, **options).model_type
             if kind != T5Config.model_type:
-                raise ValueError(f"its model type is {kind!r}")
+                raise ValueError(f"it is of the kind {kind!r}")
             t5: Any = T5ForConditionalGeneration.from_pretrained(
                 name, use_safetensors=True, dtype=torch.float32, **options
             )

@@ -146,7 +146,7 @@ def as_mammut(clip: Clip, cross_attention_every: int, seed: int) -> MammutClip:
         return clip
     encoder = TextEncoder(clip.tokenizer)
     if len(encoder.start) != 1 or not encoder.end or encoder.pad_id in encoder.end:
-        needed = "one start token, and an end token other than the padding"
+        needed = "one start token, and an end that is no padding"
         raise UsageError(f"{clip.name} cannot become a MaMMUT: its texts need {needed}.")
     return new_mammut(clip, (encoder.start, encoder.end), encoder.pad_id, cross_attention_every, seed)
 

@@ -75,7 +75,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
     except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder / CONFIG_FILE} is damaged: it has no model_cfg.") from None
+        raise UsageError(f"{folder / CONFIG_FILE} is damaged: it holds no model_cfg.") from None
 
 
 def save_folder(clip: Clip, folder: Path, changed: Mapping[str, torch.Tensor]) -> None:

@@ -99,7 +99,7 @@ def load_third_tower(folder: Path) -> ThirdTowerClip:
         where = ".".join(map(str, first["loc"])) or "the file"
         raise UsageError(f"{folder / CONFIG_FILE} is damaged: {where}: {first['msg']}.") from None
     if config.base_weights_sha256 != clip.weights_sha256:
-        raise UsageError(f"the third tower in {folder} was trained for another base model than the one there.")
+        raise UsageError(f"the third tower in {folder} was trained beside another model than the one there.")
     third = copy.deepcopy(text_tower(clip))
     _load_weights(third, folder / WEIGHTS_FILE)
     return _with_third_tower(clip, replace(clip, name=config.base), third.eval(), config.beta)
