@@ -70,7 +70,7 @@ def test_a_module_that_does_not_register_its_name_is_named(colours: Registry[int
     ("name", "reason"), [("black", "SystemExit: line one line two"), ("white", "'white' is no int")]
 )
 def test_whatever_is_wrong_with_a_package_is_one_line(colours: Registry[int], name: str, reason: str) -> None:
-    with pytest.raises(UsageError, match=f"{reason}. Fix or uninstall that package. Known: blue, red") as error:
+    with pytest.raises(UsageError, match=f"{reason}. Repair or uninstall that package. Known: blue, red") as error:
         colours.get(name)
     assert "\n" not in str(error.value)
 

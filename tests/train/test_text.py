@@ -58,7 +58,7 @@ def test_equals_open_clip_on_padded_tokens(custom: bool, text: dict[str, object]
 @pytest.mark.parametrize("custom", [False, True])
 @pytest.mark.parametrize("copies", [1, 40])
 def test_runs_few_tokens_beyond_those_of_the_texts(monkeypatch: pytest.MonkeyPatch, custom: bool, copies: int) -> None:
-    monkeypatch.setattr(text_module, "_TOKENS_A_PASS", {"cpu": 100})
+    monkeypatch.setattr(text_module, "_PASS_COST_TOKENS", {"cpu": 100})
     model = small_clip(custom=custom)
     shapes: list[tuple[int, ...]] = []
     tower = TextTower(model)

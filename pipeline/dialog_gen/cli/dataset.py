@@ -1,4 +1,4 @@
-"""The commands that read a dataset or bring it up to date: status, verify, stats, report, gate, upgrade."""
+"""The commands that read or update a dataset: status, verify, stats, report, gate, upgrade."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ def add_dataset_commands(app: typer.Typer) -> None:
 
 
 def status(directory: DatasetOption, json_output: Json = False) -> None:
-    """Say what a dataset folder holds, by what its shards state; reads no row."""
+    """Show what a dataset contains, according to the manifests of its shards; reads no rows."""
     folder = dialog_gen.open_dataset(directory)
     found = dialog_gen.totals(folder)
     lines = [f"{directory}: {found.images} images in {found.shards} finished shards"]
@@ -33,7 +33,7 @@ def status(directory: DatasetOption, json_output: Json = False) -> None:
 
 
 def verify(directory: DatasetOption, json_output: Json = False) -> None:
-    """Read a dataset again and check checksums, schema, counts, ids and image hashes; exit 1 if anything is wrong."""
+    """Read a whole dataset and check checksums, schema, counts, ids and image hashes; exit 1 if anything is wrong."""
     with progress_bars() as on_progress:
         verdict = dialog_gen.verify(directory, on_progress=on_progress)
     text = "\n".join(
@@ -50,7 +50,7 @@ def verify(directory: DatasetOption, json_output: Json = False) -> None:
 
 
 def stats(directory: DatasetOption, json_output: Json = False) -> None:
-    """Read a dataset's texts and show what is asked and answered, how long texts are, and what gates marked."""
+    """Read the texts of a dataset and show common questions and answers, lengths, and what gates marked."""
     from dialog_gen.inspect.stats_text import stats_text
 
     with progress_bars() as on_progress:
@@ -61,9 +61,9 @@ def stats(directory: DatasetOption, json_output: Json = False) -> None:
 def report(
     directory: DatasetOption,
     out: Annotated[Path, typer.Option(help="HTML file to write.")],
-    samples: Annotated[int, typer.Option(min=0, help="Images in the gallery, drawn uniformly.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
-    max_mb: Annotated[float, typer.Option(min=0.1, help="Size of the page; thumbnails adapt to it.")] = 20,
+    samples: Annotated[int, typer.Option(min=0, help="Images in the gallery, drawn at random.")] = 1000,
+    seed: Annotated[int, typer.Option(help="A different seed draws different images.")] = 0,
+    max_mb: Annotated[float, typer.Option(min=0.1, help="Maximum size of the page; thumbnails adapt to it.")] = 20,
 ) -> None:
     """Show a dataset as one self-contained HTML page: figures, distributions and a gallery with search."""
     with progress_bars() as on_progress:
@@ -76,13 +76,13 @@ def gate(
     gates: Annotated[
         str,
         typer.Option(
-            help="Names separated by commas (`dialog-gen gates` lists them), among them text (all that need no model) "
-            "and all; or a TOML file."
+            help="Names separated by commas (`dialog-gen gates` lists them), or text (all gates that need no model), "
+            "or all; or a TOML file."
         ),
     ] = "text",
     json_output: Json = False,
 ) -> None:
-    """Score every question-answer pair and mark what is doubtful; deletes nothing, replaces what gates said before."""
+    """Score every question-answer pair and mark doubtful ones; deletes no pairs, replaces earlier scores."""
     from dialog_gen.gates.summary import summary_text
 
     with progress_bars() as on_progress:
@@ -91,7 +91,7 @@ def gate(
 
 
 def upgrade(directory: DatasetOption, json_output: Json = False) -> None:
-    """Bring a dataset of an older version of the record to the current one, in place; run again to go on."""
+    """Upgrade a dataset to the current version of the record, in place; run again to resume."""
     with progress_bars() as on_progress:
         summary = dialog_gen.upgrade(directory, on_progress=on_progress)
     print_result(asdict(summary), str(summary), json_output)

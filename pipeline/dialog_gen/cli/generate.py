@@ -21,7 +21,7 @@ def add_generate_commands(app: typer.Typer) -> None:
 
 
 def one_of(names: Sequence[str]) -> str:
-    """Such as "a, b or c"."""
+    """The names as text, such as "a, b or c"."""
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
@@ -33,25 +33,25 @@ def download(
             "or JSON lines with the columns url and caption."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the images and what belongs to them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the images and their metadata.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Ask again for what failed, into new tars; done ones stay.")
+        bool, typer.Option("--retry-failed", help="Request failed images again, into new tars; existing tars stay.")
     ] = False,
-    split: Annotated[str | None, typer.Option(help="Which split. Default: the manifest's first.")] = None,
-    seed: Annotated[int, typer.Option(help="Another seed draws other scenes (shapes only).")] = 0,
-    processes: Annotated[int | None, typer.Option(min=1, help="Default: one a CPU core.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Requests under way at a time, in each process.")] = 64,
+    split: Annotated[str | None, typer.Option(help="The split. Default: the manifest's first.")] = None,
+    seed: Annotated[int, typer.Option(help="A different seed draws different scenes (shapes only).")] = 0,
+    processes: Annotated[int | None, typer.Option(min=1, help="Default: one per CPU core.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Number of requests at a time in each process.")] = 64,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds a server may be silent; three times that in all.")
+        float, typer.Option(min=0.1, help="Seconds without data from a server; a request may take three times as long.")
     ] = 10,
-    max_bytes: Annotated[int, typer.Option(min=1, help="The largest image to accept, as it is sent.")] = 32 << 20,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Maximum size of an image file in bytes.")] = 32 << 20,
     allow_loopback: Annotated[
         bool, typer.Option("--allow-loopback", help="Also fetch from servers on this machine.")
     ] = False,
     json_output: Json = False,
 ) -> None:
-    """Download an image set; run again to go on after an interruption."""
+    """Download an image set; run again to resume after an interruption."""
     with progress_bars() as on_progress:
         summary = dialog_gen.download_images(
             manifest,
@@ -73,31 +73,35 @@ def download(
 def run(
     model: Annotated[str, typer.Option(help="Name (see `dialog-gen models`), Hugging Face id or folder.")],
     images: Annotated[str, typer.Option(help="Webdataset tars, image files or Parquet: a folder, glob or fsspec URL.")],
-    out: Annotated[str, typer.Option(help="Dataset folder to write or go on with: local, or an fsspec URL.")],
+    out: Annotated[str, typer.Option(help="Dataset folder to write, or to resume: local, or an fsspec URL.")],
     protocol: Annotated[
         str | None, typer.Option(help="Name (see `dialog-gen protocols`) or TOML file. Default: the model's own.")
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help=f"{one_of(ENGINES.names())}. Default: vllm where it is installed and serves the model."),
+        typer.Option(help=f"{one_of(ENGINES.names())}. Default: vllm if it is installed and serves the model."),
     ] = None,
-    endpoint: Annotated[str | None, typer.Option(help="Address of a server, for an engine that asks one.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Address of a server, for an engine that uses one.")] = None,
     executor: Annotated[str, typer.Option(help=f"Where shards are worked on: {one_of(EXECUTORS.names())}.")] = "local",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Every image's own seed derives from it.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and prompts; load no model.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="The seed from which the seed of each image is derived.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the prompts; load no model.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: the protocol's.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling. Default: the protocol's.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Tokens an answer. Default: the protocol's.")] = None,
-    attempts: Annotated[int, typer.Option(min=1, help="Tries for an image before it is rejected.")] = 3,
-    shard_size: Annotated[int, typer.Option(min=1, help="Images a shard, the unit that is redone.")] = 1024,
-    max_in_flight: Annotated[int, typer.Option(min=1, help="Requests kept in the engine.")] = 256,
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per answer. Default: the protocol's.")] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts per image before it is rejected.")] = 3,
+    shard_size: Annotated[
+        int, typer.Option(min=1, help="Images per shard, the unit that a resumed run makes again.")
+    ] = 1024,
+    max_in_flight: Annotated[int, typer.Option(min=1, help="Number of requests in the engine at a time.")] = 256,
     max_losses: Annotated[
         float, typer.Option(min=0, max=1, help="Exit 1 if more than this fraction is rejected or unreadable.")
     ] = 0.2,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default: the model's.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, help="Maximum tokens of prompt and answer together.")
+    ] = None,
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(min=0.05, max=1, help="Fraction of the GPU's memory for vLLM.")
     ] = None,
@@ -110,7 +114,7 @@ def run(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Generate a dialogue about every image; run again to go on after an interruption."""
+    """Generate a dialogue about every image; run again to resume after an interruption."""
     with progress_bars() as on_progress:
         result = dialog_gen.generate(
             model=model,

@@ -1,4 +1,4 @@
-"""The commands that list what is known by name: models, protocols, gates, manifests."""
+"""The commands that list what has a name: models, protocols, gates, manifests."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ def add_list_commands(app: typer.Typer) -> None:
 
 
 def models(json_output: Json = False) -> None:
-    """List the models known by name."""
+    """List the models that have a name."""
     from dialog_gen.models.registry import MODELS
 
     _print_table([{"name": name, **entry.to_json()} for name, entry in MODELS.all().items()], json_output)
@@ -34,7 +34,7 @@ def protocols(json_output: Json = False) -> None:
 
 
 def gates(json_output: Json = False) -> None:
-    """List the quality gates: what their scores say, and beyond which limits a pair is marked unless told otherwise."""
+    """List the quality gates: what their scores mean, and the default limits beyond which a pair is marked."""
     from dialog_gen.gates.base import gates_in_order
 
     rows: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     shown = ("name", "source", "turns", "pairs", "images", "size", "protocol", "licence", "limits", "description")
     columns = [key for key in shown if rows and key in rows[0]]
-    # As wide as it needs to be where nobody watches: a table that is piped should not be cut.
+    # A table that is piped into a file or a program must not be truncated.
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))

@@ -13,7 +13,7 @@ from dialog_gen.core.progress import progress_bars
 
 Repo = Annotated[str, typer.Option(metavar="USER/NAME", help="Dataset repository on the Hub.")]
 WithoutImages = Annotated[
-    bool, typer.Option("--without-images", help="Leave the images out: url and checksums stay, see `rehydrate`.")
+    bool, typer.Option("--without-images", help="Leave out the images; url and checksums stay, for `rehydrate`.")
 ]
 
 
@@ -28,8 +28,8 @@ def add_publish_commands(app: typer.Typer) -> None:
 
 def compact(
     directory: DatasetOption,
-    out: Annotated[str, typer.Option(help="Dataset folder to write or to continue.")],
-    shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard, about.")] = 500,
+    out: Annotated[str, typer.Option(help="Dataset folder to write, or to resume.")],
+    shard_mb: Annotated[int, typer.Option(min=1, help="Approximate size of a shard.")] = 500,
     without_images: WithoutImages = False,
     json_output: Json = False,
 ) -> None:
@@ -56,7 +56,7 @@ def export(
 
 
 def _formats_help() -> str:
-    """The export formats with their descriptions; of a package that cannot be imported, the name alone."""
+    """The export formats with their descriptions; only the name if a format's package cannot be imported."""
     from dialog_gen.publish.formats.base import FORMATS
 
     def text(name: str) -> str:
@@ -75,13 +75,15 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     licence: Annotated[str | None, typer.Option(help="SPDX identifier, or the terms in words.")] = None,
     link_rot: Annotated[
-        Path | None, typer.Option(help="A download's link_rot.json. Default: the one beside the images.")
+        Path | None, typer.Option(help="A download's link_rot.json. Default: the one in the folder of the images.")
     ] = None,
     message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace whatever the repository holds by this dataset.")
+        bool, typer.Option("--replace", help="Replace all content of the repository with this dataset.")
     ] = False,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Check sizes only, not every byte, before.")] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Check only file sizes before the upload, not every byte.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Publish a dataset on the Hugging Face Hub, with a card, in one commit; run again to resume."""
@@ -103,7 +105,7 @@ def push(
 
 def pull(
     repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Dataset repository on the Hub.")],
-    out: Annotated[Path, typer.Option(help="Dataset folder to write or to continue.")],
+    out: Annotated[Path, typer.Option(help="Dataset folder to write, or to resume.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     json_output: Json = False,
 ) -> None:
@@ -115,8 +117,8 @@ def pull(
 
 def rehydrate(
     directory: DatasetOption,
-    out: Annotated[str, typer.Option(help="Dataset folder to write or to continue.")],
-    threads: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 64,
+    out: Annotated[str, typer.Option(help="Dataset folder to write, or to resume.")],
+    threads: Annotated[int, typer.Option(min=1, help="Number of requests at a time.")] = 64,
     allow_loopback: Annotated[
         bool, typer.Option("--allow-loopback", help="Also fetch from servers on this machine.")
     ] = False,

@@ -1,4 +1,4 @@
-"""Which command helps against which error: what libraries raise tells the fact, and a command line adds the advice."""
+"""Advice for errors: the libraries' errors say what is wrong, and the command line adds which command helps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from dialog_gen.dataset.errors import (
 )
 
 _DERIVED = {"compacted": "compact", "rehydrated": "rehydrate"}
-"""Key of config.json -> the command that made the folder from another one."""
+"""Key in config.json -> the command that made the folder from another dataset."""
 
 
 def _other_config(error: OtherConfigError) -> str:
@@ -24,24 +24,26 @@ def _other_config(error: OtherConfigError) -> str:
                 f"{error.location} was made by `dialog-gen {command}`: a run goes on in its own folder only. "
                 "Choose another --out."
             )
-    free = "A run may change --limit, --max-in-flight and what only costs time; anything else needs a new --out."
-    return f"{error} {free}"
+    allowed = "A run may change --limit, --max-in-flight and what only costs time; anything else needs a new --out."
+    return f"{error} {allowed}"
 
 
-def _adding(advice: str) -> Callable[[DialogGenError], str]:
+def _with_advice(advice: str) -> Callable[[DialogGenError], str]:
     return lambda error: f"{str(error).removesuffix('.')}: {advice}"
 
 
 _REMEDIES: dict[type[DialogGenError], Callable[[Any], str]] = {
-    NoDatasetError: _adding("give the folder that `dialog-gen run --out` wrote."),
-    EmptyDatasetError: _adding("let `dialog-gen run` make some first."),
-    UnreadableRowsError: _adding("`dialog-gen verify` tells more."),
-    DamagedDatasetError: _adding("`dialog-gen verify` tells more, the run's own command makes damaged shards anew."),
+    NoDatasetError: _with_advice("give the folder that `dialog-gen run --out` wrote."),
+    EmptyDatasetError: _with_advice("make some with `dialog-gen run` first."),
+    UnreadableRowsError: _with_advice("`dialog-gen verify` shows more."),
+    DamagedDatasetError: _with_advice(
+        "`dialog-gen verify` shows more; the run's own command makes damaged shards again."
+    ),
     OtherConfigError: _other_config,
     OlderVersionError: lambda error: f"{error} `dialog-gen upgrade {error.location}` brings it up to date.",
 }
 
 
 def explained(error: DialogGenError) -> str:
-    """The error's message, with the command that helps where there is one."""
+    """The error's message, with advice which command helps, if there is any."""
     return _REMEDIES.get(type(error), str)(error)

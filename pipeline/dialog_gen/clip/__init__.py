@@ -1,11 +1,11 @@
-"""Models to search with: CLIP and its relatives. `loader.load_clip` is the one way in.
+"""CLIP models and related models for search. `loader.load_clip` loads all of them.
 
-    base.py       what a loaded model can do (`Clip`), what a format of checkpoints is (`ClipFormat`), the registries
+    base.py       the interfaces of a loaded model (`Clip`) and of a checkpoint format (`ClipFormat`), the registries
     loader.py     load, check and save a model of any format
     text/         texts -> token ids -> vectors
     open_clip/ third_tower/ mammut/ close/
                   one format each: `__init__.py` registers it, `layout.py` names the files of its folders,
                   `checkpoint.py` loads and saves them
 
-A format's `__init__.py` is light at import; torch and open_clip are imported where a model is loaded.
+A format's `__init__.py` is fast to import: torch and open_clip are imported only when a model is loaded.
 """

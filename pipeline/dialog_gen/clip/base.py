@@ -1,13 +1,14 @@
-"""What a loaded model to search with can do, what a format of checkpoints is, and the registries of both.
+"""The interfaces of a loaded CLIP model and of a checkpoint format, and the registries of both.
 
 A new format is one file (or folder) here, or an entry point of the group `dialog_gen.clip_formats`:
 
-    @FORMATS.register("my-format")
     class MyFormat(ClipFormat):
         kind, can = "model of mine", frozenset({"embed images", "embed texts"})
         def recognises(self, folder): ...
         def load(self, folder): ...
         def save(self, clip, folder, changed): ...
+
+    FORMATS.register("my-format")(MyFormat())
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dialog_gen.clip.text.tower import TextTower
 
 Capability = Literal["embed images", "embed texts", "generate texts", "be tuned"]
-"""What a caller may need of a model. "be tuned": its image and text tower are those of a plain CLIP, for a training."""
+"""What a caller may need from a model. "be tuned": a training can start from its image and text towers."""
 SEARCH: tuple[Capability, ...] = ("embed images", "embed texts")
 TUNING: tuple[Capability, ...] = ("be tuned",)
 GENERATION: tuple[Capability, ...] = ("generate texts",)
@@ -35,97 +36,97 @@ WritingTask = Literal["vqa", "captioning", "entailment"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WritingPrompt:
-    """What to write about an image."""
+    """The task and the texts of a prompt about an image."""
 
     task: WritingTask
     question: str = ""
     answer: str = ""
-    """For entailment: the answer to be judged."""
+    """The answer to judge, in the entailment task."""
 
 
 class TextWriter(Protocol):
-    """Writes texts about images. `Clip.writer` gives it."""
+    """Writes texts about images. `Clip.writer` returns one."""
 
     tasks: tuple[WritingTask, ...]
-    """Those that the model was trained for."""
+    """The tasks that the model was trained for."""
     noise: float | None
-    """The noise on text vectors in its training; None where there is no such noise."""
+    """The noise on text vectors in its training; None if there was no such noise."""
     reads_vectors: bool
-    """Whether it reads the unit-norm vector of an image, or of a text in its place; otherwise it reads pixels."""
+    """Whether it reads unit-norm vectors (of images, or of texts in their place); otherwise it reads pixels."""
 
     def read(self, pixels: "Tensor") -> "Tensor":
-        """Pixels (N, 3, H, W) -> what `write` takes of each image (N, ...). Only for writers that read pixels."""
+        """Pixels (N, 3, H, W) -> the images as `write` takes them (N, ...). Only for writers that read pixels."""
         ...
 
     def write(self, images: "Tensor", prompts: Sequence[WritingPrompt], *, beams: int, max_tokens: int) -> list[str]:
-        """One text for each image (N, ...) and prompt, by beam search, without randomness.
+        """Writes one text for each image (N, ...) and prompt, by deterministic beam search.
 
-        Raises UsageError for a prompt that leaves no room for a text.
+        Raises UsageError if a prompt leaves no room for a text.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPart:
-    """A text tower with its share in a model's text vectors."""
+    """A text tower and its share in a model's text vectors."""
 
     clip: "Clip"
-    """Whose text configuration and weights the tower has."""
+    """The model to which the tower belongs."""
     tower: "TextTower"
     share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """A loaded model with what belongs to it. Models of other formats than open_clip's are subclasses."""
+    """A loaded model with its tokenizer, preprocessing and configuration. Other formats than open_clip subclass it."""
 
     format: ClassVar[str] = "open_clip"
     """Name in `FORMATS`."""
     trained_by: ClassVar[str | None] = None
-    """The script that trains such a model, where the training of a plain CLIP would spoil it."""
+    """The script that trains such a model, if the training of a plain CLIP would damage it."""
 
     model: Any
-    """open_clip's `CLIP` or `CustomTextCLIP`, or a module with its `encode_image`, `encode_text`, `visual` and
+    """open_clip's `CLIP` or `CustomTextCLIP`, or a module with the same `encode_image`, `encode_text`, `visual` and
     `logit_scale`; float32, in evaluation mode."""
     preprocess: Any
     """PIL image -> (3, H, W), without augmentation."""
     tokenizer: Any
-    """One of open_clip's: list of texts -> token ids (N, context length)."""
+    """One of open_clip's tokenizers: list of N texts -> token ids (N, context length)."""
     name: str
     config: dict[str, Any]
     """open_clip's model configuration."""
     preprocess_config: dict[str, Any]
     weights_sha256: str
-    """Hash of all tensors with their names: it tells models apart, wherever they were loaded from."""
+    """Hash of all tensors with their names: it identifies the model, wherever it was loaded from."""
 
     @property
     def kind(self) -> str:
-        """What messages call such a model."""
+        """The word for such a model in messages."""
         return FORMATS.get(self.format).kind
 
     @property
     def beta(self) -> float | None:
-        """The share of `untuned` in the text vectors of a model that is a blend of two; None for any other."""
+        """The share of `untuned` in the text vectors, if the model blends two models; otherwise None."""
         return None
 
     @property
     def untuned(self) -> "Clip | None":
-        """The model that this one blends with, the baseline of a sweep; None where there is none."""
+        """The base model of a blend, the baseline of a sweep over beta; None if the model is not a blend."""
         return None
 
     def with_beta(self, beta: float) -> Self:
-        """The same blend with another share. Raises UsageError for a model that is no blend."""
+        """The same blend with another share. Raises UsageError if the model is not a blend."""
         raise UsageError(f"{self.name} has one text tower: no share (beta = {beta:g}) can be set.")
 
     def to(self, device: "torch.device | str") -> Self:
-        """Moves the model, in place."""
+        """Moves the model to a device, in place; returns the model."""
         self.model.to(device)
         return self
 
     def embed_images(self, pixels: "Tensor") -> "Tensor":
         """Pixels (N, 3, H, W), preprocessed and on the model's device -> unit-norm image vectors (N, D) in float32.
 
-        Raises UsageError where a vector is not finite.
+        Raises UsageError if a vector is not finite.
         """
         import torch
         from torch.nn.functional import normalize
@@ -137,11 +138,11 @@ class Clip:
         return vectors
 
     def text_parts(self) -> list[TextPart]:
-        """The text towers whose vectors `mixed` adds up. Raises UsageError for a text tower of an unknown kind."""
+        """The text towers and their shares, for `mixed`. Raises UsageError if a text tower is of an unknown kind."""
         return [self.own_text_part()]
 
     def own_text_part(self) -> TextPart:
-        """The model's own text tower, by reference. Raises UsageError for one of an unknown kind."""
+        """The model's own text tower, not a copy. Raises UsageError if it is of an unknown kind."""
         from dialog_gen.clip.text.tower import TextTower
 
         try:
@@ -150,9 +151,9 @@ class Clip:
             raise UsageError(f"{self.name} cannot be evaluated: {error}.") from None
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> "Tensor":
-        """Unit-norm vectors (N, D) of texts, in float32 on the model's device; long texts are cut to the context.
+        """Unit-norm vectors (N, D) of texts, in float32 on the model's device; long texts are truncated.
 
-        Raises UsageError for a text tower of an unknown kind, and where a vector is not finite.
+        Raises UsageError if the text tower is of an unknown kind, or if a vector is not finite.
         """
         from dialog_gen.clip.text.tokens import TextEncoder
         from dialog_gen.clip.text.tower import encode_ids, mixed
@@ -163,34 +164,34 @@ class Clip:
         return mixed([part.share for part in parts], vectors)
 
     def writer(self, device: "torch.device | str") -> TextWriter:
-        """The model as a writer of texts, on the device. Raises UsageError for one that writes none."""
+        """Moves the model to the device and returns its text writer. Raises UsageError if it cannot write texts."""
         raise UsageError(f"{self.name} {_LACKS['generate texts']}: a {self.kind} only embeds.")
 
 
 class ClipFormat(ABC):
-    """How checkpoints of one kind lie in a folder."""
+    """A format of checkpoint folders: recognises, checks, loads and saves them."""
 
     kind: ClassVar[str]
-    """What messages call a model of this format, such as "MaMMUT"."""
+    """The word for a model of this format in messages, such as "MaMMUT"."""
     can: ClassVar[frozenset[Capability]]
-    """What its models can do."""
+    """What models of this format can do."""
 
     @abstractmethod
     def recognises(self, folder: Path) -> bool:
-        """Whether the folder holds a checkpoint of this format. A folder may be one of two formats."""
+        """Whether the folder is a checkpoint of this format. A folder may have several formats."""
 
     def check(self, folder: Path) -> None:  # noqa: B027 - most formats have nothing that is quick to check
-        """Raises UsageError where `load` would for the small files alone; loads no weights."""
+        """Checks the small files without loading weights. Raises UsageError if `load` would raise it for them."""
 
     @abstractmethod
     def load(self, folder: Path) -> Clip:
-        """The model, on the CPU. Raises UsageError for a damaged folder."""
+        """Loads the model, on the CPU. Raises UsageError if the folder is damaged."""
 
     @abstractmethod
     def save(self, clip: Any, folder: Path, changed: "Mapping[str, Tensor]") -> None:
-        """Writes what `load` reads, the weights last; `changed` takes the place of the model's own tensors.
+        """Writes a folder for `load`, the weights last; the tensors in `changed` replace those of the model.
 
-        Raises OSError or SafetensorError for what the disk refuses.
+        Raises OSError or SafetensorError if the folder cannot be written.
         """
 
 
@@ -209,7 +210,7 @@ _LACKS: dict[Capability, str] = {
 
 
 def check_capabilities(name: str, form: ClipFormat, needs: Sequence[Capability]) -> None:
-    """Raises UsageError where a model of this format lacks what is needed; `name` is the model's."""
+    """Raises UsageError if models of this format lack one of `needs`; `name` is the model's name in the message."""
     for need in needs:
         if need not in form.can:
             able = " or a ".join(sorted(other.kind for other in FORMATS.all().values() if need in other.can))

@@ -1,4 +1,4 @@
-"""Models of any format in and out. Formats and shipped models are found through the registries in `base`."""
+"""Loads, checks and saves models of any format. The registries in `base` list the formats and the shipped models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +19,17 @@ def load_clip(
     needs: Sequence[Capability] = TUNING,
     allow_activation_mismatch: bool = False,
 ) -> Clip:
-    """A model by open_clip's name and a pretrained tag or a safetensors file, a checkpoint folder, or a shipped name.
+    """Loads a model. `name` is a checkpoint folder, a shipped name, or a name of open_clip's.
 
-    `needs`: what the model must be able to do; by default, be a plain CLIP that a training can start from. `SEARCH`
-    gives the model with all that its text vectors are made of, such as a third tower, which a plain CLIP lacks.
+    With a name of open_clip's, `pretrained` is a pretrained tag or a safetensors file. `needs` says what the model must
+    be able to do. The default, `TUNING`, is for a training: a folder with a third tower then loads as the plain CLIP.
+    With `SEARCH` the model includes everything that its text vectors are made from, such as a third tower.
 
-    OpenAI's and LAION-400M's weights were trained with QuickGELU. Under `ViT-B-32` they load and lose accuracy; that is
-    an error here unless `allow_activation_mismatch`, which reproduces published baselines that overlooked it.
+    OpenAI's and LAION-400M's weights were trained with QuickGELU. As `ViT-B-32` they load but lose accuracy. This is an
+    error unless `allow_activation_mismatch` is set, to reproduce published baselines that overlooked it.
 
-    Raises UsageError for an unknown name or tag, pickled weights, weights of another architecture, that mismatch, a
-    damaged folder, and a model that lacks what is needed.
+    Raises UsageError for an unknown name or tag, pickled weights, weights of another architecture, an activation
+    mismatch, a damaged folder, and a model that lacks one of `needs`.
     """
     folder = _folder_of(name)
     if folder is not None:
@@ -40,7 +41,7 @@ def load_clip(
 
 
 def check_clip(name: str, pretrained: str | None = None, *, needs: Sequence[Capability] = TUNING) -> None:
-    """Raises UsageError where `load_clip` would for the names alone; loads nothing."""
+    """Checks the names without loading weights. Raises UsageError if `load_clip` would raise it for them."""
     folder = _folder_of(name)
     if folder is not None:
         _format_of(name, folder, pretrained, needs).check(folder)
@@ -52,12 +53,12 @@ def check_clip(name: str, pretrained: str | None = None, *, needs: Sequence[Capa
 
 
 def new_clip(name: str, seed: int) -> Clip:
-    """A model with weights drawn at random from `seed`, to be trained from scratch.
+    """A model with random weights, determined by `seed`, to be trained from scratch.
 
-    `name`: open_clip's name of a model, a JSON file of open_clip's model configuration, or a checkpoint folder or
-    shipped name, from which all but the weights is taken.
+    `name` is a name of open_clip's, a JSON file with open_clip's model configuration, or a checkpoint folder or shipped
+    name whose weights are ignored.
 
-    Raises UsageError for an unknown name, a damaged file, or a folder that is no open_clip checkpoint.
+    Raises UsageError for an unknown name, a damaged file, or a folder that is not an open_clip checkpoint.
     """
     from dialog_gen.clip.open_clip.checkpoint import new_named, new_of_folder
 
@@ -70,24 +71,24 @@ def new_clip(name: str, seed: int) -> Clip:
 
 
 def save_clip(clip: Clip, folder: Path, changed: "Mapping[str, Tensor] | None" = None) -> None:
-    """Writes what `load_clip` loads, in the model's format; `changed` takes the place of the model's own tensors.
+    """Writes a folder for `load_clip`, in the model's format; the tensors in `changed` replace those of the model.
 
-    The weights come last. Raises OSError or SafetensorError for what the disk refuses.
+    The weights are written last. Raises OSError or SafetensorError if the folder cannot be written.
     """
     FORMATS.get(clip.format).save(clip, folder, changed or {})
 
 
 def _folder_of(name: str) -> Path | None:
-    """The checkpoint folder that a name means; None for a name of open_clip's."""
+    """The checkpoint folder of a shipped name or a path; None for a name of open_clip's."""
     if name in CLIP_MODELS.names():
         return CLIP_MODELS.get(name)
     return Path(name) if Path(name).is_dir() else None
 
 
 def _format_of(name: str, folder: Path, pretrained: str | None, needs: Sequence[Capability]) -> ClipFormat:
-    """The first of the folder's formats that can do what is needed.
+    """The first format of the folder that can do what is needed.
 
-    open_clip's comes last: other formats may add files to such a checkpoint.
+    open_clip's format comes last, because other formats may add files to an open_clip checkpoint.
     """
     if pretrained is not None:
         raise UsageError(f"{name} is a checkpoint with weights of its own: leave out pretrained = {pretrained!r}.")
@@ -102,7 +103,7 @@ def _format_of(name: str, folder: Path, pretrained: str | None, needs: Sequence[
     if not found:
         raise _no_checkpoint(name)
     check_capabilities(name, found[0], needs)
-    raise AssertionError("a format that lacks nothing was left out")
+    raise AssertionError("a format that can do what is needed was not used")
 
 
 def _no_checkpoint(name: str) -> UsageError:

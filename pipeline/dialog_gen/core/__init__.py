@@ -1,1 +1,1 @@
-"""What every other package stands on: errors, whole files, hashes, TOML, the console, progress, registries."""
+"""What all other packages use: errors, atomic files, hashes, TOML, the console, progress bars, registries."""

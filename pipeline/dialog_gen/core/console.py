@@ -1,4 +1,4 @@
-"""What the command-line modules share: arguments that mean the same everywhere, and how results are printed."""
+"""What the command-line modules share: common arguments, how results are printed, and how errors end a command."""
 
 import json
 import logging
@@ -25,7 +25,10 @@ _INTERRUPTED = 130
 
 
 def begin(context: typer.Context, version: bool) -> None:
-    """What a command line does first: prints the version, or without a command the help; logs go to stderr."""
+    """Starts a command line: sets up logging to stderr.
+
+    Prints the version and exits with 0 if `version` is set; without a subcommand, prints the help and exits with 2.
+    """
     if version:
         typer.echo(__version__)
         raise typer.Exit
@@ -37,9 +40,10 @@ def begin(context: typer.Context, version: bool) -> None:
 
 
 def command_with_help(**texts: Callable[[], str]) -> type[TyperCommand]:
-    """A class for `app.command(cls=...)`; parameter -> function that makes its help text, called when help is shown.
+    """A class for `app.command(cls=...)` whose help texts are made when help is shown.
 
-    For texts that list what is in a registry: its modules need not be imported before somebody asks for help.
+    `texts` maps the name of a parameter to a function that returns its help text. This is for texts that list the
+    content of a registry: the registry's modules are imported only when somebody asks for help.
     """
 
     class Command(TyperCommand):
@@ -59,15 +63,15 @@ def print_result(content: dict[str, Any], text: str, as_json: bool) -> None:
 
 @contextmanager
 def progress_bar() -> Generator[Progress]:
-    """A progress bar on stderr, where that is a terminal."""
+    """A progress bar on stderr; hidden if stderr is not a terminal."""
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         yield progress
 
 
 def run_app(app: Callable[[], Any], *, interrupted: str, explain: Callable[[DialogGenError], str] = str) -> None:
-    """Runs a typer app and exits: with an error's own code, or with 130 after a Ctrl-C, where it says `interrupted`.
+    """Runs a typer app. Exits with the code of a `DialogGenError`, or with 130 after Ctrl-C.
 
-    `explain` gives the message of an error.
+    `interrupted` is the message after Ctrl-C; `explain` returns the message of an error.
     """
     try:
         app()

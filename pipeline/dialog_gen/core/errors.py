@@ -1,9 +1,9 @@
-"""What can go wrong for a user, and the exit code it ends with.
+"""The errors that a user can cause, and the exit code of each.
 
 DialogGenError            the base; its message says what was wrong, the value received and what to do next
   UsageError              exit 2: wrong flags, missing input, an output folder of another configuration
     MissingExtraError     exit 2: an optional dependency is not installed
-  FailedCheckError        exit 1: the command ran, but a check failed or losses are over the allowed fraction
+  FailedCheckError        exit 1: the command ran, but a check failed or more images were lost than is allowed
 """
 
 import difflib
@@ -11,17 +11,17 @@ from collections.abc import Iterable
 
 
 class DialogGenError(Exception):
-    """An error to show without a traceback."""
+    """An error that is shown to the user without a traceback."""
 
     exit_code = 2
 
 
 class UsageError(DialogGenError):
-    """Wrong use: nothing was done, nothing already made was touched."""
+    """Wrong use: the command did nothing, and existing results are unchanged."""
 
 
 class MissingExtraError(UsageError):
-    """An optional dependency is missing; names the extra that brings it."""
+    """An optional dependency is missing; the message names the extra that installs it."""
 
     def __init__(self, what: str, extra: str, note: str = "") -> None:
         note = f" ({note})" if note else ""
@@ -29,19 +29,19 @@ class MissingExtraError(UsageError):
 
 
 class FailedCheckError(DialogGenError):
-    """The command ran to its end and found something wrong."""
+    """The command finished, but a check failed."""
 
     exit_code = 1
 
 
 def check_at_least(flag: str, value: float, least: float) -> None:
-    """Raises UsageError for a value below `least`; `flag` names it in the message, such as "--threads"."""
+    """Raises UsageError if `value` is less than `least`; the message calls it `flag`, such as "--threads"."""
     if value < least:
         raise UsageError(f"{flag} {value:g} is too small: give at least {least:g}.")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence that names the nearest known word and all known words."""
+    """A hint for an unknown word: the most similar known word, if there is one, and all known words."""
     names = sorted(known)
     nearest = difflib.get_close_matches(word, names, n=1)
     guess = f"did you mean {nearest[0]!r}? " if nearest else ""

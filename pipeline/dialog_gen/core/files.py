@@ -1,4 +1,7 @@
-"""Files and folders that appear whole or not at all, locks, and what a disk can refuse as an error for people."""
+"""Atomic files and folders, locks, and readable errors for failed writes.
+
+An atomic file or folder is complete when it appears; if writing fails, it does not appear.
+"""
 
 import errno
 import fcntl
@@ -14,7 +17,7 @@ from safetensors import SafetensorError
 
 from dialog_gen.core.errors import DialogGenError, UsageError
 
-_TODO = {
+_ADVICE = {
     errno.ENOSPC: "Free some space and run again",
     errno.EDQUOT: "Free some of your quota and run again",
     errno.EACCES: "Check the permissions, or choose another --out",
@@ -28,19 +31,22 @@ _TODO = {
 
 @contextmanager
 def writing(location: str | Path, *, left: str = "nothing was written") -> Generator[None]:
-    """Raises DialogGenError for what the disk or the bucket of `location` refuses; `left` says what is there then."""
+    """Turns an error of the disk or the object store into a DialogGenError.
+
+    `left` ends the message: it says what remains at `location` after the error.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         number = error.errno if isinstance(error, OSError) else None
-        # Object stores and safetensors give no number.
+        # Errors of object stores and of safetensors have no errno.
         what = (error.strerror if isinstance(error, OSError) else None) or error
-        todo = _TODO.get(number or 0, "Check the disk and run again")
+        todo = _ADVICE.get(number or 0, "Check the disk and run again")
         raise DialogGenError(f"cannot write {location}: {what}. {todo}; {left}.") from error
 
 
 def fsync(path: Path) -> None:
-    """Makes a file's bytes, or a folder's entries, outlast a power cut."""
+    """Flushes a file's bytes, or a folder's entries, to disk, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,7 +56,7 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """A path to write to; what was written there takes the place of `path` unless the block raises."""
+    """Yields a temporary path to write to; its file replaces `path` when the block ends, or is removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
@@ -61,7 +67,7 @@ def replacing(path: Path) -> Generator[Path]:
 
 
 def put_file(part: Path, target: Path) -> None:
-    """Moves a finished file of the same disk to its place, so that the move outlasts a power cut."""
+    """Moves a finished file to `target` on the same disk; the move survives a power cut."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part.replace(target)
     fsync(target.parent)
@@ -69,15 +75,15 @@ def put_file(part: Path, target: Path) -> None:
 
 @contextmanager
 def whole_folder(out: Path) -> Generator[Path]:
-    """A folder to write to, which becomes `out` when the block ends and is removed when it raises.
+    """Yields a folder to write to; it becomes `out` when the block ends, and is removed if the block raises.
 
-    Raises UsageError where `out` exists, DialogGenError for what the disk refuses.
+    Raises UsageError if `out` exists, and DialogGenError if it cannot be written.
     """
     if out.exists():
         raise UsageError(f"--out {out} exists already: choose another one.")
     part = out.with_name(f".{out.name}.part")
     with writing(out):
-        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
         part.mkdir(parents=True)
         try:
             yield part
@@ -87,23 +93,23 @@ def whole_folder(out: Path) -> Generator[Path]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file that was asked for: whole or not at all. Raises DialogGenError for what the disk refuses."""
+    """Writes a file atomically. Raises DialogGenError if it cannot be written."""
     with writing(path), replacing(path) as part:
         part.write_bytes(content)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes an object as a file that appears whole or not at all."""
+    """Writes a JSON object to a file, atomically. Raises OSError if it cannot be written."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def locked_folder(folder: Path, user: str, *, shared: bool = False) -> Generator[None]:
-    """Makes `folder` and holds it against other processes, or with `shared` against those that want it alone.
+    """Creates `folder` and locks it: exclusively, or with `shared` together with other processes that share it.
 
-    The system lets go of the lock when this process ends. Raises UsageError where another `user`, such as "run", holds
-    it, and OSError where it cannot be made.
+    The system releases the lock when this process ends. Raises UsageError if another process holds a lock that excludes
+    this one; the message calls that process `user`, such as "run". Raises OSError if the folder cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -118,10 +124,10 @@ def locked_folder(folder: Path, user: str, *, shared: bool = False) -> Generator
 
 
 def lock_removable(path: Path, *, wait: bool = False) -> int | None:
-    """Locks a file or folder that its holder may remove; closing the descriptor that is returned unlocks it.
+    """Locks a file or folder that the process with the lock may remove. Returns a descriptor; closing it unlocks.
 
-    None where there is nothing at `path`, or it was removed meanwhile. Raises BlockingIOError where another holds the
-    lock, unless it is to `wait`.
+    Returns None if nothing exists at `path`, or if it was removed meanwhile. If another process has the lock, waits for
+    it with `wait`, else raises BlockingIOError.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -129,7 +135,7 @@ def lock_removable(path: Path, *, wait: bool = False) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        # The lock of a removed file excludes nobody: by now its name is free, or that of another file.
+        # The lock on a removed file excludes nobody: its name may already belong to a new file.
         if os.path.samestat(os.fstat(descriptor), path.stat()):
             return descriptor
     except BaseException as error:

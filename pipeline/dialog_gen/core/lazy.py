@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used (PEP 562), so that importing the package stays fast."""
+"""Imports the names of a package when they are first used (PEP 562), so that importing the package is fast."""
 
 import importlib
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package whose names live in other modules: name -> module."""
+    """`__getattr__` and `__dir__` for a package; `modules` maps each public name to the module that defines it."""
 
     def get(name: str) -> Any:
         if name not in modules:

@@ -1,4 +1,4 @@
-"""How Parquet is opened, wherever it may hold images."""
+"""Opens Parquet files that may contain images."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 
 
 def open_parquet(source: Any) -> pq.ParquetFile:
-    """A Parquet file to read from; `source` is a path or an open file.
+    """Opens a Parquet file for reading; `source` is a path or an open file.
 
-    Raises pyarrow.ArrowException or OSError where it is damaged or no Parquet.
+    Raises pyarrow.ArrowException or OSError if the file is damaged or is not Parquet.
     """
-    # Without a buffer a column of images is read whole, and so it is where columns are fetched before they are asked
-    # for (`pre_buffer`): gigabytes of a large row group, or of a file on another machine.
+    # Without a buffer, pyarrow reads the whole column of images of a row group at once; with `pre_buffer` it does the
+    # same. That can be gigabytes, perhaps from another machine.
     return pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)

@@ -1,4 +1,4 @@
-"""Progress of long work: the callback that libraries call, and the one bar that the command lines show for it."""
+"""Progress of long work: the callback that library code calls, and the progress bars that the command lines show."""
 
 import os
 import sys
@@ -14,23 +14,23 @@ _SPEED_WINDOW_S = 60
 
 
 class OnProgress(Protocol):
-    """What is called while long work is done; it must be fast."""
+    """A callback for progress. It is called often, so it must be fast."""
 
     def __call__(self, stage: str, done: int, total: int | None, unit: str = "", note: str = "") -> None:
-        """`done` of `total` units (None: not known yet) of a stage are done.
+        """Reports that `done` of `total` units of a stage are done; `total` is None while it is not known.
 
-        `unit` names what is counted, such as "images", where a rate makes sense; `note` is anything worth telling
-        beside it, such as "3 rejected".
+        `unit` names what is counted, such as "images"; it is empty where a rate makes no sense. `note` is additional
+        text, such as "3 rejected".
         """
         ...
 
 
 def ignore_progress(stage: str, done: int, total: int | None, unit: str = "", note: str = "") -> None:
-    """An `OnProgress` for callers that show nothing."""
+    """An `OnProgress` that does nothing."""
 
 
 class _Rate(ProgressColumn):
-    """Units a second over the last minute."""
+    """Units per second over the last minute."""
 
     def render(self, task: Task) -> Text:
         unit = task.fields["unit"]
@@ -44,11 +44,12 @@ class _Count(ProgressColumn):
 
 @contextmanager
 def progress_bars() -> Generator[OnProgress]:
-    """Bars on stderr, one for each stage, where that is a terminal; elsewhere nothing is shown."""
+    """Shows progress bars on stderr, one per stage; shows nothing if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield ignore_progress
         return
-    # A descriptor of its own, and no redirection by rich: while an engine starts, the usual ones lead to a log.
+    # While an engine starts, stdout and stderr are redirected to a log. So the bars get a file descriptor of their own,
+    # and rich must not redirect either.
     with os.fdopen(os.dup(sys.stderr.fileno()), "w") as stream:
         bars = Progress(
             TextColumn("{task.description}", markup=False),

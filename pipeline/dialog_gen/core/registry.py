@@ -1,18 +1,19 @@
-"""Things of one kind, known by name: engines, gates, sources, systems, tasks and so on. All registries have this form.
+"""Registries of named entries: engines, gates, sources, systems, tasks and so on. All registries work the same way.
 
-A module of the registry's package defines one and registers it:
+A module of the registry's package defines an entry and registers it:
 
     @GATES.register("length")
     class Length(Gate): ...
 
-Nothing else has to be changed: the registry imports every module of its package when it is first asked. So that help
-texts and lists stay fast, such a module imports nothing slow at its top (torch, vllm, ...); it does so when it works.
+Nothing else has to be changed: the registry imports all modules of its package at its first use. To keep help texts and
+lists fast, such a module must not import slow packages (torch, vllm, ...) at its top, only in the functions that use
+them.
 
-Other packages add their own through entry points. In their pyproject.toml:
+Other packages add entries through entry points. In their pyproject.toml:
 
     [project.entry-points."dialog_gen.gates"]
     politeness = "my_package.politeness"            # a module that registers "politeness" as above,
-    politeness = "my_package.politeness:Politeness" # or the thing itself
+    politeness = "my_package.politeness:Politeness" # or the entry itself
 """
 
 import importlib
@@ -33,10 +34,10 @@ _log = logging.getLogger(__name__)
 
 
 class Registry(Generic[T]):
-    """Name -> thing of one kind. `kind` is its name in messages, such as "gate".
+    """Maps names to entries of one kind; `kind` is the word for it in messages, such as "gate".
 
-    `package` holds the modules that register; `group` is that of the entry points, by default the package's name. What
-    is registered must be an instance of `base`, or a subclass of it where `classes`.
+    `package` contains the modules that register entries. `group` is the group of the entry points, by default the name
+    of the package. An entry must be an instance of `base` or, with `classes`, a subclass of it.
     """
 
     def __init__(
@@ -44,51 +45,52 @@ class Registry(Generic[T]):
     ) -> None:
         self.kind, self.package, self.group = kind, package, group or package
         self.base, self.classes = base, classes
-        self._things: dict[str, T] = {}
+        self._entries: dict[str, T] = {}
         self._own = set[str]()
         self._plugins: dict[str, EntryPoint] = {}
         self._broken = set[str]()
         self._searched = False
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
-        """Decorates a class or function, or is called with an instance: `register("length")(thing)` returns `thing`.
+        """A decorator for a class or function; for an instance, call `register("length")(instance)`.
 
-        Raises ValueError for a name that is taken, TypeError for a thing of another kind.
+        Raises ValueError if the name is taken, TypeError for an entry of another kind.
         """
         frame = inspect.currentframe()
         caller = frame.f_back.f_globals.get("__name__", "") if frame and frame.f_back else ""
 
-        def add(thing: Registered) -> Registered:
-            if not self._fits(thing):
+        def add(entry: Registered) -> Registered:
+            if not self._fits(entry):
                 raise TypeError(f"{name!r} is no {'subclass of ' if self.classes else ''}{self.base.__name__}")
-            if self._things.get(name, thing) is not thing:
+            if self._entries.get(name, entry) is not entry:
                 raise ValueError(f"there are two {self.kind}s named {name!r}")
-            self._things[name] = thing  # type: ignore[assignment] - a decorator keeps the type of what it decorates
+            self._entries[name] = entry  # type: ignore[assignment] - a decorator keeps the type of what it decorates
             if caller == self.package or caller.startswith(f"{self.package}."):
                 self._own.add(name)
-            return thing
+            return entry
 
         return add
 
     def names(self) -> list[str]:
-        """All names, sorted: first this package's own, then those of other packages."""
-        return [*self.own(), *sorted({*self._things, *self._plugins} - self._own)]
+        """All names: first those of this package, then those of other packages, each sorted."""
+        return [*self.own(), *sorted({*self._entries, *self._plugins} - self._own)]
 
     def get(self, name: str, *, where: str = "") -> T:
-        """The thing of that name; `where` begins the message of an error, such as "--engine".
+        """The entry of that name; `where`, such as "--engine", begins the message of an error.
 
-        Raises UsageError for an unknown name, naming the known ones, and for one whose package fails to import.
+        Raises UsageError for an unknown name (the message lists the known ones) and if the entry's package cannot be
+        imported.
         """
         self._search()
-        if name not in self._things and name in self._plugins:
+        if name not in self._entries and name in self._plugins:
             self._load(self._plugins[name])
-        if name not in self._things:
+        if name not in self._entries:
             begin = f"{where} {name}: unknown {self.kind}" if where else f"unknown {self.kind} {name!r}"
             raise UsageError(f"{begin}; {did_you_mean(name, self.names())}.")
-        return self._things[name]
+        return self._entries[name]
 
     def all(self) -> dict[str, T]:
-        """Name -> thing. One of another package that fails to import is left out, with a warning the first time."""
+        """All entries by name. One whose package cannot be imported is left out, with a warning the first time."""
         found: dict[str, T] = {}
         for name in self.names():
             try:
@@ -100,14 +102,14 @@ class Registry(Generic[T]):
         return found
 
     def own(self) -> dict[str, T]:
-        """Name -> thing, sorted, of those that this package itself defines; other packages are not imported."""
+        """The entries of this package by name, sorted; other packages are not imported."""
         self._search()
-        return {name: self._things[name] for name in sorted(self._own)}
+        return {name: self._entries[name] for name in sorted(self._own)}
 
-    def _fits(self, thing: object) -> bool:
+    def _fits(self, entry: object) -> bool:
         if self.classes:
-            return isinstance(thing, type) and issubclass(thing, self.base)
-        return isinstance(thing, self.base) and (self.base is object or not isinstance(thing, type))
+            return isinstance(entry, type) and issubclass(entry, self.base)
+        return isinstance(entry, self.base) and (self.base is object or not isinstance(entry, type))
 
     def _search(self) -> None:
         if self._searched:
@@ -127,7 +129,7 @@ class Registry(Generic[T]):
             found = point.load()
             if not isinstance(found, ModuleType):
                 self.register(point.name)(found)
-            elif point.name not in self._things:
+            elif point.name not in self._entries:
                 raise LookupError(f"the module registers no {self.kind} of that name")
         # A module may raise anything, SystemExit too; a Ctrl-C of the user is let through.
         except (Exception, SystemExit, GeneratorExit) as error:
@@ -135,7 +137,7 @@ class Registry(Generic[T]):
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UsageError(
                 f"{self.kind} {point.name!r}{_owner(point)} cannot be imported ({point.value}): {reason}. "
-                f"Fix or uninstall that package. Known: {others}."
+                f"Repair or uninstall that package. Known: {others}."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Tensors as safetensors files, and their hash."""
+"""Saves tensors as safetensors files and hashes them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from dialog_gen.core.files import replacing
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes them, from whatever device, as a file that appears whole or not at all.
+    """Writes tensors, which may be on any device, to `file` atomically: the file is complete or does not appear.
 
-    Raises SafetensorError for what the disk refuses.
+    Raises OSError or SafetensorError if the file cannot be written.
     """
     with replacing(file) as part:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -23,7 +23,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
 
 
 def sha256_of_weights(state: Mapping[str, Tensor]) -> str:
-    """Hash of tensors with their names, in order of name."""
+    """SHA-256, in hex, of all tensors (name, dtype, shape and bytes), sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""TOML files that hold one pydantic model each, shipped under a name or a user's own, read with errors for people."""
+"""Reads TOML files into pydantic models, with readable error messages. A file is shipped under a name or the user's."""
 
 import re
 import tomllib
@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def find_toml(name_or_file: str, shipped: Mapping[str, Path], what: str) -> Path:
-    """The shipped file of that name, or the path of a user's. Raises UsageError for an unknown name."""
+    """The shipped file of that name, or the path of the user's .toml file. Raises UsageError for an unknown name."""
     if name_or_file in shipped:
         return shipped[name_or_file]
     path = Path(name_or_file)
@@ -25,9 +25,9 @@ def find_toml(name_or_file: str, shipped: Mapping[str, Path], what: str) -> Path
 
 
 def read_toml_model(path: Path, model: type[Model], what: str, overrides: Iterable[str] = ()) -> Model:
-    """The model that a file holds; a model with a `name` gets the file's stem where the file gives none.
+    """Reads a file into the model. If the model has a field `name` and the file does not set it, it is the file's stem.
 
-    `overrides` change the file's content, see `apply_overrides`.
+    `overrides` of the form "table.key=value" change the file's content first (`apply_overrides`).
 
     Raises UsageError for a file that cannot be read, is not TOML, or does not fit the model.
     """
@@ -39,7 +39,7 @@ def read_toml_model(path: Path, model: type[Model], what: str, overrides: Iterab
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """What a file holds. Raises UsageError for one that cannot be read or is not TOML."""
+    """The content of a TOML file. Raises UsageError if the file cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -49,7 +49,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 
 def fit_model(content: Mapping[str, Any], model: type[Model], where: str) -> Model:
-    """The model of that content. Raises UsageError where it does not fit, in a message that begins with `where`."""
+    """Validates the content. Raises UsageError, with a message that begins with `where`, if it does not fit."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -57,10 +57,10 @@ def fit_model(content: Mapping[str, Any], model: type[Model], where: str) -> Mod
 
 
 def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> None:
-    """Changes what a TOML file holds by overrides of the form "table.key=value".
+    """Applies overrides of the form "table.key=value" to the content of a TOML file, in place.
 
-    The value is read as TOML; what TOML cannot read is a string. In a list of tables, "tables.2.key=value" changes the
-    second one. Raises UsageError for an override of another form or for a place that is not there.
+    The value is parsed as TOML; if that fails, it is a string. In a list of tables, "tables.2.key=value" changes the
+    second table. Raises UsageError for an override of another form, or for a place that does not exist.
     """
     for override in overrides:
         _override(content, override)
@@ -70,7 +70,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     *tables, last = key.strip().split(".")
     if not equals or not all([*tables, last]):
-        raise UsageError(f"{override!r} is no override: give KEY=VALUE, such as optim.lr=1e-4.")
+        raise UsageError(f"{override!r} is not an override: give KEY=VALUE, such as optim.lr=1e-4.")
     place: Any = content
     for table in tables:
         if isinstance(place, dict):
@@ -90,7 +90,7 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """What is wrong with settings that `model` refused, in one line."""
+    """One line that says why `model` rejected the settings."""
     problems: list[str] = []
     for problem in error.errors():
         place = ".".join(str(part + 1) if isinstance(part, int) else part for part in problem["loc"])
@@ -112,7 +112,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
-    """The keys of the table at `place`. Indexes lead no deeper, and a union's tag only to the model that has it."""
+    """The keys of the table at `place`, a pydantic error location.
+
+    An index in a list does not change the model; the tag of a union selects the model with that tag.
+    """
     models = [model]
     for part in place:
         fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]

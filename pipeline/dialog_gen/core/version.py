@@ -1,3 +1,3 @@
-"""The version of the three packages: one distribution holds them."""
+"""The version of the three packages, which are one distribution."""
 
 __version__ = "0.1.0"

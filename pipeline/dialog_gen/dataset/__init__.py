@@ -1,1 +1,1 @@
-"""A dialogues dataset on disk: its record, its folder, how shards get into it, and what proves that it is whole."""
+"""A dialogue dataset on disk: the record, the folder, writing of shards, verification, and upgrades."""

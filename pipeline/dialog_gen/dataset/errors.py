@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset folder: these errors tell facts, `dialog_gen.cli.remedies` adds what to do."""
+"""Errors of a dataset folder. They state what is wrong; `dialog_gen.cli.remedies` adds what to do about it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from dialog_gen.core.errors import UsageError
 
 
 class NoDatasetError(UsageError):
-    """A location holds no dataset."""
+    """There is no dataset at a location."""
 
     def __init__(self, location: str, *, exists: bool) -> None:
         what = "is no dataset folder (it has no config.json)" if exists else "does not exist"
@@ -22,21 +22,21 @@ class EmptyDatasetError(UsageError):
 
 
 class UnreadableRowsError(UsageError):
-    """A file of rows is gone or damaged."""
+    """A Parquet file of the dataset is missing or damaged."""
 
     def __init__(self, location: str, path: str, error: object) -> None:
         super().__init__(f"{location}/{path} cannot be read ({error}).")
 
 
 class DamagedDatasetError(UsageError):
-    """A shard is not what its manifest promises."""
+    """A shard does not match its manifest."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"{problem}.")
 
 
 class OtherConfigError(UsageError):
-    """A dataset was made with another configuration than the one that is to write to it."""
+    """A dataset was made with a configuration other than the one it is opened for writing with."""
 
     def __init__(self, location: str, *, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         self.location, self.found, self.wanted = location, found, wanted
@@ -46,13 +46,13 @@ class OtherConfigError(UsageError):
 
 
 class OlderVersionError(UsageError):
-    """A dataset of an older version of the record is to be written to."""
+    """A dataset has an older version of the record and therefore cannot be written to."""
 
     def __init__(self, location: str, version: int) -> None:
         self.location = location
-        super().__init__(f"{location} is of version {version} of the record, which is read and no longer written.")
+        super().__init__(f"{location} has version {version} of the record, which can be read but no longer written.")
 
 
 def differing_keys(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """The keys in which two configurations differ."""
+    """The keys whose values differ between two configurations."""
     return [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]

@@ -1,16 +1,16 @@
-"""A dataset folder on local disk or an fsspec URL, as it is read.
+"""Reads a dataset folder, which is on local disk or at an fsspec URL.
 
-    OUT/config.json            what every row was made with; another configuration is refused
+    OUT/config.json            the configuration that all rows were made with; another configuration is rejected
     OUT/data/SHARD.parquet     accepted dialogues
-    OUT/rejects/SHARD.parquet  what could not be used, with the reason
+    OUT/rejects/SHARD.parquet  rows that could not be used, with the reason
     OUT/shards/SHARD.json      the shard's manifest: counts and checksums; written last, it marks the shard as complete
-    OUT/run.json               how the last run went
+    OUT/run.json               a report of the last run
     OUT/gates.json             the quality gates that were applied, and what they found
-    OUT/upgrade.json           only while an upgrade to the current version of the record is under way
-    OUT/engine.log             what the engine printed (local disk only)
+    OUT/upgrade.json           exists only during an upgrade to the current version of the record
+    OUT/engine.log             the output of the engine (local disk only)
 
-A file that no manifest names is not part of the dataset. Rows that are written anew go to SHARD.v2.parquet, and the
-next time back to SHARD.parquet: the manifest says which of the two counts.
+A file that no manifest names is not part of the dataset. Rewritten rows go to SHARD.v2.parquet, and the next time back
+to SHARD.parquet: the manifest names the valid file.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class FileEntry(BaseModel):
 
 
 class ShardManifest(BaseModel):
-    """What a completed shard holds."""
+    """The manifest of a completed shard: its counts, its files and what it was made from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,21 +58,21 @@ class ShardManifest(BaseModel):
     rejected: int
     unreadable: int
     reasons: dict[str, dict[str, int]]
-    """"rejected" and "unreadable" -> reason -> images."""
+    """Number of images by status ("rejected" or "unreadable") and reason."""
     output_tokens: int
     files: list[FileEntry]
-    """No entry for a file that would hold no rows."""
+    """There is no entry for a file that would have no rows."""
     gates_sha256: str | None = None
-    """Hash of the gates' settings and of what they know of the whole set; None where no gate was applied."""
+    """Hash of the gates' settings and of what they learned from the whole dataset; None if no gate was applied."""
 
     @property
     def data(self) -> FileEntry | None:
-        """The file of accepted rows; None where there are none."""
+        """The file of accepted rows; None if there are none."""
         return next((entry for entry in self.files if entry.path.startswith("data/")), None)
 
 
 class Upgrade(BaseModel):
-    """The content of upgrade.json: what shards that are not upgraded yet were made with."""
+    """The content of upgrade.json: version and configuration hash of the shards that are not upgraded yet."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,7 +84,7 @@ class DatasetFolder:
     """Reads a dataset folder. `location` is a local path or an fsspec URL."""
 
     def __init__(self, location: str) -> None:
-        """Raises UsageError for an empty location, and for a URL that cannot be opened."""
+        """Raises UsageError if the location is empty or is a URL that cannot be opened."""
         if not location.strip():
             raise UsageError("the name of the dataset folder is empty.")
         try:
@@ -96,7 +96,10 @@ class DatasetFolder:
 
     @classmethod
     def existing(cls, location: str) -> "DatasetFolder":
-        """A folder that holds a dataset. Raises NoDatasetError where there is none, and what `config` raises."""
+        """The folder of an existing dataset.
+
+        Raises NoDatasetError if there is no dataset, and UsageError if its configuration cannot be read.
+        """
         folder = cls(location)
         if not folder.exists("config.json"):
             raise NoDatasetError(location, exists=folder.exists(""))
@@ -104,22 +107,22 @@ class DatasetFolder:
         return folder
 
     def config(self) -> dict[str, Any]:
-        """What the dataset was made with. Raises UsageError if it is damaged, or of a later version of the record."""
+        """The content of config.json. Raises UsageError if it is damaged or has a later version of the record."""
         try:
             found = json.loads(self.read("config.json"))
         except ValueError as error:
             raise UsageError(f"{self.location}/config.json is damaged: {error}.") from None
         if not isinstance(found, dict):
-            raise UsageError(f"{self.location}/config.json is damaged: it holds no object.")
+            raise UsageError(f"{self.location}/config.json is damaged: it contains no object.")
         if version_of(found) not in range(1, SCHEMA_VERSION + 1):
             raise UsageError(
-                f"{self.location} is of version {version_of(found)} of the record, this dialog-gen knows versions up "
+                f"{self.location} has version {version_of(found)} of the record, this dialog-gen knows versions up "
                 f"to {SCHEMA_VERSION}: install a newer one."
             )
         return found
 
     def upgrade(self) -> Upgrade | None:
-        """What is noted of an upgrade that did not end yet; None where there is none."""
+        """The content of upgrade.json; None if no upgrade is under way. Raises UsageError if the file is damaged."""
         try:
             return Upgrade.model_validate_json(self.read(UPGRADE))
         except FileNotFoundError:
@@ -128,7 +131,7 @@ class DatasetFolder:
             raise UsageError(f"{self.location}/{UPGRADE} is damaged: {error.errors()[0]['msg']}.") from None
 
     def versions(self) -> dict[str, int]:
-        """The version of the record of all shards, by their `config_sha256`: one, or two while they are upgraded.
+        """Maps the shards' `config_sha256` to their version of the record: one entry, or two during an upgrade.
 
         Raises UsageError if the configuration cannot be read.
         """
@@ -137,11 +140,11 @@ class DatasetFolder:
         return {**earlier, sha256_json(config): version_of(config)}
 
     def is_current(self) -> bool:
-        """Whether all shards are of the current version of the record."""
+        """Whether all shards have the current version of the record."""
         return set(self.versions().values()) == {SCHEMA_VERSION}
 
     def manifest(self, shard: str) -> ShardManifest | None:
-        """The manifest of a completed shard; None where it is missing or was cut off while being written."""
+        """The manifest of a completed shard; None if it is missing or damaged."""
         try:
             return ShardManifest.model_validate_json(self.read(f"shards/{shard}.json"))
         except (FileNotFoundError, ValidationError):
@@ -152,35 +155,35 @@ class DatasetFolder:
         return [name.removesuffix(".json") for name in self.list("shards") if name.endswith(".json")]
 
     def manifests(self) -> Iterator[ShardManifest]:
-        """All readable manifests, in order."""
+        """All readable manifests, sorted by shard."""
         for name in self.shards():
             if manifest := self.manifest(name):
                 yield manifest
 
     def rows(self, columns: "Sequence[str] | None" = None, *, part: str = "data") -> Iterator[dict[str, Any]]:
-        """The accepted rows ("rejects": the others) of all finished shards, in order; all columns or those named.
+        """The rows of all finished shards, in order, with the given columns or with all.
 
-        Rows of older versions are read as rows of the current one. Raises UnreadableRowsError for a file that is gone
-        or damaged.
+        `part` is "data" for the accepted rows or "rejects" for the others. Rows of older versions are read as rows of
+        the current version. Raises UnreadableRowsError if a file is missing or damaged.
         """
         for table in self.tables(columns, part=part):
             yield from table.to_pylist()
 
     def tables(self, columns: "Sequence[str] | None" = None, *, part: str = "data") -> Iterator[pa.Table]:
-        """The same rows as `rows` gives, a hundred or so at a time."""
+        """The same rows as `rows`, as tables of about a hundred rows."""
         for manifest in self.manifests():
             for entry in manifest.files:
                 if entry.path.startswith(f"{part}/"):
                     yield from self.row_groups(entry, columns)
 
     def row_groups(self, entry: FileEntry, columns: "Sequence[str] | None" = None) -> Iterator[pa.Table]:
-        """The rows of one file, a hundred or so at a time. Raises UnreadableRowsError where it is gone or damaged."""
+        """The rows of one file, one table per row group. Raises UnreadableRowsError if it is missing or damaged."""
         with self.row_file(entry.path) as file:
             yield from file.row_groups(columns)
 
     @contextmanager
     def row_file(self, path: str) -> Generator[RowFile]:
-        """One file of rows to read from. Raises UnreadableRowsError where it is gone or damaged, in the block too."""
+        """Opens one Parquet file. Raises UnreadableRowsError if it is missing or damaged, also inside the block."""
         try:
             with self.open(path) as file:
                 yield RowFile(file)
@@ -188,29 +191,29 @@ class DatasetFolder:
             raise UnreadableRowsError(self.location, path, error) from error
 
     def list(self, folder: str) -> "list[str]":
-        """Names in a subfolder, sorted; none where it does not exist."""
+        """The names in a subfolder, sorted; empty if it does not exist."""
         try:
             return sorted(str(path).rsplit("/", 1)[-1] for path in self.fs.ls(self._path(folder), detail=False))
         except FileNotFoundError:
             return []
 
     def exists(self, name: str) -> bool:
-        """Whether a file or subfolder is there."""
+        """Whether a file or subfolder exists."""
         return bool(self.fs.exists(self._path(name)))
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """The size of a file in bytes; None if it does not exist."""
         try:
             return self.fs.info(self._path(name))["size"]
         except FileNotFoundError:
             return None
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises FileNotFoundError."""
+        """The content of a file. Raises FileNotFoundError if it does not exist."""
         return self.fs.cat_file(self._path(name))
 
     def open(self, name: str) -> Any:
-        """A file to read from."""
+        """Opens a file for reading, in binary mode."""
         return self.fs.open(self._path(name), "rb")
 
     def _path(self, name: str) -> str:
@@ -218,38 +221,38 @@ class DatasetFolder:
 
 
 def open_dataset(dataset: "str | Path | DatasetFolder") -> DatasetFolder:
-    """The dataset at a location, a local folder or an fsspec URL, for reading; an open folder is returned as it is.
+    """Opens the dataset at a local path or an fsspec URL for reading; a `DatasetFolder` is returned unchanged.
 
-    Raises NoDatasetError where there is none.
+    Raises NoDatasetError if there is no dataset, and UsageError if its configuration cannot be read.
     """
     return dataset if isinstance(dataset, DatasetFolder) else DatasetFolder.existing(str(dataset))
 
 
 def version_of(config: Mapping[str, Any]) -> int:
-    """The version of the record that a dataset of this configuration holds; 0 where that is no version."""
+    """The version of the record in a configuration; 0 if the value is not a number."""
     version = config.get("schema_version", SCHEMA_VERSION)
     return version if isinstance(version, int) else 0
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with the current version of the record."""
+    """A copy of the configuration with the current version of the record."""
     return {**config, **({"schema_version": SCHEMA_VERSION} if "schema_version" in config else {})}
 
 
 def other_name(path: str) -> str:
-    """The name that a shard's rows do not have now: what a manifest names is never written over."""
+    """The name for the rewritten rows of a file: a file that a manifest names is never overwritten."""
     stem = path.removesuffix(".parquet")
     return f"{stem.removesuffix('.v2')}.parquet" if stem.endswith(".v2") else f"{stem}.v2.parquet"
 
 
 def sha256_of(file: Path) -> str:
-    """Hash of a local file's bytes, in hex."""
+    """SHA-256 of a local file, in hex."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def sha256_json(value: Mapping[str, Any]) -> str:
-    """Hash of JSON values, whatever the order of keys."""
+    """SHA-256 of a JSON object, in hex; it does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

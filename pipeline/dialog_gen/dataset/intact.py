@@ -1,4 +1,4 @@
-"""Checks before a dataset folder is read for someone else: what is published or exported must be whole."""
+"""Checks before a dataset is published, exported or rewritten: it must be complete and undamaged."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,9 +13,9 @@ from dialog_gen.dataset.versions import is_known, schema_of
 
 
 def intact_manifests(folder: DatasetFolder) -> list[ShardManifest]:
-    """The manifests of all finished shards, in order; their files are there and have the size that was promised.
+    """The manifests of all finished shards, in order, after a check that their files exist and have the right size.
 
-    Raises DamagedDatasetError for a damaged shard, EmptyDatasetError where there is none at all.
+    Raises DamagedDatasetError for a damaged shard, and EmptyDatasetError if there is no finished shard.
     """
     versions, found = folder.versions(), list[ShardManifest]()
     for name in folder.shards():
@@ -35,16 +35,16 @@ def intact_manifests(folder: DatasetFolder) -> list[ShardManifest]:
 
 
 def check_bytes(folder: DatasetFolder, entry: FileEntry) -> None:
-    """Raises DamagedDatasetError unless a file has the checksum that its manifest promises; reads all of it."""
+    """Reads a whole file. Raises DamagedDatasetError if its size or checksum differs from its manifest."""
     if problem := damage(folder, entry):
         raise DamagedDatasetError(f"{folder.location}: {problem}")
 
 
 def footer(folder: DatasetFolder, entry: FileEntry) -> pq.FileMetaData:
-    """A file's own description.
+    """The Parquet metadata of a file.
 
-    Raises DamagedDatasetError where it cannot be read, UsageError where its columns are not those of a version of the
-    record. More columns than the record has are refused, too: they would get lost in silence.
+    Raises DamagedDatasetError if it cannot be read, and UsageError if its columns are not those of a version of the
+    record. Additional columns are an error too: they would be lost silently.
     """
     try:
         with folder.open(entry.path) as file:

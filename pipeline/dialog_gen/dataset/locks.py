@@ -1,12 +1,13 @@
-"""Who may write to a dataset folder: one process alone, or several that share it, each with shards of its own.
+"""Locks on a dataset folder: either one process writes alone, or several processes share it, each with its own shards.
 
-    OUT              locked by everyone who writes: alone, or shared
-    OUT/.tmp         temporary files of the one who writes alone; of those who share the folder:
-    OUT/.tmp/X/      the temporary files of one of them, locked by it
-    OUT/.tmp/S.lock  says that the shard S is being made, locked by the one who makes it
+    OUT              locked by every writer, exclusively or shared
+    OUT/.tmp         temporary files of an exclusive writer; with several writers:
+    OUT/.tmp/X/      temporary files of one writer, which locks this folder
+    OUT/.tmp/S.lock  exists while shard S is being made; locked by the writer that makes it
 
-All locks are the system's (flock), which lets go of them when a process ends, however it ends. What nobody has locked
-was left by a process that was killed, and is removed by the next one. A folder that is not on local disk has no locks.
+All locks are system locks (flock), which the system releases when a process ends, however it ends. Unlocked temporary
+files were left by a process that was killed; the next writer removes them. A folder that is not on local disk has no
+locks.
 """
 
 import os
@@ -25,10 +26,10 @@ _LOCK = ".lock"
 
 
 @contextmanager
-def held_alone(folder: DatasetFolder) -> Generator[Path]:
-    """Holds a folder against all others; yields an empty folder for temporary files.
+def lock_exclusively(folder: DatasetFolder) -> Generator[Path]:
+    """Locks a dataset folder against all other writers; yields an empty folder for temporary files.
 
-    Raises UsageError where another process writes there, OSError where the folder cannot be made.
+    Raises UsageError if another process writes there, and OSError if the folder cannot be created.
     """
     if folder.local_root is None:
         with tempfile.TemporaryDirectory(prefix="dialog-gen-") as tmp:
@@ -45,67 +46,71 @@ def held_alone(folder: DatasetFolder) -> Generator[Path]:
 
 
 class Claims:
-    """The shards that one of several writers makes."""
+    """The shards that one of several writers has claimed, so that no other writer makes them too."""
 
     def __init__(self, tmp: Path) -> None:
-        """`tmp` is the folder that all writers share."""
+        """`tmp` is OUT/.tmp, which all writers share."""
         self._tmp = tmp
-        self._held: dict[str, int] = {}
+        self._descriptors: dict[str, int] = {}
 
     def take(self, shard: str) -> bool:
-        """Claims a shard until `release`. False where another writer makes it."""
+        """Claims a shard until `release`. Returns False if another writer has claimed it."""
         path = self._tmp / f"{shard}{_LOCK}"
-        while shard not in self._held:
+        while shard not in self._descriptors:
             path.touch()
             try:
                 if (descriptor := lock_removable(path)) is not None:
-                    self._held[shard] = descriptor
+                    self._descriptors[shard] = descriptor
             except BlockingIOError:
                 return False
         return True
 
     def release(self, shard: str) -> None:
-        """Gives a shard up, if it is claimed."""
-        if (descriptor := self._held.pop(shard, None)) is not None:
+        """Releases a shard; does nothing if this writer has not claimed it."""
+        if (descriptor := self._descriptors.pop(shard, None)) is not None:
             (self._tmp / f"{shard}{_LOCK}").unlink(missing_ok=True)
             os.close(descriptor)
 
     def release_all(self) -> None:
-        """Gives up what is still claimed."""
-        for shard in list(self._held):
+        """Releases all shards that are still claimed."""
+        for shard in list(self._descriptors):
             self.release(shard)
 
 
 @contextmanager
-def held_together(folder: DatasetFolder, begin: Callable[[Path, bool], None]) -> Generator[Path]:
-    """Holds a folder together with others who do the same; yields an empty folder for this one's temporary files.
+def lock_shared(folder: DatasetFolder, begin: Callable[[Path, bool], None]) -> Generator[Path]:
+    """Locks a dataset folder for this and other shared writers; yields an empty folder for this one's temporary files.
 
-    First calls `begin` with that folder and whether nobody else writes, while nobody else may come or go. Raises
-    UsageError where a process writes there alone or the folder is not on local disk, OSError where it cannot be made.
+    Before it yields, it calls `begin(temporary folder, whether there is no other writer)`. During this call no other
+    writer can start or end. Raises UsageError if a process writes there exclusively or if the folder is not on local
+    disk, and OSError if the folder cannot be created.
     """
     if folder.local_root is None:
         raise UsageError(f"{folder.location} is not on local disk: only one process at a time can write there.")
     tmp = folder.local_root / TMP
     with locked_folder(folder.local_root, "run", shared=True), ExitStack() as stack:
-        with _gate(tmp):
+        with _membership_lock(tmp):
             own = Path(tempfile.mkdtemp(dir=tmp))
             lock = lock_removable(own)
-            assert lock is not None  # noqa: S101 - nobody else knows it yet
+            assert lock is not None  # noqa: S101 - the folder is new, nobody else can have removed it
             stack.callback(_leave, tmp, own, lock)
-            begin(own, _remove_dead(tmp, own))
+            begin(own, _clean_up(tmp, own))
         yield own
 
 
 def _leave(tmp: Path, own: Path, lock: int) -> None:
     shutil.rmtree(own, ignore_errors=True)
     os.close(lock)
-    with suppress(OSError), _gate(tmp, make=False):
-        tmp.rmdir()  # fails while others are in it
+    with suppress(OSError), _membership_lock(tmp, make=False):
+        tmp.rmdir()  # fails while other writers use it
 
 
 @contextmanager
-def _gate(tmp: Path, *, make: bool = True) -> Generator[None]:
-    """Held by whoever comes or goes. Raises OSError where the folder cannot be made, or is gone."""
+def _membership_lock(tmp: Path, *, make: bool = True) -> Generator[None]:
+    """A lock on `tmp` that a shared writer takes while it starts and while it ends.
+
+    Raises OSError if the folder cannot be created, or, without `make`, if it does not exist.
+    """
     descriptor = None
     while descriptor is None:
         if make:
@@ -119,8 +124,8 @@ def _gate(tmp: Path, *, make: bool = True) -> Generator[None]:
         os.close(descriptor)
 
 
-def _remove_dead(tmp: Path, own: Path) -> bool:
-    """Removes what killed writers left. Whether no other writer lives."""
+def _clean_up(tmp: Path, own: Path) -> bool:
+    """Removes the temporary files of writers that were killed. Returns whether there is no other living writer."""
     alone = True
     for path in tmp.iterdir():
         if path == own or not path.is_dir():
@@ -133,7 +138,7 @@ def _remove_dead(tmp: Path, own: Path) -> bool:
             shutil.rmtree(path, ignore_errors=True)
             if lock is not None:
                 os.close(lock)
-    if alone:  # else a living one may be about to lock one of them
+    if alone:  # otherwise another writer may be about to lock one of these files
         for path in tmp.iterdir():
             if not path.is_dir():
                 path.unlink()

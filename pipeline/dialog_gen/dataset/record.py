@@ -1,7 +1,7 @@
-"""The record: the only definition of the columns that dialogue datasets hold.
+"""The record: the only definition of the columns of a dialogue dataset.
 
-One row an image. Rows that could not be used are in `rejects/`, under a schema of their own: nothing is dropped in
-silence. Both load with `datasets.load_dataset("parquet", ...)`, and the images show in the Hub's viewer.
+There is one row per image. Rows that could not be used are in `rejects/`, with a schema of their own: nothing is
+dropped silently. Both load with `datasets.load_dataset("parquet", ...)`, and the Hub's viewer shows the images.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 SCHEMA_VERSION = 3
-"""Raised whenever a column changes its meaning; part of every run's configuration. `versions` reads the older ones."""
+"""Increased whenever a column changes its meaning; part of every run's configuration. `versions` reads older ones."""
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 PAIR_TYPE = pa.struct([("user", pa.string()), ("assistant", pa.string())])
@@ -19,8 +19,8 @@ SAMPLING_TYPE = pa.struct(
     [("temperature", pa.float32()), ("top_p", pa.float32()), ("max_tokens", pa.int32()), ("seed", pa.int64())]
 )
 GATE_TYPE = pa.struct([("gate", pa.string()), ("score", pa.float32()), ("marked", pa.bool_())])
-"""What a quality gate says of a pair; `score` is null where the gate has nothing to go by, `marked` if it lies beyond
-the gate's limits."""
+"""What a quality gate says about a pair. `score` is null if the gate cannot score the pair; `marked` is true if the
+score is beyond the gate's limits."""
 
 
 def _scalar(dtype: str) -> dict[str, str]:
@@ -39,19 +39,19 @@ def _hub_feature(kind: pa.DataType) -> Any:
 
 
 def hub_schema(fields: list[pa.Field]) -> pa.Schema:
-    """A schema that says to `datasets` and the Hub's viewer that the column `images` holds images."""
+    """A schema whose metadata tells `datasets` and the Hub's viewer that the column `images` contains images."""
     features = {field.name: _hub_feature(field.type) for field in fields}
     features["images"] = {"feature": {"_type": "Image"}, "_type": "List"}
-    # `datasets` and the Hub's viewer read the image type from here; without it they show structs of bytes.
+    # Without this metadata, `datasets` and the Hub's viewer show structs of bytes.
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
 _IDENTITY = [
     pa.field("image_id", pa.string(), nullable=False),  # unique in the dataset, stable: the source's own key
-    pa.field("image_sha256", pa.string(), nullable=False),  # of the image's bytes as stored: duplicates show
-    pa.field("images", pa.list_(IMAGE_TYPE)),  # the image as read, undecoded; may be left out on sharing
+    pa.field("image_sha256", pa.string(), nullable=False),  # of the image's bytes as stored; equal for duplicates
+    pa.field("images", pa.list_(IMAGE_TYPE)),  # the image as read, not decoded; may be left out when published
     pa.field("url", pa.string()),
-    pa.field("source_sha256", pa.string()),  # of what `url` served, where a downloader stored another image of it
+    pa.field("source_sha256", pa.string()),  # of the bytes that `url` served, if a downloader re-encoded them
     pa.field("caption", pa.string()),  # the source's caption; never part of a prompt
 ]
 _PROVENANCE = [
@@ -61,18 +61,18 @@ _PROVENANCE = [
     pa.field("engine_version", pa.string(), nullable=False),
     pa.field("protocol", pa.string(), nullable=False),
     pa.field("prompt_sha256", pa.string(), nullable=False),  # of the chat template and the protocol's turns
-    pa.field("sampling", SAMPLING_TYPE, nullable=False),  # seed: the one this row's last attempt decoded with
-    pa.field("finish_reasons", pa.list_(pa.string()), nullable=False),  # one a turn
+    pa.field("sampling", SAMPLING_TYPE, nullable=False),  # `seed` is that of the row's last attempt
+    pa.field("finish_reasons", pa.list_(pa.string()), nullable=False),  # one per turn
     pa.field("attempts", pa.int32(), nullable=False),
     pa.field("created_at", pa.timestamp("ms", tz="UTC"), nullable=False),
 ]
 
 _QUALITY = [
-    pa.field("answer_logprobs", pa.list_(pa.float32())),  # one a pair: mean log-probability of the answer's tokens
-    pa.field("gates", pa.list_(pa.list_(GATE_TYPE))),  # one a pair: what each gate says; null until gates were applied
+    pa.field("answer_logprobs", pa.list_(pa.float32())),  # one per pair: mean log-probability of the answer's tokens
+    pa.field("gates", pa.list_(pa.list_(GATE_TYPE))),  # one list per pair; null until gates are applied
 ]
 PAIR_COLUMNS = ("answer_logprobs", "gates")
-"""Columns that have one entry a question-answer pair where they are not null."""
+"""Columns that have one entry per question-answer pair if they are not null."""
 
 DIALOGUES: pa.Schema = hub_schema(
     [*_IDENTITY, pa.field("texts", pa.list_(PAIR_TYPE), nullable=False), *_QUALITY, *_PROVENANCE]
@@ -82,25 +82,27 @@ DIALOGUES: pa.Schema = hub_schema(
 REJECTS: pa.Schema = hub_schema(
     [
         *_IDENTITY,
-        pa.field("status", pa.string(), nullable=False),  # "rejected": the model's words; "unreadable": the image
+        pa.field(
+            "status", pa.string(), nullable=False
+        ),  # "rejected": because of the answers; "unreadable": because of the image
         pa.field("reason", pa.string(), nullable=False),  # a code of dialog_gen.protocols.parsing, .images or .dialogue
         pa.field("detail", pa.string()),
-        pa.field("raw", pa.list_(pa.string()), nullable=False),  # the answers as the model wrote them, one a turn
+        pa.field("raw", pa.list_(pa.string()), nullable=False),  # the answers as the model wrote them, one per turn
         *_PROVENANCE,
     ]
 )
 """Rows that could not be used: `rejects/*.parquet`."""
 
-# What two runs that should agree may differ in.
+# Columns in which two runs with the same input and configuration may differ.
 VOLATILE_COLUMNS = ("created_at", "engine_version")
 
 
 def marking_gates(scores: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The names of the gates that mark a pair, given its entry of the column `gates`."""
+    """The names of the gates that mark a pair; `scores` is the pair's entry in the column `gates`."""
     return [score["gate"] for score in scores if score["marked"]]
 
 
 def kept_pairs(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The pairs of a row, given its `texts` and `gates`, that no gate marks; all where no gate was applied."""
+    """The pairs of a row that no gate marks; all pairs if no gate was applied. Needs columns `texts` and `gates`."""
     gates = row["gates"] or [()] * len(row["texts"])
     return [pair for pair, scores in zip(row["texts"], gates, strict=True) if not marking_gates(scores)]

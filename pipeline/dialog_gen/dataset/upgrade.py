@@ -1,8 +1,8 @@
-"""Brings a dataset of an older version of the record to the current one, in place: shard by shard, exactly once.
+"""Upgrades a dataset to the current version of the record, in place: shard by shard, each shard exactly once.
 
-`OUT/upgrade.json` is there while an upgrade is under way, and says what the shards that are still to be upgraded were
-made with; all readers accept both until it is removed. The manifest of a shard is replaced after its rows: an upgrade
-that was killed goes on where it stopped.
+`OUT/upgrade.json` exists during an upgrade. It contains the version and the configuration hash of the shards that are
+not upgraded yet; until it is removed, all readers accept both versions. The manifest of a shard is replaced after its
+rows, so an upgrade that was killed can be continued.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from dialog_gen.dataset.folder import (
     upgraded,
     version_of,
 )
-from dialog_gen.dataset.locks import held_alone
+from dialog_gen.dataset.locks import lock_exclusively
 from dialog_gen.dataset.record import SCHEMA_VERSION
 from dialog_gen.dataset.verify import damage
 from dialog_gen.dataset.versions import schema_of
@@ -35,7 +35,7 @@ class UpgradeSummary:
     from_version: int
     to_version: int
     shards: int
-    """Shards that were upgraded by this call; 0 for a dataset of the current version."""
+    """Shards that this call upgraded; 0 for a dataset of the current version."""
 
     def __str__(self) -> str:
         if self.from_version == self.to_version:
@@ -44,11 +44,11 @@ class UpgradeSummary:
 
 
 def upgrade(dataset: str | Path, *, on_progress: OnProgress = ignore_progress) -> UpgradeSummary:
-    """Brings a dataset folder, local or an fsspec URL, to the current version of the record, if it is of an older one.
+    """Upgrades a dataset folder, a local path or an fsspec URL, to the current version of the record if it is older.
 
-    A shard whose bytes are not those that its manifest promises stays as it was, and its rows must be made anew. Raises
-    FailedCheckError for such shards after all others are upgraded; NoDatasetError and UsageError where there is no
-    dataset to upgrade or another process writes to it, DialogGenError where the folder cannot be written.
+    A shard whose bytes do not match its manifest is left unchanged; its rows must be made again. Raises
+    FailedCheckError for such shards after all others are upgraded. Raises NoDatasetError if there is no dataset,
+    UsageError if another process writes to it, and DialogGenError if the folder cannot be written.
     """
     folder = open_dataset(dataset)
     location = folder.location
@@ -57,8 +57,8 @@ def upgrade(dataset: str | Path, *, on_progress: OnProgress = ignore_progress) -
         manifests = {name: folder.manifest(name) for name in folder.shards()}
         _refuse_damaged(location, [name for name, m in manifests.items() if m is None or m.config_sha256 != current])
         return _summary(folder, SCHEMA_VERSION, 0)
-    with held_alone(folder) as tmp:
-        # Another process may have upgraded it meanwhile.
+    with lock_exclusively(folder) as tmp:
+        # Another process may have upgraded the dataset before this one got the lock.
         config, noted = folder.config(), folder.upgrade()
         before = noted or Upgrade(schema_version=version_of(config), config_sha256=sha256_json(config))
         writer = DatasetWriter(location, upgraded(config), tmp)
@@ -94,7 +94,7 @@ def _refuse_damaged(location: str, shards: list[str]) -> None:
 
 
 def _upgraded(writer: DatasetWriter, manifest: ShardManifest, before: Upgrade) -> bool:
-    """Upgrades a shard, unless it is damaged."""
+    """Upgrades a shard. Returns False, and changes nothing, if the shard is damaged."""
     if any(damage(writer, entry) for entry in manifest.files):
         return False
     parts = [

@@ -1,4 +1,4 @@
-"""Reads a dataset folder again, every byte, and says whether it is what its manifests promise.
+"""Reads every byte of a dataset folder and checks it against the manifests.
 
 Each file is checked against the version of the record that it was written in.
 """
@@ -26,7 +26,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(slots=True, kw_only=True)
 class Verdict:
-    """What `verify` found. `problems` is empty for a dataset that holds what it promises."""
+    """What `verify` found. `problems` is empty for a dataset that matches its manifests."""
 
     shards: int = 0
     images: int = 0
@@ -36,18 +36,18 @@ class Verdict:
     pairs: int = 0
     reasons: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     problems: list[str] = field(default_factory=list[str])
-    """The first hundred; `problem_count` counts all."""
+    """The first hundred problems; `problem_count` is the number of all."""
     problem_count: int = 0
 
     def add(self, problem: str) -> None:
-        """Notes something that is wrong."""
+        """Records a problem."""
         self.problem_count += 1
         if len(self.problems) < _PROBLEMS_KEPT:
             self.problems.append(problem)
 
 
 def totals(dataset: str | Path | DatasetFolder) -> Verdict:
-    """The counts that the manifests state; reads no row. Raises UsageError where there is no dataset."""
+    """Adds up the counts in the manifests; reads no rows. Raises UsageError if there is no dataset."""
     folder = open_dataset(dataset)
     verdict = Verdict()
     for name in folder.shards():
@@ -59,10 +59,10 @@ def totals(dataset: str | Path | DatasetFolder) -> Verdict:
 
 
 def verify(dataset: str | Path | DatasetFolder, *, on_progress: OnProgress = ignore_progress) -> Verdict:
-    """Checks checksums, schema, counts, unique ids, image hashes, and that nothing lies there uncounted.
+    """Checks checksums, schema, counts, unique ids and image hashes, and that every file belongs to a finished shard.
 
-    Memory grows by 8 bytes an image. Raises UsageError only where there is no dataset, or its configuration cannot be
-    read.
+    Memory use grows by 8 bytes per image. Raises UsageError only if there is no dataset, or if its configuration cannot
+    be read.
     """
     folder = open_dataset(dataset)
     versions, upgrading = folder.versions(), folder.upgrade() is not None
@@ -81,7 +81,7 @@ def verify(dataset: str | Path | DatasetFolder, *, on_progress: OnProgress = ign
         _count(verdict, manifest)
         named |= {entry.path for entry in manifest.files}
         if upgrading:
-            # Rows that are about to replace those of the manifest, or were replaced and not removed yet.
+            # During an upgrade, the rewritten rows, or the rows that they replaced, may be there under the other name.
             named |= {other_name(entry.path) for entry in manifest.files}
         _check_shard(folder, manifest, versions.get(manifest.config_sha256, SCHEMA_VERSION), verdict, ids)
     on_progress("verifying shards", len(shards), len(shards), "shards")
@@ -121,7 +121,7 @@ def _check_shard(folder: DatasetFolder, manifest: ShardManifest, version: int, v
                 if problem := _check_rows(open_parquet(file), entry, version, verdict, ids, counted):
                     verdict.add(f"{where}: {problem}")
                     return
-        except Exception as error:  # noqa: BLE001 - Arrow raises anything on a file that was made to fit its checksum
+        except Exception as error:  # noqa: BLE001 - Arrow may raise any error for a malformed file with a matching checksum
             verdict.add(f"{where}: {entry.path} cannot be read: {type(error).__name__}: {error}")
             return
     promised = Counter({("accepted", ""): manifest.accepted})
@@ -139,27 +139,27 @@ def _check_rows(
     ids: "_Ids",
     counted: Counter[tuple[str, str]],
 ) -> str | None:
-    """What keeps the rows from being read; what is wrong with them goes to the verdict."""
-    # More columns do no harm; those of the record must be there and of their type.
+    """Adds the problems of the rows to the verdict; returns a problem only if the rows cannot be read at all."""
+    # Additional columns do no harm; the columns of the record must be there and have the right type.
     schema, found = schema_of(entry.path, version), parquet.schema_arrow
     wrong = [f.name for f in schema if f.name not in found.names or found.field(f.name).type != f.type]
     if wrong:
         return f"{entry.path} lacks columns of the record or has them of another type: {wrong}"
     if parquet.metadata.num_rows != entry.rows:
         verdict.add(f"{entry.path} has {parquet.metadata.num_rows} rows, {entry.rows} are promised")
-    of_pairs = pair_columns(version)
+    per_pair = pair_columns(version)
     for batch in parquet.iter_batches(batch_size=100):
         for row in batch.to_pylist():
             counted[row.get("status", "accepted"), row.get("reason", "")] += 1
             ids.add(row["image_id"])
             verdict.pairs += len(row.get("texts") or ())
-            for problem in _row_problems(row, of_pairs):
+            for problem in _row_problems(row, per_pair):
                 verdict.add(f"{entry.path}: {row['image_id']!r}: {problem}")
     return None
 
 
 def damage(folder: DatasetFolder, entry: FileEntry) -> str | None:
-    """What is wrong with the bytes of a file; reads all of them."""
+    """Reads a whole file and says how it differs from the size and checksum in its manifest; None if it does not."""
     digest, size = hashlib.sha256(), 0
     try:
         with folder.open(entry.path) as file:
@@ -175,10 +175,10 @@ def damage(folder: DatasetFolder, entry: FileEntry) -> str | None:
     return None if digest.hexdigest() == entry.sha256 else f"{entry.path} has another checksum than promised"
 
 
-def _row_problems(row: dict[str, Any], of_pairs: Sequence[str]) -> list[str]:
+def _row_problems(row: dict[str, Any], per_pair: Sequence[str]) -> list[str]:
     problems: list[str] = []
     images = row["images"] or ()
-    # Without its bytes (a dataset shared by URL and hash) an image cannot be checked here.
+    # A dataset that was published by URL and hash has no image bytes: its images cannot be checked here.
     data = images[0]["bytes"] if images else None
     if data is not None and hashlib.sha256(data).hexdigest() != row["image_sha256"]:
         problems.append("image_sha256 is not that of the image")
@@ -187,7 +187,7 @@ def _row_problems(row: dict[str, Any], of_pairs: Sequence[str]) -> list[str]:
     pairs = len(row.get("texts") or ())
     problems += [
         f"{column} has {len(values)} entries for {pairs} pairs"
-        for column in of_pairs
+        for column in per_pair
         if (values := row.get(column)) is not None and len(values) != pairs
     ]
     return problems
@@ -198,7 +198,7 @@ def _readable(counts: Counter[tuple[str, str]]) -> str:
 
 
 class _Ids:
-    """Finds ids that stand twice among millions, by 64-bit hashes."""
+    """Finds duplicate ids among millions by their 64-bit hashes."""
 
     def __init__(self) -> None:
         self._chunks: list[np.ndarray] = []
@@ -207,10 +207,10 @@ class _Ids:
     def add(self, image_id: str) -> None:
         self._open.append(hash_64(image_id))
         if len(self._open) == 1 << 16:
-            self._close()
+            self._pack()
 
     def duplicates(self, folder: DatasetFolder) -> list[str]:
-        self._close()
+        self._pack()
         hashes, counts = np.unique(np.concatenate(self._chunks), return_counts=True)
         suspects = set(hashes[counts > 1].tolist())
         if not suspects:
@@ -221,11 +221,11 @@ class _Ids:
                 try:
                     with folder.open(entry.path) as file:
                         column = open_parquet(file).read(columns=["image_id"]).column(0).to_pylist()
-                except Exception:  # noqa: BLE001, S112 - damage of any kind, found before
+                except Exception:  # noqa: BLE001, S112 - damage of any kind, which was reported before
                     continue
                 found.update(image_id for image_id in column if hash_64(image_id) in suspects)
         return sorted(image_id for image_id, times in found.items() if times > 1)
 
-    def _close(self) -> None:
+    def _pack(self) -> None:
         self._chunks.append(np.array(self._open, dtype=np.uint64))
         self._open = []

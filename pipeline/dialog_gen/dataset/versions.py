@@ -1,9 +1,9 @@
-"""Older versions of the record: their columns, and their rows read as rows of the current version.
+"""The versions of the record: the columns of each version, and a reader that converts older rows to the current one.
 
-1  without `source_sha256`, `answer_logprobs` and what quality gates say
-2  a column `gate_NAME` for each of twelve gates (one score a pair; null where the gate was not applied), and `marks`
-   (for each pair the names of the gates that mark it; null where no gate was applied)
-3  the column `gates` in their place, see `dialog_gen.dataset.record`
+1  has no `source_sha256`, no `answer_logprobs` and no columns of quality gates
+2  has a column `gate_NAME` for each of twelve gates (one score per pair; null if the gate was not applied), and the
+   column `marks` (for each pair the names of the gates that mark it; null if no gate was applied)
+3  has the column `gates` instead; it is defined in `dialog_gen.dataset.record`
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,19 +42,19 @@ _SCHEMAS: dict[int, tuple[pa.Schema, pa.Schema]] = {
 
 
 def schema_of(path: str, version: int) -> pa.Schema:
-    """The columns of a file (data/* or rejects/*) in a version of the record."""
+    """The schema of a file (data/* or rejects/*) in a version of the record."""
     accepted, rejects = _SCHEMAS[version]
     return accepted if path.startswith("data/") else rejects
 
 
 def pair_columns(version: int) -> list[str]:
-    """The columns that have one entry a question-answer pair where they are not null."""
+    """The columns that have one entry per question-answer pair if they are not null."""
     names = [*PAIR_COLUMNS, *(field.name for field in _QUALITY_OF_VERSION_2)]
     return [name for name in names if name in _SCHEMAS[version][0].names]
 
 
 def is_known(path: str, schema: pa.Schema) -> bool:
-    """Whether these are exactly the columns of some version, in its order."""
+    """Whether the file's columns are exactly those of some version, in the same order."""
     found = _types(schema)
     return any(found == _types(schema_of(path, version)) for version in _SCHEMAS)
 
@@ -64,9 +64,9 @@ def _types(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
 
 
 class RowFile:
-    """A Parquet file of rows, read as rows of the current version whatever version it was written in.
+    """A Parquet file of a dataset; its rows are read as rows of the current version, whatever version the file has.
 
-    Its methods raise pyarrow.ArrowException or OSError where the file is damaged.
+    The methods raise pyarrow.ArrowException or OSError if the file is damaged.
     """
 
     def __init__(self, file: Any) -> None:
@@ -80,21 +80,21 @@ class RowFile:
         """The columns that can be read."""
 
     def row_groups(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """A hundred rows or so at a time, with all columns or those named."""
+        """The rows of each row group, about a hundred rows each, with the given columns or with all."""
         for number in range(self.parquet.num_row_groups):
             yield self.row_group(number, columns)
 
     def row_group(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of one row group."""
+        """The rows of one row group, with the given columns or with all."""
         return self._current(self.parquet.read_row_group(number, columns=self._to_read(columns)), columns)
 
     def batches(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """At most so many rows at a time."""
+        """The rows in batches of at most `rows`, with the given columns or with all."""
         for batch in self.parquet.iter_batches(rows, columns=self._to_read(columns)):
             yield self._current(pa.Table.from_batches([batch]), columns)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows."""
+        """All rows, with the given columns or with all."""
         return self._current(self.parquet.read(columns=self._to_read(columns)), columns)
 
     def _to_read(self, columns: Sequence[str] | None) -> list[str] | None:
@@ -107,24 +107,24 @@ class RowFile:
 
     def _current(self, table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
         wanted = self._schema.names if columns is None else [name for name in columns if name in self.names]
-        there = table.schema.names
-        if set(wanted) <= set(there):
+        present = table.schema.names
+        if set(wanted) <= set(present):
             return table if columns is None else table.select(wanted)
         fields, arrays = list[pa.Field](), list[Any]()
         for name in wanted:
-            if name in there:
+            if name in present:
                 fields.append(table.schema.field(name))
                 arrays.append(table[name])
             else:
                 field = self._schema.field(name)
                 fields.append(field)
-                is_told = name == "gates" and "marks" in there
-                arrays.append(_gates(table) if is_told else pa.nulls(table.num_rows, field.type))
+                is_version_2 = name == "gates" and "marks" in present
+                arrays.append(_gates(table) if is_version_2 else pa.nulls(table.num_rows, field.type))
         return pa.table(arrays, schema=pa.schema(fields))
 
 
 def _gates(table: pa.Table) -> pa.Array:
-    """The column `gates` of rows of version 2."""
+    """The column `gates` made from the columns of version 2."""
     scores = [name for name in table.schema.names if name.startswith("gate_")]
     rows = table.select([*scores, "marks"]).to_pylist()
     return pa.array([_gates_of(row) for row in rows], DIALOGUES.field("gates").type)
@@ -138,8 +138,8 @@ def _gates_of(row: dict[str, Any]) -> list[list[dict[str, Any]]] | None:
         name.removeprefix("gate_"): scores for name, scores in row.items() if name != "marks" and scores is not None
     }
     if any(len(scores) != len(marks) for scores in applied.values()):
-        raise pa.ArrowInvalid("scores and marks are of different numbers of pairs")
+        raise pa.ArrowInvalid("scores and marks have different numbers of pairs")
     return [
-        [{"gate": name, "score": scores[place], "marked": name in (against or ())} for name, scores in applied.items()]
-        for place, against in enumerate(marks)
+        [{"gate": name, "score": scores[place], "marked": name in (marking or ())} for name, scores in applied.items()]
+        for place, marking in enumerate(marks)
     ]

@@ -1,8 +1,8 @@
-"""How shards get into a dataset folder exactly once.
+"""Writes shards into a dataset folder, each exactly once.
 
-Parquet is written to a temporary name (on local disk in OUT/.tmp, else in the system's temporary folder), fsynced,
-checksummed and renamed (uploaded). The manifest comes last: what it does not name is not part of the dataset, and is
-written again.
+A Parquet file is written to a temporary name (in OUT/.tmp on local disk, otherwise in the system's temporary folder),
+fsynced, checksummed, and renamed or uploaded. The manifest is written last: a file that no manifest names is not part
+of the dataset and is written again.
 """
 
 import json
@@ -31,16 +31,16 @@ from dialog_gen.dataset.folder import (
     version_of,
 )
 from dialog_gen.dataset.intact import footer
-from dialog_gen.dataset.locks import TMP, Claims, held_alone, held_together
+from dialog_gen.dataset.locks import TMP, Claims, lock_exclusively, lock_shared
 from dialog_gen.dataset.record import DIALOGUES, REJECTS, SCHEMA_VERSION
 
-# What the Hub's viewer can show of images; also how many rows are held back to be written in order.
+# The Hub's viewer cannot show larger row groups of images. A writer keeps at most this number of rows in memory.
 ROWS_A_GROUP = 100
 _writing = partial(writing, left="finished shards are kept")
 
 
 class WorkUnit(Protocol):
-    """What a shard is made of, as far as its writer must know."""
+    """The input of a shard, as far as the writer needs to know it."""
 
     @property
     def name(self) -> str:
@@ -49,55 +49,55 @@ class WorkUnit(Protocol):
 
     @property
     def count(self) -> int:
-        """Rows that it gives."""
+        """The number of rows that the shard will have."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Covers all that the rows are made from; another one, and the shard is made anew."""
+        """A hash of everything that the rows are made from; if it changes, the shard is made again."""
         ...
 
 
 class DatasetWriter(DatasetFolder):
-    """Writes a dataset folder; see `open_writer`."""
+    """Writes a dataset folder. `open_writer` locks the folder and returns one."""
 
     def __init__(self, location: str, config: Mapping[str, Any], tmp: Path, claims: Claims | None = None) -> None:
-        """`tmp` is a folder for temporary files, `claims` are those of one among several writers."""
+        """`tmp` is a folder for temporary files. `claims` is given if there are several writers."""
         super().__init__(location)
         self.config_sha256 = sha256_json(config)
         self.tmp = tmp
         self._claims = claims
 
     def is_complete(self, shard: WorkUnit) -> bool:
-        """Whether the shard's rows are there, made from the same input; more rows than are asked for are kept."""
+        """Whether the shard exists, made from the same input. More rows than the unit has are fine: they are kept."""
         found = self.completed(shard.name, shard.fingerprint)
         return found is not None and found.images >= shard.count
 
     def completed(self, shard: str, fingerprint: str) -> ShardManifest | None:
-        """The manifest of a shard that was made from this input, with this configuration, and has its files."""
+        """The manifest of a shard; None if the input or the configuration is another one, or a file is missing."""
         found = self.manifest(shard)
         if found is None or (found.config_sha256, found.input_fingerprint) != (self.config_sha256, fingerprint):
             return None
         return found if all(self.size(entry.path) == entry.bytes for entry in found.files) else None
 
     def claim(self, shard: WorkUnit) -> bool:
-        """Whether this writer is to make the shard: it is not complete, and no other writer is making it.
+        """Claims a shard. Returns False if the shard is complete or if another writer is making it.
 
-        The others leave it alone from then on, until it is committed or this writer ends.
+        Other writers do not make a claimed shard until it is committed or this writer ends.
         """
         if self._claims is None:
             return not self.is_complete(shard)
         with _writing(self.location):
             if not self._claims.take(shard.name):
                 return False
-        # Another writer may have made it a moment ago.
+        # Another writer may have completed it just before the claim.
         if self.is_complete(shard):
             self._claims.release(shard.name)
             return False
         return True
 
     def engine_log(self) -> Path:
-        """An empty local file for what the engine prints; each of several writers has its own."""
+        """Creates an empty local file for the engine's output; with several writers, each has its own."""
         name = "engine.log" if self._claims is None else f"engine-{os.getpid()}.log"
         log = (self.local_root or self.tmp) / name
         with _writing(self.location):
@@ -105,7 +105,7 @@ class DatasetWriter(DatasetFolder):
         return log
 
     def put(self, name: str, file: Path) -> None:
-        """Moves a finished local file to its place: whole or not at all."""
+        """Moves (or uploads) a finished local file into the dataset folder as `name`, atomically."""
         with _writing(self.location):
             if self.local_root is None:
                 self.fs.put_file(str(file), self._path(name))
@@ -114,7 +114,7 @@ class DatasetWriter(DatasetFolder):
                 put_file(file, self.local_root / name)
 
     def put_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """Writes a small file: whole or not at all."""
+        """Writes a small JSON file, atomically."""
         part = self.tmp / name.replace("/", "-")
         with _writing(self.location):
             with part.open("w", encoding="utf-8") as file:
@@ -124,7 +124,7 @@ class DatasetWriter(DatasetFolder):
         self.put(name, part)
 
     def remove(self, name: str) -> None:
-        """Removes a file if it is there."""
+        """Removes a file if it exists."""
         with _writing(self.location), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
@@ -136,11 +136,11 @@ class DatasetWriter(DatasetFolder):
         parts: Sequence[str] = ("data",),
         **update: Any,
     ) -> ShardManifest:
-        """Writes rows of a finished shard anew, a row group at a time: whole or not at all.
+        """Rewrites rows of a finished shard, one row group at a time; the shard changes completely or not at all.
 
-        `change` gets each row group of `parts` ("data", "rejects") in order, as rows of the current version, and
-        returns as many. `update` holds fields of the manifest that change with them. Returns the new manifest. Raises
-        UsageError for a file that cannot be read or has other columns than the record.
+        `change` takes each row group of `parts` ("data", "rejects") in order, as rows of the current version, and
+        returns the same number of rows. `update` contains the fields of the manifest to change. Returns the new
+        manifest. Raises UsageError for a file that cannot be read or whose columns are not those of the record.
         """
         files = [
             self._rewritten(manifest.shard, entry, change) if entry.path.partition("/")[0] in parts else entry
@@ -167,16 +167,16 @@ class DatasetWriter(DatasetFolder):
         return entry
 
     def remove_replaced(self, manifest: ShardManifest) -> None:
-        """Removes the rows that others were written in place of; a kill may have left them there."""
+        """Removes the files that `rewrite` replaced. A process that was killed may have left them."""
         for entry in manifest.files:
             self.remove(other_name(entry.path))
 
     def write_shard(
         self, manifest: ShardManifest, data: Iterable[pa.Table], rejects: Iterable[pa.Table]
     ) -> ShardManifest:
-        """Writes a shard of tables that come one after another, each a row group: whole or not at all.
+        """Writes a shard from iterables of tables, one row group per table; the shard is complete or does not appear.
 
-        `manifest` says everything but the files. Raises ValueError unless there are as many rows as it counts.
+        `manifest` is complete except for its files. Raises ValueError if the number of rows differs from its counts.
         """
         parts = [_Part(self.tmp, name, manifest.shard) for name in ("data", "rejects")]
         with _writing(self.location):
@@ -185,12 +185,12 @@ class DatasetWriter(DatasetFolder):
                     part.write(table)
         rows = [part.rows for part in parts]
         if rows != [manifest.accepted, manifest.rejected + manifest.unreadable]:
-            raise ValueError(f"{manifest.shard}: {rows} rows are not those that are counted")
+            raise ValueError(f"{manifest.shard}: the numbers of rows {rows} differ from the manifest's counts")
         return self.commit(manifest, parts)
 
     def commit(self, manifest: ShardManifest, parts: Sequence["_Part"]) -> ShardManifest:
-        """Makes written parts part of the dataset; returns the manifest with their files."""
-        # From here to the new manifest the shard counts as not done.
+        """Adds the written files to the dataset; returns the manifest with these files."""
+        # From here until the new manifest is written, the shard counts as not done.
         self.remove(f"shards/{manifest.shard}.json")
         files: list[FileEntry] = []
         for part in parts:
@@ -209,7 +209,7 @@ class DatasetWriter(DatasetFolder):
         return manifest
 
     def drop(self, shard: str) -> None:
-        """Takes a shard out of the dataset."""
+        """Removes a shard from the dataset."""
         self.remove(f"shards/{shard}.json")
         for path in (f"data/{shard}.parquet", f"rejects/{shard}.parquet"):
             self.remove(path)
@@ -218,13 +218,15 @@ class DatasetWriter(DatasetFolder):
 
 @contextmanager
 def open_writer(location: str, config: Mapping[str, Any], *, shared: bool = False) -> Generator[DatasetWriter]:
-    """Holds a dataset folder for writing: one configuration for all rows, and one process at a time.
+    """Locks a dataset folder for writing and yields its writer. All rows of a dataset have one configuration.
 
-    With `shared` (local disk only) other processes that give it too may write there at the same time, each the shards
-    that it claims (`DatasetWriter.claim`). What killed writers left is removed. Raises UsageError where another process
-    writes there, or holds the folder in the other way; where the folder holds another configuration (OtherConfigError),
-    a dataset of an older version of the record (OlderVersionError) or something else; DialogGenError where it cannot be
-    written.
+    By default one process can write at a time. With `shared` (local disk only), several processes that all set it can
+    write at the same time, each the shards that it claims (`DatasetWriter.claim`). Removes the temporary files of
+    writers that were killed.
+
+    Raises UsageError if another process has a lock that excludes this one, or if the folder contains something else
+    than a dataset; OtherConfigError if the dataset has another configuration; OlderVersionError if it has an older
+    version of the record; DialogGenError if the folder cannot be written.
     """
     folder = DatasetFolder(location)
     if version_of(config) != SCHEMA_VERSION:
@@ -233,15 +235,13 @@ def open_writer(location: str, config: Mapping[str, Any], *, shared: bool = Fals
         with _writing(location):
             if shared:
                 tmp = stack.enter_context(
-                    held_together(
-                        folder, lambda tmp, alone: _begin(DatasetWriter(location, config, tmp), config, alone)
-                    )
+                    lock_shared(folder, lambda tmp, alone: _begin(DatasetWriter(location, config, tmp), config, alone))
                 )
                 claims = Claims(tmp.parent)
                 stack.callback(claims.release_all)
                 writer = DatasetWriter(location, config, tmp, claims)
             else:
-                writer = DatasetWriter(location, config, stack.enter_context(held_alone(folder)))
+                writer = DatasetWriter(location, config, stack.enter_context(lock_exclusively(folder)))
                 _begin(writer, config, alone=True)
         yield writer
 
@@ -255,7 +255,7 @@ def _begin(writer: DatasetWriter, config: Mapping[str, Any], alone: bool) -> Non
 
 
 def check_config(location: str, config: Mapping[str, Any]) -> None:
-    """Raises OtherConfigError or OlderVersionError where `open_writer` would; touches nothing."""
+    """Raises OtherConfigError or OlderVersionError if `open_writer` would raise it; changes nothing."""
     folder = DatasetFolder(location)
     if folder.exists("config.json"):
         _refuse_other(folder, config)
@@ -263,7 +263,7 @@ def check_config(location: str, config: Mapping[str, Any]) -> None:
 
 def _refuse_other(folder: DatasetFolder, wanted: Mapping[str, Any], *, alone: bool = True) -> None:
     found = folder.config()
-    # As long as there is no row, nothing can be mixed: a first try with wrong settings does not hold the folder.
+    # Without any row, no rows can be mixed: a first run with wrong settings must not block the folder.
     if alone and not folder.shards():
         return
     if differing_keys(upgraded(found), wanted):
@@ -273,13 +273,13 @@ def _refuse_other(folder: DatasetFolder, wanted: Mapping[str, Any], *, alone: bo
 
 
 class ShardWriter:
-    """Takes a shard's rows in any order, as they are done, and writes them in the order of the input.
+    """Takes the rows of a shard in any order and writes them in the order of the input.
 
-    Rows are held only until those before them are there. Not for use from several threads at a time.
+    A row stays in memory only until all rows before it have arrived. Not thread-safe.
     """
 
     def __init__(self, dataset: DatasetWriter, unit: WorkUnit) -> None:
-        """Writes nothing yet."""
+        """Prepares the shard of `unit`; the first row creates a file."""
         self._dataset, self._unit = dataset, unit
         self._waiting: dict[int, tuple[str, dict[str, Any]]] = {}
         self._next = 0
@@ -289,7 +289,7 @@ class ShardWriter:
         self._output_tokens = 0
 
     def add(self, index: int, row: dict[str, Any], output_tokens: int) -> None:
-        """Row number `index` of the shard; rows with a `status` go to the rejects."""
+        """Adds row number `index` of the shard; a row that has a `status` is a reject."""
         status = row.get("status", "accepted")
         self._counts[status] += 1
         if status != "accepted":
@@ -303,7 +303,7 @@ class ShardWriter:
                 self._next += 1
 
     def commit(self) -> ShardManifest:
-        """Makes the shard part of the dataset. Raises ValueError unless every row came."""
+        """Adds the shard to the dataset. Raises ValueError if a row is missing."""
         if self._next != self._unit.count:
             raise ValueError(f"{self._unit.name}: {self._next} of {self._unit.count} rows")
         manifest = ShardManifest(
@@ -322,7 +322,7 @@ class ShardWriter:
 
 
 class _Part:
-    """One Parquet file on its way; there is none as long as there is no row."""
+    """A Parquet file that is being written; the first row group creates it."""
 
     def __init__(self, tmp: Path, folder: str, shard: str, *, target: str | None = None) -> None:
         self.target = target or f"{folder}/{shard}.parquet"
@@ -347,7 +347,7 @@ class _Part:
         return FileEntry(path=self.target, rows=self.rows, bytes=self.path.stat().st_size, sha256=sha256_of(self.path))
 
     def write(self, table: pa.Table) -> None:
-        """A row group."""
+        """Writes a table as one row group."""
         self._writer = self._writer or self._open()
         self._writer.write_table(table.cast(self._schema))
         self.rows += table.num_rows
@@ -357,7 +357,7 @@ class _Part:
         self._rows = []
 
     def _open(self) -> pq.ParquetWriter:
-        # Dictionaries would copy every image once more; captions and answers gain nothing from them.
+        # A dictionary would copy every image in memory once more; captions and answers gain nothing from it.
         repeated: Any = [name for name in self._schema.names if name in _REPEATED]
         return pq.ParquetWriter(
             self.path, self._schema, compression="zstd", use_dictionary=repeated, write_page_index=True

@@ -1,7 +1,7 @@
-"""Engines: a conversation and an image in, an answer out.
+"""Engines: they answer a conversation about an image.
 
-base.py          what an engine is; the registry, which other packages extend through the entry points of the group
-`dialog_gen.engines`
-start.py         an engine with its settings, checked and started
-vllm/, transformers/   one engine each: a light `__init__` that registers it, and the engine beside it
+base.py                the interface of an engine and the registry, which other packages extend through entry points of
+                       the group `dialog_gen.engines`
+start.py               checks and starts an engine with its settings
+vllm/, transformers/   one engine each: an `__init__` that registers it and is fast to import, and the engine itself
 """

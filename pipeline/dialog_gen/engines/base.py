@@ -1,7 +1,8 @@
-"""What an engine is: something that answers a conversation about one image; and the registry of engines.
+"""The interface of an engine, which answers conversations about images, and the registry of engines.
 
-An engine is one module, here or in another package, that registers an `EngineEntry`. The entry is light and says what
-the engine needs; the engine itself is imported when it is started. Starting is slow: once a run, not once a shard.
+An engine is one module, here or in another package, that registers an `EngineEntry`. The entry is fast to import and
+says what the engine needs; the engine itself is imported when it is started. Starting is slow, so an engine is started
+once per run, not once per shard.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A conversation about one image, which ends with the user. Engines render and tokenise it by themselves."""
+    """A conversation about one image; its last message is the user's. The engine renders and tokenises it."""
 
     messages: Conversation
     image: "Image.Image"
@@ -36,15 +37,15 @@ class Answer:
     finish_reason: str
     output_tokens: int
     saw_image: bool
-    """False where the prompt that ran held no image tokens."""
-    # Left out of comparisons: low bits of a probability depend on the other requests in the batch.
+    """False if the prompt had no image tokens when it ran."""
+    # Not compared, since the low bits of a probability depend on the other requests in the batch.
     tokens: Sequence[tuple[str, float]] = field(default=(), compare=False)
-    """Each token's text on its own, and its log-probability under the model: before temperature and top_p. Empty
-    unless `EngineOptions.logprobs`."""
+    """The text and the log-probability of each token, without temperature and top_p. Empty unless
+    `EngineOptions.logprobs` is set."""
 
 
 class RefusedRequestError(Exception):
-    """The engine does not take this request, and would not take it again; `reason` is a snake_case code."""
+    """The engine rejects this request, and would reject it again; `reason` is a snake_case code."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -52,29 +53,31 @@ class RefusedRequestError(Exception):
 
 
 class EngineDiedError(DialogGenError):
-    """The engine stopped and will answer nothing more."""
+    """The engine has stopped and cannot answer any more requests."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """Settings of an engine beside its model; None leaves the engine's own default."""
+    """Settings of an engine, apart from its model; None means the engine's own default."""
 
     max_in_flight: int = 256
-    """Requests kept in the engine."""
+    """The maximum number of requests in the engine at a time."""
     endpoint: str | None = None
-    """Address of a server, for engines that need a name at one."""
+    """The address of a server, for engines whose model is a name at a server."""
     max_model_len: int | None = None
+    """The maximum number of tokens of prompt and answer together."""
     dtype: str | None = None
     gpu_memory_utilization: float | None = None
     tensor_parallel_size: int = 1
     deterministic: bool = False
-    """On a GPU: kernels whose results do not depend on the batch that a request shares."""
+    """On a GPU, use kernels whose results do not depend on the other requests in a batch."""
     reuse_images: bool = False
-    """Whether each image comes in many requests, so that it pays to keep its preprocessed pixels."""
+    """Whether each image is used in many requests, so that keeping its preprocessed pixels is worthwhile."""
     logprobs: bool = False
-    """Whether answers hold their tokens' log-probabilities: the tokens are the same, the smallest models are slower."""
+    """Whether answers contain the log-probabilities of their tokens. The tokens stay the same; very small models become
+    slower."""
 
 
 class Engine(Protocol):
@@ -83,10 +86,10 @@ class Engine(Protocol):
     name: str
     version: str
     deterministic: bool
-    """Whether a rerun gives the same texts, however requests are batched."""
+    """Whether a second run gives the same texts, independent of how requests are batched."""
 
     async def answer(self, request: Request) -> Answer:
-        """The model's answer. Raises RefusedRequestError, or EngineDiedError once the engine is gone."""
+        """The model's answer. Raises RefusedRequestError, or EngineDiedError if the engine has stopped."""
         ...
 
     async def close(self) -> None:
@@ -95,37 +98,37 @@ class Engine(Protocol):
 
 
 class EngineEntry(ABC):
-    """An engine that can be started, as it is registered. Stateless: the same entry serves every run."""
+    """A registered engine that can be started. It has no state: the same entry is used for every run."""
 
     name: ClassVar[str]
     description: ClassVar[str]
     needs: ClassVar[Literal["folder", "name"]]
-    """What it needs of a model: a local folder with weights, or only a name at an endpoint."""
+    """What the engine needs to know of a model: a local folder with weights, or only a name at an endpoint."""
     default_rank: ClassVar[int | None] = None
-    """Where no engine is named, the lowest rank that serves the model is used: 0 is the fastest. None: only where
-    it is named."""
+    """If the user names no engine, the engine with the lowest rank that serves the model is used; 0 is the fastest. An
+    engine with None is used only if it is named."""
     extra: ClassVar[str] = ""
     """The extras of this package that install it, such as "vllm or cpu"."""
 
     def installed(self) -> bool:
-        """Whether what it imports is there."""
+        """Whether the packages that the engine needs are installed."""
         return True
 
     def serves(self, model: GeneratorModel) -> bool:
-        """Whether it has the model's architecture."""
+        """Whether the engine supports the model's architecture."""
         return True
 
     def resolve(self, name: str, *, revision: str | None = None, download: bool = True) -> GeneratorModel:
-        """The model of that name, as this engine needs it. Raises UsageError as `resolve_model` does."""
+        """The model of that name, in the form that this engine needs. Raises UsageError like `resolve_model`."""
         if self.needs == "name":
             return remote_model(name, revision=revision)
         return resolve_model(name, revision=revision, download=download)
 
     def check(self, model: GeneratorModel, options: EngineOptions) -> None:
-        """What can be checked before the slow start.
+        """Checks what can be checked before the slow start.
 
-        Raises UsageError where it cannot serve the model with these options, MissingExtraError where it is not
-        installed. An engine that overrides this calls it, too.
+        Raises UsageError if the engine cannot serve the model with these options, and MissingExtraError if it is not
+        installed. A subclass that overrides this method must call it.
         """
         if self.needs == "folder" and options.endpoint is not None:
             raise UsageError(
@@ -135,14 +138,14 @@ class EngineEntry(ABC):
 
     @abstractmethod
     def start(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> Engine:
-        """Starts the engine; returns once it can answer. What it raises is of any kind."""
+        """Starts the engine; returns when it is ready to answer. May raise errors of any kind."""
 
 
 ENGINES = Registry[EngineEntry]("engine", "dialog_gen.engines", base=EngineEntry)
 
 
 def default_engine(model: GeneratorModel) -> EngineEntry:
-    """The first engine by rank that serves the model and is installed. Raises UsageError where there is none."""
+    """The installed engine with the lowest rank that serves the model. Raises UsageError if there is none."""
     for entry in _ranked(model):
         if entry.installed():
             return entry
@@ -150,12 +153,12 @@ def default_engine(model: GeneratorModel) -> EngineEntry:
 
 
 def faster_engine(model: GeneratorModel, chosen: str) -> EngineEntry | None:
-    """An engine of a better rank than the chosen one that would serve the model, but is not installed."""
+    """The engine with the lowest rank that serves the model, if it is not installed and not the chosen one."""
     first = _ranked(model)[0]
     return None if first.name == chosen or first.installed() else first
 
 
 def _ranked(model: GeneratorModel) -> list[EngineEntry]:
-    # Those of other packages are taken only where they are named.
+    # Engines of other packages are used only if the user names them.
     ranked = [(entry.default_rank, entry) for entry in ENGINES.own().values() if entry.default_rank is not None]
     return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0]) if entry.serves(model)]

@@ -1,4 +1,4 @@
-"""An engine with all its settings, which is checked first and started later, maybe in another process."""
+"""An engine with all its settings: it is checked first and started later, perhaps in another process."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from dialog_gen.protocols.protocol import Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """Which engine to start on which model. Plain data: it can be sent to another process."""
+    """The engine to start, its model and its settings. Plain data, which can be sent to another process."""
 
     name: str
     model: GeneratorModel
@@ -24,24 +24,24 @@ class EngineSpec:
     options: EngineOptions
 
     def check(self) -> None:
-        """Raises UsageError where the engine cannot serve the model, MissingExtraError where it is not installed."""
+        """Raises UsageError if the engine cannot serve the model, and MissingExtraError if it is not installed."""
         ENGINES.get(self.name, where="--engine").check(self.model, self.options)
 
     def start(self, log: Path) -> Engine:
-        """Starts the engine; its output goes to the file `log`. Raises DialogGenError where it does not start."""
+        """Starts the engine; its output goes to the file `log`. Raises DialogGenError if it does not start."""
         try:
             with output_to(log):
                 return ENGINES.get(self.name, where="--engine").start(self.model, self.sampling, self.options)
-        except Exception as error:  # what the libraries raise here is of any kind
+        except Exception as error:  # the libraries raise errors of any kind here
             cause = first_error(log) or f"{type(error).__name__}: {error}"
             raise DialogGenError(f"{self.name} did not start on {self.model.name}: {cause} (log: {log})") from error
 
 
 @contextmanager
 def output_to(log: Path) -> Generator[None]:
-    """Sends stdout and stderr to `log`, down to the file descriptors; processes started in the block inherit that.
+    """Redirects the file descriptors of stdout and stderr to `log`; processes started in the block inherit this.
 
-    Engines print much, from several processes, some of it on stdout.
+    Engines print much, from several processes, partly to stdout.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -61,7 +61,7 @@ def output_to(log: Path) -> Generator[None]:
 
 
 def first_error(log: Path) -> str | None:
-    """The first error that a log names; those after it mostly report that something else failed."""
+    """The first error in a log; None if there is none. Later errors are mostly consequences of the first."""
     with log.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if found := re.search(r"\b[A-Z]\w*(?:Error|Exception): \S.*", line):

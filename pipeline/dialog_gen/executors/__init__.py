@@ -1,1 +1,1 @@
-"""Executors: where the shards of a run are worked on."""
+"""Executors: they decide where the shards of a run are processed."""

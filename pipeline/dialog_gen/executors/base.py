@@ -1,7 +1,7 @@
-"""What an executor is: shards and a job in, committed shards out; and the registry of executors.
+"""The interface of an executor, which runs a job on shards, and the registry of executors.
 
-An executor decides where a job runs: in this process (`local`), in several, on several machines. It hands each shard to
-exactly one worker. A job is plain data that pickles, and so are shards and the events that come back.
+An executor decides where a job runs: in this process (`local`), in several processes, or on several machines. It gives
+each shard to exactly one worker. Jobs, shards and the reported events are plain data that can be pickled.
 
 Other packages add executors through entry points of the group `dialog_gen.executors`.
 """
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStarted:
-    """A worker's engine can answer."""
+    """A worker's engine is ready to answer."""
 
     name: str
     version: str
     deterministic: bool
     seconds: float
-    """What the start took."""
+    """The duration of the start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowDone:
-    """A row is written."""
+    """A row was written."""
 
     status: str
     """accepted, rejected or unreadable"""
@@ -38,7 +38,7 @@ class RowDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSkipped:
-    """A shard was complete already."""
+    """A shard was already complete."""
 
     shard: str
     images: int
@@ -53,7 +53,7 @@ class ShardCommitted:
     rejected: int
     unreadable: int
     redone: bool
-    """Whether it was there before, but made from other input, or damaged."""
+    """Whether the shard existed before, but was damaged or made from other input."""
 
 
 Event = EngineStarted | RowDone | ShardSkipped | ShardCommitted
@@ -61,13 +61,13 @@ Report = Callable[[Event], None]
 
 
 class Job(Protocol):
-    """What is done with shards."""
+    """The work to be done on shards."""
 
     def run(self, shards: "Iterator[InputShard]", report: Report) -> None:
-        """Commits every shard that is not complete yet. Several workers may do so with different shards.
+        """Makes and commits every shard that is not complete yet. Several workers may run the job on different shards.
 
-        Raises EngineDiedError, UsageError where the source fails, DialogGenError where the disk does; shards that are
-        committed by then stay.
+        Raises EngineDiedError if the engine stops, UsageError if the source cannot be read, and DialogGenError if the
+        dataset cannot be written. Shards that are already committed are kept.
         """
         ...
 
@@ -79,7 +79,7 @@ class Executor(Protocol):
     description: str
 
     def run(self, job: Job, shards: "Iterator[InputShard]", report: Report) -> None:
-        """Returns when every shard is complete; raises what the job raises. `report` is called in this process only."""
+        """Returns when every shard is complete; raises what the job raises. Calls `report` only in this process."""
         ...
 
 

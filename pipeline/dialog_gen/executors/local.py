@@ -15,7 +15,7 @@ class LocalExecutor:
     description = "one engine, started by this process"
 
     def run(self, job: Job, shards: "Iterator[InputShard]", report: Report) -> None:
-        """As `Job.run`."""
+        """Runs the job on all shards, one after another; raises what `Job.run` raises."""
         job.run(shards, report)
 
 

@@ -1,1 +1,1 @@
-"""Generators: those known by name, what must be true of a model folder, architectures and chat templates."""
+"""Generators: the registry of models, checks of model folders, architectures and chat templates."""

@@ -1,4 +1,4 @@
-"""What a run must know about a model's architecture beside its configuration: one table for all rooms."""
+"""The table of architectures: what a run must know about a model apart from its configuration."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,29 +12,30 @@ from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A kind of model, told by `model_type` in its config.json."""
+    """A kind of model, identified by `model_type` in its config.json."""
 
     protocol: str = "llava-3qa"
-    """The protocol used when none is named."""
+    """The protocol that is used by default."""
     chat_template: str | None = None
-    """For folders without one."""
+    """The template for model folders without one."""
     served_by_vllm: bool = True
+    """Whether vLLM supports the architecture."""
     ends_at_context: bool = False
-    """Whether there is nothing behind `max_position_embeddings`, so that an engine must not go beyond it."""
-    make_known: Callable[[], None] = lambda: None
-    """Makes the architecture known to transformers where it is not one of its own; it may be called again."""
+    """Whether the model has no positions beyond `max_position_embeddings`, so that no engine may exceed it."""
+    register_with_transformers: Callable[[], None] = lambda: None
+    """Registers the architecture with transformers if it is not one of its own; can be called more than once."""
     requires: tuple[str, str] | None = None
-    """A module that the architecture needs, and the extra of this package that brings it."""
+    """A module that the architecture needs, and the extra of this package that installs it."""
     name: str = "a model"
-    """What messages call it."""
+    """The word for such a model in messages."""
 
     def check_installed(self, model: str) -> None:
-        """Raises MissingExtraError where the module that the architecture needs is not installed."""
+        """Raises MissingExtraError if the module that the architecture needs is not installed."""
         if self.requires and not find_spec(self.requires[0]):
             raise MissingExtraError(f"{self.name} such as {model}", self.requires[1])
 
     def context(self, config: Mapping[str, Any]) -> int | None:
-        """The longest sequence in tokens; None where engines find it out."""
+        """The maximum sequence length in tokens; None if the engine determines it."""
         return config.get("max_position_embeddings") if self.ends_at_context else None
 
 
@@ -50,7 +51,7 @@ _ARCHITECTURES = {
         protocol="blip2-two-turn",
         served_by_vllm=False,
         ends_at_context=True,
-        make_known=_register_mammut,
+        register_with_transformers=_register_mammut,
         requires=("open_clip", "train"),
         name="a MaMMUT",
     ),
@@ -59,7 +60,7 @@ _DECODERS_WITHOUT_VLLM = ("t5",)
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The architecture of a config.json; what is not in the table is treated as LLaVA is."""
+    """The architecture of a model with this config.json; one that is not in the table is treated like LLaVA."""
     found = _ARCHITECTURES.get(str(config.get("model_type")), Architecture())
     decoder = config.get("text_config", {}).get("model_type")
     return replace(found, served_by_vllm=False) if decoder in _DECODERS_WITHOUT_VLLM else found

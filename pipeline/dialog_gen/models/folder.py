@@ -1,4 +1,4 @@
-"""What must be true of a model folder before an engine is started on it, and how a folder is fetched."""
+"""Fetches model folders, and checks them before an engine is started."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ _FINGERPRINT_BYTES = 4 << 20
 
 
 def fingerprint(folder: Path) -> str:
-    """What identifies a folder without a commit: its small files whole, both ends and the size of its weights."""
+    """Identifies a folder without a commit: a hash of the small files, and of the size and both ends of the weights."""
     digest = hashlib.sha256()
     for file in sorted(
         p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt", ".model", ".safetensors")
@@ -31,15 +31,15 @@ def fingerprint(folder: Path) -> str:
 
 
 def unknown_model(name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is neither known, nor a Hugging Face id, nor a folder."""
+    """The error for a name that is not registered and is neither a Hugging Face id nor a folder."""
     hint = did_you_mean(name, known)
     return UsageError(f"unknown model {name!r}: {hint}; or give a Hugging Face id (user/name) or an existing folder.")
 
 
 def fetch(hub_id: str, revision: str | None, *, weights: bool, known: Iterable[str]) -> tuple[Path, str]:
-    """The folder of a snapshot of the Hub and its commit. Pickled weights and code are never fetched.
+    """Fetches a model from the Hub; returns its folder and its commit. Never fetches pickled weights or code.
 
-    Raises UsageError where it cannot be fetched, naming the `known` models where the id is wrong.
+    Raises UsageError if the model cannot be fetched; if the id is wrong, the message lists the `known` models.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -55,7 +55,7 @@ def fetch(hub_id: str, revision: str | None, *, weights: bool, known: Iterable[s
         raise UsageError(f"model {hub_id!r} has no revision {revision!r}.") from None
     except HFValidationError:
         raise unknown_model(hub_id, known) from None
-    # The Hub's client lets through what its HTTP library raises, and which library that is changes.
+    # The Hub's client passes on the errors of its HTTP library, which differs between its versions.
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(
@@ -66,7 +66,7 @@ def fetch(hub_id: str, revision: str | None, *, weights: bool, known: Iterable[s
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json. Raises UsageError where the folder is no model folder."""
+    """Reads config.json. Raises UsageError if the folder is not a model folder."""
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} is no model folder: it holds no config.json.")
     config = _read_object(folder / "config.json")
@@ -86,7 +86,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raises UsageError where the folder holds no safetensors."""
+    """Raises UsageError if the folder has no safetensors."""
     if any(folder.glob("*.safetensors")):
         return
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
@@ -95,7 +95,7 @@ def check_weights(folder: Path) -> None:
 
 
 def chat_template_of(folder: Path, fallback: str | None) -> str:
-    """The folder's chat template, or else `fallback`. Raises UsageError where there is none, or one that fails."""
+    """The folder's chat template, or `fallback` if it has none. Raises UsageError if there is none or it fails."""
     from jinja2 import TemplateError
 
     template = _stored_template(folder)
@@ -108,11 +108,11 @@ def chat_template_of(folder: Path, fallback: str | None) -> str:
         )
     try:
         prompt = render_chat(template, conversation("question", "answer", "question"))
-    # Templates made for text alone add strings to the list of contents.
+    # Templates for text only try to add strings to the list of contents.
     except (TemplateError, TypeError) as error:
         raise UsageError(f"the chat template of {folder} fails: {error}. Is it made for images?") from None
     if "'type': 'image'" in prompt:
-        raise UsageError(f"the chat template of {folder} is made for text alone: it would print images as {prompt!r}.")
+        raise UsageError(f"the chat template of {folder} is made for text alone: it would render images as {prompt!r}.")
     return template
 
 
@@ -128,5 +128,5 @@ def _stored_template(folder: Path) -> str | None:
 
 
 def protocol_of(folder: Path) -> str | None:
-    """The protocol that lies in the folder; None where there is none."""
+    """The path of the protocol file in the folder; None if there is none."""
     return str(folder / PROTOCOL_FILE) if (folder / PROTOCOL_FILE).is_file() else None

@@ -1,6 +1,6 @@
-"""Generators by name, Hugging Face id or local folder.
+"""Finds generators by name, Hugging Face id or local folder.
 
-A package adds a generator of its own through an entry point of the group `dialog_gen.models`; its module does
+Another package adds a generator through an entry point of the group `dialog_gen.models`. Its module calls
 
     MODELS.register("my-model")(ModelEntry(source="user/my-model", protocol="llava-3qa", description="..."))
 """
@@ -27,17 +27,17 @@ from dialog_gen.protocols.protocol import Conversation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEntry:
-    """A generator known by name."""
+    """A generator that is registered under a name."""
 
     source: str
-    """Hugging Face id; of a model that ships with a package, its name there."""
+    """Hugging Face id, or, for a model that ships with a package, its name there."""
     protocol: str
-    """The protocol used when none is named."""
+    """The protocol that is used by default."""
     description: str
     dtype: str = "auto"
     max_model_len: int | None = None
     folder: Path | None = None
-    """Where the model lies if it ships with a package."""
+    """The model folder, if the model ships with a package."""
 
     @property
     def shipped(self) -> bool:
@@ -45,7 +45,7 @@ class ModelEntry:
         return self.folder is not None
 
     def to_json(self) -> dict[str, Any]:
-        """What `dialog-gen models` prints."""
+        """The entry as `dialog-gen models --json` prints it."""
         return {
             "source": self.source,
             "protocol": self.protocol,
@@ -61,16 +61,16 @@ MODELS = Registry[ModelEntry]("model", "dialog_gen.models", base=ModelEntry)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorModel:
-    """A model, checked and ready for an engine."""
+    """A model that is checked and ready for an engine."""
 
     name: str
     revision: str
     """Commit on the Hub, or the fingerprint of a folder that has none."""
     default_protocol: str
     folder: Path | None = None
-    """Its files; None for a model that is a name at an endpoint."""
+    """The model folder; None if the model is a name at an endpoint."""
     chat_template: str | None = None
-    """None where a server renders conversations by itself."""
+    """None if a server renders the conversations."""
     dtype: str = "auto"
     max_model_len: int | None = None
     config: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -79,9 +79,9 @@ class GeneratorModel:
 
     @property
     def files(self) -> Path:
-        """The folder. Raises ValueError for a model at an endpoint."""
+        """The model folder. Raises ValueError for a model at an endpoint."""
         if self.folder is None:
-            raise ValueError(f"{self.name} has no folder here")
+            raise ValueError(f"{self.name} has no local folder")
         return self.folder
 
     @property
@@ -91,32 +91,34 @@ class GeneratorModel:
 
     @property
     def architecture(self) -> Architecture:
-        """What the table of architectures says about it."""
+        """The model's entry in the table of architectures."""
         return architecture_of(self.config)
 
     @property
     def served_by_vllm(self) -> bool:
-        """Whether vLLM has this architecture."""
+        """Whether vLLM supports the model's architecture."""
         return self.architecture.served_by_vllm
 
     def render(self, messages: Conversation) -> str:
-        """The prompt that asks for the answer to the last message. Raises ValueError where a server renders."""
+        """Renders a conversation as the prompt for the next answer. Raises ValueError without a chat template."""
         if self.chat_template is None:
-            raise ValueError(f"{self.name} has no chat template here")
+            raise ValueError(f"{self.name} has no local chat template")
         return render_chat(self.chat_template, messages)
 
 
 def resolve_model(name: str, *, revision: str | None = None, download: bool = True) -> GeneratorModel:
-    """A generator with its files, by registry name, Hugging Face id or local folder.
+    """Finds a generator by registered name, Hugging Face id or local folder; fetches its files from the Hub.
 
-    With `download=False` only the small files (configuration, tokenizer, template) are fetched. Raises UsageError for
-    an unknown name, a folder that is no model, weights that are not safetensors, a missing or failing chat template,
-    or a revision of what has none.
+    With `download=False`, fetches only the small files (configuration, tokenizer, template). Raises UsageError if the
+    name is unknown, the folder is not a model folder, the weights are not safetensors, or the chat template is missing
+    or fails, and for a `revision` of a model that is not on the Hub.
     """
     entry = _entry(name)
     local = entry is None and Path(name).is_dir()
     if revision is not None and (local or (entry and entry.shipped)):
-        raise UsageError(f"model {name!r} is a folder and has no revision {revision!r}: revisions are the Hub's.")
+        raise UsageError(
+            f"model {name!r} is a folder and has no revision {revision!r}: only models on the Hub have revisions."
+        )
     if entry is not None and entry.folder is not None:
         folder = entry.folder
     elif local:
@@ -143,7 +145,7 @@ def resolve_model(name: str, *, revision: str | None = None, download: bool = Tr
 
 
 def remote_model(name: str, *, revision: str | None = None) -> GeneratorModel:
-    """A generator that is a name at an endpoint: whether it is there is for the server to say; nothing is fetched."""
+    """A generator that is a name at an endpoint. Nothing is fetched or checked: only the server knows its models."""
     entry = _entry(name)
     return GeneratorModel(
         name=name,

@@ -1,4 +1,4 @@
-"""The released generators that are known by name."""
+"""Registers the released generators."""
 
 from dialog_gen.models.registry import MODELS, ModelEntry
 

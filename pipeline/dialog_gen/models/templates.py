@@ -1,4 +1,4 @@
-"""Chat templates of the released generators, and how a conversation becomes a prompt."""
+"""Chat templates of the released generators, and the rendering of conversations."""
 
 from typing import Any, cast
 
@@ -12,11 +12,12 @@ LLAVA_CHAT_TEMPLATE = (
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
-# What LLaVA-1.5's training data put behind questions with short answers (arXiv 2310.03744).
+# LLaVA-1.5's training data has this sentence after questions with short answers (arXiv 2310.03744).
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 
-# BLIP-2 was published without a template. This is the paper's prompt form (arXiv 2301.12597); others give empty or
-# echoed answers. The image has no place in the text: its query tokens stand before it.
+# BLIP-2 was published without a template. This is the prompt of the paper (arXiv 2301.12597); with other prompts the
+# model gives empty answers or repeats the question. The text has no placeholder for the image: its query tokens come
+# before the text.
 BLIP2_CHAT_TEMPLATE = (
     "{% for message in messages %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{% if message['role'] == 'user' %}{{ 'Question: ' + content['text'] }}"
@@ -26,9 +27,9 @@ BLIP2_CHAT_TEMPLATE = (
 
 
 def render_chat(chat_template: str, messages: Conversation) -> str:
-    """The prompt that asks for the answer to the last message; the image stands in the first.
+    """Renders a conversation as the prompt for the next answer; the image is part of the first message.
 
-    The template is rendered by transformers in its sandbox. Raises jinja2's TemplateError where the template fails.
+    transformers renders the template in its sandbox. Raises jinja2's TemplateError if the template fails.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 

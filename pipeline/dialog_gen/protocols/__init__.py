@@ -1,1 +1,1 @@
-"""What a generator is asked, and how its answers are read."""
+"""The questions for a generator, and the parsing of its answers."""

@@ -1,19 +1,19 @@
-"""Raw model answers in, clean question-answer pairs out.
+"""Parses raw model answers into clean question-answer pairs.
 
-The text is tokenised into marks (a question label, an answer label, a list number, a line start); the marks that hold
-up in context become question and answer segments; runs of segments become pairs. What cannot be trusted is refused with
-`MalformedAnswer`, whose `reason` is one of `REASONS`:
+The text is split at marks (a question label, an answer label, a list number, a line start). Marks that are plausible in
+their context open question and answer segments; questions are paired with the answers that follow them. An answer that
+cannot be trusted raises `MalformedAnswer`, whose `reason` is one of `REASONS`:
 
-empty            nothing left after cleaning
-no_questions     no question found, such as in a refusal or a caption
-placeholder      the format echoed back ("Q: ... A: ...", "[answer]") instead of filled in
-missing_answers  enough questions, too few of them answered
-too_few_pairs    fewer questions than asked for
-repeated         enough pairs, but copies of each other
-truncated        stopped at the token limit before enough pairs were complete
-echo             a free-form answer that repeats its question or asks another
+empty            nothing is left after cleaning
+no_questions     no question was found, such as in a refusal or a caption
+placeholder      the model repeated the format ("Q: ... A: ...", "[answer]") instead of filling it in
+missing_answers  there are enough questions, but too few have answers
+too_few_pairs    there are fewer questions than required
+repeated         there are enough pairs, but some are copies of others
+truncated        generation stopped at the token limit before enough pairs were complete
+echo             a free-form answer repeats its question or asks another one
 """
-# ruff: noqa: RUF001 - full-width punctuation is what Chinese and Japanese answers are written with
+# ruff: noqa: RUF001 - Chinese and Japanese answers use full-width punctuation
 
 import re
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ REASONS = (
 
 @dataclass(frozen=True, slots=True)
 class QAPair:
-    """One question of the user and the assistant's answer."""
+    """A question of the user and the answer of the assistant."""
 
     user: str
     assistant: str
 
 
 class MalformedAnswer(Exception):  # noqa: N818 - an outcome that is counted and retried, not a fault
-    """A raw answer that gives no usable dialogue; `reason` is one of `REASONS`."""
+    """A raw answer without a usable dialogue; `reason` is one of `REASONS`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -43,13 +43,13 @@ class MalformedAnswer(Exception):  # noqa: N818 - an outcome that is counted and
 
 class _Mark(NamedTuple):
     kind: Literal["Q", "A", "N", "L"]  # question label, answer label, number, line start
-    start: int  # where the mark begins: the end of what stands before it
-    end: int  # where its text begins
-    strong: bool  # in a place where a label is expected, not in the middle of a sentence
+    start: int  # where the mark begins: the preceding text ends here
+    end: int  # where the mark ends: its text begins here
+    strong: bool  # at a place where a label is expected, not in the middle of a sentence
     word: str
 
 
-# Every quantifier is bounded and whitespace is collapsed before use, so each search is linear in the text.
+# Quantifiers are bounded, and whitespace is collapsed before the search: the time is linear in the length of the text.
 _JUNK = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028\u2029\ufeff\ud800-\udfff]")
 _BOLD = re.compile(r"(?<![\w*])\*{2,3}(?=[^\s*])|(?<=[^\s*])\*{2,3}(?![\w*])")
 _HEADING = re.compile(r"(?:^|(?<=[.?？] ))(?:questions|answers|preguntas|respuestas) ?[:：]", re.I | re.M)
@@ -86,10 +86,10 @@ _PLACEHOLDER = re.compile(r"[\[<{][^\]>}]{0,40}(?:question|answer|pregunta|respu
 
 
 def parse_qa_list(text: str, *, pairs: int, truncated: bool) -> list[QAPair]:
-    """The first `pairs` pairs of an answer that lists questions with their answers.
+    """The first `pairs` pairs of a text that lists questions with their answers.
 
-    `truncated` says that generation stopped at the token limit: an answer that runs to the end of the text is then
-    taken as cut and does not count.
+    `truncated` says that generation stopped at the token limit; then an answer at the end of the text is incomplete and
+    does not count. Raises MalformedAnswer if there are fewer pairs.
     """
     text, stopped = _clean(text)
     if not text:
@@ -118,9 +118,12 @@ def parse_qa_list(text: str, *, pairs: int, truncated: bool) -> list[QAPair]:
 
 
 def parse_answer(text: str, *, question: str) -> str:
-    """The answer to `question`, without its label and without further turns that the model invented."""
+    """The answer to `question`, without its label and without additional turns that the model invented.
+
+    Raises MalformedAnswer if there is no usable answer.
+    """
     text, _ = _clean(text)
-    # Mid-sentence only the capitalised word counts: it is how the prompt spells the next turn.
+    # In the middle of a sentence only the word "Question" counts: prompts begin the next turn with it.
     marks = [m for m in _marks(text) if m.kind in "QA" and (m.strong or m.word.startswith("Question"))]
     start = 0
     if marks and marks[0].kind == "Q" and marks[0].start == 0:
@@ -139,26 +142,26 @@ def parse_answer(text: str, *, question: str) -> str:
 
 
 def without_special_tokens(text: str) -> str:
-    """The text without words that a tokenizer would read as more than text: a second `<image>`, an early `</s>`."""
+    """The text without words that a tokenizer would read as special tokens, such as a second `<image>` or `</s>`."""
     return re.sub(_SPECIAL, " ", text)
 
 
 def _clean(text: str) -> tuple[str, bool]:
-    """The model's own turn with whitespace collapsed, and whether something followed it."""
+    """The model's own turn, with whitespace collapsed, and whether another turn followed it."""
     text = _JUNK.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = re.sub(r"[^\S\n]+", " ", text)
     text = re.sub(r" ?\n[ \n]*", "\n", text)
     if opening := _OPENING.match(text):
         text = text[opening.end() :]
     stop = _STOP.search(text)
-    # "<**image>" has become a special token only now.
+    # Only now, without the asterisks, has "<**image>" become a special token.
     text = without_special_tokens(_HEADING.sub("", _BOLD.sub("", text[: stop.start()] if stop else text)))
     return re.sub(r" ?\n[ \n]*", "\n", text).strip(), stop is not None
 
 
 def _marks(text: str) -> list[_Mark]:
     marks: list[_Mark] = []
-    dotted = False  # "A." is a label only where "Q." is one: it may be an initial
+    dotted = False  # "A." is a label only if the text has a "Q." too; otherwise it may be an initial
     number = 0
     for m in _MARK.finditer(text):
         start = m.start()
@@ -189,7 +192,7 @@ def _ends(marks: list[_Mark], text: str) -> list[int]:
 
 
 def _segments(text: str) -> list[_Mark]:
-    """The segments that labels open: each runs from its question or answer label to the next label."""
+    """The question and answer segments of a text; each begins with a mark and ends at the next segment."""
     marks = _marks(text)
     labelled = any(m.kind == "Q" and m.strong for m in marks)
     marks = [m for m in marks if m.kind != "A" or m.strong or labelled]
@@ -205,14 +208,14 @@ def _segments(text: str) -> list[_Mark]:
         if mark.kind == "A":
             if last and (mark.strong or last.kind == "Q"):
                 if last.kind == "A" and not last.strong:
-                    segments.pop()  # "What is behind Exit A: the gate? A: ...": it was part of the question
+                    segments.pop()  # "What is behind Exit A: the gate? A: ...": the first "A:" was part of the question
                 segments.append(mark)
             continue
         between = last is None or last.kind == "A"
         answered = label_next[i] == "A"
         asks = text[mark.end : end].rstrip().endswith(("?", "？"))
         if mark.kind == "Q":
-            opens = mark.strong or answered  # not in "the sign reads Q: exit"
+            opens = mark.strong or answered  # False for "the sign reads Q: exit"
         elif mark.kind == "N":
             opens = (between and answered) or (asks and not labelled)
         else:
@@ -223,7 +226,10 @@ def _segments(text: str) -> list[_Mark]:
 
 
 def _unlabelled_segments(text: str, marks: list[_Mark]) -> list[_Mark]:
-    """Where there are no answer labels, an answer is the text after a question mark, or an item that is no question."""
+    """The segments of a text without answer labels.
+
+    An answer is the text after a question mark, or an item that is not a question.
+    """
     labels = [m for m in marks if m.kind == "Q" and m.strong]
     numbers = [m for m in marks if m.kind == "N"]
     lines = [m._replace(end=m.start) if m.kind == "N" else m for m in marks if m.kind in "NL"]
@@ -251,20 +257,21 @@ def _unlabelled_segments(text: str, marks: list[_Mark]) -> list[_Mark]:
 
 
 def _pair_up(text: str, segments: list[_Mark]) -> list[tuple[str, str]]:
-    """Questions with their answers: several questions in a row are answered by as many answers in a row."""
+    """Pairs questions with their answers. Several questions in a row need the same number of answers in a row."""
     spans = [(s.kind, s.end, end) for s, end in zip(segments, _ends(segments, text), strict=True)]
     runs = [(kind, list(run)) for kind, run in groupby(spans, key=lambda span: span[0])]
     found: list[tuple[str, str]] = []
-    for (kind, asked), (_, told) in pairwise(runs):
+    for (kind, asked), (_, answered) in pairwise(runs):
         if kind != "Q":
             continue
         questions = [text[start:end] for _, start, end in asked]
-        answers = [text[start:end] for _, start, end in told]
-        if len(asked) > 1 and len(told) == 1 and len(lines := answers[0].strip().split("\n")) == len(asked):
+        answers = [text[start:end] for _, start, end in answered]
+        if len(asked) > 1 and len(answered) == 1 and len(lines := answers[0].strip().split("\n")) == len(asked):
             answers = lines  # unnumbered answers below the numbered questions
-        elif len(asked) == 1 or len(told) == 1:
-            # One question, whose answer holds what looked like further items; or the ones before it went unanswered.
-            questions, answers = questions[-1:], [text[told[0][1] : told[-1][2]]]
+        elif len(asked) == 1 or len(answered) == 1:
+            # Either one question, and parts of its answer looked like further items; or several questions, and only the
+            # last one was answered.
+            questions, answers = questions[-1:], [text[answered[0][1] : answered[-1][2]]]
         if len(questions) == len(answers):
             found += zip(questions, answers, strict=True)
     return found

@@ -1,8 +1,9 @@
-"""Protocols: what is asked about every image, as small TOML files of turns.
+"""Protocols: the questions that are asked about every image, as small TOML files of turns.
 
-A turn's `user` text may hold `{prompt_1}`, `{answer_1}`, ...: the texts of earlier turns. Earlier turns are part of
-the conversation unless the protocol says `context = "none"`. `parse` says what an answer is: `answer` (the turn's text
-and its answer make one question-answer pair) or `qa-list` (the answer holds `pairs` questions with their answers).
+The `user` text of a turn may contain `{prompt_1}`, `{answer_1}`, ...: the texts of earlier turns. Earlier turns are
+part of the conversation unless the protocol sets `context = "none"`. `parse` says how an answer is read: with `answer`,
+the user's text and the answer are one question-answer pair; with `qa-list`, the answer is a list of `pairs` questions
+with their answers.
 """
 
 import functools
@@ -24,7 +25,7 @@ _IMAGE_TOKEN = "<image>"  # noqa: S105 - no secret
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One text of a conversation. The image belongs to the first message."""
+    """One message of a conversation. The image belongs to the first message."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -34,32 +35,32 @@ Conversation = tuple[Message, ...]
 
 
 def conversation(*texts: str) -> Conversation:
-    """Texts of the user and the assistant in turn. Raises ValueError unless the user speaks last."""
+    """Makes a conversation from alternating texts. Raises ValueError unless the first and the last are the user's."""
     if len(texts) % 2 == 0:
         raise ValueError(f"a conversation to be answered ends with the user: an odd number of turns, got {len(texts)}")
     return tuple(Message("assistant" if number % 2 else "user", text) for number, text in enumerate(texts))
 
 
 class Sampling(BaseModel):
-    """Decoding settings; `temperature = 0` is greedy."""
+    """Decoding settings; `temperature = 0` is greedy decoding."""
 
     model_config = _STRICT
 
     temperature: float = Field(default=0.7, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=256, ge=1, le=8192)
-    """Tokens of one answer."""
+    """The maximum number of tokens of one answer."""
 
 
 class Turn(BaseModel):
-    """One question put to the model."""
+    """One turn of a protocol: what the user says, and how the answer is read."""
 
     model_config = _STRICT
 
     user: str = Field(min_length=1)
     parse: Literal["answer", "qa-list"] = "answer"
     pairs: int = Field(default=1, ge=1, le=16)
-    """Question-answer pairs wanted of a `qa-list`; more are cut, fewer make the answer malformed."""
+    """The number of question-answer pairs in a `qa-list`. More are dropped; with fewer the answer is malformed."""
 
     @field_validator("user")
     @classmethod
@@ -102,25 +103,25 @@ class Protocol(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Hash of everything that shapes a prompt or its parsing (not of name, description and sampling)."""
+        """Hash of everything that affects prompts or parsing, that is, not of name, description and sampling."""
         content = self.model_dump_json(include={"turns", "context"})
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def pairs(self) -> int:
-        """Question-answer pairs that a complete dialogue holds."""
+        """The number of question-answer pairs in a complete dialogue."""
         return sum(turn.pairs for turn in self.turns)
 
     def user_text(self, index: int, prompts: Sequence[str], answers: Sequence[str]) -> str:
-        """The user's text of turn `index` (from 0), given the rendered prompts and the answers before it."""
+        """The user's text of turn `index` (from 0), with the prompts and answers of earlier turns filled in."""
         values = {f"prompt_{k}": text for k, text in enumerate(prompts, 1)}
         values |= {f"answer_{k}": text for k, text in enumerate(answers, 1)}
         return self.turns[index].user.format_map(values)
 
     def conversation(self, prompts: Sequence[str], answers: Sequence[str]) -> Conversation:
-        """What the model continues in a turn: `prompts` are the user's texts up to this turn, `answers` those between.
+        """The conversation for the next answer: only the last prompt if the protocol has no context.
 
-        Where the protocol has no context, the last prompt alone.
+        `prompts` are the user's texts up to and including this turn, `answers` the answers before it.
         """
         if self.context == "none":
             return conversation(prompts[-1])
@@ -128,7 +129,7 @@ class Protocol(BaseModel):
 
 
 def _placeholders(template: str) -> list[str]:
-    """What stands in braces, as `format_map` would read it: dots, brackets, conversions and formats included."""
+    """The contents of all braces as `format_map` reads them, including dots, brackets, conversions and formats."""
     try:
         fields = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -141,15 +142,15 @@ def _placeholders(template: str) -> list[str]:
 
 
 def shipped_protocols() -> dict[str, Path]:
-    """Name -> file of the protocols that come with the package."""
+    """The protocols of this package: name -> TOML file."""
     folder = Path(str(files("dialog_gen.protocols")))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 @functools.cache
 def load_protocol(name_or_file: str) -> Protocol:
-    """A shipped protocol by name, or a user's by the path of its TOML file.
+    """Loads a shipped protocol by its name, or the user's by the path of its TOML file.
 
-    Raises UsageError for an unknown name, an unreadable file or contents that are no protocol.
+    Raises UsageError if the name is unknown, the file cannot be read, or its content is not a protocol.
     """
     return read_toml_model(find_toml(name_or_file, shipped_protocols(), "protocol"), Protocol, "protocol")

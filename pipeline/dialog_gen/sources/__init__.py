@@ -1,1 +1,1 @@
-"""Where images come from: tars, files and Parquet become images with ids, and bytes become pixels."""
+"""Image sources: reads tars, image files and Parquet files as images with ids, and decodes images."""

@@ -1,10 +1,10 @@
-"""Where images come from: each kind of source registers itself in `SOURCES`, and shards are cut from what it lists.
+"""Image sources: the registry `SOURCES` of their kinds, and how a source is divided into shards.
 
-A source is cut into shards that can be read on their own. A shard holds references, never image bytes: memory grows
-with the largest directory and the largest tar, not with the source.
+A shard can be read on its own. It contains references to images, not image bytes: memory use grows with the largest
+directory and the largest tar, not with the size of the source.
 
-A kind is a subclass of `SourcePart`, in a module of this package or of another one that names it among its entry points
-`dialog_gen.sources`. It takes files by their extensions, or URLs by their scheme:
+A kind of source is a subclass of `SourcePart`, in a module of this package, or of another package that lists the module
+under its entry points `dialog_gen.sources`. A kind reads files with certain extensions, or URLs with certain schemes:
 
     @SOURCES.register("csv")
     class CsvOfImages(SourcePart):
@@ -36,12 +36,13 @@ from dialog_gen.core.registry import Registry
 from dialog_gen.sources.listing import FileSet, printable, stem
 
 _PRECEDENCE: Final = ("webdataset", "images", "parquet")
-"""Which kind is read where files of several lie together; all others come after these, in the registry's order."""
+"""The order in which kinds are tried if a folder has files of several kinds; all other kinds follow in the registry's
+order."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """One image as stored, and what its source says of it; `path` is its file name."""
+    """One image as stored, and what its source says about it; `path` is its file name."""
 
     image_id: str
     data: bytes
@@ -49,14 +50,14 @@ class SourceImage:
     url: str | None = None
     caption: str | None = None
     source_sha256: str | None = None
-    """Of the bytes that `url` served, where the source says so."""
+    """Hash of the bytes that `url` served; None if the source does not say."""
 
 
 class ImageReference(NamedTuple):
-    """Where one image of a `SourcePart` lies; only `image_id` has the same meaning for all kinds.
+    """The location of one image in a `SourcePart`. Each kind uses the fields in its own way, except `image_id`.
 
-    `sizes` are the bytes of the image and of what is said of it, None for what is missing; the fingerprint covers them.
-    `places` tell the kind where each of these begins.
+    `sizes` are the sizes in bytes of the image and of the texts that belong to it, None for a missing one; the shard's
+    fingerprint covers them. `places` says where each of them begins.
     """
 
     image_id: str
@@ -66,42 +67,45 @@ class ImageReference(NamedTuple):
 
 
 class SourcePart(ABC):
-    """The images that shards are cut from: a tar, a Parquet file, all image files of a folder. A subclass is a kind."""
+    """A part of a source that is divided into shards: a tar, a Parquet file, or all image files of a folder.
+
+    Each kind of source is a subclass.
+    """
 
     accepted: ClassVar[str]
-    """What is accepted, for help and errors: "*.parquet"."""
+    """What the kind accepts, for help and error messages, such as "*.parquet"."""
     extensions: ClassVar[tuple[str, ...]] = ()
-    """Extensions of the files that the kind reads, in lower case and without the dot."""
+    """Extensions of the files that the kind reads, in lower case, without the dot."""
     schemes: ClassVar[tuple[str, ...]] = ()
-    """Schemes of the URLs that the kind reads by itself; fsspec's own cannot be taken."""
+    """Schemes of the URLs that the kind reads by itself; the schemes of fsspec cannot be used."""
 
     @classmethod
     def of_files(cls, files: FileSet) -> Iterable["SourcePart"]:
-        """The parts of a source that has files with these extensions, in a stable order."""
+        """Returns the parts of a source that has files with these extensions, in a stable order."""
         raise NotImplementedError(f"{cls.__name__} has extensions but no of_files")
 
     @classmethod
     def of_url(cls, url: str) -> Iterable["SourcePart"]:
-        """The parts of a source at a URL with one of these schemes, in a stable order."""
+        """Returns the parts of a source at a URL with one of these schemes, in a stable order."""
         raise NotImplementedError(f"{cls.__name__} has schemes but no of_url")
 
     @abstractmethod
     def identity(self) -> object:
-        """What tells this part from others and is the same every time, such as its URL; as JSON values."""
+        """What identifies this part and is the same in every run, such as its URL; made of JSON values."""
 
     @abstractmethod
     def shard_name(self, number: int) -> str:
-        """The name of its shard of that number, from 0 on: unique in the source, fit for a file name."""
+        """The name of shard `number` of this part, counted from 0: unique in the source, valid as a file name."""
 
     @abstractmethod
     def index(self) -> Iterator[ImageReference]:
-        """All images, in a stable order. Raises UsageError where the part is damaged or not complete."""
+        """All images, in a stable order. Raises UsageError if the part is damaged or not complete."""
 
     @abstractmethod
     def read(self, references: tuple[ImageReference, ...]) -> Iterator[SourceImage]:
-        """Images that `index` listed, one after the other, in that order.
+        """Reads images that `index` listed, in the same order.
 
-        Raises UsageError where something is gone, unreadable or no longer what was indexed.
+        Raises UsageError if a file is missing or unreadable, or has changed since it was indexed.
         """
 
 
@@ -110,11 +114,11 @@ SOURCES: Final = Registry[type[SourcePart]]("image source", "dialog_gen.sources"
 
 @dataclass(frozen=True, slots=True)
 class InputShard:
-    """The unit of work; `name` is unique in its source, stable, and fit for a file name.
+    """The unit of work. `name` is unique in its source, stable, and valid as a file name.
 
-    `fingerprint` covers the address of the input and the id and byte size of each image and of what is said of it. For
-    Parquet it covers the ids and the size of the file. Times of modification do not count. It is the fingerprint of the
-    whole shard even where only its `head` is to be read, so that a limit does not make the input look changed.
+    `fingerprint` covers the address of the input, and for each image its id and the sizes in bytes of the image and its
+    texts. For Parquet it covers the ids and the size of the file. It does not cover modification times. The `head` of a
+    shard has the fingerprint of the whole shard, so that a limit does not make the input look changed.
     """
 
     name: str
@@ -124,30 +128,30 @@ class InputShard:
     _references: tuple[ImageReference, ...] = field(repr=False)
 
     def image_ids(self) -> list[str]:
-        """The images' ids, in order; reads nothing."""
+        """The ids of the images, in order; reads no files."""
         return [reference.image_id for reference in self._references]
 
     def read(self) -> Iterator[SourceImage]:
-        """The images, in order. Raises `UsageError` if a file is gone, unreadable or no longer what was indexed."""
+        """The images, in order. Raises UsageError if a file is missing, unreadable, or changed since it was indexed."""
         return self._part.read(self._references)
 
     def head(self, count: int) -> "InputShard":
-        """The first `count` images, name and fingerprint unchanged. Raises `ValueError` if `count` is negative."""
+        """The first `count` images, with the same name and fingerprint. Raises ValueError if `count` is negative."""
         if count < 0:
             raise ValueError(f"count must be 0 or more, got {count}")
         return self if count >= self.count else replace(self, count=count, _references=self._references[:count])
 
 
 def open_source(spec: str, *, shard_size: int) -> Iterator[InputShard]:
-    """Cut the images at `spec` into shards of up to `shard_size`, in a stable order.
+    """Divides the images at `spec` into shards of at most `shard_size` images, in a stable order.
 
-    One kind is read: tars if there are any, else image files, else Parquet files, else what another package's kind
-    takes. Raises `UsageError` if nothing usable is there, or for a file, when its turn comes, that is damaged,
-    unfinished or has an id twice; `ValueError` for a wrong size.
+    Only one kind is read: tars if there are any, otherwise image files, otherwise Parquet files, otherwise files of
+    another package's kind. Raises UsageError if there are no images. While it is iterated, raises UsageError for a file
+    that is damaged, incomplete or has a duplicate id. Raises ValueError if `shard_size` is less than 1.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size must be 1 or more, got {shard_size}")
-    shards = (shard for part in _parts(spec) for shard in _cut(part, shard_size))
+    shards = (shard for part in _parts(spec) for shard in _shards(part, shard_size))
     first = next(shards, None)
     if first is None:
         raise UsageError(f"no images in {spec}: looked for {accepted_forms()}")
@@ -155,27 +159,27 @@ def open_source(spec: str, *, shard_size: int) -> Iterator[InputShard]:
 
 
 def with_limit(shards: Iterable[InputShard], limit: int | None) -> Iterator[InputShard]:
-    """The shards up to `limit` images in all, the last cut to fit. Raises `ValueError` if `limit` is negative."""
+    """The shards of the first `limit` images; the last shard is shortened. Raises ValueError if `limit` is negative."""
     if limit is None:
         yield from shards
         return
     if limit < 0:
         raise ValueError(f"limit must be 0 or more, got {limit}")
     remaining = iter(shards)
-    # Asks for no shard beyond the last: to index one can take long.
+    # Does not fetch a shard beyond the last one: indexing a shard can take long.
     while limit and (shard := next(remaining, None)):
         yield shard.head(limit)
         limit -= min(limit, shard.count)
 
 
 def accepted_forms() -> str:
-    """What every kind of source accepts, for help and errors."""
+    """What all kinds of sources accept, for help and error messages."""
     *forms, last = (kind.accepted for kind in _kinds())
     return f"{', '.join(forms)} or {last}; in a folder, a glob or a URL"
 
 
 def safe_shard_name(relative: str, number: int) -> str:
-    """A shard's name made of the path of the file that it is cut from, and its number in that file."""
+    """A shard's name, made from the path of its file and its number in that file."""
     readable = printable(stem(relative))
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", readable)[:100]
     if safe != readable:
@@ -207,7 +211,7 @@ def _parts(spec: str) -> Iterable[SourcePart]:
     return () if kind is None else kind.of_files(files)
 
 
-def _cut(part: SourcePart, shard_size: int) -> Iterator[InputShard]:
+def _shards(part: SourcePart, shard_size: int) -> Iterator[InputShard]:
     index = part.index()
     for number in count():
         references = tuple(islice(index, shard_size))
@@ -217,6 +221,6 @@ def _cut(part: SourcePart, shard_size: int) -> Iterator[InputShard]:
         if times > 1:
             raise UsageError(f"{part.identity()} has the image id {image_id!r} {times} times: ids must be unique")
         digest = hashlib.sha256()
-        for fact in chain([part.identity()], ((reference.image_id, reference.sizes) for reference in references)):
-            digest.update(json.dumps(fact).encode() + b"\n")
+        for value in chain([part.identity()], ((reference.image_id, reference.sizes) for reference in references)):
+            digest.update(json.dumps(value).encode() + b"\n")
         yield InputShard(part.shard_name(number), len(references), digest.hexdigest(), part, references)

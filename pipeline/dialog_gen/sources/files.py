@@ -1,4 +1,4 @@
-"""Image files, each with its caption in a .txt file of the same name."""
+"""Image files; the caption of an image may be in a .txt file of the same name."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from dialog_gen.sources.listing import FileSet, name_of, printable, stem
 @SOURCES.register("images")
 @dataclass(frozen=True, slots=True)
 class ImageFiles(SourcePart):
-    """All image files of a source; an id is the path from the source's root."""
+    """All image files of a source. The id of an image is its path relative to the source's root."""
 
     accepted: ClassVar[str] = f"image files ({', '.join(IMAGE_EXTENSIONS)})"
     extensions: ClassVar[tuple[str, ...]] = IMAGE_EXTENSIONS
@@ -21,26 +21,26 @@ class ImageFiles(SourcePart):
 
     @classmethod
     def of_files(cls, files: FileSet) -> Iterator["ImageFiles"]:
-        """One part: the files themselves are cut into shards."""
+        """One part with all files."""
         yield cls(files)
 
     def identity(self) -> str:
-        """The address of the folder."""
+        """The URL of the root folder."""
         return self.files.url(self.files.root)
 
     def shard_name(self, number: int) -> str:
-        """Named by number alone: a shard's files may lie in several folders."""
+        """The number only, since the files of a shard may be in several folders."""
         return f"images-{number:06d}"
 
     def index(self) -> Iterator[ImageReference]:
-        """In order of path."""
+        """All image files, sorted by path."""
         for file in self.files.files():
             if file.extension in self.extensions:
                 name = self.files.relative(file.path)
                 yield ImageReference(printable(name), name, (file.size, file.size_of(".txt")))
 
     def read(self, references: tuple[ImageReference, ...]) -> Iterator[SourceImage]:
-        """One file after the other."""
+        """Reads the image files and their captions."""
         for reference in references:
             path = f"{self.files.root}/{reference.name}"
             text = b"" if reference.sizes[1] is None else self._content(f"{stem(path)}.txt")

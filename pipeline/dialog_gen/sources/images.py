@@ -1,12 +1,12 @@
-"""Decodes image bytes to 8-bit RGB, or tells why that is not possible.
+"""Decodes image bytes to 8-bit RGB, or says why that is not possible.
 
 Reasons of `UnreadableImage` (`UNREADABLE_REASONS`):
 
 empty_file      there are no bytes
-not_an_image    no usable header of a supported format: a web page under an image's name, random bytes, zero width
-truncated       the file ends before its pixels do
+not_an_image    no usable header of a supported format: a web page with the name of an image, random bytes, zero width
+truncated       the file ends before the end of its pixels
 too_large       the header announces more pixels than allowed; nothing was decoded
-decode_error    the header is good, the rest is not
+decode_error    the header is valid, the rest is not
 """
 
 import re
@@ -21,7 +21,7 @@ Reason = Literal["empty_file", "not_an_image", "truncated", "too_large", "decode
 UNREADABLE_REASONS: Final[tuple[str, ...]] = get_args(Reason)
 
 _ENDINGS: Final = {
-    # Many phones write MPO: a JPEG with another behind it.
+    # Many phones write MPO: a JPEG that is followed by another one.
     "JPEG": ("jpg", "jpeg", "jpe", "jfif", "mpo"),
     "PNG": ("png", "apng"),
     "WEBP": ("webp",),
@@ -35,7 +35,7 @@ FORMATS: Final = tuple(_ENDINGS)
 IMAGE_EXTENSIONS: Final = tuple(ending for endings in _ENDINGS.values() for ending in endings)
 """File extensions of these formats, in lower case."""
 
-# Pillow warns from here on: about 360 MB decoded. It always refuses twice as many.
+# Above this number Pillow warns (decoded, this is about 360 MB); above twice this number it raises an error.
 DEFAULT_MAX_PIXELS: Final = 89_478_485
 
 _ORIENTATION_TAG = 274
@@ -54,7 +54,7 @@ _UPRIGHT = {
 _PIL_MODULES = r"PIL\b"
 _SILENT_PIL = ("ignore", None, Warning, re.compile(_PIL_MODULES), 0)
 
-# Registers every format now, in one thread: Pillow does it at the first use, without a lock.
+# Registers all formats now, in one thread: otherwise Pillow does it at the first use, without a lock.
 Image.init()
 
 
@@ -71,17 +71,17 @@ class UnreadableImage(Exception):  # noqa: N818 - an outcome that is counted, no
 
 
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
-    """The first frame of an image as a loaded 8-bit RGB image: upright, and on white where it was transparent.
+    """Decodes the first frame of an image to 8-bit RGB: upright, with transparent parts on white.
 
-    Samples of more than 8 bits are scaled down, not clipped. Safe to call from many threads. Pillow's process-wide
-    `LOAD_TRUNCATED_IMAGES` is switched off: it would let half an image pass for a whole one.
+    Samples of more than 8 bits are scaled down, not clipped. Thread-safe. Switches off Pillow's process-wide
+    `LOAD_TRUNCATED_IMAGES`, with which half an image would count as a whole one.
 
-    Raises `UnreadableImage`, and nothing else, for data that is not such an image.
+    Raises UnreadableImage, and no other error, if the data cannot be decoded.
     """
     if not data:
         raise UnreadableImage("empty_file", "0 bytes")
-    # One filter for the process, put in front again only if something else got there: catch_warnings swaps the filters
-    # under the feet of other threads.
+    # One filter for the whole process, because catch_warnings replaces the filters of all threads. It is added again
+    # only if another filter comes before it.
     if not warnings.filters or warnings.filters[0] != _SILENT_PIL:
         warnings.filterwarnings("ignore", module=_PIL_MODULES)
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -101,22 +101,23 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
         truncated = isinstance(error, EOFError) or "truncated" in str(error).lower()
         reason = "truncated" if truncated else "decode_error"
         raise UnreadableImage(reason, f"{type(error).__name__}: {error}") from error
-    # The next reader would find the old orientation there and turn the image a second time.
+    # Otherwise a later reader would find the old orientation there and rotate the image again.
     rgb.info.clear()
     return rgb
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether the samples as a file stores them are the image: upright, 8 bits each at most, of the usual meaning.
+    """Whether any decoder shows the file as `decode_image` does; decodes no pixels.
 
-    Of other files only `decode_image` knows what is to be seen. Decodes nothing.
+    This is so if the image is stored upright, with at most 8 bits per sample, and is not a CMYK JPEG without Adobe's
+    marker. True for a file that is not an image.
     """
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            # Most have no EXIF data: that is told by a look, as Pillow decodes a PNG to be sure.
+            # Most files have no EXIF data. A search for the marks is cheap, while Pillow decodes a whole PNG to know.
             is_turned = any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")) and _orientation(image) in _UPRIGHT
             return not (is_turned or _is_deep(image) or _is_plain_cmyk(image))
-    except Exception:  # noqa: BLE001 - what is wrong with it, whoever decodes it finds
+    except Exception:  # noqa: BLE001 - whoever decodes the file will report what is wrong
         return True
 
 
@@ -133,18 +134,18 @@ def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def _is_plain_cmyk(image: ImageFile.ImageFile) -> bool:
-    """Decoders take every CMYK JPEG for an inverted one; only Adobe's, which carry its marker, are."""
+    """Whether it is a CMYK JPEG whose values are not inverted. Decoders invert all CMYK JPEGs, as Adobe's need it."""
     return image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether white is not 255: samples of 16 bits or more, floats, a PPM with a white of its own."""
-    # Pillow has no mode for 16-bit colour: the samples' size then stands in the decoder's name or arguments alone.
+    """Whether the value of white is not 255: samples of 16 bits or more, floats, a PPM with its own maximum."""
+    # Pillow has no mode for 16-bit colour: only the decoder's name or arguments show the size of the samples.
     return image.mode[0] in "IF" or any(";16" in str(tile) or tile[0].startswith("ppm") for tile in image.tile)
 
 
 def _to_8_bit(image: ImageFile.ImageFile) -> np.ndarray:
-    """Scale by the white of the file's sample type; of floats, by the least usual white that holds them all."""
+    """Scales values so that white becomes 255. Floats: white is the smallest of 1, 255, 65535 that fits all values."""
     values = np.nan_to_num(np.asarray(image).astype(np.float32), nan=0, posinf=0, neginf=0)
     if image.mode == "F":
         brightest = float(values.max())

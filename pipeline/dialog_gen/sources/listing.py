@@ -1,7 +1,7 @@
-"""The files that a folder, a glob, a path or an fsspec URL stands for, in a stable order.
+"""Lists the files of a folder, a glob, a path or an fsspec URL, in a stable order.
 
-Links are followed. A folder behind a link is read once: it is skipped if it is also reached without links, or was read
-before.
+Links are followed. A linked folder is read only once: it is skipped if it can also be reached without links, or if it
+was read before.
 """
 
 import os
@@ -23,39 +23,39 @@ class Folder:
 
     def __init__(self, fs: Any, path: str) -> None:
         with _readable(path):
-            # Object stores may list a directory in itself.
+            # Object stores may list a directory as an entry of itself.
             entries = [entry for entry in fs.ls(path, detail=True) if entry["name"].rstrip("/") != path.rstrip("/")]
             self.sizes = {name_of(entry["name"]): int(entry["size"] or 0) for entry in entries if _is_file(fs, entry)}
-        """File name -> bytes."""
+        """File name -> size in bytes."""
         self.folders = {name_of(entry["name"]): False for entry in entries if entry["type"] == "directory"}
         """Folder name -> whether it is a link."""
         self.folders |= {name_of(e["name"]): True for e in entries if e.get("islink", False) and fs.isdir(e["name"])}
 
 
 class ListedFile(NamedTuple):
-    """A file, and the listing of the folder that it lies in."""
+    """A file, and the listing of its folder."""
 
     path: str
     folder: Folder
 
     @property
     def extension(self) -> str:
-        """In lower case, without the dot."""
+        """The extension, in lower case, without the dot."""
         return name_of(self.path).rpartition(".")[2].lower()
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The size in bytes."""
         return self.folder.sizes[name_of(self.path)]
 
     def size_of(self, ending: str) -> int | None:
-        """Bytes of the file beside this one that has another ending, such as ".txt"; None if there is none."""
+        """The size in bytes of the file with the same stem and another ending, such as ".txt"; None if none exists."""
         return self.folder.sizes.get(stem(name_of(self.path)) + ending)
 
 
 @dataclass(frozen=True, slots=True)
 class FileSet:
-    """The files that a spec stands for: those `chosen`, else all below `root`."""
+    """The files of a source: the `chosen` ones, or, if that is None, all files below `root`."""
 
     fs: Any
     root: str
@@ -63,12 +63,12 @@ class FileSet:
 
     @classmethod
     def of(cls, spec: str, expected: Callable[[], str]) -> "FileSet":
-        """The files at `spec`; `expected` gives the accepted forms for an error message.
+        """The files at `spec`; `expected` returns the accepted forms for an error message.
 
-        Raises UsageError where nothing is there, or it cannot be listed.
+        Raises UsageError if there are no files, or if they cannot be listed.
         """
         try:
-            # A file system that keeps its listings grows with the source and does not see new files.
+            # A file system that caches its listings would use memory for all of them and would not see new files.
             fs, path = url_to_fs(spec, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise UsageError(f"cannot open {spec}: {error}") from error
@@ -83,7 +83,7 @@ class FileSet:
                 found = sorted(p for p, e in entries.items() if _is_file(fs, e) and not name_of(p).startswith("."))
         except UsageError:
             raise
-        except Exception as error:  # each file system has its own for a wrong address, credentials or no network
+        except Exception as error:  # each file system has its own errors for a wrong address, credentials or no network
             raise UsageError(f"cannot read {spec} ({type(error).__name__}: {error}): check the address") from error
         if not wildcard or not found:
             what = "no file matches" if wildcard else "nothing is at"
@@ -91,7 +91,7 @@ class FileSet:
         return cls(fs, _parent(path[: wildcard.start()]), tuple(found))
 
     def files(self) -> Iterator[ListedFile]:
-        """All files, in order of path; hidden ones are left out."""
+        """All files except hidden ones, sorted by path."""
         if self.chosen is None:
             yield from self._below(self.root, linked=False, seen=set())
             return
@@ -100,14 +100,14 @@ class FileSet:
             yield from (ListedFile(path, folder) for path in paths)
 
     def _below(self, path: str, *, linked: bool, seen: set[str]) -> Iterator[ListedFile]:
-        """`linked`: whether the path leads through a link; `seen`: the true paths of linked folders already read."""
+        """`linked`: whether a part of the path is a link; `seen`: the real paths of linked folders already read."""
         if linked:
-            true = os.path.realpath(path)
-            if true in seen or self._is_reached_without_links(true):
+            real = os.path.realpath(path)
+            if real in seen or self._is_reached_without_links(real):
                 return
-            seen.add(true)
+            seen.add(real)
         folder = Folder(self.fs, path or "/")
-        # The slash puts a directory where the paths of its files sort.
+        # With a slash at its end, a directory is sorted where the paths of its files belong.
         for name in sorted(chain(folder.sizes, (name + "/" for name in folder.folders))):
             if name.startswith("."):
                 continue
@@ -117,29 +117,29 @@ class FileSet:
             else:
                 yield ListedFile(f"{path}/{name}", folder)
 
-    def _is_reached_without_links(self, true_path: str) -> bool:
-        root, folder = os.path.realpath(self.root or "/"), Path(true_path)
+    def _is_reached_without_links(self, real_path: str) -> bool:
+        root, folder = os.path.realpath(self.root or "/"), Path(real_path)
         if not folder.is_relative_to(root):
             return False
         return not any(name.startswith(".") for name in folder.relative_to(root).parts)
 
     def relative(self, path: str) -> str:
-        """A file's path from the root."""
+        """A file's path relative to the root."""
         return path[len(self.root) :].lstrip("/")
 
     def url(self, path: str) -> str:
-        """A file's address: the same for every spelling of the spec."""
+        """A file's URL; it does not depend on how the spec was spelled."""
         return printable(self.fs.unstrip_protocol(path))
 
     @contextmanager
     def open(self, path: str) -> Generator[Any]:
-        """A file to read bytes from. Raises UsageError where it is gone or may not be read."""
+        """Opens a file for reading bytes. Raises UsageError if it is missing or may not be read."""
         with _readable(path), self.fs.open(path, "rb") as file:
             yield file
 
 
 def printable(name: str) -> str:
-    """A name that was not UTF-8 as text that can be written, distinct from all others."""
+    """A file name as text that can be encoded in UTF-8: bytes that are not UTF-8 become backslash escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -149,7 +149,7 @@ def name_of(path: str) -> str:
 
 
 def stem(path: str) -> str:
-    """A path without its extension. Raises ValueError where it has none."""
+    """A path without its extension. Raises ValueError if it has none."""
     return path[: path.rindex(".")]
 
 

@@ -1,4 +1,4 @@
-"""Parquet files with a column of images, such as those of `datasets` and of this program itself."""
+"""Parquet files with a column of images, such as those that `datasets` or dialog-gen itself write."""
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,13 +17,13 @@ IMAGE_COLUMNS: Final = ("image", "images", "jpg", "jpeg", "png", "webp", "bytes"
 ID_COLUMNS: Final = ("image_id", "key", "id", "__key__")
 CAPTION_COLUMNS: Final = ("caption", "text", "txt")
 
-_ROWS_AT_ONCE: Final = 16  # so that a batch of images stays small
+_ROWS_AT_ONCE: Final = 16  # keeps a batch of images small
 
 
 @SOURCES.register("parquet")
 @dataclass(frozen=True, slots=True)
 class ParquetFile(SourcePart):
-    """One file; an id stands in one of `ID_COLUMNS`, or is the path without extension, a slash, and the row."""
+    """One file. The id of an image is in one of `ID_COLUMNS`; otherwise it is "path without extension/row number"."""
 
     accepted: ClassVar[str] = "*.parquet"
     extensions: ClassVar[tuple[str, ...]] = ("parquet",)
@@ -38,7 +38,7 @@ class ParquetFile(SourcePart):
 
     @classmethod
     def of_files(cls, files: FileSet) -> Iterator["ParquetFile"]:
-        """Raises UsageError at a file that is damaged, or where the column of images cannot be told."""
+        """One part per file. Raises UsageError if a file is damaged or if it is unclear which column has the images."""
         return (cls._of(files, file) for file in files.files() if file.extension in cls.extensions)
 
     @classmethod
@@ -60,7 +60,7 @@ class ParquetFile(SourcePart):
         return cls(files, file.path, file.size, image, first(*ID_COLUMNS), first("url"), first(*CAPTION_COLUMNS))
 
     def identity(self) -> object:
-        """The file's address and size."""
+        """The file's URL and size."""
         return self.files.url(self.path), self.size
 
     def shard_name(self, number: int) -> str:
@@ -68,7 +68,7 @@ class ParquetFile(SourcePart):
         return safe_shard_name(self.files.relative(self.path), number)
 
     def index(self) -> Iterator[ImageReference]:
-        """In order of row. Raises UsageError for an id that is null."""
+        """The rows in order. Raises UsageError for an id that is null."""
         with _open(self.files, self.path) as parquet:
             if self.image_id is None:
                 prefix = printable(stem(self.files.relative(self.path)))
@@ -82,7 +82,7 @@ class ParquetFile(SourcePart):
                 yield ImageReference(str(image_id), places=(row,))
 
     def read(self, references: tuple[ImageReference, ...]) -> Iterator[SourceImage]:
-        """Reads the row groups that hold the rows, a few rows at a time."""
+        """Reads the row groups that contain the rows, a few rows at a time."""
         if not references:
             return
         columns = [name for name in (self.image, self.url, self.caption) if name]
@@ -108,10 +108,10 @@ def _open(files: FileSet, path: str) -> Generator[pq.ParquetFile]:
         try:
             yield open_parquet(file)
         except (pa.ArrowException, OSError) as error:
-            # Arrow's own complaints about content have no errno.
+            # Arrow's errors about the content have no errno.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise UsageError(f"{path} is damaged or no Parquet ({error}): download it again") from error
+            raise UsageError(f"{path} is damaged or is not Parquet ({error}): download it again") from error
 
 
 def _rows(batches: Iterable[pa.RecordBatch], skip: int) -> Iterator[dict[str, Any]]:
@@ -129,7 +129,7 @@ def _holds_image(kind: Any) -> bool:
 
 
 def _image_of(cell: Any) -> tuple[bytes, str | None]:
-    """Bytes and file name; a row without an image has no bytes."""
+    """The bytes and the file name of an image; empty bytes for a row without an image."""
     if isinstance(cell, list):
         cell = cell[0] if cell else None
     if isinstance(cell, dict):

@@ -1,4 +1,4 @@
-"""Webdataset tars: the members of a sample share a key, its image, its caption (.txt) and its metadata (.json)."""
+"""Webdataset tars: a sample is an image, its caption (.txt) and its metadata (.json), which have the same key."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 @SOURCES.register("webdataset")
 @dataclass(frozen=True, slots=True)
 class Tar(SourcePart):
-    """One tar; an id is the tar's path without extension, a slash, and the sample's key."""
+    """One tar. The id of an image is the tar's path without extension, a slash, and the sample's key."""
 
     accepted: ClassVar[str] = "*.tar (webdataset)"
     extensions: ClassVar[tuple[str, ...]] = ("tar",)
@@ -29,10 +29,10 @@ class Tar(SourcePart):
 
     @classmethod
     def of_files(cls, files: FileSet) -> Iterator["Tar"]:
-        """Raises UsageError at a tar that img2dataset has not finished."""
+        """One part per tar. Raises UsageError for a tar that img2dataset has not finished."""
         tars = (file for file in files.files() if file.extension in cls.extensions)
         for folder, of_folder in groupby(tars, lambda tar: tar.folder):
-            # img2dataset writes the statistics of a tar when the tar is complete.
+            # img2dataset writes the statistics of a tar after the tar is complete.
             by_img2dataset = _has_statistics(folder)
             for tar in of_folder:
                 if by_img2dataset and tar.size_of("_stats.json") is None:
@@ -42,7 +42,7 @@ class Tar(SourcePart):
                 yield cls(files, tar.path)
 
     def identity(self) -> str:
-        """The tar's address."""
+        """The tar's URL."""
         return self.files.url(self.path)
 
     def shard_name(self, number: int) -> str:
@@ -50,14 +50,14 @@ class Tar(SourcePart):
         return safe_shard_name(self.files.relative(self.path), number)
 
     def index(self) -> Iterator[ImageReference]:
-        """The samples in order of the tar, by webdataset's rule: a key is the path up to the first dot of its name."""
+        """The samples in the order of the tar. As in webdataset, a key is the path up to the first dot in the name."""
         samples: dict[str, dict[str, tarfile.TarInfo]] = {}
         try:
             with self.files.open(self.path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     folder, slash, name = member.name.removeprefix("./").rpartition("/")
                     key, _, ending = name.partition(".")
-                    # A sparse member does not lie in one piece.
+                    # A sparse member is not stored in one piece.
                     if not key or not member.isreg() or member.issparse():
                         continue
                     kind = ending.rpartition(".")[2].lower()
@@ -69,7 +69,7 @@ class Tar(SourcePart):
                             f"{self.path} has {folder + slash + key!r} twice: keys must be unique in a tar"
                         )
                     sample.setdefault("image" if kind in IMAGE_EXTENSIONS else kind, member)
-                # tarfile takes a cut or damaged header for the end of the tar. The true end is a block of zeros.
+                # tarfile treats a truncated or damaged header as the end of the tar. The real end is a block of zeros.
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("no end mark")
@@ -88,7 +88,7 @@ class Tar(SourcePart):
                 yield ImageReference(printable(f"{prefix}/{key}"), name, sizes, places)
 
     def read(self, references: tuple[ImageReference, ...]) -> Iterator[SourceImage]:
-        """Reads each member where it lies, without looking at the headers again."""
+        """Reads the members at their indexed offsets, without reading the headers again."""
         with self.files.open(self.path) as file:
             for reference in references:
                 parts: list[bytes | None] = []
@@ -100,13 +100,13 @@ class Tar(SourcePart):
                 image, text, metadata = parts
                 about = _metadata(metadata or b"{}", reference.image_id)
                 caption = about.get("caption") if text is None else text.decode("utf-8", "replace").strip() or None
-                # img2dataset's hash is that of the bytes it fetched, before it resized and encoded them anew.
+                # img2dataset's hash covers the bytes that it fetched, before it resized and encoded them again.
                 sha256 = about.get("sha256")
                 yield SourceImage(reference.image_id, image or b"", reference.name, about.get("url"), caption, sha256)
 
 
 def _has_statistics(folder: Folder) -> bool:
-    """Whether any tar of the folder has statistics beside it."""
+    """Whether any tar of the folder has a file of statistics."""
     names = folder.sizes
     return any(f"{name.removesuffix('_stats.json')}.tar" in names for name in names if name.endswith("_stats.json"))
 
@@ -119,6 +119,6 @@ def _metadata(data: bytes, image_id: str) -> dict[str, str]:
         return {}
     if not isinstance(parsed, dict):
         return {}
-    # JSON may spell half a character ("\\ud83d"), which cannot be written again.
+    # JSON may contain half a surrogate pair ("\\ud83d"), which UTF-8 cannot encode.
     texts = {key: value for key, value in parsed.items() if isinstance(value, str)}
     return {key: value.encode("utf-8", "replace").decode() for key, value in texts.items()}

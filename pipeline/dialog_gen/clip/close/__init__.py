@@ -11,7 +11,7 @@ from dialog_gen.clip.close.layout import CLOSE, CLOSE_FILE
 
 
 class CloseFormat(ClipFormat):
-    """The CLIP whose vectors it reads is not in the folder: search that one."""
+    """Only generates texts. The CLIP whose vectors it reads is not in the folder; use that CLIP for search."""
 
     kind = "CLOSE decoder"
     can = frozenset({"generate texts"})

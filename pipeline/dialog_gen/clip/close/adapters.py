@@ -1,12 +1,13 @@
-"""How text vectors are made to look like image vectors before a decoder is trained on them (arXiv 2211.09778, sec. 4).
+"""Adapters make text vectors similar to image vectors, for the training of a decoder (arXiv 2211.09778, sec. 4).
 
     none     normalise(t + w n)
     mean     normalise(t + mean(i - t) + w n)
     linear   normalise(normalise(A t + b) + w n), the least squares fit of i
     cov      normalise(t + mean(i - t) + c + w n), c ~ N(0, covariance of i - t)
 
-t, i: unit-norm vectors of paired texts and images, n ~ N(0, 1) in each dimension. In evaluation the decoder gets the
-unit-norm image vector as it is: adapters and noise act in training only, as in the published code.
+t, i: unit-norm vectors of paired texts and images; n ~ N(0, 1) in each dimension; w: the noise. In evaluation the
+decoder gets the unchanged unit-norm image vector: adapters and noise are used only in training, as in the published
+code.
 """
 
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ from dialog_gen.core.tensors import save_tensors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """The fitted parts, in float32; None for a part that the kind does not have."""
+    """A fitted adapter. All tensors are float32; a part that the kind does not have is None."""
 
     kind: AdapterKind = "none"
     matrix: Tensor | None = None
@@ -36,7 +37,10 @@ class Adapter:
     """(D, D)"""
 
     def noise_root(self, noise: float) -> Tensor | float:
-        """The factor R of standard normal numbers that gives both noises at once: R R^T = covariance + w^2 I."""
+        """R with R R^T = covariance + w^2 I, w = `noise`: R times standard normal numbers gives both noises at once.
+
+        R is (D, D), or just w if the kind has no covariance.
+        """
         if self.covariance is None:
             return noise
         values, vectors = torch.linalg.eigh(self.covariance.double())
@@ -56,9 +60,9 @@ class Adapter:
 
 
 def fit_adapter(kind: AdapterKind, pairs: Iterable[tuple[Tensor, Tensor]]) -> Adapter:
-    """Fits to batches of paired text and image vectors, (N, D) each, in one pass and float64.
+    """Fits an adapter to batches of paired text and image vectors, (N, D) each, in one pass, in float64.
 
-    Raises UsageError where there are no more pairs than dimensions.
+    Raises UsageError if there are not more pairs than dimensions.
     """
     if kind == "none":
         return Adapter()
@@ -86,18 +90,18 @@ def fit_adapter(kind: AdapterKind, pairs: Iterable[tuple[Tensor, Tensor]]) -> Ad
             shift=shift.float(),
             covariance=(moments[image, image] + moments[text, text] - cross - cross.T).float(),
         )
-    # A direction in which texts do not vary has no slope: the pseudo-inverse leaves it out.
+    # In a direction in which texts do not vary, no slope can be fitted: the pseudo-inverse ignores it.
     matrix = moments[image, text] @ torch.linalg.pinv(moments[text, text], rtol=1e-8, hermitian=True)
     return Adapter(kind=kind, matrix=matrix.float(), shift=(means[image] - matrix @ means[text]).float())
 
 
 def save_adapter(adapter: Adapter, file: Path) -> None:
-    """Writes a safetensors file, with the kind in its header."""
+    """Writes an adapter as a safetensors file, with the kind in its metadata."""
     save_tensors(adapter.tensors(), file, {"kind": adapter.kind})
 
 
 def load_adapter(file: Path) -> Adapter:
-    """Reads what `save_adapter` wrote. Raises OSError or SafetensorError for a file that cannot be read."""
+    """Reads an adapter that `save_adapter` wrote. Raises OSError or SafetensorError if the file cannot be read."""
     with safe_open(file, "pt") as content:
         kind: AdapterKind = content.metadata()["kind"]
         return Adapter(kind=kind, **{name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""A decoder with the CLIP whose vectors it reads, in and out."""
+"""Loads and saves a CLOSE decoder, and loads the CLIP whose vectors it reads."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ _DECODER, _PROJECTION, _ADAPTER = "decoder", "projection.safetensors", "adapter.
 class CloseClip(Clip):
     """A decoder and the CLIP whose vectors it reads.
 
-    As a `Clip` it is that CLIP, but for the name and the hash, which covers the decoder and the CLIP.
+    The fields of `Clip` are those of this CLIP, except the name, and the hash, which covers the decoder and the CLIP.
     """
 
     format: ClassVar[str] = CLOSE
@@ -38,9 +38,9 @@ class CloseClip(Clip):
     decoder: CloseDecoder
     adapter: Adapter
     reference: dict[str, Any]
-    """Of the CLIP: model, pretrained and allow_activation_mismatch, as `load_clip` takes them, and weights_sha256."""
+    """How to load the CLIP: model, pretrained and allow_activation_mismatch, as for `load_clip`; and weights_sha256."""
     recipe: dict[str, Any]
-    """tasks, context, noise and adapter of the training."""
+    """The training's tasks, context, noise and adapter."""
 
     @override
     def writer(self, device: torch.device | str) -> TextWriter:
@@ -48,7 +48,7 @@ class CloseClip(Clip):
 
 
 class CloseWriter:
-    """Writes through the decoder, which reads a vector of an image or of a text."""
+    """A `TextWriter` whose decoder reads the vector of an image or of a text."""
 
     reads_vectors = True
 
@@ -58,11 +58,11 @@ class CloseWriter:
         self.noise: float | None = close.recipe["noise"]
 
     def read(self, pixels: Tensor) -> Tensor:
-        """Raises TypeError: it reads vectors."""
+        """Raises TypeError, since this writer reads vectors, not pixels."""
         raise TypeError("a CLOSE decoder reads vectors, not pixels")
 
     def write(self, images: Tensor, prompts: Sequence[WritingPrompt], *, beams: int, max_tokens: int) -> list[str]:
-        """One text for each unit-norm vector (N, D) and prompt."""
+        """Writes one text for each unit-norm vector (N, D) and prompt."""
         texts = [PROMPTS[one.task].format(question=one.question, answer=one.answer) for one in prompts]
         return self._decoder.write(images, texts, beams=beams, max_tokens=max_tokens)
 
@@ -70,10 +70,10 @@ class CloseWriter:
 def new_close(
     clip: Clip, decoder: CloseDecoder, adapter: Adapter, *, reference: Mapping[str, Any], recipe: Mapping[str, Any]
 ) -> CloseClip:
-    """A decoder as a model to be saved.
+    """Combines a decoder and its CLIP into a model that can be saved.
 
-    `reference`: model, pretrained and allow_activation_mismatch, with which `load_clip` gave `clip`. `recipe`: tasks,
-    context, noise and adapter of the training.
+    `reference`: the arguments model, pretrained and allow_activation_mismatch with which `load_clip` loaded `clip`.
+    `recipe`: the training's tasks, context, noise and adapter.
     """
     name = reference["model"]
     if name not in CLIP_MODELS.names() and Path(name).is_dir():
@@ -83,7 +83,7 @@ def new_close(
 
 
 def save_close(close: CloseClip, folder: Path, changed: Mapping[str, Tensor]) -> None:
-    """Writes what `load_close` reads; `changed` takes the place of the decoder's own parameters of these names."""
+    """Writes a folder for `load_close`; the tensors in `changed` replace the decoder's parameters of these names."""
     decoder = close.decoder
     if changed:
         decoder = copy.deepcopy(decoder)
@@ -100,9 +100,9 @@ def save_close(close: CloseClip, folder: Path, changed: Mapping[str, Tensor]) ->
 
 
 def load_close(folder: Path) -> CloseClip:
-    """Reads what `save_close` wrote; only a CLIP that is not on this machine needs the network.
+    """Reads a folder that `save_close` wrote; needs the network only if the CLIP is not on this machine.
 
-    Raises UsageError for a folder without a decoder, a damaged one, and a CLIP that is missing or has other weights.
+    Raises UsageError if the folder has no decoder or is damaged, and if the CLIP is missing or has other weights.
     """
     file = folder / CLOSE_FILE
     try:
@@ -115,7 +115,7 @@ def load_close(folder: Path) -> CloseClip:
         projection = load_file(folder / _PROJECTION)
         adapter = load_adapter(folder / _ADAPTER)
     except FileNotFoundError:
-        raise UsageError(f"{folder} is no folder that train/close.py wrote: {_lacking(folder)}.") from None
+        raise UsageError(f"{folder} is no folder that train/close.py wrote: {_missing_file(folder)}.") from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(f"{folder} is damaged ({error}): train it again.") from None
     t5, tokenizer = load_t5(str(folder / _DECODER), local=True)
@@ -125,7 +125,7 @@ def load_close(folder: Path) -> CloseClip:
     clip = load_clip(name, **location)
     if clip.weights_sha256 != wanted:
         raise UsageError(
-            f"{folder} was trained on vectors of {name} with the weights {wanted[:12]}, those there now are "
+            f"{folder} was trained on vectors of {name} with the weights {wanted[:12]}, but its weights are now "
             f"{clip.weights_sha256[:12]}: put back the CLIP that it was trained with."
         )
     return _with_decoder(clip, folder.name, decoder.eval(), adapter, reference, recipe)
@@ -145,6 +145,6 @@ def _with_decoder(
     return CloseClip(**own, decoder=decoder, adapter=adapter, reference=reference, recipe=recipe)
 
 
-def _lacking(folder: Path) -> str:
+def _missing_file(folder: Path) -> str:
     missing = [name for name in (CLOSE_FILE, _PROJECTION, _ADAPTER) if not (folder / name).exists()]
     return f"it has no {missing[0]}"

@@ -1,4 +1,4 @@
-"""A T5 (arXiv 1910.10683) whose encoder reads a CLIP vector before its prompt."""
+"""A T5 (arXiv 1910.10683) whose encoder reads a CLIP vector, followed by a prompt."""
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 class CloseDecoder(nn.Module):
-    """A linear layer turns a vector of width D into the first few vectors, of width d_model, that the encoder reads."""
+    """A T5 with a prefix: a linear layer maps a CLIP vector (D,) to the encoder's first inputs (prefix, d_model)."""
 
     def __init__(self, t5: T5ForConditionalGeneration, tokenizer: Any, width: int, prefix_vectors: int = 4) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class CloseDecoder(nn.Module):
         self.projection = nn.Linear(width, prefix_vectors * self.t5.config.d_model)
 
     def forward(self, vectors: Tensor, prompts: Tensor, targets: Tensor) -> Tensor:
-        """Unit-norm vectors (N, D), padded prompts (N, L), targets (N, T), negative for padding -> (N, T, V)."""
+        """Unit-norm vectors (N, D), padded prompts (N, L), targets (N, T; negative: padding) -> logits (N, T, V)."""
         start = self.t5.config.decoder_start_token_id
         shifted = torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], dim=1)
         shifted = shifted.masked_fill(shifted < 0, self.pad_id)
@@ -34,7 +34,7 @@ class CloseDecoder(nn.Module):
 
     @torch.inference_mode()
     def write(self, vectors: Tensor, prompts: Sequence[str], *, beams: int = 5, max_tokens: int = 32) -> list[str]:
-        """The text for each of N vectors (N, D) and prompts, by beam search, without randomness."""
+        """Writes one text for each of N unit-norm vectors (N, D) and N prompts, by deterministic beam search."""
         ids = self.token_ids(prompts, max_tokens=None)[0].to(vectors.device)
         inputs = self._inputs(vectors, ids)
         written = self.t5.generate(**inputs, num_beams=beams, max_new_tokens=max_tokens, do_sample=False)
@@ -42,7 +42,7 @@ class CloseDecoder(nn.Module):
         return [text.strip() for text in texts]
 
     def token_ids(self, texts: Sequence[str], max_tokens: int | None) -> tuple[Tensor, int]:
-        """Padded token ids (N, L), each with its end token, and the number of texts that were cut to `max_tokens`."""
+        """Padded token ids (N, L) with end tokens, and the number of texts that were truncated to `max_tokens`."""
         rows: list[list[int]] = self.tokenizer(list(texts))["input_ids"]
         cut = 0
         if max_tokens is not None:
@@ -53,7 +53,7 @@ class CloseDecoder(nn.Module):
 
     @property
     def pad_id(self) -> int:
-        """The tokenizer's padding id."""
+        """The id of the tokenizer's padding token."""
         return self.tokenizer.pad_token_id
 
     def _inputs(self, vectors: Tensor, prompts: Tensor) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ class CloseDecoder(nn.Module):
 
 @contextmanager
 def no_progress_bars() -> Generator[None]:
-    """Hides the progress bars that transformers shows for every file that it reads or writes."""
+    """Hides the progress bars that transformers shows for each file that it reads or writes."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
@@ -76,7 +76,10 @@ def no_progress_bars() -> Generator[None]:
 
 
 def load_t5(name: str, revision: str | None = None, *, local: bool = False) -> tuple[Any, Any]:
-    """Model (float32) and tokenizer; `local`: of a folder, without network. Raises UsageError for any other model."""
+    """Loads a T5 (float32) and its tokenizer; with `local`, from a folder, without network.
+
+    Raises UsageError if the model cannot be loaded or is not a T5.
+    """
     options: dict[str, Any] = {"revision": revision or "main", "local_files_only": local}
     try:
         with no_progress_bars():
@@ -97,7 +100,7 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel(unk_token=_UNKNOWN))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # Joins words with spaces, except before punctuation. No word has the prefix, since "#" is punctuation.
+    # Joins words with spaces, except before punctuation. No word has the prefix "##", since "#" is punctuation.
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     special = [_PAD, _END, _UNKNOWN]
     backend.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
@@ -108,7 +111,7 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def new_t5(tokenizer: Any, *, width: int, layers: int, heads: int, dropout: float) -> Any:
-    """A T5 with random weights, of `layers` layers in its encoder and in its decoder."""
+    """A T5 with random weights and `layers` layers each in the encoder and the decoder."""
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=width,

@@ -1,9 +1,9 @@
-"""Checkpoint folders of CLOSE, and what both training and evaluation know of its decoders.
+"""Checkpoint folders of CLOSE, and the constants that training and evaluation of its decoders share.
 
 FOLDER/decoder/             T5 and tokenizer as transformers writes them (safetensors)
-FOLDER/projection.safetensors
-FOLDER/adapter.safetensors  what training did to text vectors; evaluation does not need it
-FOLDER/close.json           which CLIP, by name and the hash of its weights, and the recipe; written last
+FOLDER/projection.safetensors  the linear layer that maps a CLIP vector to the prefix
+FOLDER/adapter.safetensors  the adapter for text vectors in training; evaluation does not need it
+FOLDER/close.json           the name of the CLIP and the hash of its weights, and the recipe; written last
 """
 
 from typing import Literal
@@ -19,6 +19,6 @@ PROMPTS: dict[WritingTask, str] = {
     "captioning": "caption:",
     "entailment": "entailment: {question} {answer}",
 }
-"""The decoder's prompt of each task, in training and evaluation."""
+"""The prompt of each task, in training and evaluation."""
 FOLLOWS, CONTRADICTS = "yes", "no"
-"""What it writes of a statement, in entailment."""
+"""The decoder's answers in the entailment task."""

@@ -1,6 +1,6 @@
 """MaMMUT (arXiv 2303.16839): an image tower and one text decoder, which embeds texts in one pass and writes in another.
 
-As a `Clip` it is searched with; as a generator it answers questions about images (`dialog-gen run --model`).
+As a `Clip` it is used for search; as a generator it answers questions about images (`dialog-gen run --model`).
 """
 
 import json
@@ -15,7 +15,7 @@ from dialog_gen.clip.mammut.layout import CONFIG_FILE, MODEL_TYPE
 
 
 class MammutFormat(ClipFormat):
-    """It does all that there is to do."""
+    """Has all capabilities: embeds images and texts, generates texts, and can be tuned."""
 
     kind = "MaMMUT"
     can = frozenset({"embed images", "embed texts", "generate texts", "be tuned"})

@@ -1,4 +1,4 @@
-"""A MaMMUT on disk, and as a `Clip`."""
+"""Loads, saves and creates MaMMUT models as `Clip` objects."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from dialog_gen.core.tensors import save_tensors, sha256_of_weights
 
 _PREFIX = "mammut."
 _ANSWER_TOKENS = 48
-# Questions and answers in turn, as in the training texts.
+# Alternating questions and answers, as in the training texts.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% for content in message['content'] %}{% if content['type'] == 'image' %}"
     "{{ '<image>' }}{% else %}{{ content['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
@@ -51,7 +51,7 @@ class MammutClip(Clip):
 
 
 class MammutWriter:
-    """Writes through the decoder's captioning pass, which reads the patches of an image."""
+    """A `TextWriter` that uses the decoder's captioning pass, which reads the patches of an image."""
 
     tasks: tuple[WritingTask, ...] = ("vqa", "captioning")
     noise: float | None = None
@@ -65,13 +65,13 @@ class MammutWriter:
         self._processor = MammutProcessor(self._config, clip.tokenizer)
 
     def read(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W) -> what `Mammut.read` gives."""
+        """Pixels (N, 3, H, W) -> the result of `Mammut.read`."""
         with torch.inference_mode():
             return self._mammut.read(pixels.to(self._device))
 
     def write(self, images: Tensor, prompts: Sequence[WritingPrompt], *, beams: int, max_tokens: int) -> list[str]:
-        """One text for each image and prompt. Raises UsageError for a question that leaves no room for a text."""
-        # A question follows the image; a caption begins as a text does.
+        """Writes one text for each image and prompt. Raises UsageError if a question leaves no room for a text."""
+        # A question directly follows the image; a caption begins with the start token of a text.
         ids = [
             self._processor.tokenizer.encode(IMAGE_TOKEN + prompt.question)
             + (self._config.text_start if prompt.task == "captioning" else [])
@@ -94,7 +94,7 @@ class MammutWriter:
 
 
 def save_mammut(clip: MammutClip, folder: Path, changed: Mapping[str, Tensor]) -> None:
-    """Writes what `load_mammut` reads; `changed` takes the place of the model's own tensors."""
+    """Writes a folder for `load_mammut`; the tensors in `changed` replace those of the model."""
     config = clip.model.config
     folder.mkdir(parents=True, exist_ok=True)
     if config.questions:
@@ -111,8 +111,8 @@ def save_mammut(clip: MammutClip, folder: Path, changed: Mapping[str, Tensor]) -
 
 
 def load_mammut(folder: Path) -> MammutClip:
-    """The model of a folder. Raises UsageError for a damaged one."""
-    # Loading a tokenizer looks at config.json too.
+    """Loads the model of a folder. Raises UsageError if the folder is damaged."""
+    # Loading a tokenizer reads config.json too, so transformers must know the model type.
     register_mammut()
     try:
         config: Any = MammutConfig.from_pretrained(folder)
@@ -123,7 +123,7 @@ def load_mammut(folder: Path) -> MammutClip:
         preprocess = image_transform_v2(PreprocessCfg(**config.preprocess), is_train=False)
     except UsageError:
         raise
-    except Exception as error:  # noqa: BLE001 - what libraries raise at damaged files is of any kind
+    except Exception as error:  # noqa: BLE001 - libraries raise errors of any kind for damaged files
         said = str(error).strip().split("\n")
         raise UsageError(f"{folder} is a damaged MaMMUT ({said[min(1, len(said) - 1)].strip()}).") from None
     return MammutClip(
@@ -138,9 +138,9 @@ def load_mammut(folder: Path) -> MammutClip:
 
 
 def as_mammut(clip: Clip, cross_attention_every: int, seed: int) -> MammutClip:
-    """A MaMMUT as it is, or one that `new_mammut` makes of a plain CLIP and its tokenizer.
+    """Returns a MaMMUT unchanged; from a plain CLIP and its tokenizer, makes one with `new_mammut`.
 
-    Raises UsageError as `Mammut` does, and for a tokenizer with which the decoder cannot tell where a text ends.
+    Raises UsageError like `Mammut`, and if the tokenizer does not mark the end of a text.
     """
     if isinstance(clip, MammutClip):
         return clip
@@ -154,10 +154,10 @@ def as_mammut(clip: Clip, cross_attention_every: int, seed: int) -> MammutClip:
 def new_mammut(
     clip: Clip, frame: tuple[list[int], list[int]], pad_id: int, cross_attention_every: int, seed: int
 ) -> MammutClip:
-    """A MaMMUT that takes the towers of `clip`, not copies of them. What is random follows from `seed`.
+    """Makes a MaMMUT that uses the towers of `clip`, without a copy. `seed` determines the random weights.
 
-    `frame`: the token ids that the tokenizer puts before and after a text; `pad_id`: the one that fills up the rest.
-    Raises UsageError as `Mammut` does.
+    `frame` is the token ids that the tokenizer puts before and after a text; `pad_id` is the id of the padding. Raises
+    UsageError like `Mammut`.
     """
     config = MammutConfig(
         clip=clip.config,
@@ -176,7 +176,7 @@ def new_mammut(
 
 
 def protocol_toml(questions: Sequence[str]) -> str:
-    """A protocol that asks each question on its own: the model was trained on single pairs."""
+    """A protocol as TOML that asks each question independently, since the model was trained on single pairs."""
     lines = [
         'description = "The questions asked most often in the training data."',
         'context = "none"',
@@ -188,6 +188,6 @@ def protocol_toml(questions: Sequence[str]) -> str:
 
 
 def _toml(question: str) -> str:
-    # Braces would refer to an earlier turn. A JSON string is a TOML string, but for surrogates and DEL.
+    # Braces would refer to an earlier turn. A JSON string is a TOML string, except for surrogates and DEL.
     escaped = question.replace("{", "{{").replace("}", "}}")
     return json.dumps(escaped, ensure_ascii=False).replace("\x7f", "\\u007f")

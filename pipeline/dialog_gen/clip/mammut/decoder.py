@@ -1,7 +1,7 @@
 """The text decoder: two passes over one set of weights (arXiv 2303.16839, section 3.1).
 
-contrastive   every token attends to every other, none to the image; the mean over the tokens is the text's vector
-captioning    a token attends to those before it and, in every few layers, to the image; the next token is predicted
+contrastive   every token attends to all tokens but not to the image; the mean over the tokens is the text's vector
+captioning    a token attends to the tokens before it and, in every few layers, to the image; predicts the next token
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from dialog_gen.clip.text.tokens import padding_of
 
 
 class CrossAttention(nn.Module):
-    """Tokens attend to the image, whose keys and values are computed once, by `read`."""
+    """Cross-attention from tokens to the image; `read` computes the image's keys and values once."""
 
     def __init__(self, width: int, heads: int, image_width: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def read(self, image: Tensor) -> Tensor:
-        """Image tokens (N, M, image width) -> (N, 2, heads, M, width / heads)."""
+        """Image tokens (N, M, image width) -> keys and values (N, 2, heads, M, width / heads)."""
         both = self.keys_and_values(self.image_norm(image)).unflatten(-1, (2, self._heads, -1))
         return both.permute(0, 2, 3, 1, 4)
 
@@ -38,14 +38,14 @@ class CrossAttention(nn.Module):
 
 
 class MammutText(nn.Module):
-    """A CLIP's own text tower as a decoder: its blocks, embeddings, final norm and projection, and cross-attention.
+    """The text tower of a CLIP as a decoder: its blocks, embeddings, final norm and projection, plus cross-attention.
 
-    Its token table has one entry more, `image_id`, with which every text of the captioning pass begins. The table's
-    weights also predict the next token.
+    The token embedding has one more entry, `image_id`, with which every text of the captioning pass begins. The weights
+    of the token embedding also predict the next token.
     """
 
     def __init__(self, clip: Any, image_width: int, cross_attention_every: int, pad_id: int) -> None:
-        """`clip`: open_clip's `CLIP`, whose modules are taken, not copied."""
+        """`clip`: open_clip's `CLIP`; its modules are used, not copied, except the token embedding."""
         super().__init__()
         known: nn.Embedding = clip.token_embedding
         width = known.embedding_dim
@@ -67,7 +67,7 @@ class MammutText(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """The most tokens that a text may have."""
+        """The maximum number of tokens of a text."""
         return len(self.positional_embedding)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -90,8 +90,8 @@ class MammutText(nn.Module):
     def next_token_logits(self, tokens: Tensor, image: Tensor, kept: Tensor | None = None, cache: Any = None) -> Tensor:
         """The captioning pass: token ids (N, L) and the result of `read` -> logits (N, L, V) of the token after each.
 
-        `cache`: transformers' `Cache` of the tokens before these. `kept` (N, K): False for padding, over all tokens,
-        those in the cache included. Raises ValueError for more tokens than the context holds.
+        `cache` is transformers' `Cache` of the preceding tokens. `kept` (N, K) is False for padding; K is the number of
+        all tokens, including those in the cache. Raises ValueError if K is more than the context length.
         """
         count = tokens.shape[1]
         total = count if cache is None else count + cache.get_seq_length()
@@ -103,7 +103,7 @@ class MammutText(nn.Module):
             positions = places[total - count :]
         else:
             positions = (kept.long().cumsum(-1) - 1).clamp_min(0)[:, total - count :]
-            # A padding token attends to itself: with nothing to attend to, the result would be NaN.
+            # A padding token attends to itself: with no token to attend to, the result would be NaN.
             mask = mask & (kept[:, None, None] | (places == places[total - count :, None])[None, None])
         x = self.embedding(tokens) + self.positional_embedding[positions]
         for layer, block in enumerate(self.blocks):

@@ -1,4 +1,4 @@
-"""The model, and its form as a generator in Hugging Face's transformers."""
+"""The MaMMUT model, and the classes with which Hugging Face's transformers generates with it."""
 
 from typing import Any
 
@@ -28,12 +28,13 @@ IMAGE_TOKEN = "<image>"  # noqa: S105 - no secret
 
 
 class Mammut(nn.Module):
-    """Image tower and text decoder. Both are taken from a CLIP; the cross-attention to the image is new."""
+    """Image tower and text decoder, both from a CLIP, with new cross-attention layers from the text to the image."""
 
     def __init__(self, clip: Any, config: "MammutConfig") -> None:
-        """`clip`: open_clip's `CLIP` of this configuration, whose modules are taken, not copied.
+        """`clip`: open_clip's `CLIP` of this configuration; its modules are used, not copied.
 
-        Raises UsageError for towers that are not CLIP's own, and a decoder in which no layer would read the image.
+        Raises UsageError if the towers are not those of a plain CLIP, or if no layer of the decoder would read the
+        image.
         """
         super().__init__()
         if not isinstance(clip, CLIP) or not isinstance(clip.visual, VisionTransformer):
@@ -44,7 +45,7 @@ class Mammut(nn.Module):
         if config.cross_attention_every > len(layers):
             raise UsageError(
                 f"cross_attention_every = {config.cross_attention_every} leaves none of the {len(layers)} layers to "
-                "read the image: take less."
+                "read the image: choose a smaller number."
             )
         self.config = config
         self.visual: Any = clip.visual
@@ -56,20 +57,20 @@ class Mammut(nn.Module):
         self.logit_bias: nn.Parameter | None = None
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
-        """Pixels (N, 3, H, W) -> image vectors (N, D), as open_clip's `CLIP.encode_image`."""
+        """Pixels (N, 3, H, W) -> image vectors (N, D), like open_clip's `CLIP.encode_image`."""
         return _normalized(self.visual(image)[0], normalize)
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """Token ids (N, L) -> text vectors (N, D), as open_clip's `CLIP.encode_text`."""
+        """Token ids (N, L) -> text vectors (N, D), like open_clip's `CLIP.encode_text`."""
         return _normalized(self.text(text), normalize)
 
     def read(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W) -> the images' keys and values for the captioning pass, from `MammutText.read`."""
+        """Pixels (N, 3, H, W) -> keys and values for the captioning pass, with the shape of `MammutText.read`."""
         return self.text.read(self.visual(pixels)[1])
 
 
 class MammutConfig(PreTrainedConfig):
-    """config.json of a model folder."""
+    """The content of config.json in a model folder."""
 
     model_type = MODEL_TYPE
 
@@ -83,17 +84,17 @@ class MammutConfig(PreTrainedConfig):
         questions: list[str] | None = None,
         **others: Any,
     ) -> None:
-        """`clip`, `preprocess`: open_clip's configuration of model and preprocessing.
+        """`clip` and `preprocess` are open_clip's configuration of the model and of the preprocessing.
 
-        `text_start`, `text_end`: the token ids that the tokenizer puts around a text. `questions`: those that a run
-        asks by default.
+        `text_start` and `text_end` are the token ids that the tokenizer puts before and after a text. `questions` are
+        the questions that a run asks by default.
         """
         self.clip, self.preprocess = clip or {}, preprocess or {}
         self.cross_attention_every = cross_attention_every
         self.text_start, self.text_end = text_start or [], text_end or []
         self.questions = questions or []
         text = self.clip.get("text_cfg", {})
-        # `generate` reads these names.
+        # transformers' `generate` reads these attributes.
         self.num_hidden_layers: int = text.get("layers", 12)
         self.num_attention_heads: int = text.get("heads", 8)
         self.hidden_size: int = text.get("width", 512)
@@ -113,14 +114,14 @@ class MammutConfig(PreTrainedConfig):
 
 
 class MammutForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Writes about images, through transformers' `generate`."""
+    """A MaMMUT that generates texts about images with transformers' `generate`."""
 
     config_class = MammutConfig
     main_input_name = "input_ids"
     _supports_sdpa = True
 
     def __init__(self, config: MammutConfig, mammut: Mammut | None = None) -> None:
-        """`mammut`: an existing model to wrap."""
+        """`mammut` is an existing model to wrap; by default a model with random weights is made."""
         super().__init__(config)
         self.mammut = Mammut(config.new_clip(), config) if mammut is None else mammut
         self.post_init()
@@ -134,7 +135,11 @@ class MammutForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (N, L, V) of the token after each of `input_ids` (N, L), given pixels or what `Mammut.read` gave."""
+        """Logits (N, L, V) of the token after each of `input_ids` (N, L).
+
+        The image is given as `pixel_values` (N, 3, H, W), or as `image`, the result of `Mammut.read`. Raises ValueError
+        if both are missing.
+        """
         if image is None:
             if pixel_values is None:
                 raise ValueError("needs pixel_values or image")
@@ -145,21 +150,21 @@ class MammutForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, *arguments: Any, pixel_values: Tensor | None = None, **options: Any) -> Any:
-        """As transformers' `generate`; each image is encoded once."""
+        """Like transformers' `generate`, but encodes each image only once."""
         if pixel_values is not None:
             options["image"] = self.mammut.read(pixel_values)
         generator: Any = super()
         return generator.generate(*arguments, **options)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Does nothing: a folder that lacks a weight is damaged, and a complete one needs no random weights."""
+        """Does nothing: a folder without a weight is damaged, and a complete one needs no random weights."""
 
 
 class MammutProcessor:
-    """Prompts and images -> what `generate` takes, with the tokens and the pixels of the training."""
+    """Converts prompts and images to the inputs of `generate`, with the tokenizer and preprocessing of the training."""
 
     def __init__(self, config: MammutConfig, tokenizer: Any) -> None:
-        """`tokenizer`: one of open_clip's."""
+        """`tokenizer` is one of open_clip's tokenizers."""
         self.tokenizer = PromptTokenizer(config, tokenizer)
         self._transform: Any = image_transform_v2(PreprocessCfg(**config.preprocess), False)
 
@@ -184,17 +189,17 @@ class MammutProcessor:
 
 
 class PromptTokenizer:
-    """open_clip's tokenizer with the token for an image, and without the frame that it puts around a text."""
+    """open_clip's tokenizer with an additional token for the image, and without start and end tokens."""
 
     def __init__(self, config: MammutConfig, tokenizer: Any) -> None:
         self._tokenizer, self._config = tokenizer, config
         self.pad_id: int = config.pad_token_id  # type: ignore[assignment]
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, the image first. A caption's start token is left to the caller."""
+        """Token ids of a prompt, the image token first. The caller adds the start token of a caption."""
         before, image, rest = prompt.partition(IMAGE_TOKEN)
         start, end = self._config.text_start, self._config.text_end
-        # With one token more than the context, `generate` refuses a prompt that is too long.
+        # One token more than the context, so that `generate` can reject a prompt that is too long.
         length = self._config.max_position_embeddings + len(start) + len(end) + 1
         ids: list[int] = self._tokenizer([before + rest], context_length=length)[0].tolist()
         ids = ids[len(start) : ids.index(end[0], len(start))]
@@ -214,7 +219,7 @@ class PromptTokenizer:
 
 
 def tokenizer_of(config: MammutConfig, folder: Any) -> Any:
-    """open_clip's tokenizer of the texts. Raises ValueError for a tokenizer whose padding is not the model's."""
+    """open_clip's tokenizer of a model folder. Raises ValueError if its padding id differs from the model's."""
     text = config.clip["text_cfg"]
     options: dict[str, Any] = {"context_length": config.max_position_embeddings, **text.get("tokenizer_kwargs", {})}
     if "hf_tokenizer_name" in text:

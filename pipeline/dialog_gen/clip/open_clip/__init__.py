@@ -1,4 +1,4 @@
-"""open_clip's own checkpoints, which are plain CLIPs."""
+"""open_clip's checkpoints, which are plain CLIPs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from dialog_gen.clip.open_clip.layout import CONFIG_FILE, OPEN_CLIP, WEIGHTS_FIL
 
 
 class OpenClipFormat(ClipFormat):
-    """Two towers, each of any kind that open_clip has."""
+    """A plain CLIP: an image tower and a text tower, each of any kind that open_clip has."""
 
     kind = "plain CLIP"
     can = frozenset({"embed images", "embed texts", "be tuned"})

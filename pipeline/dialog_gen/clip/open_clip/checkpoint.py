@@ -1,4 +1,4 @@
-"""open_clip's models, loaded by name or from a folder, and a guard against the wrong activation."""
+"""Loads open_clip's models by name or from a folder, and checks that the activation fits the weights."""
 
 import json
 from collections.abc import Mapping
@@ -20,18 +20,21 @@ from dialog_gen.core.tensors import save_tensors, sha256_of_weights
 
 _QUICK_GELU = "-quickgelu"
 _HF_CONFIG_FILE = "config.json"
-# open_clip lists the multilingual T5 only; the architecture is the same.
+# open_clip lists only the multilingual T5; T5 has the same architecture.
 arch_dict.setdefault("t5", arch_dict["mt5"])
 
 
 def load_named(name: str, pretrained: str | None, *, allow_activation_mismatch: bool) -> Clip:
-    """A model by open_clip's name and a pretrained tag or a safetensors file. Raises UsageError as `load_clip` does."""
+    """Loads open_clip's model of that name, with a pretrained tag or a safetensors file.
+
+    Raises UsageError like `load_clip`.
+    """
     config = check_named(name, pretrained, allow_activation_mismatch=allow_activation_mismatch)
     return _load(name, pretrained, name=name, config=config)
 
 
 def check_named(name: str, pretrained: str | None, *, allow_activation_mismatch: bool = False) -> dict[str, Any]:
-    """The model's configuration. Raises UsageError where `load_named` would for the names alone."""
+    """Checks the names and returns the model's configuration; loads no weights. Raises UsageError like `load_clip`."""
     config = _model_config(name)
     if pretrained is None:
         raise UsageError(f"{name} without weights is random: give a pretrained tag, {_tags(name)}; or safetensors.")
@@ -46,9 +49,9 @@ def check_named(name: str, pretrained: str | None, *, allow_activation_mismatch:
 
 
 def new_named(name: str, seed: int) -> Clip:
-    """A model with random weights, by open_clip's name or a JSON file of its model configuration.
+    """A model with random weights; `name` is a name of open_clip's or a JSON file with its model configuration.
 
-    Raises UsageError for an unknown name or a damaged file.
+    Raises UsageError if the name is unknown or the file is damaged.
     """
     if name.endswith(".json"):
         name, config = _register(Path(name))
@@ -58,17 +61,17 @@ def new_named(name: str, seed: int) -> Clip:
 
 
 def load_folder(folder: Path) -> Clip:
-    """The model of a checkpoint folder. Raises UsageError for a damaged one."""
+    """Loads the model of a checkpoint folder. Raises UsageError if the folder is damaged."""
     return _load(_location(folder), None, name=folder.name, config=read_config(folder))
 
 
 def new_of_folder(folder: Path, seed: int) -> Clip:
-    """All of a checkpoint folder but the weights, which are random. Raises UsageError for a damaged one."""
+    """The model of a checkpoint folder with random weights. Raises UsageError if the folder is damaged."""
     return _new(_location(folder), folder.name, read_config(folder), seed)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """open_clip's model configuration. Raises UsageError for a damaged file."""
+    """Reads open_clip's model configuration from a folder. Raises UsageError if the file is damaged."""
     try:
         return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
     except (ValueError, KeyError, TypeError):
@@ -76,7 +79,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def save_folder(clip: Clip, folder: Path, changed: Mapping[str, torch.Tensor]) -> None:
-    """Writes what `load_folder` reads; `changed` takes the place of the model's own tensors."""
+    """Writes a folder for `load_folder`, the weights last; the tensors in `changed` replace those of the model."""
     write_json(folder / CONFIG_FILE, {"model_cfg": clip.config, "preprocess_cfg": clip.preprocess_config})
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)
@@ -107,13 +110,13 @@ def _load(
         )
         tokenizer = open_clip.get_tokenizer(location)
     except RuntimeError as error:
-        # torch names the mismatching tensors line by line.
+        # After a first line, torch names one mismatching tensor per line.
         said = str(error).strip().split("\n")
         raise UsageError(f"the weights do not fit {name}: {said[min(1, len(said) - 1)].strip()}") from None
     except SafetensorError as error:
         raise UsageError(f"the weights of {name} are damaged: {error}. Get the file again.") from None
     except (TypeError, AttributeError, KeyError, ValueError) as error:
-        raise UsageError(f"open_clip makes no model of the configuration of {name}: {error}.") from None
+        raise UsageError(f"open_clip cannot make a model from the configuration of {name}: {error}.") from None
     model.eval()
     return Clip(
         model=model,
@@ -147,7 +150,7 @@ def _model_config(name: str) -> dict[str, Any]:
 
 
 def _register(file: Path) -> tuple[str, dict[str, Any]]:
-    """Makes a configuration known to open_clip under the file's name; gives that name and the configuration."""
+    """Registers a configuration with open_clip under the file's stem; returns this name and the configuration."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -167,5 +170,5 @@ def _tags(name: str) -> str:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    # All names would fill the screen.
+    # The list of all names would be too long for a message.
     return did_you_mean(name, known).split("Known:")[0].strip() or "see open_clip.list_models()"

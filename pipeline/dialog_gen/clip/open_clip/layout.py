@@ -1,12 +1,13 @@
-"""open_clip's own checkpoint folders.
+"""open_clip's checkpoint folders.
 
-FOLDER/open_clip_config.json, FOLDER/open_clip_model.safetensors and, where the tokenizer is not CLIP's, its files. It
-loads with
+A folder contains open_clip_config.json, open_clip_model.safetensors and, if the tokenizer is not CLIP's, its files.
+open_clip loads it with
 
     open_clip.create_model_and_transforms("local-dir:FOLDER")
     open_clip.create_model_and_transforms(NAME, pretrained="FOLDER/open_clip_model.safetensors")
 
-A text tower of Hugging Face's adds its `config.json`, which open_clip would get from the Hub; here none is needed.
+If the text tower is one of Hugging Face's, the folder also has its `config.json`, so that it need not come from the
+Hub.
 """
 
 OPEN_CLIP = "open_clip"

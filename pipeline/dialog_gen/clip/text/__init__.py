@@ -1,1 +1,1 @@
-"""Texts as token ids, and as vectors of a text tower."""
+"""Converts texts to token ids, and token ids to the vectors of a text tower."""

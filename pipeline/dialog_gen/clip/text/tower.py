@@ -1,8 +1,8 @@
 """The text tower of an open_clip model, run only on the tokens that can change its output.
 
-A causal transformer that is pooled at the end-of-text token gives the same vector whatever follows that token,
-so the padding to open_clip's fixed context can go: exact, no approximation. Texts of similar length are encoded
-together, in as many passes as are worth their cost, so that one long text does not pad all others.
+A causal transformer that is pooled at the end-of-text token gives the same vector whatever follows that token. So the
+padding to open_clip's fixed context length can be left out; the result is exact, not an approximation. Texts of similar
+length are encoded together in one pass, so that one long text does not pad all others.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,22 +17,23 @@ from torch.nn.utils.rnn import pad_sequence
 from dialog_gen.clip.text.tokens import Ids, TextEncoder, last_tokens
 from dialog_gen.core.errors import UsageError
 
-# The cost of one more pass, in tokens: hundreds of kernels to launch on a GPU, a few calls on a CPU.
-_TOKENS_A_PASS = {"cpu": 32}
-_TOKENS_A_PASS_GPU = 2048
+# The cost of one more pass, as a number of tokens: hundreds of kernel launches on a GPU, a few calls on a CPU.
+_PASS_COST_TOKENS = {"cpu": 32}
+_PASS_COST_TOKENS_GPU = 2048
 
 
 class TextTower(nn.Module):
-    """The text side of an open_clip `CLIP` or `CustomTextCLIP`, by reference: training it trains the model.
+    """The text tower of an open_clip `CLIP` or `CustomTextCLIP`. It shares the modules: training it trains the model.
 
-    Holds modules and parameters under open_clip's own names. Beside the towers of open_clip and of Hugging Face, `text`
-    of the model may be any module that maps token ids (N, L) to vectors, masks the padding and names it as `pad_id`.
+    Modules and parameters have open_clip's names. Apart from the towers of open_clip and of Hugging Face, `model.text`
+    may be any module that maps token ids (N, L) to vectors (N, D), masks the padding, and has the padding id as
+    `pad_id`.
     """
 
     def __init__(self, model: Any) -> None:
-        """`model` is what `open_clip.create_model` returns. Raises TypeError for one without such a text tower."""
+        """`model` is what `open_clip.create_model` returns. Raises TypeError if it has no such text tower."""
         super().__init__()
-        # CLIP has the text tower's parts in itself, CustomTextCLIP in `text`.
+        # In CLIP, the parts of the text tower are attributes of the model; in CustomTextCLIP, of `model.text`.
         source = getattr(model, "text", model)
         self.is_native = hasattr(source, "token_embedding")
         self.whole: Any = None
@@ -54,7 +55,7 @@ class TextTower(nn.Module):
         self.attn_mask: Any
         mask: Tensor | None = source.attn_mask
         self.register_buffer("attn_mask", mask, persistent=False)
-        # A class token at the end, or attention in both directions, sees the padding.
+        # A tower with a class token at the end, or without a causal mask, sees the padding: it must be run as a whole.
         if getattr(source, "output_tokens", False):
             raise TypeError("a text tower that gives its tokens too, as CoCa's does, is not supported")
         plain = getattr(source, "cls_emb", None) is None and not getattr(source, "use_pad_mask", False)
@@ -64,7 +65,11 @@ class TextTower(nn.Module):
             self.whole = source
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids (N, L), L up to the context length, or just that if `whole` -> unit-norm text vectors (N, D)."""
+        """Token ids (N, L) -> unit-norm text vectors (N, D).
+
+        L is at most the context length. If the tower sees padding (`whole` is set), L must be the context length;
+        otherwise raises ValueError.
+        """
         if self.whole is not None:
             if tokens.shape[1] != self.whole.context_length:
                 raise ValueError(f"this tower sees padding: give all {self.whole.context_length} tokens")
@@ -72,7 +77,7 @@ class TextTower(nn.Module):
         ends = self._ends(tokens)
         order = ends.argsort()
         lengths: list[int] = (ends[order] + 1).tolist()
-        sizes = passes(lengths, _TOKENS_A_PASS.get(tokens.device.type, _TOKENS_A_PASS_GPU))
+        sizes = passes(lengths, _PASS_COST_TOKENS.get(tokens.device.type, _PASS_COST_TOKENS_GPU))
         if len(sizes) == 1:
             return normalize(self._encode(tokens[:, : lengths[-1]], ends), dim=-1)
         groups, longest = order.split(sizes), np.asarray(lengths)[np.cumsum(sizes) - 1]
@@ -89,16 +94,16 @@ class TextTower(nn.Module):
         dtype = self.transformer.get_cast_dtype()
         x = self.token_embedding(tokens).to(dtype) + self.positional_embedding[:length].to(dtype)
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])  # (N, L, width)
-        # The norm works on each position alone: pooling first gives the same and norms one position a text.
+        # The norm treats each position alone: pooling first gives the same result with one position per text to norm.
         x = self.ln_final(x[torch.arange(len(x), device=x.device), ends])
         if isinstance(self.text_projection, nn.Linear):
             return self.text_projection(x)
         return x if self.text_projection is None else x @ self.text_projection
 
     def _ends(self, tokens: Tensor) -> Tensor:
-        """The last token that matters of each text, (N,): where it is pooled, as in open_clip's `text_global_pool`."""
+        """Index of the last relevant token of each text (N,): where open_clip's `text_global_pool` pools."""
         if not self.is_native:
-            # Padding is masked, so columns of nothing else can go.
+            # Padding is masked, so columns that contain only padding can be left out.
             return last_tokens(tokens, self.pad_id)
         if self.pool_type == "argmax":
             return tokens.argmax(-1)
@@ -114,14 +119,13 @@ def encode_ids(
     batch_size: int = 256,
     advance: Callable[[int], object] = lambda texts: None,
 ) -> Tensor:
-    """Token ids of N texts, as `encoder` gave them -> unit-norm vectors (N, D), float32, on the tower's device.
+    """Token ids of N texts from `encoder` -> unit-norm vectors (N, D), float32, on the tower's device.
 
-    `advance` is called with the number of texts of each batch.
-
-    Raises UsageError, with the model's `name`, where a vector is not finite.
+    After each batch, calls `advance` with its number of texts. Raises UsageError, which mentions the model's `name`, if
+    a vector is not finite.
     """
     device = next(tower.parameters()).device
-    # Texts of one length together: a batch costs what its longest text costs.
+    # Sorted by length, because the longest text of a batch determines its cost.
     order = sorted(range(len(ids)), key=lambda text: len(ids[text]))
     parts: list[Tensor] = []
     with torch.inference_mode():
@@ -139,7 +143,10 @@ def encode_ids(
 
 
 def mixed(shares: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
-    """Unit-norm vectors (N, D) of each text tower -> the unit-norm sum of share times vector; one tower's are as is."""
+    """Unit-norm vectors (N, D) of each text tower -> their sum, weighted by `shares`, unit-norm (N, D).
+
+    The vectors of a single tower are returned unchanged.
+    """
     first, *others = vectors
     if not others:
         return first
@@ -147,10 +154,11 @@ def mixed(shares: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
     return normalize(shares[0] * first + sum(share * of_tower for share, of_tower in rest), dim=-1)
 
 
-def passes(lengths: Sequence[int], tokens_a_pass: int) -> list[int]:
-    """The number of texts in each pass, for texts sorted by length: the fewest tokens, with padding and cost of passes.
+def passes(lengths: Sequence[int], pass_cost_tokens: int) -> list[int]:
+    """Divides texts, sorted by length, into passes with the least total cost; returns the number of texts in each pass.
 
-    Exact, by dynamic programming over the distinct lengths.
+    The cost is the number of tokens with padding, plus `pass_cost_tokens` per pass. Exact, by dynamic programming over
+    the distinct lengths.
     """
     distinct, counts = np.unique(np.asarray(lengths), return_counts=True)
     before = np.concatenate([[0], np.cumsum(counts)])
@@ -159,7 +167,7 @@ def passes(lengths: Sequence[int], tokens_a_pass: int) -> list[int]:
     for end in range(1, len(before)):
         tokens = least[:end] + (before[end] - before[:end]) * distinct[end - 1]
         start[end] = tokens.argmin()
-        least[end] = tokens[start[end]] + tokens_a_pass
+        least[end] = tokens[start[end]] + pass_cost_tokens
     sizes: list[int] = []
     end = len(distinct)
     while end:

@@ -1,4 +1,4 @@
-"""CLIP-3Modal: a third tower, for dialogues, beside a CLIP's frozen image and text towers (thesis, section 4.3)."""
+"""CLIP-3Modal: a third tower, for dialogues, added to the frozen two towers of a CLIP (thesis, section 4.3)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from dialog_gen.clip.third_tower.layout import CONFIG_FILE, THIRD_TOWER
 
 
 class ThirdTowerFormat(ClipFormat):
-    """It can be tuned only as the plain CLIP that the folder holds too."""
+    """Embeds images and texts. It cannot be tuned; the plain CLIP in the same folder can."""
 
     kind = "CLIP with a third tower"
     can = frozenset({"embed images", "embed texts"})

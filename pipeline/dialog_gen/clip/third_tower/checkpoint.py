@@ -1,4 +1,4 @@
-"""The model with a third tower, in and out."""
+"""Loads and saves a model with a third tower."""
 
 import copy
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from dialog_gen.core.files import write_json
 from dialog_gen.core.tensors import save_tensors, sha256_of_weights
 
 PREFIX = "third."
-"""Of the third tower's parameters in the weights that are hashed and in `changed`."""
+"""The prefix of the third tower's parameter names in the hashed weights and in `changed`."""
 
 
 class _Config(BaseModel):
@@ -39,16 +39,17 @@ class _Config(BaseModel):
 class ThirdTowerClip(Clip):
     """A model whose text vectors are normalize(beta * T(y) + (1 - beta) * G(y)), T(y) and G(y) unit-norm (eq. 5.2.1).
 
-    As a `Clip` it is its base model, whose text tower T is, but for the name and the hash, which covers both.
+    T is the base model's text tower, G the third tower. The fields of `Clip` are those of the base model, except the
+    name, and the hash, which covers the base model and the third tower.
     """
 
     format: ClassVar[str] = THIRD_TOWER
 
     base: Clip
     third: TextTower
-    """G."""
+    """G, the third tower."""
     base_share: float
-    """beta, from 0, the third tower alone, to 1, the base model."""
+    """beta, from 0 (only the third tower) to 1 (only the base model)."""
 
     @property
     @override
@@ -78,17 +79,17 @@ class ThirdTowerClip(Clip):
 
 
 def new_third_tower(clip: Clip, beta: float) -> ThirdTowerClip:
-    """A third tower that starts as a copy of the text tower of `clip`, which stays as it is.
+    """Adds a third tower, a copy of the text tower of `clip`, to `clip`, which is not changed.
 
-    Raises UsageError for a text tower of an unknown kind.
+    Raises UsageError if the text tower is of an unknown kind.
     """
     return _with_third_tower(clip, clip, copy.deepcopy(text_tower(clip)), beta)
 
 
 def load_third_tower(folder: Path) -> ThirdTowerClip:
-    """The base model of a checkpoint folder with the third tower beside it.
+    """Loads the base model and the third tower of a checkpoint folder.
 
-    Raises UsageError for a damaged folder, and for a third tower that belongs to another base model.
+    Raises UsageError if the folder is damaged, or if the third tower belongs to another base model.
     """
     clip = load_clip(str(folder))
     try:
@@ -98,16 +99,16 @@ def load_third_tower(folder: Path) -> ThirdTowerClip:
         where = ".".join(map(str, first["loc"])) or "the file"
         raise UsageError(f"{folder / CONFIG_FILE} is damaged: {where}: {first['msg']}.") from None
     if config.base_weights_sha256 != clip.weights_sha256:
-        raise UsageError(f"the third tower in {folder} was trained beside another model than the one that lies there.")
+        raise UsageError(f"the third tower in {folder} was trained beside another model than the one there.")
     third = copy.deepcopy(text_tower(clip))
     _load_weights(third, folder / WEIGHTS_FILE)
     return _with_third_tower(clip, replace(clip, name=config.base), third.eval(), config.beta)
 
 
 def save_third_tower(clip: ThirdTowerClip, folder: Path, changed: Mapping[str, Tensor]) -> None:
-    """Writes what `load_third_tower` reads, the base model last.
+    """Writes a folder for `load_third_tower`, the base model last.
 
-    Of `changed`, the tensors under `PREFIX` take the place of the third tower's own; the others are left out.
+    The tensors in `changed` whose names begin with `PREFIX` replace those of the third tower; the others are ignored.
     """
     weights = _weights(clip.third)
     weights |= {name.removeprefix(PREFIX): value for name, value in changed.items() if name.startswith(PREFIX)}
@@ -118,7 +119,7 @@ def save_third_tower(clip: ThirdTowerClip, folder: Path, changed: Mapping[str, T
 
 
 def text_tower(clip: Clip) -> TextTower:
-    """The text tower of a model, by reference. Raises UsageError for one of an unknown kind."""
+    """The text tower of a model, not a copy. Raises UsageError if it is of an unknown kind."""
     try:
         return TextTower(clip.model)
     except TypeError as error:
@@ -133,7 +134,7 @@ def _with_third_tower(clip: Clip, base: Clip, third: TextTower, beta: float) -> 
 
 
 def _weights(tower: TextTower) -> dict[str, Tensor]:
-    # Not its state_dict, where a tower that sees padding has its tensors twice.
+    # In the state_dict, a tower that sees padding has its tensors twice.
     return {name: parameter.detach() for name, parameter in tower.named_parameters()}
 
 
@@ -145,5 +146,5 @@ def _load_weights(tower: TextTower, file: Path) -> None:
     expected = _weights(tower)
     for name in expected.keys() | found.keys():
         if name not in expected or name not in found or expected[name].shape != found[name].shape:
-            raise UsageError(f"{file} does not fit the text tower beside it: they differ in {name}.")
+            raise UsageError(f"{file} does not fit the text tower of the base model: they differ in {name}.")
         expected[name].copy_(found[name])

@@ -1,9 +1,9 @@
 """Checkpoint folders with a third tower.
 
-It is the base model's own folder, which loads in open_clip as the base model, with two files more:
+Such a folder is the base model's folder, which open_clip can load as the base model, with two more files:
 
-    FOLDER/third_tower.json          the base model's name and hash of weights; beta, its share in a text's vector
-    FOLDER/third_tower.safetensors   the third tower, by the names that `TextTower` has for its parameters
+    FOLDER/third_tower.json          the base model's name and hash of weights; beta, its share in the text vectors
+    FOLDER/third_tower.safetensors   the parameters of the third tower, with their names in `TextTower`
 """
 
 THIRD_TOWER = "third_tower"

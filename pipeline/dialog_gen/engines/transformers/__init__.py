@@ -1,4 +1,4 @@
-"""The engine transformers: slower than vLLM, and for every architecture that transformers knows."""
+"""The engine `transformers`: slower than vLLM, but it supports every architecture that transformers knows."""
 
 from dialog_gen.engines.base import ENGINES, Engine, EngineEntry, EngineOptions
 from dialog_gen.models.registry import GeneratorModel
@@ -6,15 +6,15 @@ from dialog_gen.protocols.protocol import Sampling
 
 
 class TransformersEntry(EngineEntry):
-    """transformers' `generate` in this process."""
+    """Runs transformers' `generate` in this process."""
 
     name = "transformers"
-    description = "small batches of transformers' generate; needs no extra"
+    description = "transformers' generate with small batches; needs no extra"
     needs = "folder"
     default_rank = 1
 
     def check(self, model: GeneratorModel, options: EngineOptions) -> None:
-        """Raises MissingExtraError where the architecture needs an extra that is not installed."""
+        """Raises MissingExtraError if the architecture needs an extra that is not installed."""
         super().check(model, options)
         model.architecture.check_installed(model.name)
 

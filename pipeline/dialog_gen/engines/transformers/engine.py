@@ -1,4 +1,4 @@
-"""transformers' `generate` in small batches."""
+"""An engine that runs transformers' `generate` with small batches."""
 
 import asyncio
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from dialog_gen.models.registry import GeneratorModel
 from dialog_gen.protocols.protocol import Sampling
 
 _BATCH_SIZE = 32
-# Out of memory, a lost GPU (torch 2.8 and later have a class for it): the next request would fare no better.
+# After these errors (out of memory; a lost GPU, for which torch 2.8 and later have a class) all requests would fail.
 _FATAL = (MemoryError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", MemoryError))
 
 
@@ -30,13 +30,13 @@ class TransformersEngine:
 
     name = "transformers"
     version = transformers.__version__
-    # Padding depends on the other requests of a batch, and may move low bits.
+    # Padding depends on the other requests in a batch, and padding may change the low bits of results.
     deterministic = False
 
     def __init__(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         architecture = model.architecture
-        architecture.make_known()
+        architecture.register_with_transformers()
         self._processor: Any = AutoProcessor.from_pretrained(model.files, trust_remote_code=False)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             model.files,
@@ -46,7 +46,7 @@ class TransformersEngine:
             output_loading_info=True,
         )
         self._model: Any = loaded[0].to(self._device).eval()
-        # transformers would only warn, and answer with random numbers in their place.
+        # transformers would only warn, and use random numbers for the missing weights.
         if missing := sorted(loaded[1]["missing_keys"]):
             raise ValueError(f"the weights lack {len(missing)} tensors, such as {missing[0]}")
         self._sampling, self._logprobs = sampling, options.logprobs
@@ -62,7 +62,7 @@ class TransformersEngine:
         self._closing = _Closing()
 
     async def answer(self, request: Request) -> Answer:
-        """The model's answer; requests that come together run as one batch."""
+        """The model's answer; requests that arrive together run as one batch."""
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
         if self._worker.done():
@@ -72,10 +72,10 @@ class TransformersEngine:
         return await future
 
     async def close(self) -> None:
-        """Ends the batch that runs at its next token."""
+        """Stops the running batch at its next token."""
         if self._worker is not None:
             self._worker.cancel()
-        # The thread would keep the process until its batch is done.
+        # Otherwise the thread would keep the process alive until its batch is done.
         self._closing.now = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -83,7 +83,7 @@ class TransformersEngine:
         loop = asyncio.get_running_loop()
         while True:
             batch = [await self._queue.get()]
-            # One turn of the loop, so that requests that are ready together run together.
+            # Yields to the event loop once, so that other requests that are ready can join the batch.
             await asyncio.sleep(0)
             while not self._queue.empty() and len(batch) < _BATCH_SIZE:
                 batch.append(self._queue.get_nowait())
@@ -98,10 +98,10 @@ class TransformersEngine:
                     future.set_result(result)
 
     def _results(self, requests: list[Request]) -> list[Answer | Exception]:
-        """An answer or an error for each request: one bad request does not fail the others."""
+        """An answer or an error for each request: one bad request does not make the others fail."""
         try:
             return [*self._generate(requests)]
-        except Exception as error:  # noqa: BLE001 - what models and processors raise is of any kind
+        except Exception as error:  # noqa: BLE001 - models and processors raise errors of any kind
             if len(requests) > 1:
                 return [result for request in requests for result in self._results([request])]
             problem = f"{type(error).__name__}: {error}"
@@ -137,7 +137,7 @@ class TransformersEngine:
             output_logits=self._logprobs,
             return_dict_in_generate=True,
         )
-        # An encoder-decoder returns the answer alone; a decoder returns the prompt and the answer.
+        # An encoder-decoder returns only the answer; a decoder returns the prompt and the answer.
         prompt_length = 1 if self._model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         saw_image = (inputs["input_ids"] == self._image_token_id).any(dim=1).tolist()
         answers = output.sequences[:, prompt_length:]
@@ -161,10 +161,10 @@ class TransformersEngine:
 
 
 class SeededSampling(LogitsProcessor):
-    """Temperature and nucleus sampling with one random stream a row: a row's answer depends on its own seed only.
+    """Temperature and nucleus sampling with one random stream per row: a row's answer depends only on its own seed.
 
-    `generate` has one stream for the whole batch. Here Gumbel noise is added to the kept log-probabilities and the
-    greedy choice that follows is a sample from them.
+    `generate` has one stream for the whole batch. Here, Gumbel noise is added to the log-probabilities of the kept
+    tokens, so that the greedy choice that follows is a sample from them.
     """
 
     def __init__(self, sampling: Sampling, seeds: list[int]) -> None:
@@ -172,10 +172,10 @@ class SeededSampling(LogitsProcessor):
         self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores (batch, vocabulary) whose largest entry is the sampled token."""
+        """Scores (batch, vocabulary) in which the largest entry of each row is the sampled token."""
         log_probs = torch.log_softmax(scores.float() / self._sampling.temperature, dim=-1)
         ordered, order = log_probs.sort(dim=-1, descending=True)
-        # A token stays if the mass before it is below top_p: the first always does.
+        # A token is kept if the probability mass before it is less than top_p, so the first token always is.
         before = ordered.exp().cumsum(dim=-1) - ordered.exp()
         dropped = (before >= self._sampling.top_p).scatter(-1, order, before >= self._sampling.top_p)
         noise = torch.stack([torch.empty(log_probs.shape[-1]).exponential_(generator=g) for g in self._streams])
@@ -184,17 +184,17 @@ class SeededSampling(LogitsProcessor):
 
 
 class _Closing(StoppingCriteria):
-    """Ends all answers at the next token once the engine is closed."""
+    """Stops all answers at the next token after the engine is closed."""
 
     now = False
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: Any) -> torch.BoolTensor:
-        """Whether each row (batch,) is done."""
+        """Whether each row is done (batch,)."""
         return torch.full((input_ids.shape[0],), self.now, device=input_ids.device)  # type: ignore[return-value]
 
 
 def _log_probs(logits: Sequence[torch.Tensor], token_ids: torch.Tensor) -> list[list[float]]:
-    """Of each token of (batch, steps), given a step's logits (batch, vocabulary) before temperature and top_p."""
+    """Log-probabilities of tokens (batch, steps), from each step's logits (batch, vocabulary) without temperature."""
     steps = [
         of_step.float().log_softmax(dim=-1).gather(-1, token_ids[:, step, None].to(of_step.device))
         for step, of_step in enumerate(logits)

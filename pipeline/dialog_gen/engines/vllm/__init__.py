@@ -1,4 +1,4 @@
-"""The engine vLLM: fastest on a GPU; for the architectures that it serves."""
+"""The engine `vllm`: the fastest one on a GPU, for the architectures that vLLM supports."""
 
 from importlib.util import find_spec
 
@@ -9,7 +9,7 @@ from dialog_gen.protocols.protocol import Sampling
 
 
 class VllmEntry(EngineEntry):
-    """vLLM in this process and its children."""
+    """Runs vLLM in this process and in child processes."""
 
     name = "vllm"
     description = "continuous batching; needs the extra vllm, or cpu on a machine without a GPU"
@@ -22,11 +22,11 @@ class VllmEntry(EngineEntry):
         return find_spec("vllm") is not None
 
     def serves(self, model: GeneratorModel) -> bool:
-        """Neither MaMMUT nor BLIP-2 with a T5 decoder."""
+        """False for MaMMUT and for BLIP-2 with a T5 decoder, which vLLM does not support."""
         return model.served_by_vllm
 
     def check(self, model: GeneratorModel, options: EngineOptions) -> None:
-        """Raises MissingExtraError without vLLM, UsageError for an architecture that it does not have."""
+        """Raises MissingExtraError if vLLM is not installed, and UsageError if it does not support the architecture."""
         super().check(model, options)
         if not self.installed():
             raise MissingExtraError("--engine vllm", "vllm", "on a machine without a GPU, see README: Install")

@@ -1,7 +1,7 @@
-"""vLLM's asynchronous engine: requests enter as they come and leave as they finish.
+"""An engine that uses vLLM's `AsyncLLM`: requests can be added at any time, and each is answered when it is done.
 
-`LLM.generate` renders prompts one after another and returns when the whole chunk is done, so the device idles at each
-tail. `AsyncLLM` runs the engine in a process of its own; this side tokenises, preprocesses images and waits.
+`LLM.generate` renders prompts one after another and returns when the whole chunk is done, so the device is idle at the
+end of each chunk. `AsyncLLM` runs the engine in another process; this process tokenises and preprocesses images.
 """
 
 import functools
@@ -17,7 +17,7 @@ from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-# A forked engine would hold this process's files open after its end: the lock on OUT, the guard's pipe.
+# A forked engine would keep files of this process open after its end, such as the lock on OUT and the guard's pipe.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 import torch
@@ -35,7 +35,7 @@ from dialog_gen.engines.vllm.guard import Guard
 from dialog_gen.models.registry import GeneratorModel
 from dialog_gen.protocols.protocol import Sampling
 
-# Prompt tokens of one engine step. Images of several requests fit, and a step stays short enough to take new ones.
+# Prompt tokens per engine step: enough for the images of several requests, but few enough that new requests start soon.
 _STEP_TOKENS = 8192
 _SHUTDOWN_S = 3
 
@@ -48,9 +48,9 @@ class VllmEngine:
 
     def __init__(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> None:
         arguments = AsyncEngineArgs(**engine_arguments(model, options))
-        with Guard() as self._guard, _ctrl_c_ends_it():
+        with Guard() as self._guard, _let_ctrl_c_through():
             self._engine = AsyncLLM.from_engine_args(arguments)
-        # The engine's process still writes to its log; this process would write over the progress bar.
+        # vLLM's messages from this process would overwrite the progress bar. The engine process still logs.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
         self._sampling, self._logprobs = sampling, options.logprobs
         self._render = model.render
@@ -62,12 +62,12 @@ class VllmEngine:
         self.deterministic = resolved == torch.float32 if current_platform.is_cpu() else options.deterministic
 
     async def answer(self, request: Request) -> Answer:
-        """The model's answer. Raises RefusedRequestError, or EngineDiedError once the engine process is gone."""
+        """The model's answer. Raises RefusedRequestError, or EngineDiedError if the engine process has ended."""
         token_ids = self._tokenize(self._render(request.messages))
         prompt: Any = {
             "prompt_token_ids": token_ids,
             "multi_modal_data": {"image": request.image},
-            # Otherwise vLLM computes a content hash; prefix caching tells images apart by it.
+            # Prefix caching identifies images by this id; without it, vLLM would compute a hash of the content.
             "multi_modal_uuids": {"image": request.image_sha256},
         }
         parameters = SamplingParams(
@@ -76,18 +76,18 @@ class VllmEngine:
             max_tokens=self._sampling.max_tokens,
             seed=request.seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            # 0: of the sampled tokens only.
+            # 0: only for the sampled tokens.
             logprobs=0 if self._logprobs else None,
             flat_logprobs=True,
         )
         try:
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
-        # Depends on prompt and image alone; what vLLM and the models' processors raise here is of any kind.
+        # Such an error depends only on prompt and image. vLLM and the models' processors raise errors of any kind here.
         except Exception as error:
             raise RefusedRequestError("engine_refused", f"{type(error).__name__}: {error}") from error
         final: Any = None
         try:
-            # One output, the last. Leaving the loop at it would leave the generator for a later task to close.
+            # There is only one output. Without a break, the generator is exhausted and needs no later closing.
             async for output in self._engine.generate(rendered, parameters, str(next(self._ids))):
                 final = output
         except EngineDeadError as error:
@@ -104,7 +104,7 @@ class VllmEngine:
             text=completion.text,
             finish_reason=completion.finish_reason or "unknown",
             output_tokens=len(completion.token_ids),
-            # vLLM answers without a warning where no image filled the placeholder; then the prompt did not grow.
+            # vLLM does not warn if no image replaced the placeholder; then the prompt has not become longer.
             saw_image=len(final.prompt_token_ids or ()) > len(token_ids),
             tokens=[*zip((t or "" for t in flat.decoded_tokens), flat.logprobs, strict=True)] if flat else (),
         )
@@ -116,12 +116,12 @@ class VllmEngine:
 
 
 class _CtrlC(BaseException):
-    """Stands for a KeyboardInterrupt, which vLLM would swallow."""
+    """Replaces a KeyboardInterrupt, which vLLM would swallow."""
 
 
 @contextmanager
-def _ctrl_c_ends_it() -> Generator[None]:
-    """Lets a Ctrl-C through: vLLM swallows a KeyboardInterrupt while it waits for its engine process."""
+def _let_ctrl_c_through() -> Generator[None]:
+    """Makes Ctrl-C work in the block: vLLM swallows a KeyboardInterrupt while it waits for its engine process."""
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
@@ -140,7 +140,7 @@ def _ctrl_c_ends_it() -> Generator[None]:
 
 
 def engine_arguments(model: GeneratorModel, options: EngineOptions) -> dict[str, Any]:
-    """Arguments of `AsyncEngineArgs`, and of `vllm.LLM`; sets the environment variables that vLLM reads beside them."""
+    """Arguments for `AsyncEngineArgs` or `vllm.LLM`. Also sets the environment variables that vLLM reads."""
     cpu = bool(current_platform.is_cpu())
     dtype = options.dtype or model.dtype
     max_model_len = options.max_model_len or model.max_model_len
@@ -150,9 +150,9 @@ def engine_arguments(model: GeneratorModel, options: EngineOptions) -> dict[str,
         "max_model_len": max_model_len,
         "max_num_seqs": options.max_in_flight,
         "max_num_batched_tokens": max(_STEP_TOKENS, max_model_len or 0),
-        # The default of 999 images a prompt inflates memory profiling.
+        # With the default, 999 images per prompt, memory profiling would reserve too much.
         "limit_mm_per_prompt": {"image": 1},
-        # For the few requests of a dialogue it does not pay to keep an image's processed pixels.
+        # A dialogue has few requests: keeping an image's processed pixels for them is not worthwhile.
         "mm_processor_cache_gb": 1 if options.reuse_images else 0,
         "gpu_memory_utilization": options.gpu_memory_utilization or (0.4 if cpu else 0.9),
         "tensor_parallel_size": options.tensor_parallel_size,
@@ -170,9 +170,9 @@ def engine_arguments(model: GeneratorModel, options: EngineOptions) -> dict[str,
     arguments["enable_chunked_prefill"] = False
     if model.shipped and options.tensor_parallel_size == 1:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-        # More threads than one only wait for each other in a model this small, and on a busy machine they wait long.
+        # In a model this small, several threads only wait for each other, and on a busy machine they wait long.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        # By default vLLM gives a CPU model a process of its own, to bind its threads to cores. The scheduler then
-        # spins until each step returns, which takes a core and twice the time to start.
+        # By default vLLM runs a CPU model in a process of its own, to bind its threads to cores. Then the scheduler
+        # waits in a busy loop for each step, which occupies a core, and the start takes twice as long.
         arguments["distributed_executor_backend"] = UniProcExecutor
     return arguments

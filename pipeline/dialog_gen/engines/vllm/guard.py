@@ -1,8 +1,8 @@
-"""Ends an engine's processes when this process ends, in whatever way.
+"""Kills the processes of an engine when this process ends, however it ends.
 
-vLLM's engine process does not notice that its parent was killed: it would live on and keep the GPU's memory. A shell
-outside the process group reads process ids from a pipe; when this process ends, the pipe closes, and the shell kills
-those processes.
+vLLM's engine process does not notice if its parent is killed: it would continue to run and keep the GPU's memory. So a
+shell outside the process group reads process ids from a pipe. When this process ends, the pipe closes, and the shell
+kills these processes.
 """
 
 import multiprocessing
@@ -16,7 +16,7 @@ _POLL_S = 0.05
 
 
 class Guard:
-    """Guards the children that `multiprocessing` starts inside the block, until it is dismissed."""
+    """Guards the child processes that `multiprocessing` starts inside the block, until `dismiss`."""
 
     def __init__(self) -> None:
         self._others = {child.pid for child in multiprocessing.active_children()}
@@ -28,7 +28,7 @@ class Guard:
             bufsize=0,
             start_new_session=True,
         )
-        self._entered = threading.Event()
+        self._block_ended = threading.Event()
         self._reporter = threading.Thread(target=self._report, daemon=True)
 
     def __enter__(self) -> "Guard":
@@ -36,7 +36,7 @@ class Guard:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._entered.set()
+        self._block_ended.set()
         self._reporter.join()
         if kind is not None:
             for child in self._children():
@@ -44,7 +44,7 @@ class Guard:
             self.dismiss()
 
     def dismiss(self) -> None:
-        """Forgets the children, which have ended."""
+        """Ends the guard without killing anything. Call it after the children have ended."""
         self._shell.kill()
         self._shell.communicate()
 
@@ -55,8 +55,8 @@ class Guard:
         reported = set[int]()
         last = False
         while not last:
-            # Once more after the block has ended.
-            last = self._entered.wait(_POLL_S)
+            # After the block has ended, looks for children one last time.
+            last = self._block_ended.wait(_POLL_S)
             for child in self._children():
                 if child.pid not in reported:
                     reported.add(child.pid)
