@@ -31,6 +31,7 @@ LAYERS = {
         "shapes",
         "",
         "cli",
+        "__main__",
     ),
     "dialog_train": (
         "losses",
@@ -200,3 +201,17 @@ def test_a_new_one_of_a_kind_is_one_file(
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.endswith(f" {package} {group} made\n"), done.stderr
     assert len(list(tmp_path.glob("*.py"))) == int(files)
+
+
+def test_the_gate_that_the_page_shows_works() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    use = """
+from dialog_gen.gates.settings import load_gates
+settings = load_gates({"politeness": {"word": "sorry"}})["politeness"]
+gate = GATES.get("politeness")(settings, {})
+texts = [{"user": "What is it?", "assistant": answer} for answer in ("Sorry, sorry", "a dog, sorry", "please")]
+print(gate.score([{"texts": texts}]), [settings.is_violated(score) for score in (1.0, 0.0)])
+"""
+    done = subprocess.run([sys.executable, "-c", example + use], capture_output=True, text=True)
+    assert done.stdout == "[[1.0, 1.0, 0.0]] [False, True]\n", done.stderr

@@ -123,7 +123,7 @@ def test_parquet(source: Path, tmp_path: Path, to: str) -> None:
 
 
 def test_parquet_in_several_files(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "ROWS_A_GROUP", 1)
+    monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 1)
     monkeypatch.setattr(parquet, "_FILE_BYTES", len(png(0)) + len(jpeg(1)) + 5)
     out, _ = exported(source, "texts")
     assert sorted(files_of(out)) == ["00000.parquet", "00001.parquet"]
@@ -246,7 +246,7 @@ def test_it_writes_over_nothing(source: Path, tmp_path: Path) -> None:
 def test_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], to: str, share: float
 ) -> None:
-    monkeypatch.setattr(parquet, "ROWS_A_GROUP", 7)
+    monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 7)
     source = make_source(tmp_path / "source", [with_image(i, noise(i)) for i in range(40)])
     out, _ = exported(source, to)
     size = max(path.stat().st_size for path in out.rglob("*") if path.is_file())

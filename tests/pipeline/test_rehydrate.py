@@ -192,7 +192,7 @@ def test_loopback_is_blocked_unless_allowed(web: Web, bare: Path, tmp_path: Path
 
 def test_many_row_groups(web: Web, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than are fetched at a time; order and pairing hold."""
-    monkeypatch.setattr("dialog_gen.publish.compact.ROWS_A_GROUP", 2)
+    monkeypatch.setattr("dialog_gen.publish.compact.ROWS_PER_GROUP", 2)
     compact(DatasetFolder(str(source)), str(tmp_path / "bare"), without_images=True)
     monkeypatch.setattr(rehydrate_module, "_GROUPS_AHEAD", 1)
     restored(tmp_path / "bare", tmp_path / "out", threads=3)

@@ -328,7 +328,7 @@ def test_images_are_held_no_longer_than_needed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(runner_module, "_READ_AHEAD", 4)
     monkeypatch.setattr(runner_module, "_PREPARED", 26)
     monkeypatch.setattr(runner_module, "_ROWS_PER_WRITE", 8)
-    monkeypatch.setattr(store_module, "ROWS_A_GROUP", 10)
+    monkeypatch.setattr(store_module, "ROWS_PER_GROUP", 10)
     monkeypatch.setattr(Held, "most", 0)
     shards = (InputShard(f"s{n}", 400, "f", Endless(), tuple(range(400 * n, 400 * n + 400))) for n in range(3))
     # A tenth is rejected: those wait to be a row group longest.

@@ -56,7 +56,7 @@ def is_complete(out: Path, count: int = 3, **shard: Any) -> bool:
 def test_rows_stand_in_the_order_of_the_input(statuses: list[str], random: Any) -> None:
     order = random.sample(range(len(statuses)), len(statuses))
     rows = [make_row(number, status) for number, status in enumerate(statuses)]
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(store_module, "ROWS_A_GROUP", 3):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(store_module, "ROWS_PER_GROUP", 3):
         out = Path(folder)
         with open_writer(folder, CONFIG) as store:
             manifest = write_shard(store, shard_of("s", len(rows)), rows, order=order)

@@ -141,7 +141,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "a renamed manifest": (
         lambda out: (out / SIDECAR).rename(out / "shards" / "s7.json"),
-        ["shards/s7.json is the sidecar of another shard, s0"],
+        ["shards/s7.json is the manifest of another shard, s0"],
     ),
     "another configuration": (
         lambda out: edit_manifest(out, lambda manifest: manifest.update(config_sha256="0" * 64)),
@@ -153,11 +153,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "counts that add up": (
         lambda out: edit_manifest(out, lambda manifest: manifest.update(images=8, accepted=5)),
-        ["shard s0: its rows count 4 accepted, .* its sidecar 5 accepted"],
+        ["shard s0: its rows count 4 accepted, .* its manifest 5 accepted"],
     ),
     "another reason": (
         lambda out: edit_manifest(out, lambda manifest: manifest["reasons"].update(rejected={"empty": 2})),
-        [r"rows count .*1 rejected \(empty\), 1 rejected \(too_few_pairs\).* its sidecar .*2 rejected \(empty\)"],
+        [r"rows count .*1 rejected \(empty\), 1 rejected \(too_few_pairs\).* its manifest .*2 rejected \(empty\)"],
     ),
     "a promise of more rows": (
         lambda out: edit_manifest(out, lambda manifest: manifest["files"][0].update(rows=5)),
@@ -165,7 +165,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "a forgotten file": (
         lambda out: edit_manifest(out, lambda manifest: manifest["files"].pop()),
-        ["shard s0: its rows count 4 accepted, its sidecar 4 accepted", "rejects/s0.parquet belongs to no finished"],
+        ["shard s0: its rows count 4 accepted, its manifest 4 accepted", "rejects/s0.parquet belongs to no finished"],
     ),
     "a lost row, signed": (
         lambda out: edit_rows(out, lambda rows: rows.pop()),

@@ -17,6 +17,6 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *modules})
+        return sorted({*(name for name in vars(sys.modules[package]) if name.startswith("__")), *modules})
 
     return get, names

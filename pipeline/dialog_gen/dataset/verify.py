@@ -75,7 +75,7 @@ def verify(dataset: str | Path | DatasetFolder, *, on_progress: OnProgress = ign
             verdict.add(f"shards/{name}.json is damaged: run again to make the shard anew")
             continue
         if manifest.shard != name:
-            verdict.add(f"shards/{name}.json is the sidecar of another shard, {manifest.shard}")
+            verdict.add(f"shards/{name}.json is the manifest of another shard, {manifest.shard}")
         if manifest.config_sha256 not in versions:
             verdict.add(f"shard {name} was made with another configuration than config.json tells")
         _count(verdict, manifest)
@@ -128,7 +128,7 @@ def _check_shard(folder: DatasetFolder, manifest: ShardManifest, version: int, v
     for status, reasons in manifest.reasons.items():
         promised.update({(status, reason): count for reason, count in reasons.items()})
     if counted != +promised:
-        verdict.add(f"{where}: its rows count {_readable(counted)}, its sidecar {_readable(+promised)}")
+        verdict.add(f"{where}: its rows count {_readable(counted)}, its manifest {_readable(+promised)}")
 
 
 def _check_rows(

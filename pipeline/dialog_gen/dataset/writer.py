@@ -35,7 +35,7 @@ from dialog_gen.dataset.locks import TMP, Claims, lock_exclusively, lock_shared
 from dialog_gen.dataset.record import DIALOGUES, REJECTS, SCHEMA_VERSION
 
 # The Hub's viewer cannot show larger row groups of images. A writer keeps at most this number of rows in memory.
-ROWS_A_GROUP = 100
+ROWS_PER_GROUP = 100
 _writing = partial(writing, left="finished shards are kept")
 
 
@@ -334,7 +334,7 @@ class _Part:
 
     def add(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
-        if len(self._rows) == ROWS_A_GROUP:
+        if len(self._rows) == ROWS_PER_GROUP:
             self._flush()
 
     def close(self) -> FileEntry | None:

@@ -20,7 +20,7 @@ from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, open_dataset, sha256_json, upgraded
 from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
 from dialog_gen.dataset.record import DIALOGUES, REJECTS
-from dialog_gen.dataset.writer import ROWS_A_GROUP, DatasetWriter, open_writer
+from dialog_gen.dataset.writer import ROWS_PER_GROUP, DatasetWriter, open_writer
 
 COMPACTED = "compacted"
 """The key in config.json that only merged datasets have."""
@@ -201,9 +201,9 @@ def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     pending = list[pa.Table]()
     for table in tables:
         rows = pa.concat_tables([*pending, table])
-        while rows.num_rows >= ROWS_A_GROUP:
-            yield from _halved(rows.slice(0, ROWS_A_GROUP))
-            rows = rows.slice(ROWS_A_GROUP)
+        while rows.num_rows >= ROWS_PER_GROUP:
+            yield from _halved(rows.slice(0, ROWS_PER_GROUP))
+            rows = rows.slice(ROWS_PER_GROUP)
         pending = [rows]
     yield from chain.from_iterable(_halved(rows) for rows in pending if rows.num_rows)
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dialog_gen.dataset.record import IMAGE_TYPE, hub_schema
-from dialog_gen.dataset.writer import ROWS_A_GROUP
+from dialog_gen.dataset.writer import ROWS_PER_GROUP
 from dialog_gen.publish.formats.base import Sample, SampleWriter
 
 _FILE_BYTES = 500 * 10**6
@@ -41,7 +41,7 @@ class DialogueParquetWriter(SampleWriter):
         image = {"bytes": sample.image, "path": f"{sample.name}.{sample.extension}"}
         self._rows.append({"images": [image], self.column: self.dialogue(sample)})
         self._rows_bytes += len(sample.image)
-        if len(self._rows) == ROWS_A_GROUP or self._rows_bytes > _GROUP_BYTES:
+        if len(self._rows) == ROWS_PER_GROUP or self._rows_bytes > _GROUP_BYTES:
             self._flush()
 
     def close(self) -> None:
