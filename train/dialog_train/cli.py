@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from dialog_gen.cli.remedies import explained
 from dialog_gen.core.console import Json, Version, begin, print_result
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.core.progress import progress_bars
@@ -257,7 +258,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if not _is_first():
             # A launcher ends all processes once one has failed. If all found the same error, the first one reports it.
             time.sleep(_ERROR_DELAY_S)
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {explained(error)}", err=True)
         end_launcher()
         return error.exit_code
     except SystemExit as ending:

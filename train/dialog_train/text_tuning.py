@@ -12,7 +12,7 @@ from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import save_clip
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import sha256_json
+from dialog_gen.core.hashing import sha256_json
 from dialog_train.config import DialogueRecipe, OptimSettings
 from dialog_train.data.training_set import Batch, EpochOrder
 from dialog_train.optim import select_trainable

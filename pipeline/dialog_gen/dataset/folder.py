@@ -13,7 +13,6 @@ A file that no manifest names is not part of the dataset. Rewritten rows go to S
 to SHARD.parquet: the manifest names the valid file.
 """
 
-import hashlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.hashing import sha256_json
 from dialog_gen.dataset.errors import NoDatasetError, UnreadableRowsError
 from dialog_gen.dataset.record import SCHEMA_VERSION
 from dialog_gen.dataset.versions import RowFile
@@ -243,17 +243,6 @@ def other_name(path: str) -> str:
     """The name for the rewritten rows of a file: a file that a manifest names is never overwritten."""
     stem = path.removesuffix(".parquet")
     return f"{stem.removesuffix('.v2')}.parquet" if stem.endswith(".v2") else f"{stem}.v2.parquet"
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a local file, in hex."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def sha256_json(value: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, in hex; it does not depend on the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

@@ -9,17 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dialog_gen.core.errors import FailedCheckError
+from dialog_gen.core.hashing import sha256_json
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import (
-    UPGRADE,
-    DatasetFolder,
-    ShardManifest,
-    Upgrade,
-    open_dataset,
-    sha256_json,
-    upgraded,
-    version_of,
-)
+from dialog_gen.dataset.folder import UPGRADE, DatasetFolder, ShardManifest, Upgrade, open_dataset, upgraded, version_of
 from dialog_gen.dataset.locks import lock_exclusively
 from dialog_gen.dataset.record import SCHEMA_VERSION
 from dialog_gen.dataset.verify import damage

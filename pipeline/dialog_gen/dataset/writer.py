@@ -19,17 +19,9 @@ import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import fsync, put_file, writing
+from dialog_gen.core.hashing import sha256_json, sha256_of
 from dialog_gen.dataset.errors import OlderVersionError, OtherConfigError, differing_keys
-from dialog_gen.dataset.folder import (
-    DatasetFolder,
-    FileEntry,
-    ShardManifest,
-    other_name,
-    sha256_json,
-    sha256_of,
-    upgraded,
-    version_of,
-)
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, other_name, upgraded, version_of
 from dialog_gen.dataset.intact import footer
 from dialog_gen.dataset.locks import TMP, Claims, lock_exclusively, lock_shared
 from dialog_gen.dataset.record import DIALOGUES, REJECTS, SCHEMA_VERSION

@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from dialog_gen.core.errors import DialogGenError
+from dialog_gen.core.hashing import sha256_json
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder, open_dataset, sha256_json
+from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.dataset.record import DIALOGUES
 from dialog_gen.dataset.upgrade import upgrade
 from dialog_gen.dataset.writer import DatasetWriter, open_writer

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from dialog_gen.core.errors import UsageError, check_at_least
+from dialog_gen.core.hashing import sha256_json
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, open_dataset, sha256_json, upgraded
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, open_dataset, upgraded
 from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
 from dialog_gen.dataset.record import DIALOGUES
 from dialog_gen.dataset.verify import totals

@@ -16,7 +16,8 @@ from typing import Any
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.core.files import fsync
-from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_gen.core.hashing import sha256_json
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.versions import RowFile
 from dialog_gen.dataset.writer import DatasetWriter, open_writer

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import InterpolationMode, resized_crop
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import sha256_json
+from dialog_gen.core.hashing import sha256_json
 from dialog_train.config import DialogueUse, PixelRecipe
 from dialog_train.data.derived import CONFIG_FILE, read_json
 from dialog_train.data.row_files import RowFiles, TokenBatches

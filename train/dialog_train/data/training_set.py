@@ -29,7 +29,8 @@ from torch.nn.functional import normalize
 from dialog_gen.clip.base import Clip
 from dialog_gen.clip.text.tokens import TextEncoder
 from dialog_gen.core.errors import UsageError, did_you_mean
-from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_gen.core.hashing import sha256_json
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.writer import DatasetWriter
 from dialog_gen.gates.summary import without_gates

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dialog_gen.dataset.folder import sha256_json
+from dialog_gen.core.hashing import sha256_json
 
 Ids = npt.NDArray[np.int32]
 

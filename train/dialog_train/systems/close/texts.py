@@ -23,7 +23,8 @@ from dialog_gen.clip.base import Clip
 from dialog_gen.clip.text.tokens import Ids, TextEncoder, join_ids
 from dialog_gen.clip.text.tower import TextTower, encode_ids
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_gen.core.hashing import sha256_json
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.data.derived import (
     CONFIG_FILE,
     Source,

@@ -19,9 +19,10 @@ from dialog_gen.clip.close.adapters import Adapter, fit_adapter
 from dialog_gen.clip.close.checkpoint import new_close
 from dialog_gen.clip.close.decoder import CloseDecoder, load_t5, new_t5, word_tokenizer
 from dialog_gen.clip.loader import save_clip
+from dialog_gen.core.hashing import sha256_json
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.core.tensors import sha256_of_weights
-from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.data.prepare import prepare_vectors
 from dialog_train.data.training_set import EpochOrder, columns_of
 from dialog_train.data.vectors import VectorStore

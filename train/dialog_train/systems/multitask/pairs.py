@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dialog_gen.clip.text.tokens import Ids, TextEncoder
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import sha256_json
+from dialog_gen.core.hashing import sha256_json
 from dialog_gen.dataset.writer import DatasetWriter
 from dialog_train.data.derived import CONFIG_FILE, open_derived, put, read_json, remove_others
 from dialog_train.data.row_files import MappedRows, TokenBatches, id_lists, rows_made_from

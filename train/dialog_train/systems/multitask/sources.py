@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.hashing import hash_64
+from dialog_gen.core.hashing import hash_64, sha256_json
 from dialog_gen.core.parquet import open_parquet
-from dialog_gen.dataset.folder import DatasetFolder, sha256_json
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.gates.words import words
 from dialog_gen.inspect.statistics import question_type
 from dialog_train.data.derived import Source, identity_of_dataset, read_rows, sources_of
