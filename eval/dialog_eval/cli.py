@@ -20,30 +20,19 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperGroup
 from typer.models import OptionInfo
 
 from dialog_eval.options import Common, flag_of, option_info, parameters_of, required_options
 from dialog_eval.results import Blend, Metric, Results, check_writable
 from dialog_eval.tasks.base import TASKS, TaskDefinition, get_task
-from dialog_gen.core.console import Json, Version, begin, run_app
-from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.core.console import Json, Version, begin, group_of, run_app
+from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import progress_bars
 
 # Commands import slow packages themselves, so that `dialog-eval --help` does not wait for torch.
 
 
-class _Commands(TyperGroup):
-    """Answers an unknown command with the known ones, which include the tasks of other packages."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Raises UsageError for an unknown command."""
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            raise UsageError(f"unknown command {args[0]!r}: {did_you_mean(args[0], self.commands)}.")
-        return super().resolve_command(ctx, args)
-
-
-app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(cls=group_of("command"), no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from dialog_gen.core.errors import FailedCheckError
 from dialog_gen.download.http import FetchPolicy
 from dialog_gen.download.img2dataset import job as job_module
 from dialog_gen.download.img2dataset import supervisor
-from dialog_gen.download.img2dataset.job import Job, duplicates_between, write_duplicates
+from dialog_gen.download.img2dataset.job import DownloadJob, duplicates_between, write_duplicates
 from dialog_gen.download.img2dataset.resize import check_header
 from dialog_gen.download.img2dataset.supervisor import finished_shards, run_img2dataset
 from dialog_gen.download.link_rot import measure
@@ -29,18 +29,18 @@ LIVE = 'for i in 1 2 3 4 5 6; do printf "\\000" > "$DIALOG_GEN_OUTCOME_PIPE"; sl
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> DownloadJob:
     """Two URLs, one shard."""
     (tmp_path / "urls").mkdir()
     (tmp_path / "images").mkdir()
     pq.write_table(pa.table({"url": ["a", "b"], "caption": ["", ""]}), tmp_path / "urls" / "00000.parquet")
     options = DownloadOptions(shard_size=2, processes=1, threads=1, stall_s=0.6)
-    return Job(
+    return DownloadJob(
         urls=str(tmp_path / "urls"), images=str(tmp_path / "images"), duplicates="duplicates.npy", options=options
     )
 
 
-def starts_of(script: str, job: Job, monkeypatch: pytest.MonkeyPatch) -> Path:
+def starts_of(script: str, job: DownloadJob, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Lets a shell script stand in for Python with img2dataset; the file returned gets a line a start."""
     folder = Path(job.images).parent
     program = folder / "program"
@@ -60,7 +60,7 @@ def starts_of(script: str, job: Job, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=["at once", "slowly", "the third time"],
 )
 def test_it_is_started_until_it_is_done(
-    script: str, starts: int, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, starts: int, job: DownloadJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = starts_of(script, job, monkeypatch)
     run_img2dataset(job, tmp_path / "log", "downloading")
@@ -69,7 +69,7 @@ def test_it_is_started_until_it_is_done(
     assert log.read_text().count("start") == starts  # nothing was left to do
 
 
-def test_its_progress_is_called_back(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_progress_is_called_back(job: DownloadJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts_of(f"{LIVE}{FINISH}", job, monkeypatch)
     told: list[tuple[str, int, int | None, str, str]] = []
     run_img2dataset(job, tmp_path / "log", "downloading", lambda *all_of_it: told.append(all_of_it))
@@ -90,7 +90,7 @@ def test_its_progress_is_called_back(job: Job, tmp_path: Path, monkeypatch: pyte
     ids=["stands still", "fails", "does nothing", "is killed", "disk full"],
 )
 def test_how_it_fails(
-    script: str, message: str, starts: int, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, message: str, starts: int, job: DownloadJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = starts_of(script, job, monkeypatch)
     with pytest.raises((FailedCheckError, OSError), match=message):
@@ -98,7 +98,7 @@ def test_how_it_fails(
     assert log.read_text().count("start") == starts
 
 
-def test_files_that_break_the_numbering_are_refused(job: Job, tmp_path: Path) -> None:
+def test_files_that_break_the_numbering_are_refused(job: DownloadJob, tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": ["c"], "caption": [""]}), tmp_path / "urls" / "00001.parquet")
     pq.write_table(pa.table({"url": ["d"], "caption": [""]}), tmp_path / "urls" / "00002.parquet")
     with pytest.raises(ValueError, match=r"a multiple of 2 rows, found \[2, 1, 1\]"):

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from dialog_gen.cli.remedies import explained
-from dialog_gen.core.console import Json, Version, begin, print_result
+from dialog_gen.core.console import Json, Version, begin, group_of, print_result
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.core.progress import progress_bars
 from dialog_train.config import shipped_recipes
@@ -42,18 +41,8 @@ Processes = Annotated[
 ]
 
 
-class _Commands(TyperGroup):
-    """Reports an unknown command as an unknown training system, with the list of known ones."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Raises UsageError for an unknown command."""
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            SYSTEMS.get(args[0])
-        return super().resolve_command(ctx, args)
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=group_of("training system"),
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

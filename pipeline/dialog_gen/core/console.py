@@ -3,17 +3,15 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import Progress
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from dialog_gen.core.errors import DialogGenError
+from dialog_gen.core.errors import DialogGenError, UsageError, did_you_mean
 from dialog_gen.core.version import __version__
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -56,16 +54,22 @@ def command_with_help(**texts: Callable[[], str]) -> type[TyperCommand]:
     return Command
 
 
+def group_of(kind: str) -> type[TyperGroup]:
+    """A class for `typer.Typer(cls=...)` that answers an unknown command, a `kind`, with the known ones in one line."""
+
+    class Group(TyperGroup):
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            """Raises UsageError for an unknown command."""
+            if args and not args[0].startswith("-") and args[0] not in self.commands:
+                raise UsageError(f"unknown {kind} {args[0]!r}; {did_you_mean(args[0], self.commands)}.")
+            return super().resolve_command(ctx, args)
+
+    return Group
+
+
 def print_result(content: dict[str, Any], text: str, as_json: bool) -> None:
     """Prints a command's result: `content` for programs, `text` for people."""
     typer.echo(json.dumps(content, indent=2) if as_json else text)
-
-
-@contextmanager
-def progress_bar() -> Generator[Progress]:
-    """A progress bar on stderr; hidden if stderr is not a terminal."""
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        yield progress
 
 
 def run_app(app: Callable[[], Any], *, interrupted: str, explain: Callable[[DialogGenError], str] = str) -> None:

@@ -32,7 +32,7 @@ _READ_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class DownloadJob:
     """One URL list to download into one folder of tars."""
 
     urls: str
@@ -47,7 +47,7 @@ class Job:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Job":
+    def from_json(cls, text: str) -> "DownloadJob":
         """The job of a text that `to_json` returned."""
         fields: dict[str, Any] = json.loads(text)
         options = fields.pop("options")

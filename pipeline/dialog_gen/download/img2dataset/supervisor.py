@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from dialog_gen.core.errors import FailedCheckError, MissingExtraError, UsageError
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.folder import read_json
-from dialog_gen.download.img2dataset.job import Job, OutcomePipe, write_duplicates
+from dialog_gen.download.img2dataset.job import DownloadJob, OutcomePipe, write_duplicates
 from dialog_gen.download.img2dataset.resize import MAX_PIXELS
 from dialog_gen.download.manifests import DownloadOptions
 from dialog_gen.download.outcomes import Outcome
@@ -54,11 +54,11 @@ def download_list(
     """
     duplicates = work / "duplicates.npy"
     write_duplicates(work / "urls", duplicates)
-    job = Job(urls=str(work / "urls"), images=str(work / "images"), duplicates=str(duplicates), options=options)
+    job = DownloadJob(urls=str(work / "urls"), images=str(work / "images"), duplicates=str(duplicates), options=options)
     run_img2dataset(job, work / LOG_NAME, description, on_progress)
 
 
-def run_img2dataset(job: Job, log: Path, description: str, on_progress: OnProgress = ignore_progress) -> None:
+def run_img2dataset(job: DownloadJob, log: Path, description: str, on_progress: OnProgress = ignore_progress) -> None:
     """Downloads the unfinished shards of a job.
 
     `description` is shown with the progress. The output of img2dataset is appended to `log`.
@@ -110,7 +110,7 @@ def outcomes_of(stats: dict[str, Any]) -> Counter[Outcome]:
     return Counter(stats.get("status_dict"))
 
 
-def _size(job: Job) -> tuple[int, int]:
+def _size(job: DownloadJob) -> tuple[int, int]:
     """The numbers of rows and of shards of a list."""
     rows = [pq.read_metadata(path).num_rows for path in sorted(Path(job.urls).glob("*.parquet"))]
     size = job.options.shard_size
@@ -119,7 +119,7 @@ def _size(job: Job) -> tuple[int, int]:
     return sum(rows), math.ceil(sum(rows) / size)
 
 
-def _run(job: Job, log: Path, meter: "_Meter") -> int | None:
+def _run(job: DownloadJob, log: Path, meter: "_Meter") -> int | None:
     """Runs img2dataset once. Returns its exit code, or None if it made no progress and was ended."""
     script = "from dialog_gen.download.img2dataset.worker import main; main()"
     command = [sys.executable, "-P", "-c", script, job.to_json()]

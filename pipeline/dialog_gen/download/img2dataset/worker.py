@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dialog_gen.download.http import FetchPolicy, open_url, with_retries
-from dialog_gen.download.img2dataset.job import Job, duplicates_between, send_disk_full, send_outcome
+from dialog_gen.download.img2dataset.job import DownloadJob, duplicates_between, send_disk_full, send_outcome
 from dialog_gen.download.img2dataset.resize import RESIZE, PlainResizer, check_header
 from dialog_gen.download.outcomes import FetchError, Outcome
 
@@ -44,7 +44,7 @@ _FETCH_PARAMETERS = ["row", "timeout", "retries", "user_agent_token", "disallowe
 
 def main() -> None:
     """Runs img2dataset on the job given as JSON, until it is done or the parent process is gone."""
-    job = Job.from_json(sys.argv[1])
+    job = DownloadJob.from_json(sys.argv[1])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The package has a function of the same name, which hides this module.
     engine: Any = importlib.import_module("img2dataset.main")
@@ -74,7 +74,7 @@ def main() -> None:
 class ImageDownloader(Downloader):
     """img2dataset's Downloader of one shard at a time, with this module's fetching, resizing and writing."""
 
-    def __init__(self, job: Job, **settings: Any) -> None:
+    def __init__(self, job: DownloadJob, **settings: Any) -> None:
         settings["resizer"] = _Resizer(PlainResizer(settings["resizer"]))
         settings["sample_writer_class"] = _Writer
         super().__init__(**settings)

@@ -120,7 +120,7 @@ class _Trainee(nn.Module):
         return {"text_loss": next_token_loss(gather_rows(sums))}
 
 
-class TextRows(Protocol):
+class CloseRows(Protocol):
     """The part of `Texts` that `CloseBatches` uses."""
 
     config: dict[str, Any]
@@ -136,7 +136,7 @@ class CloseBatches:
     step.
     """
 
-    def __init__(self, recipe: CloseRecipe, rows: TextRows, decoder: CloseDecoder, adapter: Adapter) -> None:
+    def __init__(self, recipe: CloseRecipe, rows: CloseRows, decoder: CloseDecoder, adapter: Adapter) -> None:
         """Raises UsageError for a batch that is larger than the data."""
         self._recipe, self._rows, self._decoder, self._adapter = recipe, rows, decoder, adapter
         self._root = adapter.noise_root(recipe.noise)
