@@ -5,6 +5,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from dialog_gen.dataset.writer import DatasetWriter
+
 CRASHED = 9
 
 
@@ -18,3 +22,30 @@ def crash_at(number: int, out: str) -> Callable[[str, tuple[Any, ...]], None]:
             os._exit(CRASHED)
 
     return hook
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def killed_at(patch: pytest.MonkeyPatch, die_at: float, *, before: bool) -> Callable[[], int]:
+    """Counts what changes a dataset folder; dies at step `die_at`, before it is done or after."""
+    done = 0
+
+    def wrap(method: str) -> None:
+        real = getattr(DatasetWriter, method)
+
+        def step(*arguments: Any) -> None:
+            nonlocal done
+            if done == die_at and before:
+                raise Killed
+            real(*arguments)
+            done += 1
+            if done > die_at:
+                raise Killed
+
+        patch.setattr(DatasetWriter, method, step)
+
+    wrap("put")
+    wrap("remove")
+    return lambda: done

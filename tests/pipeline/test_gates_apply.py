@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from helpers.cli import Cli
-from helpers.crashes import CRASHED
+from helpers.crashes import CRASHED, Killed, killed_at
 from helpers.engine import ScriptedEngine
 from helpers.inputs import write_images
 from helpers.rows import files_of, make_row, marks_of, rows_of, scores_of, shard_of, write_shard
@@ -177,44 +176,17 @@ def test_progress_goes_through_a_callback_and_nothing_is_printed(
     assert json.loads((dataset / "gates.json").read_text())["settings"]["length"] == {"min": 1, "max": 3}
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def steps_of(monkeypatch: pytest.MonkeyPatch, die_at: float, *, before: bool) -> Callable[[], int]:
-    """Counts what changes the dataset folder; dies at step `die_at`, before it is done or after."""
-    done = 0
-
-    def wrap(name: str) -> None:
-        real = getattr(DatasetWriter, name)
-
-        def step(*arguments: Any) -> None:
-            nonlocal done
-            if done == die_at and before:
-                raise Killed
-            real(*arguments)
-            done += 1
-            if done > die_at:
-                raise Killed
-
-        monkeypatch.setattr(DatasetWriter, name, step)
-
-    wrap("put")
-    wrap("remove")
-    return lambda: done
-
-
 def test_a_pass_that_is_killed_anywhere_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     undisturbed = write_dataset(tmp_path / "undisturbed", range(1, 4))
     with pytest.MonkeyPatch.context() as patch:
-        steps = steps_of(patch, float("inf"), before=False)
+        steps = killed_at(patch, float("inf"), before=False)
         apply_gates(undisturbed)
     assert steps() >= 8
     for step in range(1, steps()):
         for before in (True, False):
             out = write_dataset(tmp_path / f"{step}-{before}", range(1, 4))
             with pytest.MonkeyPatch.context() as patch:
-                steps_of(patch, step, before=before)
+                killed_at(patch, step, before=before)
                 with pytest.raises(Killed):
                     apply_gates(out)
             apply_gates(out)

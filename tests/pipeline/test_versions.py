@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from helpers.cli import Cli
-from helpers.crashes import CRASHED
+from helpers.crashes import CRASHED, Killed, killed_at
 from helpers.engine import ScriptedEngine
 from helpers.rows import files_of, marks_of, rows_of
 
@@ -23,7 +23,7 @@ from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import DIALOGUES, REJECTS, kept_pairs
 from dialog_gen.dataset.upgrade import upgrade
 from dialog_gen.dataset.verify import verify
-from dialog_gen.dataset.writer import DatasetWriter, open_writer
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.engines.start import EngineSpec
 
 DATA = Path(__file__).parents[1] / "data"
@@ -176,33 +176,6 @@ def test_an_upgrade_changes_no_row(out: Path, name: str, dialog_gen_cli: Cli) ->
     assert dialog_gen_cli("upgrade", out).out == f"{out}: version 3 of the record, nothing to do\n"
     assert files_of(out) == after
     assert not (out / ".tmp").exists()
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def killed_at(patch: pytest.MonkeyPatch, die_at: float, *, before: bool) -> Callable[[], int]:
-    """Counts what changes the folder; dies at step `die_at`, before it is done or after."""
-    done = 0
-
-    def wrap(method: str) -> None:
-        real = getattr(DatasetWriter, method)
-
-        def step(*arguments: Any) -> None:
-            nonlocal done
-            if done == die_at and before:
-                raise Killed
-            real(*arguments)
-            done += 1
-            if done > die_at:
-                raise Killed
-
-        patch.setattr(DatasetWriter, method, step)
-
-    wrap("put")
-    wrap("remove")
-    return lambda: done
 
 
 def test_an_upgrade_that_is_killed_anywhere_goes_on_and_its_dataset_is_whole_at_every_moment(

@@ -254,7 +254,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         if code == _INTERRUPTED and _is_first():
             typer.echo(
-                "interrupted: with --resume auto the same command continues from the newest checkpoint, if there is one",
+                "interrupted: with --resume auto the same command continues from the newest checkpoint, if any",
                 err=True,
             )
         return code
