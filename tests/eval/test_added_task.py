@@ -18,7 +18,8 @@ from typing import Annotated
 import typer
 
 from dialog_eval.results import Metric
-from dialog_eval.tasks.base import TASKS, Presentation, TaskDefinition, counter
+from dialog_eval.tasks.base import TASKS, Presentation, TaskDefinition
+from dialog_gen.core.progress import counter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,7 @@ class PreferenceTask:
     image_ids: list[str]
 
     def evaluate(self, models, images, on_progress):
-        encoded = models.encode_texts(self.words, counter(on_progress, "words", 2))
+        encoded = models.encode_texts(self.words, counter(on_progress, "words", 2, "words"))
         entries = []
         for variant in models.variants:
             scores = images.of(variant, self.image_ids) @ models.text_vectors(variant, encoded).T

@@ -92,9 +92,9 @@ def test_progress_goes_to_the_end(settings: dict[str, Any], engine: ScriptedEngi
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"limit": 0}, "--limit 0: give 1 or more"),
-        ({"shard_size": 0}, "--shard-size 0: give 1 or more"),
-        ({"max_losses": float("nan")}, "--max-losses nan: give 0 or more"),
+        ({"limit": 0}, "--limit 0 is too small: give at least 1"),
+        ({"shard_size": 0}, "--shard-size 0 is too small: give at least 1"),
+        ({"max_losses": float("nan")}, "--max-losses nan is too small: give at least 0"),
         ({"engine": "vlm"}, "--engine vlm: unknown engine; did you mean 'vllm'"),
         ({"executor": "ray"}, "--executor ray: unknown executor.*Known: .*local"),
         ({"temperature": 9}, "--temperature 9"),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.toml_files import shipped_toml
 from dialog_train.losses.base import LOSSES
 
 DialogueUse = Literal["rotate", "concatenate"]
@@ -164,8 +165,4 @@ class TowersRecipe(PixelRecipe):
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with the package: name -> file."""
-    folder = Path(str(files("dialog_train"))) / "recipes"
-    if not folder.is_dir():
-        # In an editable install the recipes are not inside the package.
-        folder = Path(__file__).parents[1] / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return shipped_toml(Path(str(files("dialog_train"))) / "recipes", Path(__file__).parents[1] / "recipes")

@@ -11,7 +11,7 @@ The command `dialog-eval retrieval` and `dialog_eval.evaluate("retrieval", ...)`
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -100,10 +100,7 @@ TASKS = Registry[type[TaskDefinition[Any]]]("evaluation task", "dialog_eval.task
 
 def get_task(name: str) -> type[TaskDefinition[Any]]:
     """The task with that name. Raises UsageError for an unknown task, and for an invalid one of another package."""
-    found: Any = TASKS.get(name)
-    # Another package may have registered something else.
-    if not (isinstance(found, type) and issubclass(found, TaskDefinition)):
-        raise UsageError(f"evaluation task {name!r} is no TaskDefinition of dialog_eval.tasks.base.")
+    found = TASKS.get(name)
     if taken := _RESERVED & parameters_of(found.options_type).keys():
         raise UsageError(f"evaluation task {name!r}: its option {min(taken)!r} is one of all evaluations; rename it.")
     return found
@@ -120,19 +117,6 @@ def presentation_of(task: str) -> Presentation:
             if presentation.task == task:
                 return presentation
     return Presentation(task=task, title=task)
-
-
-def counter(on_progress: OnProgress, stage: str, total: int) -> Callable[[float], None]:
-    """Makes a function that reports progress; it is called with the number of items done since its last call."""
-    done = 0.0
-
-    def advance(count: float) -> None:
-        nonlocal done
-        done += count
-        on_progress(stage, round(done), total, stage)
-
-    advance(0)
-    return advance
 
 
 def dataset_name(*files: Path) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 import typer
 
 from dialog_eval.results import Entry, Metric, Reference
-from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, counter, sha256_head
+from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, sha256_head
 from dialog_gen.core.errors import UsageError, did_you_mean
-from dialog_gen.core.progress import OnProgress
+from dialog_gen.core.progress import OnProgress, counter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +85,9 @@ class ClassificationTask:
 
         from dialog_eval.metrics.retrieval import hit_ranks
 
-        vectors = self._class_vectors(models, counter(on_progress, "class texts", sum(map(len, self.prompts))))
+        vectors = self._class_vectors(
+            models, counter(on_progress, "class texts", sum(map(len, self.prompts)), "class texts")
+        )
         labels = torch.tensor(list(self.labels.values()))
         entries: list[Entry] = []
         for variant, classes in zip(models.variants, vectors, strict=True):

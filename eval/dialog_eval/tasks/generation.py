@@ -22,7 +22,7 @@ import typer
 
 from dialog_eval.metrics.vqa import normalize_answer
 from dialog_eval.results import Entry, Metric, Reference
-from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, counter
+from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition
 from dialog_eval.tasks.retrieval import (
     CAPTIONS_HELP,
     CaptionsPerImage,
@@ -41,7 +41,7 @@ from dialog_eval.tasks.vqa import (
     load_vqa_task,
 )
 from dialog_gen.core.errors import MissingExtraError, UsageError, did_you_mean
-from dialog_gen.core.progress import OnProgress
+from dialog_gen.core.progress import OnProgress, counter
 
 if TYPE_CHECKING:
     from dialog_eval.data.image_index import ImageIndex
@@ -152,7 +152,7 @@ class GenerationTask:
             if self.name not in writer.tasks:
                 raise UsageError(f"{variant.label} does no {self.name}: leave it out of --tasks.")
         runs = sum(len(suffixes(writer, self.captions is not None)) for writer in writers)
-        advance = counter(on_progress, self.name, len(self.asked) * runs)
+        advance = counter(on_progress, self.name, len(self.asked) * runs, self.name)
         described = None
         if self.captions is not None and any(writer.reads_vectors for writer in writers):
             described = [self.captions[image_id] for image_id in self.image_ids]

@@ -9,9 +9,9 @@ from pydantic import BeforeValidator
 
 from dialog_eval.data.coco import load_captions
 from dialog_eval.results import Entry, Metric, Reference
-from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, counter, dataset_name
+from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, dataset_name
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.progress import OnProgress
+from dialog_gen.core.progress import OnProgress, counter
 
 if TYPE_CHECKING:
     from dialog_eval.data.image_index import ImageIndex
@@ -93,7 +93,7 @@ class RetrievalTask:
         belongs = [place for place, captions in enumerate(self.captions.values()) for _ in captions]
         image_of = list(self.captions)
         groups = [image_of[place] for place in belongs]
-        encoded = models.encode_texts(texts, counter(on_progress, "captions", len(texts)))
+        encoded = models.encode_texts(texts, counter(on_progress, "captions", len(texts), "captions"))
         entries: list[Entry] = []
         for variant in models.variants:
             found = retrieve(

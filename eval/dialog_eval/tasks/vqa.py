@@ -19,9 +19,9 @@ from dialog_eval.data.vqa import CHOICES, VqaItem, load_answers, load_vqa
 from dialog_eval.metrics.vqa import Mode, normalize_answer, vqa_accuracy
 from dialog_eval.results import Entry, Metric, Reference
 from dialog_eval.scores import Calibration, Question, best_candidates
-from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, counter, dataset_name
+from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, dataset_name
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.progress import OnProgress
+from dialog_gen.core.progress import OnProgress, counter
 
 if TYPE_CHECKING:
     from dialog_eval.data.image_index import ImageIndex
@@ -136,7 +136,7 @@ class VqaTask:
             [Question(self.source_ids[item.image_id], item.question, self.candidates(item)) for item in self.items],
             text_format=DIALOGUE_FORMATS[self.options.dialogue_format],
             calibration=self.options.calibrate,
-            advance=counter(on_progress, "questions", len(self.items)),
+            advance=counter(on_progress, "questions", len(self.items), "questions"),
         )
         values = np.empty(chosen.shape)  # (variants, sighted or blind, questions)
         for number, item in enumerate(self.items):

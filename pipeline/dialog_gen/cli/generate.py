@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import dialog_gen
-from dialog_gen.core.console import Json, print_result
+from dialog_gen.core.console import AllowLoopback, Json, print_result
 from dialog_gen.core.errors import FailedCheckError
 from dialog_gen.core.progress import progress_bars
 from dialog_gen.engines.base import ENGINES
@@ -46,9 +46,7 @@ def download(
         float, typer.Option(min=0.1, help="Seconds without data from a server; a request may take three times as long.")
     ] = 10,
     max_bytes: Annotated[int, typer.Option(min=1, help="Maximum size of an image file in bytes.")] = 32 << 20,
-    allow_loopback: Annotated[
-        bool, typer.Option("--allow-loopback", help="Also fetch from servers on this machine.")
-    ] = False,
+    allow_loopback: AllowLoopback = False,
     json_output: Json = False,
 ) -> None:
     """Download an image set; run again to resume after an interruption."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import dialog_gen
-from dialog_gen.core.console import DatasetOption, Json, command_with_help, print_result
+from dialog_gen.core.console import AllowLoopback, DatasetOption, Json, command_with_help, print_result
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.progress import progress_bars
 
@@ -119,9 +119,7 @@ def rehydrate(
     directory: DatasetOption,
     out: Annotated[str, typer.Option(help="Dataset folder to write, or to resume.")],
     threads: Annotated[int, typer.Option(min=1, help="Number of requests at a time.")] = 64,
-    allow_loopback: Annotated[
-        bool, typer.Option("--allow-loopback", help="Also fetch from servers on this machine.")
-    ] = False,
+    allow_loopback: AllowLoopback = False,
     json_output: Json = False,
 ) -> None:
     """Fetch the images of a dataset that was published without them, and check each; exit 1 if none can be fetched."""

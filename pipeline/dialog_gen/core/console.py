@@ -16,6 +16,7 @@ from dialog_gen.core.version import __version__
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
+AllowLoopback = Annotated[bool, typer.Option("--allow-loopback", help="Also fetch from servers on this machine.")]
 DatasetOption = Annotated[str, typer.Argument(metavar="DIR", help="Folder or fsspec URL that `run --out` wrote.")]
 
 

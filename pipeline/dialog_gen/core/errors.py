@@ -36,7 +36,7 @@ class FailedCheckError(DialogGenError):
 
 def check_at_least(flag: str, value: float, least: float) -> None:
     """Raises UsageError if `value` is less than `least`; the message calls it `flag`, such as "--threads"."""
-    if value < least:
+    if not value >= least:  # nor is NaN
         raise UsageError(f"{flag} {value:g} is too small: give at least {least:g}.")
 
 

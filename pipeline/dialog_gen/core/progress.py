@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -27,6 +27,19 @@ class OnProgress(Protocol):
 
 def ignore_progress(stage: str, done: int, total: int | None, unit: str = "", note: str = "") -> None:
     """An `OnProgress` that does nothing."""
+
+
+def counter(on_progress: OnProgress, stage: str, total: int, unit: str) -> Callable[[float], None]:
+    """Makes a function that reports progress; it is called with the number of units done since its last call."""
+    done = 0.0
+
+    def advance(count: float) -> None:
+        nonlocal done
+        done += count
+        on_progress(stage, round(done), total, unit)
+
+    advance(0)
+    return advance
 
 
 class _Rate(ProgressColumn):

@@ -24,6 +24,16 @@ def find_toml(name_or_file: str, shipped: Mapping[str, Path], what: str) -> Path
     return path
 
 
+def shipped_toml(folder: Path, in_repository: Path | None = None) -> dict[str, Path]:
+    """The TOML files that come with a package: name -> file, sorted.
+
+    `folder` is where the wheel has them; an editable install may have them elsewhere, `in_repository`.
+    """
+    if in_repository is not None and not folder.is_dir():
+        folder = in_repository
+    return {path.stem: path for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem)}
+
+
 def read_toml_model(path: Path, model: type[Model], what: str, overrides: Iterable[str] = ()) -> Model:
     """Reads a file into the model. If the model has a field `name` and the file does not set it, it is the file's stem.
 

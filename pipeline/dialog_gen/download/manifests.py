@@ -33,7 +33,7 @@ from pydantic import (
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.core.registry import Registry
-from dialog_gen.core.toml_files import explain, find_toml, read_toml_model
+from dialog_gen.core.toml_files import explain, find_toml, read_toml_model, shipped_toml
 from dialog_gen.download.http import FetchPolicy
 
 ListFormat = Literal["tsv", "csv", "parquet", "jsonl"]
@@ -305,11 +305,8 @@ def of_split(by_split: Mapping[str, T], split: str) -> T:
 
 def shipped_manifests() -> dict[str, Path]:
     """Name -> path of each manifest that comes with the package."""
-    folder = Path(str(files("dialog_gen"))) / "data_manifests"
-    if not folder.is_dir():
-        # In an editable install they are at the root of the repository; only a wheel has them inside the package.
-        folder = Path(__file__).parents[3] / "data_manifests"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem)}
+    in_repository = Path(__file__).parents[3] / "data_manifests"
+    return shipped_toml(Path(str(files("dialog_gen"))) / "data_manifests", in_repository)
 
 
 def load_manifest(name_or_file: str) -> Manifest:

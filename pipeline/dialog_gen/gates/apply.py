@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from dialog_gen.core.errors import DialogGenError
 from dialog_gen.core.hashing import sha256_json
-from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.core.progress import OnProgress, counter, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.dataset.record import DIALOGUES
 from dialog_gen.dataset.upgrade import upgrade
@@ -80,12 +80,7 @@ class GatePass:
         DialogGenError if writing fails, and the errors of the gates; shards that are finished by then stay finished.
         """
         total = sum(manifest.accepted for manifest in writer.manifests())
-        done = 0
-
-        def advance(rows: int) -> None:
-            nonlocal done
-            done += rows
-            on_progress("quality gates", done, total, "images")
+        advance = counter(on_progress, "quality gates", total, "images")
 
         def gated(table: pa.Table) -> pa.Table:
             advance(table.num_rows)

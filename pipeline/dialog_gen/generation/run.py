@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.core.errors import DialogGenError, check_at_least
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.verify import totals
 from dialog_gen.dataset.writer import check_config, open_writer
@@ -76,16 +76,18 @@ def generate(
     EngineDiedError or DialogGenError if the engine or the disk fails. Shards that are committed by then stay, and the
     same call continues from there.
     """
-    _check_least(
-        limit=(limit, 1),
-        seed=(seed, 0),
-        attempts=(attempts, 1),
-        shard_size=(shard_size, 1),
-        max_in_flight=(max_in_flight, 1),
-        max_losses=(max_losses, 0),
-        max_model_len=(max_model_len, 1),
-        tensor_parallel_size=(tensor_parallel_size, 1),
-    )
+    for flag, value, least in (
+        ("--limit", limit, 1),
+        ("--seed", seed, 0),
+        ("--attempts", attempts, 1),
+        ("--shard-size", shard_size, 1),
+        ("--max-in-flight", max_in_flight, 1),
+        ("--max-losses", max_losses, 0),
+        ("--max-model-len", max_model_len, 1),
+        ("--tensor-parallel-size", tensor_parallel_size, 1),
+    ):
+        if value is not None:
+            check_at_least(flag, value, least)
     chosen_executor = EXECUTORS.get(executor, where="--executor")
     out = str(out)
     plan = make_plan(
@@ -159,12 +161,6 @@ def generate(
         if lost > max_losses * dataset.images
         else None,
     )
-
-
-def _check_least(**settings: tuple[float | None, float]) -> None:
-    for name, (value, least) in settings.items():
-        if value is not None and not value >= least:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: give {least} or more.")
 
 
 class _RunProgress:

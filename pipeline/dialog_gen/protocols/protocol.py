@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dialog_gen.core.toml_files import find_toml, read_toml_model
+from dialog_gen.core.toml_files import find_toml, read_toml_model, shipped_toml
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 _IMAGE_TOKEN = "<image>"  # noqa: S105 - no secret
@@ -143,8 +143,7 @@ def _placeholders(template: str) -> list[str]:
 
 def shipped_protocols() -> dict[str, Path]:
     """The protocols of this package: name -> TOML file."""
-    folder = Path(str(files("dialog_gen.protocols")))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return shipped_toml(Path(str(files("dialog_gen.protocols"))))
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.core.progress import OnProgress, counter, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.writer import DatasetWriter
 from dialog_gen.sources.images import UnreadableImage, decode_image
@@ -135,12 +135,8 @@ def embed_dataset(
     }
     sources = {source.shard: source for source in sources_of(dataset)}
     summary = EmbedSummary(shards=len(sources))
-    done, total = 0, sum(source.rows for source in sources.values())
-
-    def advance(images: int) -> None:
-        nonlocal done
-        done += images
-        on_progress("image vectors", done, total, "images")
+    total = sum(source.rows for source in sources.values())
+    advance = counter(on_progress, "image vectors", total, "images")
 
     with open_derived(out, config, _PART) as store:
         todo: list[Source] = []
