@@ -1,5 +1,8 @@
 import ast
+import email
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -44,22 +47,62 @@ def test_top_level_names(wheel: zipfile.ZipFile) -> None:
 @pytest.mark.parametrize("package", ["pipeline/dialog_gen", "train/dialog_train", "eval/dialog_eval"])
 def test_every_module_is_packed_and_typed(wheel: zipfile.ZipFile, package: str) -> None:
     names = packed(wheel, f"{Path(package).name}/")
-    for pattern in ("*.py", "*.jinja"):
+    for pattern in ("*.py", "*.jinja", "*.js"):
         assert {name for name in names if name.endswith(pattern[1:])} == on_disk(ROOT / package, pattern)
     assert "py.typed" in names
 
 
 @pytest.mark.parametrize(
-    "name", ["publish/card.md.jinja", "inspect/page/page.html", "inspect/page/page.css", "inspect/page/page.js"]
+    "name",
+    [
+        "publish/card.md.jinja",
+        "cli/project/Makefile",
+        "cli/project/gitignore",
+        "inspect/page/page.html",
+        "inspect/page/page.css",
+        "inspect/page/script/main.js",
+    ],
 )
 def test_templates_are_packed(wheel: zipfile.ZipFile, name: str) -> None:
     assert wheel.read(f"dialog_gen/{name}") == (ROOT / "pipeline/dialog_gen" / name).read_bytes()
 
 
+def test_description_has_no_link_that_breaks_on_an_index_page(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = email.message_from_bytes(wheel.read(name))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    description = str(metadata.get_payload())
+    links = re.findall(r"\]\(([^)]*)\)", description)
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    # The rest is the README: each of its headings, and each line without a link.
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert set(filter(None, (line for line in lines if "](" not in line))) <= set(description.splitlines())
+    assert "[quick-start.md]" not in description
+    assert "quick-start.md" in description
+
+
+def test_description_links_to_a_repository_if_there_is_one() -> None:
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    readme = "![a](docs/a.png)\n\n[b](docs/b.md#c) [d](https://x.org/) [e](#f)\n"
+    assert hook.index_page(readme, "https://host/u/n/") == (
+        "![a](https://host/u/n/raw/HEAD/docs/a.png)\n\n"
+        "[b](https://host/u/n/blob/HEAD/docs/b.md#c) [d](https://x.org/) [e](#f)\n"
+    )
+    assert hook.index_page(readme, None) == "\n\nb [d](https://x.org/) [e](#f)\n"
+
+
 def requirements(*groups: str) -> list[Requirement]:
     """What pyproject.toml declares: the dependencies, and those of the extras named."""
-    extras = [line for group in groups for line in PROJECT["optional-dependencies"][group]]
-    return [Requirement(line) for line in (*PROJECT["dependencies"], *extras)]
+    extras = [Requirement(line) for group in groups for line in PROJECT["optional-dependencies"][group]]
+    # An extra may name other extras of this package.
+    own = [group for extra in extras if extra.name == PROJECT["name"] for group in extra.extras]
+    if own:
+        return [*(extra for extra in extras if extra.name != PROJECT["name"]), *requirements(*own)]
+    return [*map(Requirement, PROJECT["dependencies"]), *extras]
 
 
 def imported_packages() -> dict[str, str]:
@@ -81,6 +124,8 @@ def test_every_imported_package_is_declared() -> None:
     distributions = packages_distributions()
     imported = imported_packages()
     assert {"torch", "PIL", "jinja2", "img2dataset"} <= imported.keys()
+    # It comes with torch for GPUs; without it, plain operations run.
+    del imported["triton"]
     undeclared = {
         name: path
         for name, path in imported.items()
@@ -118,7 +163,7 @@ def test_checkpoints_are_packed_and_small(wheel: zipfile.ZipFile) -> None:
     assert packed(wheel, folder) == on_disk(CHECKPOINTS, "*")
     assert any(name.endswith(".safetensors") for name in packed(wheel, folder))
     sizes_bytes = [member.file_size for member in wheel.infolist() if member.filename.startswith(folder)]
-    assert sum(sizes_bytes) < 12e6
+    assert sum(sizes_bytes) < 16e6
 
 
 def test_nothing_of_the_tests_is_packed(wheel: zipfile.ZipFile) -> None:

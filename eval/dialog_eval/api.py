@@ -12,7 +12,7 @@ from dialog_eval.tasks.base import get_task
 from dialog_gen.core.errors import MissingExtraError, UsageError, did_you_mean
 from dialog_gen.core.progress import OnProgress, ignore_progress
 
-__all__ = ["evaluate", "write_table"]
+__all__ = ["choose", "evaluate", "write_table"]
 
 
 def evaluate(
@@ -30,6 +30,7 @@ def evaluate(
     allow_activation_mismatch: bool = False,
     device: str | None = None,
     batch_size: int = 256,
+    examples: int = 6,
     blends: Sequence[tuple[Blend, float]] | None = None,
     on_progress: OnProgress = ignore_progress,
     **task_options: Any,
@@ -51,6 +52,8 @@ def evaluate(
         allow_activation_mismatch: Load weights that were trained with another activation.
         device: Such as "cpu" or "cuda:1". None: cuda if it is available.
         batch_size: Number of images, and of texts, per batch.
+        examples: Number of items, each with small images, to keep of those that only the model has right, and of those
+            that only the baseline has right; up to 50.
         blends: Also measure these blends of the checkpoint with the baseline: the kind ("embedding" or "weight") and
             the baseline's share, between 0 and 1.
         on_progress: Called while images are encoded and tasks are measured.
@@ -81,6 +84,7 @@ def evaluate(
         "allow_activation_mismatch": allow_activation_mismatch,
         "device": device,
         "batch_size": batch_size,
+        "examples": examples,
     }
     common = make_options(Common, given, "an evaluation")
     if blends is not None and beta is not None:
@@ -108,3 +112,34 @@ def evaluate(
     if out is not None:
         results.save(Path(out))
     return results
+
+
+def choose(results: Results, out: str | PathLike[str], *, most_loss: float = 0.005) -> float:
+    """Writes the blend of weights that a sweep found best at questions while it retrieves as well as the baseline.
+
+    Args:
+        results: What `evaluate` gave for "retrieval" (and "vqa") with `blends` of the kind "weight", on a validation
+            split.
+        out: The checkpoint folder to write.
+        most_loss: The 95 % interval of the difference of image and text R@1 (0 to 1) to the baseline must begin above
+            minus this.
+
+    Returns:
+        The baseline's share of the weights; 0 is the checkpoint itself.
+
+    Raises:
+        UsageError: If no blend retrieves as well, or `out` exists.
+        DialogGenError: If the checkpoint cannot be written.
+    """
+    from dialog_eval.choosing import choose_blend, save_blend
+    from dialog_gen.clip.loader import load_clip
+
+    choice = choose_blend(results, most_loss)
+    options = results.settings["options"]
+    allow = options["allow_activation_mismatch"]
+    baseline, checkpoint = (
+        load_clip(options[name], options[pretrained], allow_activation_mismatch=allow)
+        for name, pretrained in (("baseline", "baseline_pretrained"), ("checkpoint", "pretrained"))
+    )
+    save_blend(baseline, checkpoint, choice, Path(out))
+    return choice.beta

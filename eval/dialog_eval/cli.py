@@ -1,38 +1,37 @@
 """The command line: `dialog-eval COMMAND`. Results are printed to stdout, everything else to stderr.
 
 Each registered task (`dialog_eval.tasks.base`) becomes a command. `sweep` measures several of them for blends, and
-`table` shows results.
+`table` shows results. `reproduce` runs the plan of a study.
 
-Exit codes: 0 all done; 2 wrong use; 130 Ctrl-C.
+Exit codes: 0 all done; 1 steps of a plan failed; 2 wrong use; 130 Ctrl-C.
 """
 
 import inspect
-import json
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from typer.models import OptionInfo
 
 from dialog_eval.options import Common, flag_of, option_info, parameters_of, required_options
-from dialog_eval.results import Blend, Metric, Results, check_writable
-from dialog_eval.tasks.base import TASKS, TaskDefinition, get_task
-from dialog_gen.core.console import Json, Version, begin, group_of, run_app
+from dialog_eval.results import Blend, Entry, Metric, Results, check_writable
+from dialog_eval.tasks.base import TASKS, Presentation, TaskDefinition, get_task, presentation_of
+from dialog_gen.core.console import Json, Version, log_to_stderr, run_app, say, say_json, say_table
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.help import command as command_class
+from dialog_gen.core.help import new_app
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import progress_bars
+from dialog_gen.core.visible import visible, visible_lines
 
 # Commands import slow packages themselves, so that `dialog-eval --help` does not wait for torch.
 
 
-app = typer.Typer(cls=group_of("command"), no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = new_app()
 
 _log = logging.getLogger(__name__)
 
@@ -41,16 +40,13 @@ _Parameters = dict[str, inspect.Parameter]
 
 def main() -> None:
     """Runs the command line and exits."""
-    run_app(app, interrupted="nothing was written")
+    run_app(app, interrupted="no file was left half written; `reproduce` continues with the same command")
 
 
-@app.callback(invoke_without_command=True)
-def common(
-    context: typer.Context,
-    version: Version = False,
-) -> None:
+@app.callback()
+def common(version: Version = False) -> None:
     """Measure CLIP-like models on retrieval, VQA and zero-shot classification."""
-    begin(context, version)
+    log_to_stderr()
 
 
 def _output(
@@ -60,7 +56,9 @@ def _output(
     """Options that the commands of all evaluations have and the API does not need."""
 
 
-def _add_command(name: str, description: str, own: _Parameters, run: Callable[[dict[str, Any]], None]) -> None:
+def _add_command(
+    name: str, description: str, example: str, own: _Parameters, run: Callable[[dict[str, Any]], object]
+) -> None:
     """Adds a command with the options of all evaluations and its own; it calls `run` with their values."""
     shared = [*parameters_of(Common).values(), *inspect.signature(_output).parameters.values()]
     shared.sort(key=lambda parameter: parameter.default is not parameter.empty)
@@ -72,7 +70,8 @@ def _add_command(name: str, description: str, own: _Parameters, run: Callable[[d
     # Typer reads the options from these two attributes.
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(command)["__signature__"] = inspect.Signature(parameters)
-    app.command(name, help=description)(command)
+    groups = {"Options of all evaluations": [parameter.name for parameter in shared]}
+    app.command(name, cls=command_class(example=example, groups=groups), help=visible_lines(description))(command)
 
 
 def _add_broken_command(name: str, error: UsageError) -> None:
@@ -85,7 +84,9 @@ def _add_broken_command(name: str, error: UsageError) -> None:
     app.command(name, help="Cannot be used: its package cannot be imported.", context_settings=settings)(command)
 
 
-def _evaluate(tasks: Sequence[str], given: dict[str, Any], blends: Sequence[tuple[Blend, float]] | None = None) -> None:
+def _evaluate(
+    tasks: Sequence[str], given: dict[str, Any], blends: Sequence[tuple[Blend, float]] | None = None
+) -> Results:
     """Measures the tasks, prints the results and writes them."""
     from dialog_eval.api import evaluate
 
@@ -94,13 +95,17 @@ def _evaluate(tasks: Sequence[str], given: dict[str, Any], blends: Sequence[tupl
     with progress_bars() as on_progress:
         results = evaluate(tasks, **given, blends=blends, on_progress=on_progress)
     if cut := results.settings["truncated_texts"]:
-        _log.warning("%d of %d texts were cut to the model's context", cut, results.settings["texts"])
-    # Printed before the file is written: if writing fails, the results of hours of work are not lost.
-    if as_json:
-        typer.echo(json.dumps(_without_items(results), indent=2))
-    else:
-        _print_tables(results)
-    results.save(out)
+        texts = count_of(results.settings["texts"], "text")
+        _log.warning("cut to the model's context: %d of %s", cut, texts)
+    # Whether one of the two fails or not, the other is done: the results of hours of work are not lost.
+    try:
+        results.save(out)
+    finally:
+        if as_json:
+            say_json(_without_items(results))
+        else:
+            _print_tables(results)
+    return results
 
 
 def _add_tasks() -> None:
@@ -113,7 +118,7 @@ def _add_tasks() -> None:
         except UsageError as error:
             _add_broken_command(name, error)
             continue
-        _add_command(name, task.description, parameters_of(task.options_type), partial(_evaluate, [name]))
+        _add_command(name, task.description, task.example, parameters_of(task.options_type), partial(_evaluate, [name]))
         if task.in_sweep:
             swept[name] = task
     _add_sweep(swept)
@@ -122,6 +127,11 @@ def _add_tasks() -> None:
 _SWEEP = """Retrieval, VQA or both for blends of the checkpoint with the baseline, in one pass.
 
 A checkpoint with a third tower is blended as that alone; its own text tower is the baseline where none is given."""
+
+_SWEEP_EXAMPLE = (
+    "dialog-eval sweep --checkpoint draft/model --baseline ViT-B-32 --baseline-pretrained openai --images val2014/ "
+    "--captions captions_val2014.json --out sweep.json"
+)
 
 
 def _blending(
@@ -139,9 +149,27 @@ def _blending(
     return [(kind, beta) for kind in kinds for beta in shares]
 
 
+def _choosing(
+    choose: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write a checkpoint: the weight blend that answers best among those that retrieve as well as the "
+            "baseline. Use a validation split."
+        ),
+    ] = None,
+    most_loss: Annotated[
+        float,
+        typer.Option(
+            min=0, max=100, help="For --choose: points of R@1 that the 95 % interval of the difference may reach down."
+        ),
+    ] = 0.5,
+) -> None:
+    """Options of a sweep that chooses a blend."""
+
+
 def _add_sweep(tasks: dict[str, type[TaskDefinition[Any]]]) -> None:
     """Adds the command `sweep`, with the options of all tasks; it measures those whose required options are given."""
-    blending = inspect.signature(_blending).parameters
+    blending, choosing = (inspect.signature(of).parameters for of in (_blending, _choosing))
     options = {name: parameters_of(task.options_type) for name, task in tasks.items()}
     required = {name: required_options(task.options_type) for name, task in tasks.items()}
     own: _Parameters = {}
@@ -149,10 +177,13 @@ def _add_sweep(tasks: dict[str, type[TaskDefinition[Any]]]) -> None:
         first = f"For {name}: "
         for option, parameter in parameters.items():
             own[option] = _optional(parameter, first) if option in required[name] else parameter
-    own |= blending
+    own |= blending | choosing
 
     def run(given: dict[str, Any]) -> None:
         blends = _blending(**{name: given.pop(name) for name in blending})
+        chosen_blend, most_loss = (given.pop(name) for name in choosing)
+        if chosen_blend is not None and chosen_blend.exists():
+            raise UsageError(f"--choose {chosen_blend} exists already: choose another folder.")
         chosen: list[str] = []
         for name, needed in required.items():
             there = [option for option in needed if given[option] is not None]
@@ -165,9 +196,14 @@ def _add_sweep(tasks: dict[str, type[TaskDefinition[Any]]]) -> None:
             raise UsageError(f"nothing to measure: give {ways}.")
         others = {option for name in options if name not in chosen for option in options[name]}
         unused = others - {option for name in chosen for option in options[name]}
-        _evaluate(chosen, {option: value for option, value in given.items() if option not in unused}, blends)
+        results = _evaluate(chosen, {option: value for option, value in given.items() if option not in unused}, blends)
+        if chosen_blend is not None:
+            from dialog_eval.api import choose
 
-    _add_command("sweep", _SWEEP, own, run)
+            beta = choose(results, chosen_blend, most_loss=most_loss / 100)
+            _log.info("%s: the weights are %g of the baseline and %g of the checkpoint", chosen_blend, beta, 1 - beta)
+
+    _add_command("sweep", _SWEEP, _SWEEP_EXAMPLE, own, run)
 
 
 def _optional(parameter: inspect.Parameter, begin: str) -> inspect.Parameter:
@@ -184,18 +220,82 @@ def _optional(parameter: inspect.Parameter, begin: str) -> inspect.Parameter:
 _add_tasks()
 
 
-@app.command()
+@app.command(cls=command_class(example="dialog-eval table sweep.json --out sweep.html --plot sweep.png"))
 def table(
     results: Annotated[
         list[Path], typer.Argument(metavar="RESULTS.json...", help="Files that the other commands wrote.")
     ],
-    out: Annotated[Path, typer.Option(help="The table to write: .md or .html.")],
-    plot: Annotated[Path | None, typer.Option(help="Also plot the sweep, into this PNG.")] = None,
+    out: Annotated[Path, typer.Option(help="The page to write: .md or .html.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="Also plot the sweep, into this PNG; without a sweep, the differences.")
+    ] = None,
+    forest: Annotated[
+        Path | None, typer.Option(help="Also plot the differences to the baseline, into this PNG.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page. Default: what is compared.")] = None,
 ) -> None:
-    """Put results into one table, with the differences to the baseline."""
+    """Put results onto one page: a verdict in words, the differences to the baseline, and the tables."""
     from dialog_eval.api import write_table
 
-    write_table(results, out, plot)
+    write_table(results, out, plot, forest=forest, title=title)
+    for path in filter(None, (out, plot, forest)):
+        say(path)
+
+
+@app.command(cls=command_class(example="dialog-eval reproduce table-5-2 --scale shapes --dry-run"))
+def reproduce(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="PLAN", help="results, systems, table-5-1, ..., or a .toml file. Default: list them."),
+    ] = None,
+    scale: Annotated[
+        Literal["shapes", "full"],
+        typer.Option(help="The embedded world, on this machine, or the published models and data, on GPUs."),
+    ] = "shapes",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for everything; plans share it. Default: reproduce-out/SCALE.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of each main arm. Default: the plan's.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of steps that run at a time.")] = 1,
+    page: Annotated[Path | None, typer.Option(help="The page to write, .md. Default: PLAN.md in --out.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the commands and what they cost; run nothing.")
+    ] = False,
+) -> None:
+    """Train and measure all that a study or a published table needs, and write the page.
+
+    Steps and costs are printed before anything starts. The same command continues after Ctrl-C, and runs only what is
+    missing.
+    """
+    from dialog_eval.reproduce.command import reproduce as run_plan
+    from dialog_eval.reproduce.plan import list_plans
+
+    if name is None:
+        say_table(["plan", "scales", ""], list_plans())
+        return
+
+    def on_plan(steps: Sequence[Any], costs: Sequence[Any], line: str) -> None:
+        if dry_run:
+            for step in steps:
+                say(step.command)
+        figures = ["steps", "done", "minutes on a core", "GPU hours", "images to download"]
+        rows = [[cost.name, *(f"{number:,.0f}" for number in cost[1:])] for cost in costs]
+        say_table(["", *figures], rows)
+        say(line)
+
+    written = run_plan(
+        name,
+        scale=scale,
+        out=out,
+        seeds=seeds,
+        jobs=jobs,
+        page=page,
+        dry_run=dry_run,
+        on_plan=on_plan,
+        tell=partial(say, err=True),
+    )
+    if written is not None:
+        say(written)
 
 
 def _betas(text: str) -> list[float]:
@@ -217,26 +317,30 @@ def _without_items(results: Results) -> dict[str, Any]:
 
 
 def _print_tables(results: Results) -> None:
-    """Prints one table per task and dataset: means in percent, with their 95 % intervals."""
-    # A fixed, large width for pipes, so that a piped table is not cut.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
-    tasks = groupby(results.entries, lambda entry: (entry.task, entry.dataset))
-    for (task, dataset), group in tasks:
-        entries = list(group)
+    """Prints one table per task, dataset and protocol: means, of shares in percent, with intervals; and notes."""
+    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in results.entries:
+        groups.setdefault((entry.task, entry.dataset, entry.protocol), []).append(entry)
+    for (task, dataset, protocol), entries in groups.items():
         names = [metric.name for metric in entries[0].metrics]
-        console.print(f"{task}: {dataset}, {entries[0].protocol} (%, 95 % interval)")
-        table = Table("", *names, box=None, pad_edge=False, header_style="bold")
-        for entry in entries:
-            table.add_row(entry.label, *(_percent(entry.metric(name)) for name in names))
+        shown = presentation_of(task)
+        unit = "%, " if shown.percent else ""
+        say(visible(f"{task}: {dataset}, {protocol} ({unit}95 % interval)"))
+        rows = [[entry.label, *(_figure(entry.metric(name), shown) for name in names)] for entry in entries]
         references = [r for r in results.references if (r.task, r.dataset) == (task, dataset)]
         for name in dict.fromkeys(reference.name for reference in references):
             values = {r.metric: f"{r.value:.1%}".rstrip("%") for r in references if r.name == name}
-            table.add_row(name, *(values.get(metric, "") for metric in names))
-        console.print(table)
+            rows.append([name, *(values.get(metric, "") for metric in names)])
+        say_table(["", *names], rows)
+        for entry in entries:
+            for note in entry.all_notes():
+                say(visible(f"{entry.label}: {note}"))
 
 
-def _percent(metric: Metric | None) -> str:
-    return "" if metric is None else f"{100 * metric.mean:.1f} [{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
+def _figure(metric: Metric | None, shown: Presentation) -> str:
+    if metric is None:
+        return ""
+    return f"{shown.number(metric.mean)} [{shown.number(metric.low)}, {shown.number(metric.high)}]"
 
 
 if __name__ == "__main__":

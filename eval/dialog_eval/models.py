@@ -40,6 +40,8 @@ class Variant:
     image_tower: int
     """Index into `Models.image_towers`."""
     shares: Shares
+    question_shares: Shares
+    """The same for texts that were made of a question: a model may read them with another tower."""
     blend: Blend | None = None
     beta: float | None = None
 
@@ -105,10 +107,20 @@ class Models:
         self.alone, self.variants = [base, tuned], [base, tuned]
         for blend, beta in blends:
             name = _blend_label(label, blend, beta)
-            shares = (*_scaled(base.shares, beta), *_scaled(tuned.shares, 1 - beta))
+            shares, question_shares = (
+                (*_scaled(first, beta), *_scaled(second, 1 - beta))
+                for first, second in ((base.shares, tuned.shares), (base.question_shares, tuned.question_shares))
+            )
             if blend == "weight":
-                shares = self._weight_blend(base, tuned, beta, name)
-            self.variants.append(replace(tuned, label=name, shares=shares, blend=blend, beta=beta))
+                shares = question_shares = self._weight_blend(base, tuned, beta, name)
+            self.variants.append(
+                replace(tuned, label=name, shares=shares, question_shares=question_shares, blend=blend, beta=beta)
+            )
+
+    @property
+    def tuned(self) -> Variant | None:
+        """The checkpoint, if it is compared with a baseline."""
+        return self.alone[1] if len(self.alone) > 1 else None
 
     def encode_images(self, pixels: Tensor, image_tower: int) -> Tensor:
         """Encodes pixels (N, 3, H, W), preprocessed for that tower, to unit-norm float32 (N, D) on the device.
@@ -142,27 +154,33 @@ class Models:
         ]
 
     @staticmethod
-    def text_vectors(variant: Variant, encoded: list[Tensor]) -> Tensor:
-        """The text vectors (N, D) of a variant, computed from the result of `encode_texts`."""
-        return mixed([share for _, share in variant.shares], [encoded[tower] for tower, _ in variant.shares])
+    def text_vectors(variant: Variant, encoded: list[Tensor], *, questions: bool = False) -> Tensor:
+        """The text vectors (N, D) of a variant, computed from the result of `encode_texts`.
+
+        `questions`: whether the texts were made of a question.
+        """
+        shares = variant.question_shares if questions else variant.shares
+        return mixed([share for _, share in shares], [encoded[tower] for tower, _ in shares])
 
     def _alone(self, clip: Clip, label: str, image_tower: int) -> Variant:
         """The variant of a model without blending."""
-        shares = tuple((self._text_side(part), part.share) for part in clip.text_parts())
-        if not clip.beta:
-            return Variant(label=label, clip=clip, image_tower=image_tower, shares=shares)
+        shares, question_shares = (
+            tuple((self._text_side(part), part.share) for part in reader.text_parts())
+            for reader in (clip, clip.for_questions())
+        )
         return Variant(
-            label=_blend_label(label, "embedding", clip.beta),
+            label=_blend_label(label, "embedding", clip.beta) if clip.beta else label,
             clip=clip,
             image_tower=image_tower,
             shares=shares,
-            blend="embedding",
-            beta=clip.beta,
+            question_shares=question_shares,
+            blend="embedding" if clip.beta else None,
+            beta=clip.beta or None,
         )
 
     def _weight_blend(self, base: Variant, tuned: Variant, beta: float, name: str) -> Shares:
         """Adds a text tower with blended weights and returns its index, with share 1."""
-        if len(base.shares) > 1 or len(tuned.shares) > 1:
+        if len({*base.shares, *base.question_shares}) > 1 or len({*tuned.shares, *tuned.question_shares}) > 1:
             raise UsageError(f"{name}: weights are blended of one text tower and another: use --blend embedding.")
         _check_one_architecture(base.clip, tuned.clip)
         first, second = (self._texts[variant.shares[0][0]] for variant in (base, tuned))
@@ -172,9 +190,11 @@ class Models:
     def _text_side(self, part: TextPart) -> int:
         """The index of a text tower; a known tower is not added again."""
         clip = part.clip
-        side = _TextSide(clip, clip.name, part.tower.to(self.device).eval(), TextEncoder(clip.tokenizer))
+        same = (known.encoder for known in self._texts if known.clip.tokenizer is clip.tokenizer)
+        encoder = next(same, None) or TextEncoder(clip.tokenizer)
+        side = _TextSide(clip, clip.name, part.tower.to(self.device).eval(), encoder)
         for index, known in enumerate(self._texts):
-            if _tokenization(known) != _tokenization(side):
+            if known.encoder is not encoder and _tokenization(known) != _tokenization(side):
                 continue
             side.encoder = known.encoder
             if (known.clip.weights_sha256, _text_config(known.clip)) == (clip.weights_sha256, _text_config(clip)):

@@ -13,6 +13,9 @@ from dialog_gen.core.errors import UsageError, did_you_mean
 
 _Options = TypeVar("_Options")
 
+MOST_EXAMPLES = 50
+"""Largest number of wins, and of losses, that results keep."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Common:
@@ -42,6 +45,15 @@ class Common:
     ] = False
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1. Default: cuda if it is available.")] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Number of images, and of texts, per batch.")] = 256
+    examples: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=MOST_EXAMPLES,
+            help="With --baseline: keep so many items that only the model has right, and so many that only the "
+            "baseline has, with small images, for the page of `dialog-eval table`.",
+        ),
+    ] = 6
 
 
 def parameters_of(options_type: type[Any]) -> dict[str, inspect.Parameter]:
@@ -72,7 +84,7 @@ def option_info(annotation: Any) -> OptionInfo | None:
 def make_options(options_type: type[_Options], given: Mapping[str, Any], what: str) -> _Options:
     """Validates values and converts them to options; `what` names what needs them in errors, such as "vqa".
 
-    Raises UsageError for an unknown or missing option, and for a value of another type or out of bounds.
+    Raises UsageError for an unknown or missing option, and for a value of another type, out of bounds or not UTF-8.
     """
     known = parameters_of(options_type)
     for name in given:
@@ -87,9 +99,19 @@ def make_options(options_type: type[_Options], given: Mapping[str, Any], what: s
         raise UsageError(f"{what}: option {first['loc'][0]!r}: {first['msg']}, got {first['input']!r}.") from None
     for name, parameter in known.items():
         info, value = option_info(parameter.annotation), getattr(made, name)
+        if isinstance(value, str) and not _is_utf8(value):
+            raise UsageError(f"{what}: option {name!r} is no UTF-8, so the results cannot record it, got {value!r}.")
         if info is None or not isinstance(value, int | float):
             continue
         for bound, wrong in ((info.min, "at least"), (info.max, "at most")):
             if bound is not None and (value < bound if wrong == "at least" else value > bound):
                 raise UsageError(f"{what}: option {name!r} must be {wrong} {bound:g}, got {value!r}.")
     return made
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dialog_eval.metrics.intervals import bootstrap_interval
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.files import write_file
+from dialog_gen.core.files import read_regular, write_file
 
 Blend = Literal["embedding", "weight"]
 """What is blended: text vectors, or the weights of text towers. See `dialog_eval.models`."""
@@ -32,7 +32,7 @@ class Metric(_Strict):
     name: str
     """Such as "accuracy", "accuracy, yes/no", "image R@1" """
     values: list[float]
-    """(items,), each from 0 to 1; the metric is their mean"""
+    """(items,), the metric is their mean; hits and accuracies are from 0 to 1"""
     groups: list[int] | None = None
     """(items,): group of each item, such as its image; None if the items are independent"""
     mean: float
@@ -54,6 +54,67 @@ class Metric(_Strict):
         return self
 
 
+class Asked(_Strict):
+    """The weights in the scores of a way of asking, and how they were chosen."""
+
+    way: str
+    """Such as "statement + prior" """
+    debias_weight: float | None = None
+    """None if the way has no debias"""
+    prior_weight: float | None = None
+    """None if the way has no prior"""
+    chosen_on: str | None = None
+    """The held-out data on which the weights were chosen; None if they were given"""
+    tried: list[dict[str, float]] = []
+    """For each choice: `debias_weight`, `prior_weight` and the measure on the held-out data"""
+
+    def text(self) -> str:
+        """A sentence about the weights, without the full stop."""
+        weights = [
+            f"{name} weight {value:g}"
+            for name, value in (("debias", self.debias_weight), ("prior", self.prior_weight))
+            if value is not None
+        ]
+        return f"{' and '.join(weights)}, {f'chosen on {self.chosen_on}' if self.chosen_on else 'as given'}"
+
+
+class Shown(_Strict):
+    """A text, an image, or both."""
+
+    text: str | None = None
+    image_id: str | None = None
+    thumbnail: str | None = None
+    """A small WebP of the image, as base64"""
+
+
+class Example(_Strict):
+    """An item, and what two models make of it."""
+
+    item: Shown
+    """What is asked: a question about an image, or a query of a search"""
+    right: Shown
+    answer: Shown
+    baseline_answer: Shown
+
+    def parts(self) -> list[Shown]:
+        """All that is shown of it."""
+        return [self.item, self.right, self.answer, self.baseline_answer]
+
+
+class Examples(_Strict):
+    """Some items, drawn at random, that a model has right and the baseline wrong, and the other way round."""
+
+    baseline: str
+    """The label of the baseline"""
+    measure: str
+    """The measure by which answers are right, such as "accuracy" """
+    win_count: int
+    """Number of all items of which `wins` are drawn"""
+    loss_count: int
+    wins: list[Example]
+    losses: list[Example]
+
+
 class Entry(_Strict):
     """One model, or one blend of two, on one task."""
 
@@ -72,7 +133,17 @@ class Entry(_Strict):
     """Share of the baseline in a blend"""
     noise: float | None = Field(default=None, ge=0)
     """Standard deviation of the noise on the text vectors in the training of a decoder"""
+    asked: Asked | None = None
+    """The weights of the way of asking, if it has any"""
+    notes: list[str] = []
+    """What to know about figures of this entry, such as that they need no image"""
     metrics: list[Metric]
+    examples: Examples | None = None
+    """None for the baseline, for a model without one, for blends, and where none were asked for"""
+
+    def all_notes(self) -> list[str]:
+        """The weights of the way of asking, and the notes."""
+        return [*([self.asked.text()] if self.asked else []), *self.notes]
 
     def metric(self, name: str) -> Metric | None:
         """The metric with that name, or None."""
@@ -121,7 +192,7 @@ def read_json_file(
     Raises `error_type` for a file that cannot be read, is not JSON, or has another layout.
     """
     try:
-        return layout.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        return layout.model_validate_json(read_regular(path).removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise error_type(f"{path} cannot be read: {error.strerror}.") from None
     except ValidationError as error:

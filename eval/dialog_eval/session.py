@@ -10,10 +10,12 @@ import torch
 
 from dialog_eval.data.image_index import ImageIndex
 from dialog_eval.data.images import embed_images
+from dialog_eval.examples import with_thumbnails
 from dialog_eval.models import Models
 from dialog_eval.options import Common
 from dialog_eval.results import Blend, Entry, Reference, Results
 from dialog_eval.tasks.base import TaskDefinition
+from dialog_eval.trained import label_of, training_of
 from dialog_gen.clip.base import SEARCH, Clip
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
@@ -42,11 +44,12 @@ def measure(
     entries, references = list[Entry](), list[Reference]()
     for task in tasks:
         more_entries, more_references = task.evaluate(models, images, on_progress)
-        entries += more_entries
+        entries += with_thumbnails(more_entries, index, common.examples)
         references += more_references
     options = asdict(common)
     for definition in definitions:
         options |= asdict(definition.options)
+    checkpoints = [common.baseline, common.checkpoint][-len(models.alone) :]
     return Results(
         baseline=models.variants[0].label if len(models.alone) > 1 else None,
         entries=entries,
@@ -60,8 +63,12 @@ def measure(
             "device": str(device),
             "options": json.loads(json.dumps({**options, "blends": blends}, default=str)),
             "models": {
-                variant.label: {"name": variant.clip.name, "weights_sha256": variant.clip.weights_sha256}
-                for variant in models.alone
+                variant.label: {
+                    "name": variant.clip.name,
+                    "weights_sha256": variant.clip.weights_sha256,
+                    "training": training_of(checkpoint),
+                }
+                for variant, checkpoint in zip(models.alone, checkpoints, strict=True)
             },
             "texts": models.texts,
             "truncated_texts": models.truncated_texts,
@@ -83,19 +90,19 @@ def _models(
 
     checkpoint = load(common.checkpoint, common.pretrained)
     baseline = load(common.baseline, common.baseline_pretrained) if common.baseline else None
-    if blends is not None and checkpoint.untuned is not None:
+    if blends is not None and checkpoint.untuned is not None and checkpoint.beta is not None:
         baseline, checkpoint = baseline or checkpoint.untuned, checkpoint.with_beta(0.0)
     elif common.beta is not None:
-        if checkpoint.beta is None:
+        if checkpoint.untuned is None:
             raise UsageError(f"--beta is for checkpoints with a third tower: {common.checkpoint} has none.")
         checkpoint = checkpoint.with_beta(common.beta)
     if blends is not None and baseline is None:
         raise UsageError("blends are of the checkpoint with a baseline: give --baseline.")
     return Models(
         checkpoint,
-        common.label or checkpoint.name,
+        common.label or label_of(common.checkpoint, checkpoint.name),
         baseline,
-        common.baseline_label or (baseline.name if baseline else ""),
+        common.baseline_label or (label_of(common.baseline or "", baseline.name) if baseline else ""),
         blends or (),
         device=device,
         batch_size=common.batch_size,

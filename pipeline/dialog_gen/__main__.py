@@ -1,4 +1,4 @@
-"""`python -m dialog_gen COMMAND`, the same as `dialog-gen COMMAND`."""
+"""`python -m dialog_gen`: the command line `dialog-gen`."""
 
 from dialog_gen.cli.app import main
 

@@ -1,6 +1,6 @@
 """Throughput of `dialog-gen download` on loopback against bare img2dataset with the same options: `make bench`.
 
-The server has a process of its own. Figures are printed; see README, "Speed".
+The server has a process of its own. Figures are printed; see docs/performance.md.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """Registries: what a package's modules register, what others add through entry points, and what can be wrong."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,14 @@ def test_a_name_is_taken_once(colours: Registry[int]) -> None:
     assert colours.get("blue") == 1
     with pytest.raises(ValueError, match="two colours named 'blue'"):
         colours.register("blue")(7)
+
+
+def test_threads_that_use_it_first_at_the_same_time_both_find_everything(
+    colours: Registry[int], tmp_path: Path
+) -> None:
+    (tmp_path / "colours_of_a_test" / "slow.py").write_text(
+        "import time\ntime.sleep(0.3)\nfrom colours_of_a_test.base import COLOURS\nCOLOURS.register('slow')(5)\n"
+    )
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: colours.own(), range(2)))
+    assert found == [{"blue": 1, "red": 2, "slow": 5}] * 2

@@ -44,7 +44,7 @@ def write_source() -> None:
 
 
 def say(request: Any) -> str:
-    number = request.image.size[1] - 16
+    number = request.images[0].size[1] - 16
     return "..." if number == 7 else WORDS[number % 3]
 
 

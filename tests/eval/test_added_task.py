@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers.evaluation import SUBSET, ReferenceModel, captions, image_path
+from helpers.forks import run_module
 
 from dialog_eval import write_table
 from dialog_eval.results import load_results
@@ -72,8 +72,7 @@ def site(tmp_path: Path) -> Path:
 def run(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """`dialog-eval` where these packages are installed."""
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "dialog_eval.cli", *map(str, arguments)]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    return run_module("dialog_eval.cli", *arguments, environment={**os.environ, "PYTHONPATH": path})
 
 
 def test_is_measured_from_the_command_line(site: Path, split: Path, clips: tuple[Path, Path], tmp_path: Path) -> None:
@@ -97,16 +96,19 @@ def test_is_measured_from_the_command_line(site: Path, split: Path, clips: tuple
     assert found[0] != found[1], "a test that can tell"
     # In the table under its title where it is installed, else under its name.
     assert run(site, "table", out, "--out", tmp_path / "there.md").returncode == 0
-    assert "## Preference of words: words, plain" in (tmp_path / "there.md").read_text()
+    there = (tmp_path / "there.md").read_text()
+    assert "Preference of words: words, plain" in there
+    assert "No task here has a headline figure" in there
     write_table([out], tmp_path / "here.md")
-    assert "## preference: words, plain" in (tmp_path / "here.md").read_text()
+    assert "preference: words, plain" in (tmp_path / "here.md").read_text()
 
 
 def test_help_shows_it_with_its_options(site: Path) -> None:
     done = run(site, "--help")
     assert done.returncode == 0, done.stderr
-    for said in ("preference  Whether images are nearer to", "broken      Cannot be used", "retrieval", "sweep"):
-        assert said in done.stdout
+    shown = " ".join(done.stdout.split())
+    for said in ("preference Whether images are nearer to", "broken Cannot be used", "retrieval", "sweep"):
+        assert said in shown
     done = run(site, "preference", "--help")
     assert "--other-word" in done.stdout
     assert "Than to this." in done.stdout

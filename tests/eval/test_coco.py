@@ -34,8 +34,11 @@ def test_any_coco_file_lists_images(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ({"images": IMAGES, "annotations": []}, "holds no captions"),
-        ({"images": [*IMAGES, {"id": 9, "file_name": "c"}], "annotations": CAPTIONS}, "no caption, such as image 9"),
-        ({"images": IMAGES[:1], "annotations": CAPTIONS}, "not in its images, such as 3"),
+        (
+            {"images": [*IMAGES, {"id": 9, "file_name": "c"}], "annotations": CAPTIONS},
+            "no caption of 1 image, such as image 9",
+        ),
+        ({"images": IMAGES[:1], "annotations": CAPTIONS}, "lacks 1 image with captions, such as 3"),
         ({"images": [*IMAGES, {"id": 3, "file_name": "x"}], "annotations": CAPTIONS}, "lists image 3 twice"),
         ({"images": IMAGES}, "annotations: Field required"),
         ({"annotations": [{"image_id": 1}]}, "annotations.0.caption"),

@@ -1,6 +1,7 @@
 """`dialog-eval` against evaluations of a few lines, with open_clip's own methods."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -141,6 +142,18 @@ def check_vqa(
     return said
 
 
+def check_question_types(entries: list[Entry], of: list[Entry], split: Path) -> None:
+    """The questions of each type have the accuracy that they have among all."""
+    annotated = json.loads(Path(annotations(split)).read_text())["annotations"]
+    assert [entry.label for entry in entries] == [entry.label for entry in of]
+    for entry, whole in zip(entries, of, strict=True):
+        kinds = {a["question_type"] for a in annotated}
+        assert {metric.name for metric in entry.metrics} == {f"accuracy, {kind}" for kind in kinds}
+        for kind in kinds:
+            every = zip(values(whole, "accuracy"), annotated, strict=True)
+            assert values(entry, f"accuracy, {kind}") == [value for value, a in every if a["question_type"] == kind]
+
+
 def vqa_arguments(split: Path) -> list[object]:
     questions, answers = vqa_files(split)
     return ["--questions", questions, "--annotations", answers, "--image-list", captions(split)]
@@ -196,11 +209,12 @@ def test_vqa(
     done = dialog_eval("vqa", *vqa_arguments(split), *options, *common)
     assert done.code == 0, done.err
     results = read(common)
-    assert [entry.label for entry in results.entries] == ["base", "base, blind", "tuned", "tuned, blind"]
+    entries = [entry for entry in results.entries if entry.task == "vqa"]
+    assert [entry.label for entry in entries] == ["base", "base, blind", "tuned", "tuned, blind"]
     said = [
-        check_vqa(entry, texts[entry.label.removesuffix(", blind")], images, split, **expected)
-        for entry in results.entries
+        check_vqa(entry, texts[entry.label.removesuffix(", blind")], images, split, **expected) for entry in entries
     ]
+    check_question_types([entry for entry in results.entries if entry.task == "vqa-types"], entries[::2], split)
     assert said[0] != said[1]
     assert said[0] != said[2]
     groups = results.entries[0].metrics[0].groups
@@ -326,7 +340,8 @@ def test_a_checkpoint_alone(dialog_eval: Cli, common: list[object], split: Path)
     assert done.code == 0, done.err
     results = read(common)
     assert results.baseline is None
-    assert results.entries == both.entries[1:]
+    # With a baseline there are examples too.
+    assert results.entries == [entry.model_copy(update={"examples": None}) for entry in both.entries[1:]]
     assert set(results.settings["versions"]) == {"dialog-gen", "torch", "open_clip"}
     assert results.settings["models"]["tuned"]["weights_sha256"] == results.entries[0].weights_sha256
 
@@ -364,7 +379,8 @@ def test_table(dialog_eval: Cli, common: list[object], split: Path, tmp_path: Pa
         ("retrieval", ["--images", "SPLIT/none"], "nothing is at"),
         ("retrieval", ["--images", "SPLIT/vqa"], "no images in"),
         ("retrieval", ["--images", "SPLIT/images/00000/*.png"], "lacks"),
-        ("retrieval", ["--captions", "SPLIT/truth.jsonl"], "is not a captions file"),
+        ("retrieval", ["--captions", "SPLIT/truth.jsonl"], "is not a file of DOCCI's captions"),
+        ("retrieval", ["--captions", "SPLIT/classification/labels_shapes_test.json"], "is not a COCO captions file"),
         ("retrieval", ["--captions", "none.json"], "No such file"),
         ("retrieval", ["--captions-per-image", "0"], "from 1 on, or all"),
         ("retrieval", ["--device", "abacus"], "--device abacus"),
@@ -417,6 +433,35 @@ def test_an_image_that_cannot_be_read(dialog_eval: Cli, common: list[object], sp
     done = dialog_eval("retrieval", "--captions", captions(split), *common, "--images", tmp_path / "images")
     assert "00000/000005.png cannot be read (truncated" in done.mistake
     assert not Path(str(common[-1])).exists()
+
+
+def test_a_label_that_is_no_utf_8_is_refused_before_the_work(
+    dialog_eval: Cli, common: list[object], split: Path
+) -> None:
+    done = dialog_eval("retrieval", "--captions", captions(split), *common, "--label", "a\udcff")
+    assert "option 'label' is no UTF-8" in done.mistake
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_results_are_there_though_they_cannot_be_printed(
+    dialog_eval: Cli, common: list[object], split: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    arguments = ["retrieval", "--captions", captions(split), *common, *(["--json"] if as_json else [])]
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        done = dialog_eval(*arguments)
+    assert done.mistake == "error: cannot write the output: No space left on device.\n"
+    assert [entry.label for entry in read(common).entries] == ["base", "tuned"]
+
+
+def test_results_are_printed_though_they_cannot_be_written(
+    dialog_eval: Cli, common: list[object], split: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    done = dialog_eval("retrieval", "--captions", captions(split), *common)
+    assert done.code == 2
+    assert done.err.startswith("error: cannot write ")
+    assert "\ntuned " in done.out
 
 
 def test_help_is_light() -> None:

@@ -70,13 +70,17 @@ def test_several_tasks_and_blends_are_a_sweep(
     assert load_results(tmp_path / "cli.json").entries == found.entries
     assert {(entry.task, entry.blend) for entry in found.entries} == {
         (task, blend) for task in ("retrieval", "vqa") for blend in (None, "embedding", "weight")
-    }
+    } | {("vqa-types", None)}
 
 
 @pytest.mark.parametrize(
     ("task", "given", "said"),
     [
-        ("retrival", {}, "unknown evaluation task 'retrival'; did you mean 'retrieval'.* Known: classify, generate"),
+        (
+            "retrival",
+            {},
+            "unknown evaluation task 'retrival'; did you mean 'retrieval'.* Known: choice, classify, diagn",
+        ),
         ([], {}, "nothing to measure"),
         ("retrieval", {"captions": "x", "splitt": "val"}, "retrieval has no option 'splitt'; did you mean 'split'"),
         ("retrieval", {"captions": "x", "questions": "x"}, "retrieval has no option 'questions'; .*captions_per_image"),

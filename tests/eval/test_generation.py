@@ -25,7 +25,7 @@ from dialog_eval.tables.table import write_table
 from dialog_eval.tasks.generation import GenerationOptions, GenerationTask, load_generation
 from dialog_eval.writers import open_writer
 from dialog_gen.clip.close.adapters import Adapter
-from dialog_gen.clip.close.checkpoint import load_close
+from dialog_gen.clip.close.checkpoint import CloseWriter, load_close
 from dialog_gen.clip.close.layout import PROMPTS
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
@@ -87,7 +87,7 @@ def test_writes_what_each_text_alone_would_be(
         written.append(texts)
         return [Metric.of("x", [0.0])]
 
-    (task,) = (replace(task, judge=keep) for task in load(split, "vqa"))
+    (task,) = (replace(task, judge=keep, notes=lambda metrics: []) for task in load(split, "vqa"))
     images = embed_images(models, ImageIndex(str(split / "images")), set(task.image_ids))
     entries, _ = task.evaluate(models, images, ignore_progress)
     assert [e.label for e in entries] == ["noisy", "noisy, blind", "noisy, from captions"]
@@ -109,6 +109,23 @@ def test_writes_what_each_text_alone_would_be(
         ]
         assert texts == expected
     assert len(set(written[0])) > 3, "a test that can tell"
+
+
+@pytest.mark.parametrize(("task", "length"), [("vqa", 16), ("captioning", 32), ("entailment", 8)])
+def test_texts_are_as_long_as_published(
+    split: Path, decoders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, task: str, length: int
+) -> None:
+    lengths = set[int]()
+
+    def write(self: Any, images: torch.Tensor, prompts: list[Any], *, beams: int, max_tokens: int) -> list[str]:
+        lengths.add(max_tokens)
+        return ["yes"] * len(prompts)
+
+    monkeypatch.setattr(CloseWriter, "write", write)
+    models = Models(open_writer(str(decoders[0])), "noisy", batch_size=64)
+    (one,) = (replace(one, options=replace(one.options, max_tokens=None)) for one in load(split, task))
+    one.evaluate(models, embed_images(models, one.index, set(one.image_ids)), ignore_progress)
+    assert lengths == {length}
 
 
 def test_answers_are_judged_as_vqa_does(split: Path) -> None:

@@ -73,7 +73,7 @@ def test_writes_what_each_text_alone_would_be(split: Path, mammuts: tuple[Path, 
 
     def keep(texts: list[str]) -> list[Metric]:
         written.append(texts)
-        return [Metric.of("x", [0.0])]
+        return [Metric.of("x", [0.0] * len(texts))]
 
     task: Any = replace(loaded, judge=keep)  # type: ignore[type-var]
     images = embed_images(models, index, set(task.image_ids))

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from helpers.cli import Cli
+from helpers.evaluation import ReferenceModel
 from helpers.file_server import FileServer
 from helpers.published import (
     COCO_IDS,
@@ -88,6 +89,48 @@ def test_from_manifest_to_figures(
     assert [len(metric.values) for metric in entry.metrics[:: 3 if use == "retrieval" else 99]] == list(counts)
 
 
+def of_v2(part: dict[str, Any], key: str) -> dict[str, Any]:
+    """The same questions or annotations as VQA v2 has them: other ids, and no choices."""
+    records = [{**one, "question_id": one["image_id"] * 1000 + n % 3} for n, one in enumerate(part[key])]
+    kept = [{name: value for name, value in one.items() if name != "multiple_choices"} for one in records]
+    return {name: value for name, value in part.items() if name != "num_choices"} | {key: kept}
+
+
+def test_vqa_v2(tmp_path: Path, dialog_eval: Cli, clips: tuple[Path, Path]) -> None:
+    folder = tmp_path / "val2014"
+    folder.mkdir()
+    for number in COCO_IDS:
+        (folder / coco_name(number)).write_bytes(photo(number, "JPEG"))
+    questions, annotations = vqa_files("mscoco")
+    for number, one in enumerate(annotations["annotations"]):  # Three to ten of the ten agree.
+        for answer in one["answers"][3 + number % 8 :]:
+            answer["answer"] = "another"
+    first = vqa_command(tmp_path, questions, annotations)
+    (tmp_path / "v2").mkdir()
+    second = vqa_command(tmp_path / "v2", of_v2(questions, "questions"), of_v2(annotations, "annotations"))
+    common = ["--checkpoint", clips[1], "--device", "cpu", "--images", folder, "--out", tmp_path / "r.json"]
+    said = dialog_eval(*second, *common).mistake
+    assert "has no multiple_choices: give the MultipleChoice questions, which only VQA v1 has, or --candidates" in said
+    top = ["--candidates", "top1000", "--train-annotations", tmp_path / "v2" / "annotations.json"]
+    assert dialog_eval(*second, *common, *top).code == 0
+    entry = load_results(tmp_path / "r.json").entries[0]
+    assert entry.protocol == "top-1000 (3 exist), official accuracy"
+    # By hand: the nearest of the three answers, and min(people / 3, 1) averaged over the ten sets of nine people.
+    model = ReferenceModel(clips[1])
+    expected: list[float] = []
+    for question, told in zip(questions["questions"], annotations["annotations"], strict=True):
+        texts = [f"{question['question']} {answer}" for answer in ("yes", "2", "red")]
+        image = model.images([folder / coco_name(question["image_id"])])
+        said = ("yes", "2", "red")[int((image @ model.texts(texts).T).argmax())]
+        people = [answer["answer"] for answer in told["answers"]]
+        nines = [people[:n] + people[n + 1 :] for n in range(10)]
+        expected.append(sum(min(nine.count(said) / 3, 1) for nine in nines) / 10)
+    assert entry.metrics[0].values == pytest.approx(expected)
+    assert 0 < sum(expected) < len(expected)
+    mixed = [*first[:3], *second[3:]]
+    assert "both have 0 questions" in dialog_eval(*mixed, *common).mistake
+
+
 def test_karpathy_splits_and_cocos_own_file_agree(tmp_path: Path) -> None:
     (tmp_path / "dataset_coco.json").write_text(json.dumps(dataset_coco()))
     (tmp_path / "captions_val2014.json").write_text(json.dumps(captions_val2014()))
@@ -133,10 +176,10 @@ def ask(tmp_path: Path, dialog_eval: Cli) -> Callable[..., str]:
     [
         (
             lambda q, a: q["questions"][4].pop("image_id"),
-            "questions.json is not a VQAv1 questions file: questions.4.im",
+            "questions.json is not a VQA questions file: questions.4.im",
         ),
         (lambda q, a: a.pop("annotations"), "Field required. Are questions and annotations swapped?"),
-        (lambda q, a: a["annotations"].pop(), "14 questions are in both, 1 only in "),
+        (lambda q, a: a["annotations"].pop(), "both have 14 questions, 1 only in "),
         (lambda q, a: q["questions"][3]["multiple_choices"].pop(), "question 730 has 17 multiple_choices, expected 18"),
         (lambda q, a: a["annotations"].append(a["annotations"][0]), "annotations.json holds question 420 twice"),
         (lambda q, a: a.update(data_subtype="train2014"), "of the split 'val2014'"),
@@ -158,7 +201,7 @@ def test_files_cut_off(tmp_path: Path, ask: Callable[..., str], cut: int) -> Non
     questions, annotations = vqa_files("mscoco")
     command = vqa_command(tmp_path, json.dumps(questions).encode()[:cut], annotations)
     said = ask(*command)
-    assert "questions.json is not a VQAv1 questions file: the file: Invalid JSON: EOF" in said
+    assert "questions.json is not a VQA questions file: the file: Invalid JSON: EOF" in said
     assert "It is damaged or cut off: fetch it again." in said
     for content in (dataset_coco(), captions_val2014()):
         path = tmp_path / "captions.json"

@@ -1,5 +1,6 @@
 """The plot, as matplotlib was told to draw it and as it came out."""
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from helpers.results import entry, only, pixels, save, sweep
 from dialog_eval.tables.plots import sweep_plot
 from dialog_eval.tables.pooling import Section, pool
 from dialog_gen.core.errors import MissingExtraError, UsageError
+from dialog_gen.core.extras import install_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,7 +154,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.layout_engine"):
         monkeypatch.setitem(sys.modules, name, None)
     sections = pool(save(tmp_path, sweep()))
-    with pytest.raises(MissingExtraError, match=r"pip install 'dialog-gen\[eval\]'"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("eval"))):
         sweep_plot(sections)
     # What is wrong with the files is said first: installing would not help.
     with pytest.raises(UsageError, match="No sweep"):

@@ -14,6 +14,7 @@ from dialog_eval.results import Entry, Reference, Results
 from dialog_eval.tables.pooling import pool
 from dialog_eval.tables.table import write_table
 from dialog_gen.core.errors import DialogGenError, MissingExtraError, UsageError
+from dialog_gen.core.extras import install_command
 
 IMAGES = [0, 0, 1, 1, 2, 2]
 BASE = [1.0, 0, 0, 0, 1, 0]
@@ -252,7 +253,7 @@ def test_markdown(tmp_path: Path) -> None:
     ]
     # Columns stand below each other, to be read as it is.
     assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
-    assert "## Visual question answering: shapes 0123, MC-18\n" in text
+    assert "<summary>Visual question answering: shapes 0123, MC-18</summary>\n" in text
     for said in ("95 % bootstrap", "over images", "paired differences to base", "n repetitions", "6 items, 3 images."):
         assert said in text
     assert [file.name for file in out.parent.iterdir()] == ["table.md"]
@@ -270,7 +271,8 @@ def test_html(tmp_path: Path) -> None:
         ["x", "50.0 [30.0, 70.0]+0.0 [-20.0, +20.0]"],
         ["always yes", "29.7"],
     ]
-    assert re.findall("<strong>(.*?)</strong>", page) == ["<span>+20.0</span> <i>[+20.0, +20.0]</i>"]
+    bold = re.findall("<div><strong>(.*?)</strong></div>", page.replace("\n", ""))
+    assert bold == ["<span>+20.0</span> <i>[+20.0, +20.0]</i>"]
     assert "paired differences to base" in tables.text
     assert {told["data-measure"] for tag, told in tables.elements if tag == "td"} == {"accuracy"}
     # One file: nothing is fetched, nothing runs.
@@ -311,22 +313,23 @@ def several_tasks(folder: Path) -> list[Path]:
 def test_overview(tmp_path: Path) -> None:
     out = tmp_path / "t.md"
     write_table(several_tasks(tmp_path), out)
-    first, second, *others = re.split("^## ", out.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert first == "# Evaluation\n\n"
+    first, second, *others = re.split("^## |^<summary>", out.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert first.startswith("# DRAFT against base; MulT against scratch\n\n")
     assert second.startswith("Overview\n")
     half, above = "50.0 [50.0, 50.0]", "70.0 [70.0, 70.0]"
     assert markdown_rows(second)[0] == ["", "image R@1", "VQA, MC-18", "VQA, generated"]
     assert markdown_rows(second)[2:] == [
-        ["base (baseline)", half, half, ""],
+        ["base (baseline)", half, "50.0† [50.0, 50.0]", ""],
         ["DRAFT", above, "60.0 [60.0, 60.0]", ""],
-        ["↳ difference", "**+20.0 [+20.0, +20.0]**", "**+10.0 [+10.0, +10.0]**", ""],
+        ["↳ difference", "**+20.0 [+20.0, +20.0]**", "+10.0° [+10.0, +10.0]", ""],
         ["scratch (baseline)", "", above, ""],
         ["MulT", "", half, above],
         ["↳ difference", "", "**-20.0 [-20.0, -20.0]**", ""],
         ["CLOSE", "", "", half],
         ["always yes", "", "30.0", ""],
     ]
-    assert [other.partition("\n")[0] for other in others] == [
+    # Its two seeds are +20 and +0: that it is +10 on every image does not make it sure.
+    assert [other.partition("</summary>")[0] for other in others] == [
         "Retrieval: shapes 0123, 5 captions",
         "Visual question answering: shapes 0123, MC-18, against base",
         "Visual question answering: shapes 0123, MC-18, against scratch",
@@ -341,7 +344,7 @@ def test_overview(tmp_path: Path) -> None:
 def test_overview_tells_datasets_apart(tmp_path: Path) -> None:
     some = [entry("base", BASE), entry("base", BASE, dataset="other"), entry("base", BASE, metric="x", protocol="y")]
     write_table(save(tmp_path, some), tmp_path / "t.md")
-    overview = (tmp_path / "t.md").read_text().split("## ")[1]
+    overview = (tmp_path / "t.md").read_text().split("## ")[1].partition("<details")[0]
     assert markdown_rows(overview)[0] == ["", "VQA, MC-18, shapes 0123, MC-18", "VQA, MC-18, other, MC-18"]
 
 
@@ -393,9 +396,9 @@ def test_markdown_escapes(tmp_path: Path) -> None:
     rows = markdown_rows(text)
     assert rows[0] == ["", told]
     assert [row[0] for row in rows[2:]] == [f"{told} (baseline)", f"{told} 2", "↳ difference", told, "items"]
-    assert f"{told}, {told}\n" in text
+    assert f"{told}, {told}</summary>\n" in text
     assert f"to {told} in" in text
-    assert "<" not in text
+    assert set(re.findall("<[^>]*>?", text)) == {'<details markdown="1">', "</details>", "<summary>", "</summary>"}
 
 
 # The plot in it
@@ -421,7 +424,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setitem(sys.modules, name, None)
     files = save(tmp_path, sweep())
     write_table(files, tmp_path / "t.md")
-    with pytest.raises(MissingExtraError, match=r"pip install 'dialog-gen\[eval\]'"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("eval"))):
         write_table(files, tmp_path / "t.html", tmp_path / "p.png")
     assert not (tmp_path / "t.html").exists()
 
@@ -469,7 +472,7 @@ def test_references_that_differ(tmp_path: Path) -> None:
         ("t.csv", None, r"t\.csv: .* \.md or \.html, not as '\.csv'"),
         ("t", None, "not as 'a file without suffix'"),
         ("t.md", "p.pdf", r"p\.pdf: .* \.png, not as '\.pdf'"),
-        ("t.md", "p.png", "No sweep in these files"),
+        ("t.md", "p.png", "Nothing to plot: these files compare no model with a baseline"),
         ("0.json/t.md", None, r"cannot write .*t\.md"),
     ],
 )

@@ -86,8 +86,8 @@ def broken(choices: int | None = 18, **changes: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (("{", published()[1]), r"questions\.json is not a VQAv1 questions file: the file: Invalid JSON"),
-        ((published()[0], "[]"), r"annotations\.json is not a VQAv1 annotations file"),
+        (("{", published()[1]), r"questions\.json is not a VQA questions file: the file: Invalid JSON"),
+        ((published()[0], "[]"), r"annotations\.json is not a VQA annotations file"),
         (published()[::-1], "questions: Field required.* swapped"),
         (published(0), r"questions\.json holds no questions"),
         ((published(1)[0], published(0)[1]), r"annotations\.json holds no questions"),
@@ -98,9 +98,9 @@ def broken(choices: int | None = 18, **changes: Any) -> tuple[Any, Any]:
             r"annotations\.1\.answers\.0\.answer: Input should be a valid string",
         ),
         (broken(a__multiple_choice_answer=None), r"annotations\.1\.multiple_choice_answer: Field required"),
-        ((published(3)[0], published(2)[1]), r"2 questions are in both, 1 only in .*questions\.json \(such as 27\)"),
-        ((published(2)[0], published(3)[1]), r"2 questions are in both, 1 only in .*annotations\.json \(such as 27\)"),
-        (broken(q__question_id=5, a__question_id=6), r"2 questions are in both, 1 only .*as 5\), 1 only .*as 6\)"),
+        ((published(3)[0], published(2)[1]), r"both have 2 questions, 1 only in .*questions\.json \(such as 27\)"),
+        ((published(2)[0], published(3)[1]), r"both have 2 questions, 1 only in .*annotations\.json \(such as 27\)"),
+        (broken(q__question_id=5, a__question_id=6), r"both have 2 questions, 1 only .*as 5\), 1 only .*as 6\)"),
         (broken(q__question_id=7), r"questions\.json holds question 7 twice"),
         (broken(a__question_id=7), r"annotations\.json holds question 7 twice"),
         (broken(q__image_id=5), "question 17 is about image 5 in .*questions.json, 1 in .*annotations.json"),

@@ -19,9 +19,11 @@ class Ended(NamedTuple):
         """What a failure says: one line, and nothing else anywhere."""
         assert self.code in (1, 2)
         assert self.out == ""
-        assert self.err.count("\n") == 1
-        assert self.err.startswith("error: ")
-        return self.err
+        # What a run said before its engine started.
+        said = [line for line in self.err.splitlines(keepends=True) if not line.startswith("INFO     starting ")]
+        assert len(said) == 1
+        assert said[0].startswith("error: ")
+        return said[0]
 
     @property
     def mistake(self) -> str:

@@ -48,4 +48,5 @@ def killed_at(patch: pytest.MonkeyPatch, die_at: float, *, before: bool) -> Call
 
     wrap("put")
     wrap("remove")
+    wrap("move")
     return lambda: done

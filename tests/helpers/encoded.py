@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pillow_heif import register_heif_opener
 
+register_heif_opener()
 WHITE, BLACK, RED, GREEN, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
@@ -46,6 +48,24 @@ def palette_png(alpha: bytes) -> bytes:
     return encode(image, "PNG", transparency=alpha)
 
 
+def heic(image: Image.Image) -> bytes:
+    return encode(image, "HEIF", quality=100, chroma=444)
+
+
+def zipped_text(size: int) -> bytes:
+    return chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(size)))
+
+
+ORIENTATION_8 = chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="8"/>')
+
+
+def with_chunks(*chunks: bytes, after: bytes = b"") -> bytes:
+    """A PNG of a red and a blue pixel with more chunks before and after the pixels."""
+    data = png(2, 1, b"\0" + bytes([*RED, *BLUE]))
+    start, pixels, end = data[:33], data[33:-12], data[-12:]
+    return start + b"".join(chunks) + pixels + after + end
+
+
 def animation(kind: str) -> bytes:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -58,7 +78,7 @@ def rotated(orientation: int, kind: str = "PNG") -> bytes:
     image.paste(BLUE, (16, 0, 32, 16))
     exif = Image.Exif()
     exif[274] = orientation
-    return encode(image, kind, exif=exif, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
+    return encode(image, kind, exif=exif.tobytes(), **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
 
 
 def floats(*values: float) -> bytes:
@@ -133,6 +153,21 @@ GOOD = {
     "rotated jpeg": (rotated(8, "JPEG"), (16, 32), {(8, 4): BLUE, (8, 28): RED}),
     "rotated tiff": (rotated(8, "TIFF"), (16, 32), {(8, 4): BLUE, (8, 28): RED}),
     "rotated webp": (rotated(3, "WEBP"), (32, 16), {(4, 8): BLUE, (28, 8): RED}),
+    "avif": (encode(Image.new("RGB", (8, 8), (200, 30, 60)), "AVIF", quality=100), (8, 8), {(3, 3): (200, 30, 60)}),
+    "heic": (heic(Image.new("RGB", (8, 8), (200, 30, 60))), (8, 8), {(3, 3): (200, 30, 60)}),
+    "rgba avif": (encode(Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "AVIF", quality=100), (8, 8), {(1, 1): WHITE}),
+    "rotated avif": (rotated(8, "AVIF"), (16, 32), {(8, 4): BLUE, (8, 28): RED}),
+    "rotated heic": (rotated(8, "HEIF"), (16, 32), {(8, 4): BLUE, (8, 28): RED}),
+    "png with 3 MB of text": (with_chunks(zipped_text(3 << 20)), (2, 1), {(0, 0): RED, (1, 0): BLUE}),
+    "png with 80 MB of text": (with_chunks(*[zipped_text(1 << 20)] * 80), (2, 1), {(0, 0): RED, (1, 0): BLUE}),
+    "png with 100 MB of text at once": (with_chunks(zipped_text(100 << 20)), (2, 1), {(0, 0): RED}),
+    "png with a profile of 2 MB": (
+        with_chunks(chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(2 << 20)))),
+        (2, 1),
+        {(0, 0): RED},
+    ),
+    "png with text after its pixels": (with_chunks(after=zipped_text(3 << 20)), (2, 1), {(0, 0): RED}),
+    "rotated png with 3 MB of text": (with_chunks(zipped_text(3 << 20), ORIENTATION_8), (1, 2), {(0, 0): BLUE}),
     "broken exif": (
         encode(Image.new("RGB", (8, 8), RED), "PNG", exif=b"MM\x00\x2a\xff\xff\xff"),
         (8, 8),

@@ -69,9 +69,9 @@ class ScriptedEngine:
     async def answer(self, request: Request) -> Answer:
         """See `Engine`."""
         assert not self.closed
-        asked = Asked(render_chat(self.chat_template, request.messages), request.image_sha256, request.seed)
+        asked = Asked(self._rendered(request), request.image_sha256, request.seed)
         self.asked.append(asked)
-        self.sizes.append(request.image.size)
+        self.sizes += [image.size for image in request.images]
         sha256 = request.image_sha256
         self._asked_about[sha256] += 1
         number = self._asked_about[sha256]
@@ -92,7 +92,11 @@ class ScriptedEngine:
             finish_reason="stop",
             output_tokens=len(text.split()),
             saw_image=number not in self.blind.get(sha256, ()),
+            prompt_tokens=len(asked.prompt.split()),
         )
+
+    def _rendered(self, request: Request) -> str:
+        return render_chat(self.chat_template, request.messages, images=len(request.images))
 
     async def close(self) -> None:
         """See `Engine`."""

@@ -1,20 +1,27 @@
-"""A Hugging Face Hub on loopback: the HTTP calls that huggingface_hub makes for dataset repositories, and failures."""
+"""A Hugging Face Hub on loopback: the HTTP calls of huggingface_hub for datasets and models, and failures."""
 
 import base64
 import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partialmethod
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import httpx
+import huggingface_hub
+import huggingface_hub.constants
+import pytest
+from huggingface_hub.errors import HfHubHTTPError
+
 TOKEN = "hf_stand_in_secret"
-_LARGE = (".parquet",)
+_LARGE = (".parquet", ".safetensors")
 
 
 def git_sha1(data: bytes) -> str:
@@ -70,6 +77,8 @@ class StandIn(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         """Large files that were uploaded, whether a commit names them or not."""
+        self.buckets: dict[str, dict[str, bytes]] = {}
+        """USER/NAME -> path -> content."""
         self.failures: list[Failure] = []
         self.requests: list[str] = []
         self.lock = threading.Lock()
@@ -94,7 +103,7 @@ class StandIn(ThreadingHTTPServer):
 
 
 @contextmanager
-def running_hub() -> Iterator[StandIn]:
+def running_hub() -> Generator[StandIn]:
     with StandIn() as hub:
         thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
         thread.start()
@@ -103,6 +112,52 @@ def running_hub() -> Iterator[StandIn]:
         finally:
             hub.shutdown()
             thread.join()
+
+
+@contextmanager
+def replaced_hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[StandIn]:
+    """The Hub that huggingface_hub talks to; it reads its settings from the environment only once, at import."""
+    with running_hub() as stand_in:
+        constants = {
+            "ENDPOINT": stand_in.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": stand_in.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+        }
+        for name, value in constants.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        # Content goes into buckets through Xet's own client, which is no HTTP of Python's.
+        monkeypatch.setattr(huggingface_hub.HfApi, "batch_bucket_files", partialmethod(_fill_bucket, stand_in))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        yield stand_in
+        huggingface_hub.close_session()
+
+
+def _fill_bucket(
+    api: huggingface_hub.HfApi,
+    hub: StandIn,
+    bucket_id: str,
+    *,
+    add: list[tuple[str | Path | bytes, str]] | None = None,
+    delete: list[str] | None = None,
+) -> None:
+    """As `HfApi.batch_bucket_files`: one request, whose failure changes nothing."""
+    request = f"POST /api/buckets/{bucket_id}/batch +{len(add or ())} -{len(delete or ())}"
+    hub.requests.append(request)
+    failure = hub.failure(request)
+    status = failure.status if failure else 401 if api.token != TOKEN else 404 if bucket_id not in hub.buckets else 200
+    if status != 200:
+        asked = httpx.Request("POST", f"{hub.url}/api/buckets/{bucket_id}/batch")
+        response: Any = httpx.Response(status, request=asked)
+        raise HfHubHTTPError(f"{status} for {TOKEN}", response=response)
+    for source, path in add or ():
+        hub.buckets[bucket_id][path] = source if isinstance(source, bytes) else Path(source).read_bytes()
+    for path in delete or ():
+        del hub.buckets[bucket_id][path]
 
 
 class _RefusedError(Exception):
@@ -156,15 +211,19 @@ class _Handler(BaseHTTPRequestHandler):
             r"GET /api/whoami-v2": self.whoami,
             r"POST /api/repos/create": self.create,
             r"POST /api/validate-yaml": dict,
-            r"GET /api/datasets/([^/]+/[^/]+)(?:/revision/(.+))?": self.info,
-            r"GET /api/datasets/([^/]+/[^/]+)/tree/([^/]+)(/.*)?": self.tree,
-            r"POST /api/datasets/([^/]+/[^/]+)/paths-info/([^/]+)": self.paths_info,
-            r"POST /api/datasets/([^/]+/[^/]+)/preupload/(.+)": self.preupload,
-            r"POST /api/datasets/([^/]+/[^/]+)/commit/(.+)": self.commit,
-            r"POST /datasets/([^/]+/[^/]+)\.git/info/lfs/objects/batch": self.batch,
+            r"GET /api/(?:datasets|models)/([^/]+/[^/]+)(?:/revision/(.+))?": self.info,
+            r"GET /api/(?:datasets|models)/([^/]+/[^/]+)/tree/([^/]+)(/.*)?": self.tree,
+            r"POST /api/(?:datasets|models)/([^/]+/[^/]+)/paths-info/([^/]+)": self.paths_info,
+            r"POST /api/(?:datasets|models)/([^/]+/[^/]+)/preupload/(.+)": self.preupload,
+            r"POST /api/(?:datasets|models)/([^/]+/[^/]+)/commit/(.+)": self.commit,
+            r"POST /(?:datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch": self.batch,
             r"PUT /upload/(\w+)": self.upload,
             r"POST /verify/(\w+)": self.verify,
-            r"(?:GET|HEAD) /datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)": self.resolve,
+            r"(POST|GET) /api/buckets/([^/]+/[^/]+)": self.bucket,
+            r"GET /api/buckets/([^/]+/[^/]+)/tree(?:/(.+))?": self.bucket_tree,
+            r"POST /api/buckets/([^/]+/[^/]+)/paths-info": self.bucket_paths,
+            r"(?:GET|HEAD) /buckets/([^/]+/[^/]+)/resolve/(.+)": self.bucket_content,
+            r"(?:GET|HEAD) /(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)": self.resolve,
         }
         for route, call in routes.items():
             if match := re.fullmatch(route, f"{self.command} {path}"):
@@ -173,6 +232,43 @@ class _Handler(BaseHTTPRequestHandler):
                     return found
                 return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
         raise _RefusedError(404, message=f"no such route: {self.command} {path}")
+
+    def bucket(self, method: str, name: str) -> Any:
+        if method == "POST":
+            self.writer()
+            if name in self.server.buckets:
+                raise _RefusedError(409)
+            self.server.buckets[name] = {}
+            return {"url": f"{self.server.url}/buckets/{name}"}
+        files = self.in_bucket(name)
+        size = sum(map(len, files.values()))
+        created = "2026-01-01T00:00:00.000Z"
+        return {"id": name, "private": False, "createdAt": created, "size": size, "totalFiles": len(files)}
+
+    def bucket_tree(self, name: str, prefix: str | None) -> Any:
+        return [
+            self.bucket_entry(path, data)
+            for path, data in self.in_bucket(name).items()
+            if path.startswith(prefix or "")
+        ]
+
+    def bucket_paths(self, name: str) -> Any:
+        wanted = json.loads(self.body)["paths"]
+        return [self.bucket_entry(path, data) for path, data in self.in_bucket(name).items() if path in wanted]
+
+    def bucket_content(self, name: str, path: str) -> Any:
+        if path not in self.in_bucket(name):
+            raise _RefusedError(404, "EntryNotFound")
+        return self.content(self.in_bucket(name)[path], {})
+
+    def in_bucket(self, name: str) -> dict[str, bytes]:
+        if name not in self.server.buckets:
+            raise _RefusedError(404, "RepoNotFound")
+        return self.server.buckets[name]
+
+    @staticmethod
+    def bucket_entry(path: str, data: bytes) -> dict[str, Any]:
+        return {"type": "file", "path": path, "size": len(data), "xetHash": hashlib.sha256(data).hexdigest()}
 
     def writer(self) -> None:
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -312,7 +408,10 @@ class _Handler(BaseHTTPRequestHandler):
         data = repo.commits[commit].get(path)
         if data is None:
             raise _RefusedError(404, "EntryNotFound")
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{oid_of(path, data)}"', "Accept-Ranges": "bytes"}
+        return self.content(data, {"X-Repo-Commit": commit, "ETag": f'"{oid_of(path, data)}"'})
+
+    def content(self, data: bytes, headers: dict[str, str]) -> Any:
+        headers = {**headers, "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if not wanted or self.command == "HEAD":
             return 200, headers, data

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from torch.nn.functional import normalize
 
 from dialog_gen.clip.base import Clip
+from dialog_gen.clip.text.texts import Texts
 from dialog_gen.core.tensors import sha256_of_weights
 from dialog_train.config import DialogueRecipe, OptimSettings
 from dialog_train.data.training_set import Batch
@@ -68,14 +70,13 @@ class TinyRows:
         return Batch(
             image_ids=[f"image-{row}" for row in order],
             image_vectors=self.vectors[order],
-            caption_tokens=padded(texts, CONTEXT if full_length else 0),
-            dialogue_tokens=padded(pairs, CONTEXT if full_length else 0),
+            captions=texts_of(texts, CONTEXT if full_length else 0),
+            dialogues=texts_of(pairs, CONTEXT if full_length else 0),
         )
 
 
-def padded(texts: list[list[int]], least: int) -> torch.Tensor:
-    length = max(least, *map(len, texts))
-    return torch.tensor([text + [0] * (length - len(text)) for text in texts])
+def texts_of(texts: list[list[int]], least: int) -> Texts:
+    return Texts.of([np.array(text, np.int32) for text in texts], 0, least)
 
 
 def make_recipe(out: Path, kind: str = "draft", **changes: Any) -> Any:
@@ -102,3 +103,28 @@ def train(recipe: DialogueRecipe, clip: Clip | None = None, rows: TinyRows | Non
 def train_third_tower(out: Path, changes: dict[str, Any], **options: Any) -> FitResult:
     """A trainer for `helpers.systems`."""
     return train(make_recipe(out, "third-tower", **changes), **options)
+
+
+def train_lora(out: Path, changes: dict[str, Any], **options: Any) -> FitResult:
+    """A trainer for `helpers.systems`."""
+    return train(make_recipe(out, "draft", lora={"rank": 2}, **changes), **options)
+
+
+def train_sharded(out: Path, changes: dict[str, Any], **options: Any) -> FitResult:
+    """A trainer for `helpers.systems`."""
+    return train(make_recipe(out, "draft", shard=True, **changes), **options)
+
+
+def stop_sharded(out: Path, changes: dict[str, Any], **options: Any) -> FitResult:
+    """`train_sharded`, which fails after three steps."""
+
+    def stop(step: int, values: dict[str, float]) -> None:
+        if step == 3:
+            raise RuntimeError("stopped after 3")
+
+    return train_sharded(out, changes, **{**options, "on_step": stop})
+
+
+def train_draft(out: Path, changes: dict[str, Any], **options: Any) -> FitResult:
+    """A trainer for `helpers.systems`."""
+    return train(make_recipe(out, "draft", **changes), **options)

@@ -11,7 +11,7 @@ from dialog_train.systems.multitask.config import MultitaskRecipe, StageRecipe
 from dialog_train.systems.multitask.pairs import TextBatch
 from dialog_train.systems.multitask.training import MultitaskBatches, multitask_objective
 from dialog_train.text_tuning import TextTuning
-from helpers.loops import CONTEXT, VOCABULARY, TinyRows, make_clip, padded
+from helpers.loops import CONTEXT, VOCABULARY, TinyRows, make_clip, texts_of
 
 STAGE = {"texts": "triplets", "captions": "long", "text_batch_size": 6}
 
@@ -39,9 +39,9 @@ class TinyTexts:
             [100 + row % 9 + 50 * (row % 2), *(12 + (row + k) % 9 for k in range(self.negatives + 1))] for row in order
         ]
         return TextBatch(
-            query_tokens=padded(queries, least),
-            target_tokens=padded(targets, least),
-            negative_tokens=padded(wrong, least) if wrong else torch.zeros(0, least, dtype=torch.int64),
+            queries=texts_of(queries, least),
+            targets=texts_of(targets, least),
+            negatives=texts_of(wrong, least),
             text_ids=torch.tensor(ids),
         )
 

@@ -11,7 +11,7 @@ from dialog_train.data.pixel_set import PixelBatch, PixelBatches
 from dialog_train.loop import FitResult, fit
 from dialog_train.systems.clip.config import ClipRecipe
 from dialog_train.systems.clip.training import ClipTraining
-from helpers.loops import CONTEXT, VOCABULARY, make_clip, padded
+from helpers.loops import CONTEXT, VOCABULARY, make_clip, texts_of
 
 
 class TinyPixels:
@@ -36,8 +36,8 @@ class TinyPixels:
         return PixelBatch(
             image_ids=[f"image-{row}" for row in order],
             pixels=self.pixels[order],
-            caption_tokens=padded(texts, least),
-            dialogue_tokens=padded(pairs, least) if dialogues else None,
+            captions=texts_of(texts, least),
+            dialogues=texts_of(pairs, least) if dialogues else None,
         )
 
 

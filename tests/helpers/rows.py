@@ -1,15 +1,19 @@
 """Records and shards made without a run, and what lies in a dataset folder."""
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from dialog_gen.core.blocks import digests
 from dialog_gen.dataset.folder import ShardManifest
 from dialog_gen.dataset.record import PAIR_COLUMNS, VOLATILE_COLUMNS, marking_gates
-from dialog_gen.dataset.writer import DatasetWriter, ShardWriter
+from dialog_gen.dataset.shard_writer import ShardWriter
+from dialog_gen.dataset.writer import DatasetWriter
 from dialog_gen.sources.base import InputShard, SourceImage
 from helpers.inputs import listed_shard, png, sha256
 
@@ -77,16 +81,26 @@ def write_shard(
     store: DatasetWriter, shard: InputShard, rows: Sequence[dict[str, Any]], *, order: Iterable[int] | None = None
 ) -> ShardManifest:
     """Adds the rows in this order of their indices, and commits."""
-    writer = ShardWriter(store, shard)
+    writer = ShardWriter(store.staging(), shard)
     for index in range(len(rows)) if order is None else order:
         writer.add(index, rows[index], output_tokens=2)
-    return writer.commit()
+    return store.commit(writer.finish())
 
 
 def rows_of(out: Path, part: str = "data", *, volatile: bool = False) -> list[dict[str, Any]]:
     """All rows of `data` or `rejects`, in order of file and row, without what may differ between runs."""
     rows = [row for file in sorted((out / part).glob("*")) for row in pq.read_table(file).to_pylist()]
     return [{k: v for k, v in row.items() if volatile or k not in VOLATILE_COLUMNS} for row in rows]
+
+
+def sign(out: Path, shard: str) -> None:
+    """Makes the manifest of a shard promise what is there, as someone would who wants an edit to pass."""
+    sidecar = out / "shards" / f"{shard}.json"
+    manifest = json.loads(sidecar.read_text())
+    for entry in manifest["files"]:
+        with (out / entry["path"]).open("rb") as file:
+            entry |= asdict(digests(file))
+    sidecar.write_text(json.dumps(manifest))
 
 
 def files_of(out: Path) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ from typing import Any
 from dialog_gen.dataset.writer import open_writer
 from dialog_gen.engines.base import EngineOptions
 from dialog_gen.executors.base import Event
+from dialog_gen.generation.committer import Committer
 from dialog_gen.generation.dialogue import DialogueGenerator
 from dialog_gen.generation.runner import Runner
 from dialog_gen.generation.summary import RunResult
@@ -36,6 +37,7 @@ def make_generator(
     temperature: float = 0.7,
     run_seed: int = 7,
     attempts: int = 3,
+    special_tokens: tuple[str, ...] = (),
 ) -> DialogueGenerator:
     return DialogueGenerator(
         protocol=load_protocol(protocol) if isinstance(protocol, str) else protocol,
@@ -43,6 +45,7 @@ def make_generator(
         sampling=Sampling(temperature=temperature),
         run_seed=run_seed,
         attempts=attempts,
+        special_tokens=special_tokens,
     )
 
 
@@ -81,5 +84,7 @@ def run_shards(
 
     with open_writer(str(out), config) as store:
         spec: Any = Starts(start or engine.start, MODEL, EngineOptions(max_in_flight=max_in_flight))
-        Runner(store=store, generator=generator or make_generator(), engine=spec).run(shards, report)
+        committer = Committer(store, report)
+        job = Runner(staging=store.staging(), generator=generator or make_generator(), engine=spec)
+        job.run(committer.incomplete(shards), committer.event)
     return result

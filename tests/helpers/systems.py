@@ -4,45 +4,17 @@ A trainer is named "module:function"; the function trains something tiny: (out, 
 `fit`) -> FitResult. It saves to OUT/model, and to OUT/model-ema under `ema_decay`.
 """
 
-import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = """
-import json, os, shutil, sys
-from pathlib import Path
-from helpers.systems import trainer
-
-out, changes = Path(sys.argv[2]), json.loads(sys.argv[3])
-
-def on_step(step, values):
-    # In one piece: two processes write to the same pipe.
-    os.write(1, (json.dumps([step, values]) + "\\n").encode())
-    if step == 2:
-        # The first step's averages of the gradient are the gradient, times 1 - beta.
-        state = out / "checkpoints" / "step-00000001.safetensors"
-        if state.exists():
-            shutil.copy(state, out / "first.safetensors")
-
-trainer(sys.argv[1])(out, changes, on_step=on_step)
-"""
+from helpers.trainings import run_training, trainer
 
 
 class Stopped(BaseException):
     """Like a kill, as far as it goes within a process."""
-
-
-def trainer(name: str) -> Any:
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -76,7 +48,7 @@ def check_resume(name: str, folder: Path, *, stop: int, every: int = 3) -> None:
 def check_two_processes(name: str, folder: Path) -> None:
     """Two processes give the losses and gradients of one."""
     changes = {"max_steps": 4, "save_every_steps": 1, "grad_clip": 1e6}
-    one, two = (_run(name, folder, count, changes) for count in (1, 2))
+    one, two = (run_training(name, folder / str(count), changes, processes=count) for count in (1, 2))
     assert json.loads((folder / "2" / "train.json").read_text())["processes"] == 2
     # Both processes tell of each step, and tell the same.
     assert sorted(step for step, _ in two) == sorted(2 * [step for step, _ in one])
@@ -88,16 +60,3 @@ def check_two_processes(name: str, folder: Path) -> None:
     for name in gradients:
         scale = first[name].norm().item()
         assert (first[name] - second[name]).norm().item() <= 2e-5 * scale + 1e-8, name
-
-
-def _run(name: str, folder: Path, processes: int, changes: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    folders = os.pathsep.join(str(ROOT / part) for part in ("pipeline", "train", "eval", "tests"))
-    env = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    arguments = [str(script), name, str(folder / str(processes)), json.dumps(changes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]

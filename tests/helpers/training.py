@@ -1,5 +1,6 @@
 """A CLIP and dialogues datasets that are small enough to be made in a moment."""
 
+import functools
 import random
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ TINY_CLIP: dict[str, Any] = {
 TINY_SHARDS = {"a": 20, "b": 20, "c": 8}
 
 
+@functools.cache
+def _tokenizer() -> open_clip.SimpleTokenizer:
+    return open_clip.SimpleTokenizer(context_length=24)
+
+
 def write_tiny_clip(folder: Path, seed: int) -> Path:
     """A checkpoint with random weights."""
     with torch.random.fork_rng():
@@ -34,7 +40,7 @@ def write_tiny_clip(folder: Path, seed: int) -> Path:
     clip = Clip(
         model=model,
         preprocess=None,
-        tokenizer=open_clip.SimpleTokenizer(context_length=24),
+        tokenizer=_tokenizer(),
         name="tiny",
         config=TINY_CLIP,
         preprocess_config={"size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic"},
@@ -60,7 +66,8 @@ def scene_row(number: int, **columns: Any) -> dict[str, Any]:
 
 def write_dialogues(out: Path, shards: dict[str, list[dict[str, Any]]], *, made_by: str = "test") -> Path:
     """A dataset folder of these rows, as `dialog-gen run` leaves it."""
-    with open_writer(str(out), {"made_by": made_by}) as store:
+    stated = any("statements" in row for some in shards.values() for row in some)
+    with open_writer(str(out), {"made_by": made_by} | ({"statements": True} if stated else {})) as store:
         for name, rows in shards.items():
             write_shard(store, shard_of(name, len(rows)), rows)
     return out

@@ -347,7 +347,7 @@ def test_killed(server: FileServer, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, str(toml), str(out)], capture_output=True, text=True, timeout=300, check=True
     )
-    assert "1 files; 0.3 MB fetched" in done.stdout
+    assert "1 file; 0.3 MB fetched" in done.stdout
     assert content(out) == {name: data for name, data in DONE.items() if name.startswith("images")}
     assert [bool(asked) for _, asked in server.requests] == [False, True]
 

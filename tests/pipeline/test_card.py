@@ -1,27 +1,36 @@
 import json
 import re
+import socket
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 import yaml
+from helpers.cli import Cli
 from helpers.rows import gates_of, make_row, shard_of, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from PIL import Image
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.version import __version__
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.dataset.record import DIALOGUES, REJECTS
+from dialog_gen.dataset.record import DIALOGUES, REJECTS, STATEMENTS
 from dialog_gen.dataset.writer import open_writer
 from dialog_gen.download.manifests import load_manifest
 from dialog_gen.download.provenance import note_manifest
+from dialog_gen.gates.language import Language, LanguageSettings
 from dialog_gen.models.registry import MODELS
 from dialog_gen.publish.card import COLUMN_NOTES, make_card
+from dialog_gen.publish.card import card as published_card
 from dialog_gen.publish.card_data import card_data, known_model
+from dialog_gen.publish.languages import languages_of
 from dialog_gen.publish.markdown import plain
+from dialog_gen.publish.thumbnails import THUMBNAILS, thumbnail_grid
 
 REPO = "me/dialogues"
 GATES = {
@@ -69,8 +78,138 @@ def test_the_header(tmp_path: Path) -> None:
         ("default", "data/*.parquet"),
         ("rejects", "rejects/*.parquet"),
     ]
-    for info, schema in zip(found["dataset_info"], (DIALOGUES, REJECTS), strict=True):
-        assert datasets.Features._from_yaml_list(info["features"]) == datasets.Features.from_arrow_schema(schema)
+    # What `make_row` leaves out is null in every row.
+    null = ({"url", "source_sha256", "answer_logprobs", "gates"}, {"url", "source_sha256", "detail"})
+    for config, info, schema, left_out in zip(
+        found["configs"], found["dataset_info"], (DIALOGUES, REJECTS), null, strict=True
+    ):
+        features = datasets.Features.from_arrow_schema(schema)
+        wanted = {name: feature for name, feature in features.items() if name not in left_out}
+        assert datasets.Features._from_yaml_list(info["features"]) == wanted
+        assert config["columns"] == list(wanted)
+    assert found["annotations_creators"] == ["machine-generated"]
+
+
+def test_columns_without_a_value_are_not_loaded(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    gates = gates_of([[]], length=[3.0])
+    with open_writer(str(out), {"schema_version": 3}) as store:
+        write_shard(store, shard_of("a", 2), [make_row(0), make_row(1, "rejected")])
+        write_shard(store, shard_of("b", 2), [make_row(2, gates=gates), make_row(3, answer_logprobs=[None])])
+    folder = DatasetFolder(str(out))
+    text = card(folder)
+    assert "null in every row, so `load_dataset` and the viewer leave them out: `url`, `source_sha256`, " in text
+    before = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    (out / "README.md").write_text(text)
+    for name, left_out in (
+        ("default", {"url", "source_sha256", "answer_logprobs"}),
+        ("rejects", {"url", "source_sha256", "detail"}),
+    ):
+        rows = datasets.load_dataset(str(out), name, split="train", cache_dir=str(tmp_path / "cache-2"))
+        streamed = datasets.load_dataset(str(out), name, split="train", streaming=True)
+        schema = DIALOGUES if name == "default" else REJECTS
+        assert set(rows.column_names) == set(schema.names) - left_out
+        assert set(next(iter(streamed))) == set(rows.column_names)
+        assert isinstance(rows.features["images"].feature, datasets.Image)
+    rows = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache-2"))
+    assert rows["texts"] == before["texts"]
+    assert [row and row[0][0]["score"] for row in rows["gates"]] == [None, 3.0, None]
+
+
+def test_a_full_dataset_declares_no_columns(tmp_path: Path) -> None:
+    full: dict[str, Any] = {
+        "url": "http://x/y",
+        "source_sha256": "0",
+        "answer_logprobs": [-0.5],
+        "gates": gates_of([[]], length=[1.0]),
+    }
+    found = header(card(make_dataset(tmp_path, **full)))
+    assert "columns" not in found["configs"][0]
+    assert "columns" in found["configs"][1]
+
+
+def test_without_images_their_column_is_left_out(tmp_path: Path) -> None:
+    text = published_card(make_dataset(tmp_path), REPO, without_images=True)
+    assert all("images" not in config["columns"] for config in header(text)["configs"])
+    assert "**The images are not part of it**" in text
+    assert "a PIL image" not in text
+
+
+@pytest.mark.parametrize(
+    ("texts", "languages"),
+    [
+        ([("What is in the picture of the kitchen?", "There is a wooden table with four chairs.")], ["en"]),
+        ([("Was ist auf diesem Bild zu sehen?", "Auf dem Tisch liegt eine schwarze Katze.")], ["de"]),
+        ([("この画像には何が写っていますか。", "木のテーブルの上に黒い猫がいます。")], ["ja"]),
+        ([("7?", "7")], None),
+    ],
+)
+def test_the_language_is_detected(tmp_path: Path, texts: list[tuple[str, str]], languages: list[str] | None) -> None:
+    pairs = [{"user": question, "assistant": answer} for question, answer in texts]
+    assert header(card(make_dataset(tmp_path, texts=pairs))).get("language") == languages
+
+
+def test_several_languages() -> None:
+    english = "There is a wooden table with four chairs in the kitchen of the house."
+    german = "Auf dem Tisch in der Küche des Hauses liegt eine schwarze Katze und schläft."
+    french = "Il y a une grande table en bois avec quatre chaises dans la cuisine de la maison."
+    assert languages_of([english] * 60 + [german] * 38 + [french] * 2) == ["en", "de"]
+    assert languages_of([]) == []
+
+
+def test_the_classifier_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    languages_of([])
+    Language(LanguageSettings(), {})
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("py3langid.langid.LanguageIdentifier.from_model_file", read)
+    assert languages_of(["There is a wooden table with four chairs in the kitchen of the house."]) == ["en"]
+    assert Language(LanguageSettings(), {}).settings.expected == "en"
+
+
+def test_the_citation(tmp_path: Path) -> None:
+    entry = (
+        make_card(card_data(make_dataset(tmp_path)), "some-one/my_photo.set").split("```bibtex\n")[1].split("\n```")[0]
+    )
+    assert entry.splitlines() == [
+        "@misc{my-photo-set,",
+        r"  title = {my\_photo.set: question-answer dialogues about 10 images},",
+        "  author = {{some-one}},",
+        "  year = {2025},",
+        r"  howpublished = {\url{https://huggingface.co/datasets/some-one/my_photo.set}},",
+        f"  note = {{Made with dialog-gen {__version__}}},",
+        "}",
+    ]
+
+
+def test_thumbnails(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path, 30)
+    picture = thumbnail_grid(folder)
+    assert picture is not None
+    with Image.open(BytesIO(picture)) as opened:
+        assert opened.format == "WEBP"
+        assert opened.size == (8 * 132 - 4, 3 * 132 - 4)
+    assert thumbnail_grid(folder) == picture
+    text = make_card(card_data(folder), REPO, thumbnails=THUMBNAILS)
+    assert "](thumbnails.webp)" in text
+    assert "](thumbnails.webp)" not in card(folder)
+
+
+def test_no_thumbnails_without_images(tmp_path: Path) -> None:
+    assert thumbnail_grid(make_dataset(tmp_path / "a", images=None)) is None
+    assert thumbnail_grid(make_dataset(tmp_path / "b", images=[{"bytes": b"<html>", "path": "x"}])) is None
+
+
+def test_the_command_prints_the_card(tmp_path: Path, dialog_gen_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_dataset(tmp_path)
+    monkeypatch.setattr(socket, "socket", None)
+    ended = dialog_gen_cli("card", tmp_path, "--repo", REPO, "--licence", "cc-by-4.0")
+    assert ended.out == card(folder, licence="cc-by-4.0")
+    assert 'load_dataset("USER/NAME"' in dialog_gen_cli("card", tmp_path).out
+    assert "USER/NAME" in dialog_gen_cli("card", tmp_path, "--repo", "one").mistake
+    assert "empty" in dialog_gen_cli("card", tmp_path, "--repo", REPO, "--licence", " ").mistake
 
 
 @pytest.mark.parametrize(
@@ -88,9 +227,9 @@ def test_licences(tmp_path: Path, licence: str | None, wanted: dict[str, str]) -
 
 
 def test_every_column_is_explained(tmp_path: Path) -> None:
-    assert set(COLUMN_NOTES) == {*DIALOGUES.names, *REJECTS.names}
+    assert set(COLUMN_NOTES) == {*DIALOGUES.names, STATEMENTS, *REJECTS.names}
     text = card(make_dataset(tmp_path))
-    assert all(f"| `{name}` |" in text for name in COLUMN_NOTES)
+    assert all(f"| `{name}` |" in text for name in COLUMN_NOTES if name != STATEMENTS)
 
 
 def test_what_it_tells(tmp_path: Path) -> None:
@@ -98,7 +237,7 @@ def test_what_it_tells(tmp_path: Path) -> None:
     (tmp_path / "download").mkdir()
     (tmp_path / "download" / "link_rot.json").write_text(json.dumps(LINK_ROT))
     note_manifest(tmp_path / "download", load_manifest("cc3m"))
-    config = {"images": str(tmp_path / "download" / "images")}
+    config = {"images": str(tmp_path / "download" / "images"), "deterministic": False}
     folder = make_dataset(out, config=config, model="llava-1.5-7b", protocol="llava-3qa", model_revision="abc123")
     (out / "gates.json").write_text(json.dumps(GATES))
     text = card(folder)
@@ -122,6 +261,8 @@ def test_what_it_tells(tmp_path: Path) -> None:
         f"dialog-gen pull {REPO}",
     ):
         assert told in text, told
+    # Not asked for, which does not say that the texts are not reproducible.
+    assert "deterministic" not in text
     from dialog_gen.protocols.protocol import load_protocol
 
     assert all(plain(turn.user) in text for turn in load_protocol("llava-3qa").turns)
@@ -159,6 +300,7 @@ def test_without_images(tmp_path: Path) -> None:
     config = {"compacted": {"shard_mb": 500, "images": False}}
     text = card(make_dataset(tmp_path, images=None, config=config))
     assert "**The images are not part of it**" in text
+    assert re.search(r"and 0 of the \d+ dialogues have the URL of their image", text)
     assert "dialog-gen rehydrate dialogues --out with-images" in text
 
 

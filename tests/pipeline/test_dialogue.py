@@ -19,7 +19,7 @@ SEE, UNIQUE = "What do you see in this image?", "What makes this image unique?"
 
 
 def dialogue_of(generator: DialogueGenerator, engine: ScriptedEngine, sha256: str = SHA) -> Dialogue:
-    return asyncio.run(generator.generate(engine, Image.new("RGB", (5, 3)), sha256))
+    return asyncio.run(generator.generate(engine, (Image.new("RGB", (5, 3)),), sha256))
 
 
 def prompts(generator: DialogueGenerator, *answers: str) -> list[str]:
@@ -77,6 +77,7 @@ def test_what_is_kept_of_an_accepted_dialogue() -> None:
     assert dialogue.raw == tuple(words)
     assert (dialogue.reason, dialogue.detail, dialogue.attempts) == (None, None, 1)
     assert (dialogue.finish_reasons, dialogue.output_tokens) == (("stop", "stop"), sum(len(w.split()) for w in words))
+    assert (dialogue.requests, dialogue.prompt_tokens) == (2, sum(len(a.prompt.split()) for a in engine.asked))
     assert engine.sizes == [(5, 3)] * 2
 
 
@@ -106,6 +107,8 @@ def test_attempts_are_bounded_and_greedy_decoding_has_one(attempts: int, tempera
     assert len({asked.seed for asked in engine.asked}) == len(engine.asked) == dialogue.attempts == tried
     assert (dialogue.reason, dialogue.pairs, dialogue.raw) == ("no_questions", (), (NONSENSE,))
     assert dialogue.output_tokens == tried  # of every attempt, a word each
+    assert dialogue.requests == tried
+    assert dialogue.prompt_tokens == sum(len(asked.prompt.split()) for asked in engine.asked)
 
 
 @pytest.mark.parametrize("bad", range(1, 4))
@@ -128,7 +131,7 @@ def test_a_new_attempt_forgets_the_last() -> None:
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize(
     ("knob", "reason", "detail", "answered"),
-    [("blind", "image_not_seen", "no image tokens", 0), ("refused", "engine_refused", "will not", 1)],
+    [("blind", "image_not_seen", "fewer image tokens", 0), ("refused", "engine_refused", "will not", 1)],
 )
 def test_what_is_not_seen_or_refused_is_final(number: int, knob: str, reason: str, detail: str, answered: int) -> None:
     engine = ScriptedEngine(**{knob: {SHA: [number]}})
@@ -152,15 +155,20 @@ def test_a_dead_engine_is_no_outcome_of_an_image() -> None:
         dialogue_of(make_generator(), ScriptedEngine(dies_after=0))
 
 
-SPECIAL = re.compile(r"</?s>|<pad>|<unk>|<image>|<\|\w+\|>")
+OWN = ("<row_1_col_2>", "[control_8]", "<|a-b|>", "<row_1>")
+SPECIAL = re.compile(r"</?s>|<pad>|<unk>|<image>|<\|\w+\|>|" + "|".join(map(re.escape, OWN)))
 WORDS = ("A cat", " ", "\n", ".", "**", "*", "?", "`", "\x00", "\u200b", "USER:", "1. ", "Q: What? ", "A: No. ")
 TOKENS = ("<", ">", "</", "s>", "<s>", "</s>", "im", "age>", "<image>", "<pad>", "<|", "im_end", "|>", "<|im_end|>")
-PIECES = st.lists(st.sampled_from(WORDS + TOKENS), max_size=12).map("".join)
+OWN_PIECES = (*OWN, "<row_", "1_col_2>", "1>", "[con", "trol_8]", "a-b")
+PIECES = st.lists(st.sampled_from(WORDS + TOKENS + OWN_PIECES), max_size=12).map("".join)
 
 
 @example(answers=["s>", "image"], context="dialogue", as_list=False)  # "<{answer_1}>" makes a token of it
 @example(answers=["A cat <**image>", "A </**s>"], context="dialogue", as_list=False)  # taking out bold makes one
 @example(answers=["Q: What? A: Red. <image> </s>", "No </s>"], context="none", as_list=True)
+@example(answers=["a red star[control_8] [control_8]", "A <row_<row_1>1_col_2>"], context="dialogue", as_list=False)
+@example(answers=["Q: What <row_1_col_2>? A: Red <|a-**b|>", "No"], context="dialogue", as_list=True)
+@example(answers=['[{"question": "X?", "answer": "Red \\u003crow_1>"}]', "No"], context="dialogue", as_list=True)
 @given(
     answers=st.lists(PIECES, min_size=2, max_size=2),
     context=st.sampled_from(["dialogue", "none"]),
@@ -180,11 +188,21 @@ def test_special_tokens_of_an_answer_reach_no_prompt(answers: list[str], context
     )
     given = iter([*answers, "Yes."])
     engine = ScriptedEngine(say=lambda request: next(given) or "...")
-    dialogue = dialogue_of(make_generator(protocol, attempts=1), engine)
+    dialogue = dialogue_of(make_generator(protocol, attempts=1, special_tokens=OWN), engine)
     for asked in engine.asked:
         assert SPECIAL.findall(asked.prompt) == ["<image>"]  # the template's own
     for pair in dialogue.pairs:
         assert not SPECIAL.search(pair.user + pair.assistant)
+
+
+def test_an_answer_ends_where_the_model_wrote_a_special_token_of_its_own() -> None:
+    answers = iter(["<row_1> A star. <row_1_col_2> Who asks?", "Q: What? A: Red. [control_8]\nQ: Who? A: I."])
+    engine = ScriptedEngine(say=lambda request: next(answers))
+    protocol = Protocol.model_validate(
+        {"name": "p", "turns": [{"user": "See?"}, {"user": "Ask.", "parse": "qa-list", "pairs": 1}]}
+    )
+    dialogue = dialogue_of(make_generator(protocol, attempts=1, special_tokens=OWN), engine)
+    assert [(pair.user, pair.assistant) for pair in dialogue.pairs] == [("See?", "A star."), ("What?", "Red.")]
 
 
 def test_the_prompts_hash_covers_template_and_protocol() -> None:

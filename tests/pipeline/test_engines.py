@@ -60,7 +60,8 @@ class Running:
         self.engine._sampling, self.engine._render = GREEDY, self.model.render
 
         async def generate() -> list[Dialogue]:
-            return await asyncio.gather(*(self.generator.generate(self.engine, *scene(i)) for i in range(count)))
+            shown = ((scene(i)[:1], scene(i)[1]) for i in range(count))
+            return await asyncio.gather(*(self.generator.generate(self.engine, *each) for each in shown))
 
         try:
             return self.run(generate())
@@ -78,14 +79,14 @@ class Running:
     def request(self, image: int = 0, *, seed: int = 0, prompt: str | None = None) -> Request:
         pixels, sha256 = scene(image)
         messages = conversation(self.prompt if prompt is None else prompt)
-        return Request(messages=messages, image=pixels, image_sha256=sha256, seed=seed)
+        return Request(messages=messages, images=(pixels,), image_sha256=sha256, seed=seed)
 
     @property
     def prompt(self) -> str:
         return self.model.render(conversation(self.generator.protocol.turns[0].user))
 
 
-def verbatim(messages: Conversation) -> str:
+def verbatim(messages: Conversation, images: int = 1) -> str:
     """In place of a model's chat template: the prompt is what the user says."""
     (message,) = messages
     return message.text
@@ -119,7 +120,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         log = tmp_path_factory.mktemp("engine") / "engine.log"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries' own
-            options = EngineOptions(logprobs=True)
+            options = EngineOptions(logprobs=True, reuse_images=True)
             engine = EngineSpec(name=name, model=resolved, sampling=GREEDY, options=options).start(log)
         spawned = [p for p in psutil.Process().children(recursive=True) if p not in before]
         engine._render = verbatim
@@ -197,6 +198,31 @@ def test_a_seed_fixes_an_answer_whoever_shares_the_engine(start: Start, name: st
 
 
 @pytest.mark.slow
+def test_pixels_that_the_core_has_lost_are_sent_again(start: Start) -> None:
+    """Then vLLM ends requests with "error", without a token: that is no answer."""
+    running = start("vllm", "shapes-llava")
+    requests = [running.request(i % 4, seed=i) for i in range(24)]
+    answers = running.answers(*requests)
+    running.run(running.engine._engine.engine_core.reset_mm_cache_async())
+    assert running.answers(*requests) == answers
+
+
+@pytest.mark.slow
+@BOTH
+def test_a_request_may_bring_its_own_sampling(start: Start, name: str) -> None:
+    """As gates do: the answers are those of an engine that was started with it, and others keep the engine's."""
+    running = start(name, "shapes-llava")
+    requests = [running.request(i % 6, seed=i) for i in range(24)]
+    samplings = [SAMPLED, None, SAMPLED.model_copy(update={"max_tokens": 5})]
+    expected = {s: running.answers(*requests, sampling=s or GREEDY) for s in samplings}
+    brought = [replace(request, sampling=s) for request in requests for s in samplings]
+    found = running.answers(*brought)
+    assert [found[i :: len(samplings)] for i in range(len(samplings))] == [expected[s] for s in samplings]
+    assert {answer.output_tokens for answer in found[2::3]} == {5}
+    assert expected[SAMPLED] != expected[None]
+
+
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(
     ("model", "prompt"),
@@ -250,7 +276,7 @@ def test_an_answer_ends_at_the_limit_of_tokens(start: Start, name: str) -> None:
 def test_transformers_stops_in_the_middle_of_an_answer(start: Start) -> None:
     """Its thread would keep the process from ending after a Ctrl-C."""
     running = start("transformers", "shapes-llava", "endless")
-    running.engine._model.generation_config.eos_token_id = running.engine._image_token_id
+    running.engine._stop_ids = {running.engine._image_token_id}
     running.engine._sampling = Sampling(temperature=0, max_tokens=8192)
 
     async def ask_and_close() -> None:

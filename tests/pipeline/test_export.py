@@ -148,7 +148,13 @@ def test_webdataset(source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytes
     samples = list(pipeline)
     assert [json.loads(sample["json"])["image_id"] for sample in samples] == [row["image_id"] for row in ACCEPTED]
     assert [json.loads(sample["json"])["texts"] for sample in samples] == [row["texts"] for row in ACCEPTED]
-    assert [sample.get("txt", b"").decode() or None for sample in samples] == [row["caption"] for row in ACCEPTED]
+    assert [sample["txt"].decode() or None for sample in samples] == [row["caption"] for row in ACCEPTED]
+    # by datasets, which takes the columns of all samples from the first ones,
+    loaded: Any = datasets.load_dataset(
+        "webdataset", data_files=[str(tar) for tar in tars], cache_dir=str(out.with_name("cache")), split="train"
+    )
+    assert [row["json"]["image_id"] for row in loaded] == [row["image_id"] for row in ACCEPTED]
+    assert [row["png"].format for row in loaded] == ["PNG", "JPEG", "JPEG", "PNG"]
     # and by tar: nothing leaves the folder it is unpacked to.
     for tar in tars:
         with tarfile.open(tar) as opened:
@@ -168,7 +174,7 @@ def test_kept_only(source: Path, to: str) -> None:
     _, summary = exported(source, to, kept_only=True)
     assert (summary.images, summary.pairs) == (3, 4)
     assert (summary.marked_pairs_left_out, summary.images_without_kept_pairs) == (2, 1)
-    assert "left out: 2 marked pairs, 1 images without a pair that is kept" in str(summary)
+    assert "left out: 2 marked pairs, 1 image without a pair that is kept" in str(summary)
 
 
 def test_kept_pairs_are_those_without_a_mark(source: Path) -> None:
@@ -293,7 +299,7 @@ def test_wrong_flags(
 
 def name(image_id: str) -> str:
     row = dict.fromkeys(("image_sha256", "source_sha256", "url", "caption"))
-    return Sample(image_id=image_id, image=b"", pairs=[], **row).name  # type: ignore[arg-type]
+    return Sample(image_id=image_id, images=(b"",), pairs=[], **row).name  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("image_id", ["000000012", "plain_name-4", "a"])

@@ -13,7 +13,7 @@ from helpers.cli import Cli
 from helpers.crashes import CRASHED, Killed, killed_at
 from helpers.engine import ScriptedEngine
 from helpers.inputs import write_images
-from helpers.rows import files_of, make_row, marks_of, rows_of, scores_of, shard_of, write_shard
+from helpers.rows import files_of, make_row, marks_of, rows_of, scores_of, shard_of, sign, write_shard
 
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import kept_pairs
@@ -167,11 +167,11 @@ def test_progress_goes_through_a_callback_and_nothing_is_printed(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     apply.gate(dataset, {"length": {"max": 3}, "yes_bias": {}}, on_progress=lambda *call: calls.append(call))
-    for stage in ("quality gates: survey", "quality gates"):
+    for stage in ("quality gates: reading all pairs", "quality gates"):
         counts = [done for name, done, total, unit in calls if (name, total, unit) == (stage, 12, "images")]
         assert counts == sorted(counts)
         assert counts[-1] == 12
-    assert {call[0] for call in calls} == {"quality gates: survey", "quality gates"}
+    assert {call[0] for call in calls} == {"quality gates: reading all pairs", "quality gates"}
     assert capfd.readouterr() == ("", "")
     assert json.loads((dataset / "gates.json").read_text())["settings"]["length"] == {"min": 1, "max": 3}
 
@@ -242,8 +242,9 @@ def test_limits(limits: Limits, marked: list[float]) -> None:
 def test_the_command(dataset: Path, dialog_gen_cli: Cli) -> None:
     ended = dialog_gen_cli("gate", str(dataset), "--gates", "length,yes_bias")
     assert (ended.code, ended.err) == (0, "")
-    header, bias_line, length_line, last = ended.out.splitlines()
-    assert header.split() == ["gate", "limits", "scored", "marked", "alone", "rate"]
+    header, bias_line, length_line, why, last = ended.out.splitlines()
+    assert why.startswith("yes_bias scored no pair: ")
+    assert header.split() == ["gate", "limits", "scored", "marked", "only", "by", "it", "share"]
     assert length_line.split() == ["length", "1", "to", "60", "36", "9", "9", "25.0%"]
     assert bias_line.split() == ["yes_bias", "at", "most", "0.6", "0", "0", "0", "0.0%"]
     assert last == f"{dataset}: 27 of 36 pairs kept, on 12 of 12 images; of the yes/no answers 60.0% are yes"
@@ -264,9 +265,9 @@ def test_the_list_of_gates(dialog_gen_cli: Cli) -> None:
     assert [line.split()[0] for line in lines] == NAMES
     listed = json.loads(dialog_gen_cli("gates", "--json").out)
     assert {row["name"]: row["settings"]["min"] for row in listed}["length"] == 1
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/gates.md").read_text(encoding="utf-8")
     table = "".join(f"| `{row['name']}` | {row['description']} | {row['limits']} |\n" for row in listed)
-    assert f"| Gate | Score of a pair | Limits |\n|---|---|---|\n{table}\n" in readme
+    assert f"| Gate | Score of a pair | Limits |\n| --- | --- | --- |\n{table}\n" in page
 
 
 MISTAKES = {
@@ -322,6 +323,7 @@ def test_a_mistake_is_told_in_a_line_before_anything_is_done(
 def test_a_file_of_another_version(dataset: Path, dialog_gen_cli: Cli) -> None:
     file = dataset / "data" / "s0.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["caption", "attempts"]), file)
+    sign(dataset, "s0")
     before = files_of(dataset)
     ended = dialog_gen_cli("gate", str(dataset), "--gates", "length")
     assert (ended.code, ended.out) == (2, "")

@@ -80,12 +80,12 @@ def test_progress_goes_to_the_end(settings: dict[str, Any], engine: ScriptedEngi
     engine.malformed = {sha256(png(3)): EVERY}
     generate(**settings, gates="set_duplicate", on_progress=on_progress)
     dialogues = [call for call in calls if call[0] == "dialogues"]
-    assert dialogues[0] == ("dialogues", 0, None, "images", "starting the engine")
+    assert dialogues[0] == ("dialogues", 0, None, "", "starting the engine")
     assert [done for _, done, *_ in dialogues] == sorted(done for _, done, *_ in dialogues)
     assert dialogues[-1][1] == IMAGES
     assert dialogues[-1][4] == "1 rejected"
     assert {call[2] for call in dialogues} <= {None, IMAGES}
-    assert ("quality gates: survey", 5, 5, "images", "") in calls
+    assert ("quality gates: reading all pairs", 5, 5, "images", "") in calls
     assert calls[-1] == ("quality gates", 5, 5, "images", "")
 
 
@@ -94,9 +94,19 @@ def test_progress_goes_to_the_end(settings: dict[str, Any], engine: ScriptedEngi
     [
         ({"limit": 0}, "--limit 0 is too small: give at least 1"),
         ({"shard_size": 0}, "--shard-size 0 is too small: give at least 1"),
+        ({"limit": 10**400}, "--limit 1e400 is too large: give at most 1000000000000000"),
+        ({"limit": -(10**400)}, "--limit -1e400 is too small: give at least 1"),
+        ({"seed": 2**63}, "--seed 9223372036854775808 is too large: give at most 9223372036854775807"),
+        ({"attempts": 3 * 10**9}, "--attempts 3000000000 is too large: give at most 1000"),
+        ({"shard_size": 2**70}, "--shard-size 1e21 is too large"),
+        ({"min_pixels": 999999999999}, "--min-pixels 999999999999 is too large: give at most 1073741824"),
+        ({"max_pixels": 999999999999}, "--max-pixels 999999999999 is too large: give at most 1073741824"),
+        ({"engine_timeout": float("inf")}, "--engine-timeout inf is too large"),
+        ({"gpu_hour_price": float("inf")}, "--gpu-hour-price inf is too large"),
+        ({"temperature": 1e-300}, "--temperature 1e-300: 0, which takes the most likely token, or at least 0.01"),
         ({"max_losses": float("nan")}, "--max-losses nan is too small: give at least 0"),
         ({"engine": "vlm"}, "--engine vlm: unknown engine; did you mean 'vllm'"),
-        ({"executor": "ray"}, "--executor ray: unknown executor.*Known: .*local"),
+        ({"executor": "rey"}, "--executor rey: unknown executor; did you mean 'ray'"),
         ({"temperature": 9}, "--temperature 9"),
         ({"gates": "lenght"}, "did you mean 'length'"),
     ],

@@ -13,16 +13,17 @@ import datasets
 import huggingface_hub
 import huggingface_hub.constants
 import huggingface_hub.file_download
-import huggingface_hub.utils
 import pyarrow.parquet as pq
 import pytest
-from helpers.hub import TOKEN, Failure, Repo, StandIn, running_hub
+from helpers.hub import TOKEN, Failure, Repo, StandIn, replaced_hub
 from helpers.progress import Heard
 from helpers.rows import files_of, make_row, rows_of, shard_of, write_shard
 
 from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
-from dialog_gen.dataset import writer as store_module
+from dialog_gen.dataset import shard_writer as store_module
+from dialog_gen.dataset.errors import DamagedDatasetError
 from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.record import DIALOGUES
 from dialog_gen.dataset.verify import verify
 from dialog_gen.dataset.writer import open_writer
 from dialog_gen.publish import compact as compact_module
@@ -32,6 +33,7 @@ from dialog_gen.publish.compact import compact
 from dialog_gen.publish.hub import HubError
 from dialog_gen.publish.pull import PullSummary, pull
 from dialog_gen.publish.push import PushSummary, push
+from dialog_gen.upkeep.repair import repair
 
 REPO = "me/dialogues"
 CONFIG: dict[str, Any] = {"schema_version": 3, "model": "llava-1.5-7b", "seed": 1}
@@ -40,24 +42,8 @@ COMMIT, UPLOAD = "POST /api/datasets/.*/commit/", "PUT /upload/"
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """The Hub that huggingface_hub talks to; it reads its settings from the environment only once, at import."""
-    with running_hub() as stand_in:
-        home = tmp_path / "hf-home"
-        constants = {
-            "ENDPOINT": stand_in.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": stand_in.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(home / "hub"),
-            "HF_TOKEN_PATH": str(home / "token"),
-            "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
-        }
-        for name, value in constants.items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with replaced_hub(tmp_path / "hf-home", monkeypatch) as stand_in:
         yield stand_in
-        huggingface_hub.close_session()
 
 
 @pytest.fixture
@@ -79,7 +65,11 @@ def make_dataset(
         for shard in range(shards):
             numbers = [10 * shard + i for i in range(4)]
             rows = [
-                make_row(first + n, "rejected" if n % 10 == 2 else "accepted", image_id=f"{ids} {n}", **columns)
+                make_row(
+                    first + n,
+                    "rejected" if n % 10 == 2 else "accepted",
+                    **{"image_id": f"{ids} {n}", "url": f"https://images.example/{first + n}", **columns},
+                )
                 for n in numbers
             ]
             write_shard(store, shard_of(f"s{shard}", 4), rows)
@@ -105,7 +95,9 @@ def test_round_trip(hub: StandIn, source: Path, tmp_path: Path) -> None:
     assert len(hub.repos[REPO].commits) == 2  # the Hub's own first one, and this
     found = pulled(tmp_path)
     assert (found.images, found.accepted, found.commit) == (12, 9, summary.commit)
-    assert files_of(tmp_path / "pulled") == {**files, "README.md": card.encode()}
+    there = files_of(tmp_path / "pulled")
+    assert json.loads(there.pop("command.json"))["arguments"] == {"repo": REPO, "revision": summary.commit}
+    assert there == {**files, "README.md": card.encode()}
     assert verify(DatasetFolder(str(tmp_path / "pulled"))).problems == []
 
 
@@ -363,7 +355,7 @@ def test_a_damaged_dataset_is_not_pushed(hub: StandIn, source: Path) -> None:
     file = source / "data" / "s1.parquet"
     data = file.read_bytes()
     file.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
-    with pytest.raises(FailedCheckError, match=r"nothing was pushed: .*data/s1\.parquet has another checksum"):
+    with pytest.raises(DamagedDatasetError, match=r"data/s1\.parquet cannot be read \(.* have another checksum"):
         pushed(source)
     file.write_bytes(data[:-1])
     with pytest.raises(UsageError, match=r"data/s1\.parquet has \d+ bytes"):
@@ -401,10 +393,9 @@ def test_a_dataset_of_an_older_version_is_pushed_as_one_of_the_current_version(
 def test_a_dataset_of_another_record_is_not_pushed(
     hub: StandIn, source: Path, monkeypatch: pytest.MonkeyPatch, check: bool
 ) -> None:
-    schema = store_module.DIALOGUES
-    older = schema.remove(schema.get_field_index("caption"))
+    older = DIALOGUES.remove(DIALOGUES.get_field_index("caption"))
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "DIALOGUES", older)
+        patch.setattr(store_module, "dialogues_schema", lambda *columns: older)
         older_one = make_dataset(source.with_name("older"))
     with pytest.raises(
         UsageError, match="another version of dialog-gen: its columns differ from the record in caption"
@@ -426,6 +417,8 @@ def test_without_images(hub: StandIn, source: Path, tmp_path: Path) -> None:
     with pytest.raises(HubError):
         pushed(source, without_images=True)
     staged = files_of(source / ".publish")
+    assert staged.pop("command.json")  # is not published: it names folders of this machine
+    assert staged.pop("README.md")  # the card takes its place
     summary = pushed(source, without_images=True)
     assert not (source / ".publish").exists()
     assert {path: data for path, data in hub.repos[REPO].files.items() if path in staged} == staged
@@ -446,13 +439,39 @@ def test_shards_without_images_are_of_a_size_that_can_be_fetched_again(
     noise = random.Random(0)
     with open_writer(str(tmp_path / "source"), CONFIG) as store:
         for number in range(3):
-            rows = [make_row(1000 * number + i, caption=noise.randbytes(2000).hex()) for i in range(400)]
+            rows = [
+                make_row(1000 * number + i, url="http://x/y", caption=noise.randbytes(2000).hex()) for i in range(400)
+            ]
             write_shard(store, shard_of(f"s{number}", 400), rows)
     monkeypatch.setattr(compact_module, "_ROWS_WITHOUT_IMAGES", 1000)
     pushed(tmp_path / "source", without_images=True)
     pulled(tmp_path)
     sizes = [pq.read_metadata(file).num_rows for file in sorted((tmp_path / "pulled" / "data").iterdir())]
     assert sizes == [800, 400]
+
+
+@pytest.mark.parametrize("url", [None, "", "file:///image.png"])
+def test_images_that_nobody_could_fetch_are_not_left_out(hub: StandIn, tmp_path: Path, url: str | None) -> None:
+    """Nor is a dataset pushed whose images were left out before."""
+    with open_writer(str(tmp_path / "source"), CONFIG) as store:
+        rows = [make_row(number, url=url if number < 5 else f"HTTPS://x/{number}") for number in range(7)]
+        write_shard(store, shard_of("s", 8), [*rows, make_row(7, "rejected")])
+    files = files_of(tmp_path / "source")
+    with pytest.raises(UsageError, match=r"/source: without a URL .* 5 of 7 dialogues, .*: push it with its images"):
+        pushed(tmp_path / "source", without_images=True)
+    compact(tmp_path / "source", tmp_path / "bare", without_images=True)
+    with pytest.raises(UsageError, match=r"/bare: without a URL .* are 5 of 7 dialogues, .*: push the one that has"):
+        pushed(tmp_path / "bare")
+    assert not hub.repos
+    assert files_of(tmp_path / "source") == files
+    pushed(tmp_path / "source")
+    assert "The images are not part of it" not in hub.repos[REPO].files["README.md"].decode()
+
+
+def test_the_card_says_how_many_dialogues_have_a_url(hub: StandIn, source: Path) -> None:
+    pushed(source, without_images=True)
+    said = "each row has their checksums, and 9 of the 9 dialogues have the URL of their image"
+    assert said in hub.repos[REPO].files["README.md"].decode()
 
 
 # Pull
@@ -484,7 +503,7 @@ def test_a_pull_goes_on_where_it_stopped(hub: StandIn, source: Path, tmp_path: P
     pulled(tmp_path)
     assert {path for path in there if hub.seen(rf"GET .*/resolve/.*/{path}")} == set()
     assert hub.seen(r"GET .*/resolve/.*/data/s2")
-    assert set(files_of(tmp_path / "pulled")) == {*files_of(source), "README.md"}
+    assert set(files_of(tmp_path / "pulled")) == {*files_of(source), "README.md", "command.json"}
 
 
 def test_a_full_disk(hub: StandIn, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,7 +552,24 @@ def test_what_a_rewrite_put_in_place_of_others(hub: StandIn, source: Path, tmp_p
             store.rewrite(manifest, lambda table: table, gates_sha256="g")
     pushed(source)
     pulled(tmp_path)
-    assert set(files_of(tmp_path / "pulled")) == {*files_of(source), "README.md"}
+    assert set(files_of(tmp_path / "pulled")) == {*files_of(source), "README.md", "command.json"}
+
+
+def test_a_pulled_dataset_is_repaired(hub: StandIn, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pulled"
+    pushed(source)
+    pulled(tmp_path)
+    whole = files_of(out)
+    damaged = bytearray((out / "data/s1.parquet").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (out / "data/s1.parquet").write_bytes(damaged)
+    (out / "shards/s2.json").unlink()
+    hub.requests.clear()
+    summary = repair(out)
+    assert (summary.problem, summary.made) == (None, ["s1", "s2"])
+    assert not hub.seen(r"GET .*/resolve/.*/data/s0")
+    assert {path: data for path, data in files_of(out).items() if "set-aside" not in path} == whole
+    assert bytes(damaged) in files_of(out / "set-aside").values()
 
 
 @pytest.mark.parametrize(
@@ -608,7 +644,10 @@ def test_the_commands_and_datasets(hub: StandIn, source: Path, tmp_path: Path) -
     done = run(*dialog_gen, "push", "source", "--repo", REPO)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no Hugging Face token")
+    done = run(*dialog_gen, "push", "source", "--repo", REPO, "--dry-run")
+    assert (done.returncode, "licence is not stated: --licence" in done.stderr) == (0, True)
     done = run(*dialog_gen, "push", "source", "--repo", REPO, "--licence", "cc-by-4.0", HF_TOKEN=TOKEN)
+    assert "licence is not stated" not in done.stderr
     assert (done.returncode, TOKEN in done.stdout + done.stderr) == (0, False), done.stderr
     assert f"{hub.url}/datasets/{REPO}: 9 images, 9 question-answer pairs" in done.stdout
     done = run(*dialog_gen, "pull", REPO, "--out", "pulled", "--json")

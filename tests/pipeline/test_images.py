@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.encoded import BAD, GOOD, encode, photo, png
+from helpers.memory import MEASURABLE, peak_rss, reset_peak_rss
 from PIL import Image, ImageFile, ImageOps
 
 from dialog_gen.sources.images import FORMATS, IMAGE_EXTENSIONS, UNREADABLE_REASONS, UnreadableImage, decode_image
@@ -18,9 +19,9 @@ def test_reads_right(name: str) -> None:
     data, size, pixels = GOOD[name]
     image = decode_image(data)
     assert (image.mode, image.size, type(image)) == ("RGB", size, Image.Image)
-    lossy = "jpeg" in name or name == "rotated webp"
+    lossy = any(kind in name for kind in ("jpeg", "avif", "heic")) or name == "rotated webp"
     for at, expected in pixels.items():
-        assert image.getpixel(at) == pytest.approx(expected, abs=2 if lossy else 0)
+        assert image.getpixel(at) == pytest.approx(expected, abs=3 if lossy else 0)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -121,10 +122,11 @@ def test_many_threads_agree() -> None:
     assert [got[i % 8][i // 8] for i in range(len(work))] == expected
 
 
+@pytest.mark.skipif(not MEASURABLE, reason="reads the peak from Linux")
 def test_a_bomb_costs_no_memory() -> None:
-    resource = pytest.importorskip("resource")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reset_peak_rss()
+    before = peak_rss()
     for name in ("png bomb", "ppm bomb", "gif bomb"):
         with pytest.raises(UnreadableImage):
             decode_image(BAD[name][0])
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; decoded it would be 4.8 GB
+    assert peak_rss() - before < 50e6  # decoded it would be 4.8 GB

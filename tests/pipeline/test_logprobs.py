@@ -1,5 +1,7 @@
 """Which tokens an answer's log-probability is the mean of."""
 
+import math
+
 import pytest
 
 from dialog_gen.generation.logprobs import answer_logprobs
@@ -54,3 +56,9 @@ def test_half_characters_do_not_move_the_others() -> None:
 )
 def test_nothing_to_say(text: str, tokens: list[tuple[str, float]]) -> None:
     assert answer_logprobs(text, tokens, [QAPair("What color?", "red")], questions_in_text=False) == [None]
+
+
+def test_no_number_is_no_confidence() -> None:
+    tokens = [("red", math.nan), (".", -1.0), (" Blue", -math.inf)]
+    pairs = [QAPair("Is it?", "red."), QAPair("And?", "Blue")]
+    assert answer_logprobs("red. Blue", tokens, pairs, questions_in_text=False) == [None, -math.inf]

@@ -1,6 +1,7 @@
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_published_figures() -> None:
     assert rows["vqav1-abstract"] == {"train": 60_000 // 3, "val": 30_000 // 3}
     tars = load_manifest("cc3m-mirror").source
     assert isinstance(tars, WebdatasetSource)
-    assert [len(tars.urls(split)) for split in tars.splits] == [576, 16]
+    assert [len(list(tars.urls(split))) for split in tars.splits] == [576, 16]
 
 
 def test_users_files(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_users_files(tmp_path: Path) -> None:
     assert urls.files["train"][0].path == str(tmp_path / "list.tsv")
     tars = load(tmp_path, TARS).source
     assert isinstance(tars, WebdatasetSource)
-    assert tars.urls("train") == [f"https://a.example/x-{n}.tar" for n in ("08", "09", "10", "11")]
+    assert list(tars.urls("train")) == [f"https://a.example/x-{n}.tar" for n in ("08", "09", "10", "11")]
     archives = load(tmp_path, ARCHIVES)
     assert isinstance(archives.source, ArchiveSource)
     assert [(file.place, file.is_archive) for file in archives.source.files["val"]] == [
@@ -125,7 +126,7 @@ def test_users_files(tmp_path: Path) -> None:
         (EMBEDDED, "val = 1", "val = '1'", "rows.val: Input should be a valid integer, got '1'"),
         (EMBEDDED, '"d"', '"d', "is not valid TOML"),
         (URLS, "format", "fromat", "fromat: unknown key; did you mean 'format'. Known: caption, files, format, header"),
-        (URLS, '"tsv"', '"tsf"', "format: Input should be 'tsv', 'csv', 'parquet' or 'jsonl', got 'tsf'"),
+        (URLS, '"tsv"', '"tsf"', "format: Input should be 'tsv', 'csv', 'parquet', 'jsonl' or 'txt', got 'tsf'"),
         (URLS, '"tsv"', '"tsv"\nheader = false', "without a header columns have numbers"),
         (URLS, '"tsv"', '"tsv"\nurl = -1', "url: columns are counted from 0 on, got -1"),
         (URLS, '"tsv"', '"jsonl"\nurl = 1', "url: keys of JSON objects have names"),
@@ -135,15 +136,50 @@ def test_users_files(tmp_path: Path) -> None:
         (URLS, "path =", "by_hand =", "name: what is got by hand needs one"),
         (TARS, "https:", "file:", "must start with http"),
         (TARS, "{08..11}.tar", "{08..11}.zip", "'x-08.zip' is no .tar"),
-        (TARS, "x-{08..11}", "{1..2}/x", "two tars have the same file name"),
+        (
+            TARS,
+            "x-{08..11}",
+            "{1..2}/x",
+            "https://a.example/1/x.tar and https://a.example/2/x.tar would be stored in the same place, x.tar",
+        ),
+        (
+            TARS,
+            "x-{08..11}",
+            '1/X.tar", "https://a.example/x',
+            "/1/X.tar and https://a.example/x.tar would be stored",
+        ),
+        (TARS, "x-{08..11}", 'x%3{1..1}.tar", "https://a.example/x1', "would be stored in the same place, x1.tar"),
+        (TARS, "{08..11}", "{0..99999999}", "tars.train: stands for 100,000,000 tars, the most are 1,000,000"),
+        (TARS, "{08..11}", "{0..9999}{0..9999}", "tars.train: stands for 100,000,000 tars, the most are 1,000,000"),
+        (TARS, "{08..11}", "{0..%s}" % ("9" * 5000), "tars.train: a range of numbers of more than 18 digits"),
+        (TARS, "{08..11}", "{11..08}", "tars.train: the range {11..08} is empty: give the smaller number first"),
+        (
+            URLS,
+            'path = "list.tsv"',
+            'url = "https://a.example/1/a.tsv"\n[[source.files.train]]\nurl = "https://b.example/A.tsv"',
+            "train: https://a.example/1/a.tsv and https://b.example/A.tsv would be stored in the same place, A.tsv",
+        ),
+        (
+            URLS,
+            'path = "list.tsv"',
+            'url = "https://a.example/link_rot.json"',
+            "which this program writes itself: set its",
+        ),
+        (ARCHIVES, '"vqa"', '"download.json"', "which this program writes itself: set its name"),
+        (ARCHIVES, "q.json", "q%00.json", "must be a path below the output folder"),
         (ARCHIVES, "sha256", "sha25", "val.1.sha25: unknown key; did you mean 'sha256'"),
         (ARCHIVES, "0a0a", "0A0A", "sha256: String should match pattern"),
         (ARCHIVES, '"images/val"', '"../val"', "into: must be a path below the output folder.*, got '../val'"),
         (ARCHIVES, '"images/val"', '"/etc"', "into: must be a path below"),
         (ARCHIVES, '"images/val"', r'"a\\b"', "into: must be a path below"),
         (ARCHIVES, '"images/val"', '".download"', "into: must be a path below"),
-        (ARCHIVES, '"images/val"', '"vqa"', "vqa/q.json and vqa clash"),
-        (ARCHIVES, '"vqa"', '"images/val/vqa"', "clash: each archive needs its own folder"),
+        (
+            ARCHIVES,
+            '"images/val"',
+            '"vqa"',
+            "val.zip and https://a.example/q.json would be stored in the same place, vqa/q.json",
+        ),
+        (ARCHIVES, '"vqa"', '"images/val/vqa"', "would be stored in the same place, images/val/vqa/q.json"),
         (ARCHIVES, "q.json", "..", "must be a path below"),
         (ARCHIVES, "[source]", '[becomes]\nvqa = "{dir}"\n[source]', "may hold {out} and {split}, no other braces"),
     ],
@@ -160,7 +196,7 @@ def test_mistakes_are_explained(tmp_path: Path, text: str, old: str, new: str, m
     [
         ("shape", "unknown manifest 'shape': did you mean 'shapes'"),
         ("no/such.toml", "manifest file no/such.toml: No such file"),
-        ("no/such.csv", "list of URLs no/such.csv: no such file"),
+        ("no/such.csv", "list of URLs no/such.csv: No such file or directory"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
@@ -188,11 +224,9 @@ def test_a_bare_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str)
 def test_the_list_is_readable_in_100_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rich.console import Console
-
     from dialog_gen.cli import lists as cli
 
-    monkeypatch.setattr(cli, "Console", lambda **_: Console(width=100))
+    monkeypatch.setattr("dialog_gen.core.console._PIPED_TABLE_WIDTH", 100)
     cli.manifests()
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
@@ -212,3 +246,21 @@ def test_the_json_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(listed) == set(shipped_manifests())
     assert listed["mscoco"]["size_bytes"] == 13_510_573_713 + 6_645_013_297 + 252_872_794
     assert listed["cc12m"]["source"]["files"]["train"][0]["url"].endswith("cc12m.tsv")
+
+
+def test_a_long_range_is_expanded_when_it_is_used() -> None:
+    began = time.process_time()
+    source = WebdatasetSource(kind="webdataset", tars={"train": ("https://a.example/x-{000000..999999}.tar",)})
+    urls = source.urls("train")
+    assert [next(urls), next(urls)] == ["https://a.example/x-000000.tar", "https://a.example/x-000001.tar"]
+    assert time.process_time() - began < 1
+
+
+def test_many_archives_are_checked_in_a_moment(tmp_path: Path) -> None:
+    """The time is linear: with a comparison of all pairs, 20,000 files took minutes."""
+    files = "".join(f'{{ url = "https://a.example/{n}.jpg", into = "f{n % 7}" }},\n' for n in range(20_000))
+    began = time.process_time()
+    source = load(tmp_path, f'{HEAD}[source]\nkind = "archives"\nfiles.val = [\n{files}]\n').source
+    assert isinstance(source, ArchiveSource)
+    assert len(source.files["val"]) == 20_000
+    assert time.process_time() - began < 20

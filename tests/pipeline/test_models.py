@@ -9,33 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.model_folders import BLIP2, LLAVA, TOKENIZER, model_folder, weights
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.models.registry import MODELS, resolve_model
 from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE
 from dialog_gen.protocols.protocol import load_protocol
 
-LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "text_config": {}}
-BLIP2 = {"architectures": ["Blip2ForConditionalGeneration"], "model_type": "blip-2"}
-
-
-def model_folder(folder: Path, config: Any = LLAVA, **others: str | None) -> Path:
-    """A folder of empty weights; `others` are further files' texts, None for a file that is left out."""
-    texts = {
-        "config.json": json.dumps(config),
-        "model.safetensors": "",
-        "chat_template.jinja": LLAVA_CHAT_TEMPLATE,
-    } | {name.replace("__", "."): text for name, text in others.items()}
-    folder.mkdir()
-    for name, text in texts.items():
-        if text is not None:
-            (folder / name).write_text(text, encoding="utf-8")
-    return folder
-
 
 @pytest.mark.parametrize("name", MODELS.names())
 def test_the_registry_names_protocols_that_exist(name: str) -> None:
     assert load_protocol(MODELS.get(name).protocol).turns
+
+
+RELEASED = {
+    *("llava-1.5-7b", "llava-1.5-13b", "blip2-opt-2.7b", "blip2-opt-6.7b", "blip2-flan-t5-xl"),
+    *("llava-next-mistral-7b", "llava-next-vicuna-7b", "llava-onevision-7b", "qwen2.5-vl-3b", "qwen2.5-vl-7b"),
+    *("qwen3-vl-4b", "qwen3-vl-8b", "smolvlm2-256m", "smolvlm2-500m", "smolvlm2-2.2b", "internvl3-2b", "internvl3-8b"),
+    *("gemma-3-4b", "paligemma2-3b"),
+}
+
+
+def test_the_registry_says_of_released_models_what_a_user_must_know() -> None:
+    entries = {name: MODELS.get(name) for name in MODELS.names()}
+    assert set(entries) >= RELEASED
+    for name, entry in entries.items():
+        if not entry.shipped:
+            assert entry.source.count("/") == 1, name
+            assert entry.licence, name
+            assert 4 <= (entry.gpu_memory_gb or 0) <= 80, name
+            assert any(map(str.isdigit, entry.image_tokens)), name
+            assert load_protocol(entry.protocol).sampling.max_tokens > 0, name
 
 
 def test_a_local_folder(tmp_path: Path) -> None:
@@ -47,14 +51,14 @@ def test_a_local_folder(tmp_path: Path) -> None:
 
 
 def test_a_folders_revision_tells_its_content_not_its_place(tmp_path: Path) -> None:
-    weights = "w" * 1_000_000
+    long = "w" * 1_000_000
     contents: list[dict[str, Any]] = [
-        {"model__safetensors": weights},
-        {"model__safetensors": weights[:-1] + "x"},
-        {"model__safetensors": weights[:-1]},
-        {"model__safetensors": weights, "config": LLAVA | {"dtype": "float32"}},
-        {"model__safetensors": weights, "chat_template__jinja": LLAVA_CHAT_TEMPLATE + "\n"},
-        {"model__safetensors": weights, "tokenizer__json": "{}"},
+        {"model__safetensors": weights(long)},
+        {"model__safetensors": weights(long[:-1] + "x")},
+        {"model__safetensors": weights(long[:-1])},
+        {"model__safetensors": weights(long), "config": LLAVA | {"dtype": "float32"}},
+        {"model__safetensors": weights(long), "chat_template__jinja": LLAVA_CHAT_TEMPLATE + "\n"},
+        {"model__safetensors": weights(long), "tokenizer__json": TOKENIZER + " "},
     ]
     first = [resolve_model(str(model_folder(tmp_path / str(i), **c))).revision for i, c in enumerate(contents)]
     again = [resolve_model(str(model_folder(tmp_path / f"{i}x", **c))).revision for i, c in enumerate(contents)]
@@ -132,6 +136,7 @@ def test_broken_folders_are_explained(tmp_path: Path, name: str) -> None:
     ("name", "message"),
     [
         ("lava-1.5-7b", "unknown model 'lava-1.5-7b': did you mean 'llava-1.5-7b'. Known: blip2-flan-t5-xl, "),
+        ("llava", "unknown model 'llava': did you mean 'llava-1.5-7b'. Known: "),
         ("./no-such", "unknown model './no-such'.* or an existing folder"),
         ("/no/such/folder", "unknown model '/no/such/folder'"),
         ("user/two words", "unknown model 'user/two words'"),

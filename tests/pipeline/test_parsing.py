@@ -1,15 +1,16 @@
 # ruff: noqa: ISC004, RUF001 - a case is one long string and its pairs; full-width punctuation is part of some
 import contextlib
+import gc
 import re
-import sys
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dialog_gen.protocols import parsing
 from dialog_gen.protocols.parsing import REASONS, MalformedAnswer, QAPair, parse_answer, parse_qa_list
 
 COLOR = ("What color is the circle?", "red")
@@ -350,6 +351,10 @@ LISTS = {
         "Q: What is\nthere?\nA cat.\nQ: Who? Me.",
         [("What is there?", "A cat."), ("Who?", "Me.")],
     ),
+    "labels_named_in_an_answer": (
+        "Q: What is on the wall?\nA: Q: and A: are written.\nQ: Where?\nA: Below Question: and Answer: in red.",
+        [("What is on the wall?", "Q: and A: are written."), ("Where?", "Below Question: and Answer: in red.")],
+    ),
     "copies_skipped": ("Q: One? A: a\nQ: One? A: A.\nQ: Two? A: b", [("One?", "a"), ("Two?", "b")]),
 }
 
@@ -433,6 +438,7 @@ ANSWERS = {
     "initial": ("A. Lincoln", "A. Lincoln"),
     "good_question": ("It is a good question: maybe red.", "It is a good question: maybe red."),
     "quoted_label": ("The sign reads 'Question: why?'", "The sign reads 'Question: why?'"),
+    "labels_named": ("A: Q: and A: are written.", "Q: and A: are written."),
     "list": ("1. a cat\n2. a dog", "1. a cat 2. a dog"),
     "bold": ("It is **red**.", "It is red."),
     "censored": ("f**k and 2 ** 3", "f**k and 2 ** 3"),
@@ -466,7 +472,7 @@ def test_refused_answers(text: str, reason: str) -> None:
 
 
 def test_the_docstring_explains_every_reason() -> None:
-    documented = re.findall(r"^([a-z_]+)  +\w", sys.modules[QAPair.__module__].__doc__ or "", re.MULTILINE)
+    documented = re.findall(r"^([a-z_]+)  +\w", parsing.__doc__ or "", re.MULTILINE)
     assert tuple(documented) == REASONS
 
 
@@ -515,27 +521,35 @@ def test_the_canonical_form_round_trips(pairs: list[QAPair], separator: str) -> 
 
 
 @pytest.fixture
-def work() -> Callable[[str], float]:
+def work() -> Iterator[Callable[[str], float]]:
     def measure(text: str) -> float:
-        def once() -> float:
-            start = time.process_time()
-            with contextlib.suppress(MalformedAnswer):
-                parse_qa_list(text, pairs=10**9, truncated=False)
-            with contextlib.suppress(MalformedAnswer):
-                parse_answer(text, question="What?")
-            return time.process_time() - start
+        start = time.process_time()
+        with contextlib.suppress(MalformedAnswer):
+            parse_qa_list(text, pairs=10**9, truncated=False)
+        with contextlib.suppress(MalformedAnswer):
+            parse_answer(text, question="What?")
+        return time.process_time() - start
 
-        return min(once() for _ in range(3))
-
-    return measure
+    # A collection goes over everything that this process holds, and a longer text starts more of them.
+    gc.disable()
+    yield measure
+    gc.enable()
 
 
 @pytest.mark.parametrize(
     "piece",
     [" ", "\n", "?", "Q: ", "A:", "Q:\n", "1. ", "1.\n", "1. Q", "**", "*", "?\"'", "1. a?\n", "Q: a? A: b\n", "<s>",
-     "- ", "[answer", "#", "问：？", "1. a\nb\n", "b?\nA: "],
+     "- ", "[answer", "#", "问：？", "1. a\nb\n", "b?\nA: ", "the answer to the question ", "answer to: ", "II. ",
+     "A) ", "Q: X?\nA) a\nB) b\n", "A: a\nB: b\n", "I hope\n", "Overall,\n", "```\n", "<think>", "<think></think>",
+     '{"', '{"a":"', "\\\"", "{'a", "[[\"", '{"question":"X?","answer":"Y"},', "| ", "|\n", "| a? | b |\n", "<br>",
+     "<a ", "<q></q", "X? Y. ", "((1", "a dog Answer: ", "Explanation: ", "س: ", "V: A: ", "①", "4.\n", "###\n",
+     "Answer - ", '"', '"Q: ', 'a "A: b" ', "« ", "User: a? Assistant: b\n", "User: ", '"a?","b"\n', "a?,b\n", "q,a\n",
+     "<|channel|>final", "<|channel|>analysis<|message|>", "analysis", "assistantfinal", "Answer to Q1: ",
+     "Question about ", "a (Explanation: ", "`Q:` ", "(Q) ", "Q1 a? A1 b\n", "Query: a?\nAnswer: b\n", "Round 1\n",
+     "#a ", "Done.\n", "一", "Answer I: ", "Ans. ", "I cannot see the image. "],
 )  # fmt: skip
 def test_work_grows_linearly(piece: str, work: Callable[[str], float]) -> None:
-    short = piece * (12_500 // len(piece))
-    # Eight times the text may take thirty-two times as long: quadratic work would take sixty-four times.
-    assert work(short * 8) < 32 * work(short) + 0.05
+    short = piece * (10_000 // len(piece))
+    # Ten times the text: linear work takes ten times as long, quadratic work a hundred times. The constant is for texts
+    # whose work is too short to be measured.
+    assert any(work(short * 10) < 30 * work(short) + 0.05 for _ in range(3))

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.protocols.protocol import Protocol, load_protocol, shipped_protocols
+from dialog_gen.protocols.protocol import Protocol, Sampling, load_protocol, shipped_protocols
 
 
 def write(folder: Path, text: str) -> str:
@@ -55,6 +55,12 @@ MISTAKES = {
     ),
     "choice": (f"{TURN}parse = 'list'", "turns.1.parse: Input should be 'answer' or 'qa-list', got 'list'"),
     "empty text": (f"{TURN}[[turns]]\nuser = ''", "turns.2.user: String should have at least 1 character, got ''"),
+    "white space": ("[[turns]]\nuser = ' \t '", "turns.1.user: holds nothing but white space: write what is said"),
+    "nothing visible": (
+        f"{TURN}[[turns]]\nuser = '\u200b\u00a0'",
+        "turns.2.user: holds nothing but white space",
+    ),
+    "white space of the system": (f"system = ' '\n{TURN}", "system: holds nothing but white space"),
     "image in a text": (
         "[[turns]]\nuser = 'Is <image> red?'",
         "turns.1.user: remove <image>: the model's chat template puts the image",
@@ -64,9 +70,26 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+# What a column of the dataset cannot hold, or what no engine can sample with.
+BAD_SAMPLING = {
+    f"{key} = {value}": (f"{TURN}[sampling]\n{key} = {value}", f"sampling.{key}: .*{said}")
+    for key, value, said in (
+        ("top_k", "3000000000", "less than or equal to 1000000, got 3000000000"),
+        ("top_k", "99999999999999999999", "less than or equal to 1000000"),
+        ("top_k", "-1", "greater than or equal to 0"),
+        ("max_tokens", "3000000000", "less than or equal to 8192"),
+        ("repetition_penalty", "1e-300", "greater than or equal to 0.1"),
+        ("repetition_penalty", "nan", "got nan"),
+        ("temperature", "1e-300", "0, which takes the most likely token, or at least 0.01"),
+        ("temperature", "inf", "less than or equal to 2"),
+        ("top_p", "1e-300", "greater than or equal to 0.000001"),
+    )
+}
+
+
+@pytest.mark.parametrize("name", [*MISTAKES, *BAD_SAMPLING])
 def test_mistakes_are_explained(tmp_path: Path, name: str) -> None:
-    text, message = MISTAKES[name]
+    text, message = (MISTAKES | BAD_SAMPLING)[name]
     (tmp_path / "mine.toml").write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(UsageError, match=f"protocol file .*mine.toml.*{message}"):
         load_protocol(str(tmp_path / "mine.toml"))
@@ -75,7 +98,7 @@ def test_mistakes_are_explained(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lava-3qa", "unknown protocol 'lava-3qa': did you mean 'llava-3qa'. Known: blip2-two-turn, llava-3qa"),
+        ("lava-3qa", "unknown protocol 'lava-3qa': did you mean 'llava-3qa'. Known: blip2-two-turn, .*llava-3qa"),
         ("zzz", "unknown protocol 'zzz': Known: .* or give a .toml file"),
         ("no/such.toml", "protocol file no/such.toml: No such file"),
         (".", "unknown protocol"),
@@ -166,3 +189,17 @@ def test_the_hash_is_of_what_shapes_prompts_and_parsing() -> None:
     ]
     assert {p.sha256 for p in same} == {base.sha256}
     assert len({p.sha256 for p in [base, *others]}) == 1 + len(others)
+
+
+def test_new_settings_are_recorded_only_if_they_change_something() -> None:
+    """Datasets that were made before these settings existed stay the same configuration."""
+    assert Sampling(temperature=0.5).recorded() == {"temperature": 0.5, "top_p": 1.0, "max_tokens": 256}
+    changed = Sampling(top_k=5, repetition_penalty=1.1, stop=("\n\n",))
+    assert changed.recorded() == {
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "max_tokens": 256,
+        "top_k": 5,
+        "repetition_penalty": 1.1,
+        "stop": ["\n\n"],
+    }

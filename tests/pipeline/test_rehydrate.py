@@ -29,6 +29,7 @@ from dialog_gen.download.img2dataset.resize import resizer
 from dialog_gen.publish import rehydrate as rehydrate_module
 from dialog_gen.publish.compact import compact
 from dialog_gen.publish.rehydrate import RehydrateSummary, rehydrate, rehydrate_with
+from dialog_gen.upkeep.repair import repair
 
 CONFIG: dict[str, Any] = {"schema_version": 3}
 POLICY = FetchPolicy(allow_loopback=True, retries=0, timeout_s=5)
@@ -132,6 +133,23 @@ def restored(bare: Path, out: Path, **options: Any) -> RehydrateSummary:
     return rehydrate_with(POLICY, DatasetFolder.existing(str(bare)), str(out), **options)
 
 
+def test_a_rehydrated_dataset_is_repaired_without_the_web(web: Web, source: Path, bare: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    restored(bare, out)
+    whole = rows_of(out)
+    shards = sorted((out / "shards").iterdir())
+    shards[0].write_text("garbage")
+    # The images of a shard that was set aside are not fetched again: their links may be dead by now.
+    command = json.loads((out / "command.json").read_text())
+    assert command["arguments"]["dataset"] == str(bare)
+    web.pages.clear()
+    web.asked.clear()
+    summary = repair(out)
+    assert (summary.problem, summary.made) == (None, [shards[0].stem])
+    assert rows_of(out) == whole
+    assert not web.asked
+
+
 def wanted(source: Path, part: str, lost: tuple[int, ...] = (3, 13, 23)) -> list[dict[str, Any]]:
     ids = {f"image {number}" for number in lost}
     return [{**row, "images": None} if row["image_id"] in ids else row for row in rows_of(source, part)]
@@ -150,7 +168,7 @@ def test_every_image_comes_back_to_its_row(source: Path, bare: Path, tmp_path: P
     assert noted["shards"] == {f"part-0000{i}": {"no_url": 1, "restored": 3} for i in range(3)}
     assert DatasetFolder(str(out)).config()["compacted"]["images"] is True
     text = str(summary)
-    assert "9 of 9 images are back, 3 have no URL" in text
+    assert "9 of 9 images restored, 3 have no URL" in text
     assert "no_url" in text
 
 

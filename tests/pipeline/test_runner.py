@@ -24,13 +24,15 @@ from helpers.runs import make_generator, run, run_shards
 from PIL import Image
 
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset import writer as store_module
+from dialog_gen.dataset import shard_writer as store_module
 from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.readme import README, described
 from dialog_gen.dataset.verify import totals, verify
 from dialog_gen.engines.base import EngineDiedError
 from dialog_gen.executors.base import RowDone
+from dialog_gen.generation import reading as reading_module
 from dialog_gen.generation import runner as runner_module
-from dialog_gen.sources.base import InputShard, SourceImage
+from dialog_gen.sources.base import InputShard, SourceImage, open_source, with_limit
 from dialog_gen.sources.images import UNREADABLE_REASONS
 
 CANARY = "canary-7f3a"
@@ -144,6 +146,34 @@ def test_datasets_loads_what_was_written(tmp_path: Path) -> None:
             assert image.convert("RGB").getpixel((2, 2)) == (number, 0, 0)
 
 
+def test_the_folder_loads_as_it_is_from_its_first_shard_on(tmp_path: Path) -> None:
+    source = write_images(tmp_path / "in", 20)
+    out, cache = str(tmp_path / "out"), str(tmp_path / "cache")
+    run(source, tmp_path / "out", ScriptedEngine(), shard_size=4, limit=4)
+    assert len(datasets.load_dataset(out, cache_dir=cache, split="train")) == 4
+    # A loss in a later shard.
+    run(source, tmp_path / "out", ScriptedEngine(malformed={sha256(png(13)): EVERY}), shard_size=4)
+    assert len(datasets.load_dataset(out, cache_dir=cache, split="train")) == 19
+    rejects = datasets.load_dataset(out, "rejects", cache_dir=cache, split="train")
+    assert rejects["image_id"] == ["00013.png"]
+
+
+@pytest.mark.parametrize("rejects_first", [True, False])
+def test_the_readme_of_a_folder_tells_about_what_is_there(tmp_path: Path, rejects_first: bool) -> None:
+    source = write_images(tmp_path / "in", 8)
+    lost = {sha256(png(i)): EVERY for i in (range(4) if rejects_first else range(4, 8))}
+    run(source, tmp_path / "out", ScriptedEngine(malformed=lost), shard_size=4)
+    assert described((tmp_path / "out" / README).read_bytes()) == {"data", "rejects"}
+
+
+def test_a_readme_of_somebody_elses_stays(tmp_path: Path) -> None:
+    source = write_images(tmp_path / "in", 8)
+    run(source, tmp_path / "out", ScriptedEngine(), shard_size=4, limit=4)
+    (tmp_path / "out" / README).write_text("# Mine")
+    run(source, tmp_path / "out", ScriptedEngine(), shard_size=4)
+    assert (tmp_path / "out" / README).read_text() == "# Mine"
+
+
 # The caption reaches no prompt
 
 
@@ -254,6 +284,21 @@ def test_the_engine_starts_once_for_all_shards_and_not_for_none(tmp_path: Path) 
     assert files_of(tmp_path / "out") == files
 
 
+def test_the_engines_log_begins_anew(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 4)
+    logs = list[tuple[Path, bytes]]()
+
+    def start(log: Path) -> ScriptedEngine:
+        logs.append((log, log.read_bytes()))
+        log.write_text("words")
+        return ScriptedEngine()
+
+    for limit in (2, 4):
+        shards = with_limit(open_source(str(tmp_path / "in"), shard_size=2), limit)
+        run_shards(shards, tmp_path / "out", ScriptedEngine(), start=start)
+    assert logs == [(tmp_path / "out" / "engine.log", b"")] * 2
+
+
 def test_only_what_is_missing_or_changed_is_done(tmp_path: Path) -> None:
     source, out = write_images(tmp_path / "in", 12), tmp_path / "out"
 
@@ -319,13 +364,13 @@ class Endless:
 
 @pytest.mark.parametrize("write_s", [0.0, 0.05], ids=["fast_writer", "slow_writer"])
 def test_images_are_held_no_longer_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_s: float) -> None:
-    def add(self: store_module.ShardWriter, index: int, row: dict[str, Any], output_tokens: int) -> None:
+    def add(self: store_module.ShardWriter, index: int, *row: Any, **others: Any) -> int:
         time.sleep(write_s if index % 8 == 0 else 0)
-        written(self, index, row, output_tokens)
+        return written(self, index, *row, **others)
 
     written = store_module.ShardWriter.add
     monkeypatch.setattr(store_module.ShardWriter, "add", add)
-    monkeypatch.setattr(runner_module, "_READ_AHEAD", 4)
+    monkeypatch.setattr(reading_module, "_IMAGES_AT_ONCE", 4)
     monkeypatch.setattr(runner_module, "_PREPARED", 26)
     monkeypatch.setattr(runner_module, "_ROWS_PER_WRITE", 8)
     monkeypatch.setattr(store_module, "ROWS_PER_GROUP", 10)

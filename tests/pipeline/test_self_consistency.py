@@ -45,10 +45,24 @@ def test_agreement(answer: str, again: str, expected: float) -> None:
 Say = Callable[[Request], str | None]
 
 
+def test_a_dialogue_about_several_images_is_asked_about_all(gate: Any) -> None:
+    scorer, engine = gate(samples=1)
+    images = [{"bytes": png(number, size), "path": None} for number, size in ((1, (4, 4)), (2, (6, 3)))]
+    assert scorer.score([row(1, ("What color is it?", "red")) | {"images": images}]) == [[1]]
+    scorer.close()
+    assert engine.sizes == [(4, 4), (6, 3)]
+
+
+def test_the_model_must_take_several_images() -> None:
+    settings = SelfConsistencySettings()
+    with pytest.raises(UsageError, match=r"shapes-llava .* was made for one image in a prompt"):
+        SelfConsistency(settings, {**CONFIG, "images_per_sample": "all"})
+
+
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SelfConsistency, ScriptedEngine]]:
     def make(say: Say = lambda request: "red", **settings: Any) -> tuple[SelfConsistency, ScriptedEngine]:
-        options = {name: settings.pop(name) for name in ("refused", "malformed") if name in settings}
+        options = {name: settings.pop(name) for name in ("refused", "malformed", "blind") if name in settings}
         engine = ScriptedEngine(say=say, **options)
 
         def start(spec: EngineSpec, log: Path) -> ScriptedEngine:
@@ -99,15 +113,17 @@ def test_scores_are_means_over_samples_and_the_same_again(gate: Any) -> None:
 
 
 def test_where_nothing_can_be_said(gate: Any) -> None:
-    refused, malformed = sha256(png(1)), sha256(png(2))
-    scorer, engine = gate(lambda request: None, refused={refused: EVERY}, malformed={malformed: EVERY})
+    refused, malformed, unseen = sha256(png(1)), sha256(png(2)), sha256(png(6))
+    scorer, engine = gate(
+        lambda request: None, refused={refused: EVERY}, malformed={malformed: EVERY}, blind={unseen: EVERY}
+    )
     pair = ("What is it?", "a star")
     without_bytes = row(3, pair) | {"images": [{"bytes": None, "path": "3.png"}]}
     without_image, broken = row(4, pair) | {"images": None}, row(5, pair) | {"images": [{"bytes": b"x", "path": None}]}
-    scores = scorer.score([row(1, pair), row(2, pair), without_bytes, without_image, broken])
+    scores = scorer.score([row(1, pair), row(2, pair), without_bytes, without_image, broken, row(6, pair)])
     # Nonsense for an answer does not agree.
-    assert scores == [[None], [0], [None], [None], [None]]
-    assert {asked.image_sha256 for asked in engine.asked} == {refused, malformed}
+    assert scores == [[None], [0], [None], [None], [None], [None]]
+    assert {asked.image_sha256 for asked in engine.asked} == {refused, malformed, unseen}
     scorer.close()
 
 

@@ -50,6 +50,18 @@ def test_scores_are_cosines_of_open_clip() -> None:
         assert found == pytest.approx(expected, abs=1e-5)
 
 
+def test_of_several_images_the_largest_cosine_counts() -> None:
+    rows = [row(number) for number in range(4)]
+    texts = rows[0]["texts"]
+    together = {**rows[1], "texts": texts, "images": [image for one in rows[1:] for image in one["images"]]}
+    alone = [{**one, "texts": texts} for one in rows[1:]]
+    scorer = Similarity(SHAPES_CLIP, {})
+    first, found, *others = scorer.score([rows[0], together, *alone])
+    assert first == pytest.approx(scorer.score([rows[0]])[0], abs=1e-6)
+    scorer.close()
+    assert found == pytest.approx([max(scores) for scores in zip(*others, strict=True)], abs=1e-6)  # type: ignore[type-var]
+
+
 def test_without_any_image() -> None:
     rows = [make_row(0, images=None)]
     scorer = Similarity(SHAPES_CLIP, {})

@@ -81,20 +81,20 @@ def dry_run(plugin: Path, images: str) -> tuple[int, str, str]:
 def test_a_kind_of_another_package_is_read(plugin: Path, images: str, count: int, first: str) -> None:
     code, out, err = dry_run(plugin, images)
     assert (code, err) == (0, "")
-    assert f"  {count} images in 1 shards" in out
+    assert f"  {count} image{'s' * (count != 1)} in 1 shard" in out
     assert f"\n  {first} ({len(png(1))} bytes)\n" in out
 
 
 def test_our_kinds_come_first(plugin: Path) -> None:
     code, out, _ = dry_run(plugin, "folder")
-    assert (code, "  1 images in 1 shards" in out, "\n  three.png (" in out) == (0, True, True)
+    assert (code, "  1 image in 1 shard" in out, "\n  three.png (" in out) == (0, True, True)
 
 
 def test_the_accepted_forms_are_those_of_all_kinds(plugin: Path) -> None:
     code, out, err = dry_run(plugin, "nothing-here")
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
-    assert "expected *.tar (webdataset), image files (jpg, jpeg" in err
+    assert "expected *.tar, *.tar.gz (webdataset), image files (jpg, jpeg" in err
     assert "*.parquet, mysource://PATH or *.csv (paths of images); in a folder, a glob or a URL" in err
 
 

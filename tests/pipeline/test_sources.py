@@ -1,6 +1,5 @@
 import io
 import json
-import logging
 import os
 import pickle
 import tarfile
@@ -100,7 +99,7 @@ def test_long_and_unicode_names_in_a_tar(tmp_path: Path, form: int) -> None:
     assert images(tmp_path) == [SourceImage(f"t/{key}", f"<{key}>".encode(), "ü" * 60 + ".jpg", None, "x")]
 
 
-def test_members_that_are_no_samples(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_members_that_are_no_samples(tmp_path: Path) -> None:
     path = tmp_path / "t.tar"
     with tarfile.open(path, "w") as tar:
         for name, kind in (("link.jpg", tarfile.SYMTYPE), ("hard.jpg", tarfile.LNKTYPE), ("dev.jpg", tarfile.CHRTYPE)):
@@ -114,10 +113,15 @@ def test_members_that_are_no_samples(tmp_path: Path, caplog: pytest.LogCaptureFi
             info = tarfile.TarInfo(name)
             info.size = len(name)
             tar.addfile(info, io.BytesIO(name.encode()))
-    with caplog.at_level(logging.WARNING):
-        assert images(tmp_path) == [SourceImage("t/sub/a", b"./sub/a.seg.png", "a.seg.png", None, "sub/a.v2.txt")]
-    assert "1 samples have no image" in caplog.text
-    assert "only" in caplog.text
+    assert images(tmp_path) == [SourceImage("t/sub/a", b"sub/a.jpg", "a.jpg", None, "sub/a.v2.txt")]
+    [shard] = shards(tmp_path)
+    assert shard.unused == {"link": 2, "no_image": 1, "other_file": 3, "second_image": 1}
+    assert shard.unused_names == {
+        "link": ("t/link.jpg",),
+        "no_image": ("t/only.txt",),
+        "other_file": ("t/a.cls",),
+        "second_image": ("t/sub/a.seg.png",),
+    }
 
 
 def test_bytes_that_are_no_utf8_or_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -148,7 +148,7 @@ def test_shards_make_no_difference(tmp_path: Path) -> None:
 def test_an_empty_dataset_and_one_without_images(tmp_path: Path) -> None:
     empty = stats(write_dataset(tmp_path / "empty", [make_row(0, "rejected")]))
     assert (empty.images, empty.accepted, empty.pairs, empty.image_sizes) == (1, 0, 0, None)
-    assert "1 images" in stats_text(empty)
+    assert stats_text(empty).startswith("1 image in 1 shard, ")
     rows = [make_row(0, images=None), make_row(1, images=[]), make_row(2, images=[{"bytes": None, "path": "a"}])]
     assert stats(write_dataset(tmp_path / "bare", rows)).image_sizes is None
     rows[0]["images"] = [{"bytes": b"no image", "path": None}]
@@ -168,7 +168,7 @@ def test_what_is_not_a_number_is_not_a_score(tmp_path: Path) -> None:
     [
         ("shards/s0.json", r"s0\.json is damaged"),
         ("data/s0.parquet", r"s0\.parquet cannot be read"),
-        ("", "no dataset"),
+        ("", "has shards but no config.json"),
     ],
 )
 def test_damage_is_told(tmp_path: Path, name: str, message: str) -> None:
@@ -309,3 +309,26 @@ def test_progress(tmp_path: Path) -> None:
     heard = Heard()
     assert stats(str(dataset), on_progress=heard) == stats(DatasetFolder(str(dataset)))
     assert heard.ends() == {"reading shards": (3, 3)}
+
+
+def test_answers_by_type_of_question(tmp_path: Path) -> None:
+    """Against a count by hand; texts of any length take bounded memory, by their beginnings."""
+    asked = [
+        ("What color is it?", "Red."),
+        ("what COLOR was it?", "red"),
+        ("What color?", "blue"),
+        ("Is it?", "y" * 9999),
+    ]
+    texts = [{"user": question, "assistant": answer} for question, answer in asked]
+    rows = [
+        make_row(0, texts=texts, gates=gates_of([["leak"], [], ["leak", "length"], []])),
+        make_row(1, texts=texts[:1]),
+    ]
+    with open_writer(str(tmp_path / "d"), {"model": "m"}) as store:
+        write_shard(store, shard_of("s", 2), rows)
+    found = stats(tmp_path / "d").by_question
+    assert {name: (kind.pairs, kind.marked, kind.answers) for name, kind in found.items()} == {
+        "what color": (4, 2, {"red": 3, "blue": 1}),
+        "is it": (1, 0, {"y" * 1000: 1}),
+    }
+    assert list(found) == ["what color", "is it"]

@@ -1,4 +1,5 @@
 import errno
+import gc
 import hashlib
 import itertools
 import json
@@ -23,11 +24,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.dataset import writer as store_module
+from dialog_gen.dataset import shard_writer as store_module
 from dialog_gen.dataset.errors import OtherConfigError
 from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.shard_writer import ShardWriter
 from dialog_gen.dataset.verify import verify
-from dialog_gen.dataset.writer import DatasetWriter, ShardWriter, check_config, open_writer
+from dialog_gen.dataset.writer import check_config, open_writer
 
 CONFIG: dict[str, Any] = {"model": "m", "seed": 1}
 PATH = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), *sys.path])
@@ -91,7 +93,9 @@ def test_the_manifest_tells_what_the_files_are(tmp_path: Path) -> None:
         assert (entry.bytes, entry.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     metadata = pq.ParquetFile(tmp_path / "data" / "s.parquet").metadata
     assert [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)] == [100, 50]
-    assert set(files_of(tmp_path)) == {"config.json", "data/s.parquet", "rejects/s.parquet", "shards/s.json"}
+    assert set(files_of(tmp_path)) == {
+        *("config.json", "data/s.parquet", "rejects/s.parquet", "shards/s.json", "README.md")
+    }
 
 
 def test_a_shard_without_rows_of_a_kind_has_no_file_of_it_any_more(tmp_path: Path) -> None:
@@ -104,11 +108,11 @@ def test_a_shard_without_rows_of_a_kind_has_no_file_of_it_any_more(tmp_path: Pat
 
 def test_a_shard_that_lacks_a_row_is_not_committed(tmp_path: Path) -> None:
     with open_writer(str(tmp_path), CONFIG) as store:
-        writer = ShardWriter(store, shard_of("s", 3))
+        writer = ShardWriter(store.staging(), shard_of("s", 3))
         writer.add(0, make_row(0), 1)
         writer.add(2, make_row(2), 1)
         with pytest.raises(ValueError, match="s: 1 of 3 rows"):
-            writer.commit()
+            writer.finish()
     assert set(files_of(tmp_path)) == {"config.json"}
 
 
@@ -134,16 +138,17 @@ def test_a_file_is_whole_on_disk_before_it_gets_its_name(tmp_path: Path, monkeyp
         monkeypatch.setattr(Path, "replace", replace)
         write_shard(store, shard_of("s", 2), [make_row(0), make_row(1, "rejected")])
     assert events == [
-        *("sync .tmp/data-s.parquet", "name data/s.parquet", "sync data"),
-        *("sync .tmp/rejects-s.parquet", "name rejects/s.parquet", "sync rejects"),
+        *("sync .tmp/data-s.parquet", "sync .tmp/rejects-s.parquet"),
+        *("name data/s.parquet", "sync data", "name rejects/s.parquet", "sync rejects"),
         *("sync .tmp/shards-s.json", "name shards/s.json", "sync shards"),
+        *("sync .tmp/README.md", "name README.md", "sync ."),
     ]
 
 
 def redo(out: str) -> None:
     """Makes s0 anew, of other input, and adds s1."""
     with open_writer(out, CONFIG) as store:
-        store.engine_log()
+        store.staging().engine_log(None)
         for name in ("s0", "s1"):
             if not store.is_complete(shard := shard_of(name, 4, fingerprint="new")):
                 rows = [make_row(i, STATUSES[i % 3], image_id=f"{name}/{i}") for i in range(4)]
@@ -230,7 +235,7 @@ def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:
 def test_as_long_as_no_shard_is_finished_the_configuration_may_change(tmp_path: Path) -> None:
     other = {"model": "other"}
     with open_writer(str(tmp_path), CONFIG) as store:
-        ShardWriter(store, shard_of("s", 2)).add(0, make_row(0), 1)
+        ShardWriter(store.staging(), shard_of("s", 2)).add(0, make_row(0), 1)
     check_config(str(tmp_path), other)
     with open_writer(str(tmp_path), other) as store:
         write_shard(store, shard_of("s0", 1), [make_row(0)])
@@ -256,8 +261,24 @@ def test_no_dataset_to_read(tmp_path: Path, exists: bool, message: str) -> None:
 def test_a_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
     make_dataset(tmp_path, 1)
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UsageError, match=r"config\.json is damaged"), open_writer(str(tmp_path), CONFIG):
+    other = {**CONFIG, "seed": 99}
+    with pytest.raises(UsageError, match=r"config\.json is damaged"), open_writer(str(tmp_path), other):
         pass
+    # All shards say that it was this one.
+    with open_writer(str(tmp_path), CONFIG):
+        pass
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
+
+
+@pytest.mark.parametrize("content", [b'{"model"', b"\xe3", b""])
+def test_a_damaged_configuration_without_any_shard_blocks_no_run(tmp_path: Path, content: bytes) -> None:
+    with open_writer(str(tmp_path), CONFIG):
+        pass
+    (tmp_path / "config.json").write_bytes(content)
+    check_config(str(tmp_path), CONFIG)
+    with open_writer(str(tmp_path), CONFIG):
+        pass
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
 
 
 def test_an_unknown_protocol_of_a_url() -> None:
@@ -375,7 +396,7 @@ def refuse(number: int) -> Callable[..., Any]:
         (os, "fsync", errno.EIO, "Input/output error. Check the disk and run again"),
         (Path, "replace", errno.EROFS, "Read-only file system. Choose another --out"),
         (Path, "mkdir", errno.EACCES, "Permission denied. Check the permissions"),
-        (store_module.json, "dump", errno.ENOSPC, "No space left"),
+        (Path, "write_bytes", errno.ENOSPC, "No space left"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.isalpha() else "",
 )
@@ -394,6 +415,19 @@ def test_what_a_disk_refuses_is_told_and_finished_shards_are_kept(
     assert str(caught.value).endswith("; finished shards are kept.")
     assert {name: data for name, data in files_of(tmp_path).items() if "s1" not in name} == files
     assert is_complete(tmp_path, 2)
+
+
+def test_a_file_that_is_given_up_prints_nothing_when_it_is_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    with open_writer(str(tmp_path), CONFIG) as store, monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetWriter, "close", refuse(errno.EIO))
+        with pytest.raises(DialogGenError):
+            write_shard(store, shard_of("s1", 1), [make_row(1)])
+        gc.collect()
+    assert said == []
 
 
 def test_a_folder_that_is_removed_meanwhile(tmp_path: Path) -> None:
@@ -460,11 +494,12 @@ def test_a_store_at_a_url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not store.is_complete(shard)
         write_shard(store, shard, rows, order=[4, 2, 0, 1, 3])
         assert store.is_complete(shard)
-        tmp, log = store.tmp, store.engine_log()
-        assert log.is_file()
+        tmp = store.tmp
+        assert store.staging().engine_log(None).parent == tmp
     assert not tmp.exists()
     root = "/" + bucket.removeprefix("memory://")
-    assert order == [f"{root}/{n}" for n in ("config.json", "data/s.parquet", "rejects/s.parquet", "shards/s.json")]
+    names = ("config.json", "data/s.parquet", "rejects/s.parquet", "shards/s.json", "README.md")
+    assert order == [f"{root}/{name}" for name in names]
     assert sorted(fs.find(root)) == sorted(order)
     verdict = verify(DatasetFolder.existing(bucket))
     assert (verdict.problems, verdict.images, verdict.accepted) == ([], 5, 2)
@@ -493,15 +528,6 @@ def test_a_failed_upload_leaves_the_shard_undone(bucket: str, monkeypatch: pytes
     with open_writer(bucket, CONFIG) as store:
         write_shard(store, shard_of("s", 3), rows)
     assert verify(DatasetFolder(bucket)).problems == []
-
-
-def test_the_engines_log_begins_anew(tmp_path: Path) -> None:
-    for _ in range(2):
-        with open_writer(str(tmp_path), CONFIG) as store:
-            assert isinstance(store, DatasetWriter)
-            log = store.engine_log()
-            assert (log, log.read_bytes()) == (tmp_path / "engine.log", b"")
-            log.write_text("words")
 
 
 # Several writers
@@ -642,4 +668,3 @@ def test_a_claim_ends_with_its_writer_and_with_its_shard(tmp_path: Path) -> None
         with open_writer(str(tmp_path), config, shared=True) as three:
             assert three.claim(shard_of("b", 1))
         assert one.claim(shard_of("b", 1))
-        assert one.engine_log() == two.engine_log() == tmp_path / f"engine-{os.getpid()}.log"

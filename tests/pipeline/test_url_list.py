@@ -66,7 +66,7 @@ def prepare(path: Path, limit: int | None = None, **options: Any) -> list[Row]:
 
 
 def read(into: Path) -> list[Row]:
-    tables = [pq.read_table(path) for path in sorted(into.iterdir())]
+    tables = [pq.read_table(path) for path in sorted(into.glob("*.parquet"))]
     assert {table.schema for table in tables} <= {SCHEMA}
     return [(row["url"], row["caption"]) for table in tables for row in table.to_pylist()]
 
@@ -118,7 +118,12 @@ def test_cc3m(tmp_path: Path) -> None:
 def test_rows_that_cannot_be_read_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "l.jsonl").write_text('{"url": "u", "caption": null}\n\nnonsense\n[]\n{"url": 3}\n{"caption": "c"}\n')
     assert prepare(tmp_path / "l.jsonl") == [("u", None), (None, None), (None, None), (None, None), (None, "c")]
-    assert "l.jsonl: 3 rows cannot be read, the first in line 3; they count as bad_url" in caplog.text
+    for told in (
+        "2 rows of the list: not a JSON object (first: l.jsonl, line 3), counted as no_url",
+        "1 row of the list: a URL that is not text (first: l.jsonl, line 5), counted as no_url",
+        "1 row of the list: no URL (first: l.jsonl, line 6), counted as no_url",
+    ):
+        assert told in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -128,7 +133,7 @@ def test_rows_that_cannot_be_read_are_counted(tmp_path: Path, caplog: pytest.Log
         (r'{"url": "u\udc00", "caption": "\ud83d\udc31"}', ("u\ufffd", "\U0001f431")),
         ("[" * 100_000, (None, None)),
         ('{"url": "u", "caption": ' + "[" * 100_000, (None, None)),
-        ('{"url": "u", "caption": ' + "1" * 5000 + "}", (None, None)),
+        ('{"url": "u", "caption": ' + "1" * 5000 + "}", ("u", "1" * 5000)),
     ],
 )
 def test_an_odd_line_of_json_is_a_row_like_others(tmp_path: Path, line: str, row: Row) -> None:
@@ -140,9 +145,11 @@ def test_an_odd_line_of_json_is_a_row_like_others(tmp_path: Path, line: str, row
 def test_json_objects_may_leave_a_caption_out(tmp_path: Path) -> None:
     (tmp_path / "l.jsonl").write_text('{"url": "u"}\n{"caption": "b"}\n{"url": "w", "caption": "c"}\n')
     assert prepare(tmp_path / "l.jsonl", limit=2) == [("u", None), (None, "b")]
-    (tmp_path / "n.jsonl").write_text('{"url": "u"}\n{"url": "v", "text": "b"}\n')
+    (tmp_path / "n.jsonl").write_text('{"url": "u"}\n{"url": "v", "title": "b"}\n')
     (tmp_path / "into").rename(tmp_path / "before")
-    with pytest.raises(UsageError, match="no column 'caption' for the caption: Known: text, url"):
+    with pytest.raises(
+        UsageError, match=r"no column 'caption' \(or text, alt, top_caption\) for the caption: Known: title, url"
+    ):
         prepare(tmp_path / "n.jsonl")
 
 
@@ -165,7 +172,7 @@ def test_a_stray_quote_spoils_one_row(
 ) -> None:
     (tmp_path / "l.csv").write_text("\n".join(["url,caption", 'first,"in\ntwo lines"', *lines]))
     assert prepare(tmp_path / "l.csv") == [("first", "in\ntwo lines"), *rows]
-    assert f"the first in line {4 + rows.index((None, None))};" in caplog.text
+    assert f"a stray quote (first: l.csv, line {4 + rows.index((None, None))})" in caplog.text
 
 
 def test_text_of_parquet_that_is_no_utf8(tmp_path: Path) -> None:
@@ -196,13 +203,18 @@ def test_names_numbers_and_no_captions(tmp_path: Path) -> None:
             "l.csv",
             b"uri,caption\nu,c\n",
             {},
-            "has no column 'url' for the url: did you mean 'uri'. Known: caption, uri",
+            "has no column 'url' .or image_url, img_url. for the url: did you mean 'uri'. Known: caption, uri. Choose",
         ),
-        ("l.tsv", b"url\ttext\nu\tc\n", {}, "has no column 'caption' for the caption: Known: text, url. A manifest"),
+        (
+            "l.tsv",
+            b"url\ttitle\nu\tc\n",
+            {},
+            'for the caption: Known: title, url. Choose one with --caption-column NAME, or --caption-column "" for',
+        ),
         ("l.jsonl", b'{"link": "u"}\n', {}, "has no column 'url'"),
         ("l.parquet", as_parquet(ROWS), {"url": "link"}, "has no column 'link'"),
         ("l.parquet", as_parquet(ROWS), {"url": 3}, "has 3 columns, the url should be in number 3"),
-        ("l.tsv", b"c\n", {"header": False, "url": 1, "caption": 0}, "has 1 columns, the url should be in number 1"),
+        ("l.tsv", b"c\n", {"header": False, "url": 1, "caption": 0}, "has 1 column, the url should be in number 1"),
         ("l.parquet", b"no parquet", {}, "is no Parquet file"),
         ("l.parquet", as_parquet(ROWS)[:-9], {}, "is no Parquet file"),
         ("l.parquet", as_doubled_parquet(), {}, "has 2 columns 'url', which one is the url"),

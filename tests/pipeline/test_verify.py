@@ -1,16 +1,23 @@
-import hashlib
 import json
 import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.rows import make_row, shard_of, write_shard
+from helpers.cli import Cli
+from helpers.inputs import sha256
+from helpers.many_shards import write_many_shards
+from helpers.rows import make_row, shard_of, sign, write_shard
+from PIL import Image
 
+import dialog_gen
+from dialog_gen.core import duplicates as duplicates_module
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset import verify as verify_module
 from dialog_gen.dataset.folder import DatasetFolder
@@ -43,17 +50,6 @@ def edit_manifest(out: Path, edit: Callable[[dict[str, Any]], object], name: str
     (out / name).write_text(json.dumps(manifest))
 
 
-def sign(out: Path) -> None:
-    """Makes the manifest of s0 promise what is there, as someone would who wants an edit to pass."""
-
-    def promise(manifest: dict[str, Any]) -> None:
-        for entry in manifest["files"]:
-            data = (out / entry["path"]).read_bytes()
-            entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-    edit_manifest(out, promise)
-
-
 def edit_rows(out: Path, edit: Callable[[list[dict[str, Any]]], object], name: str = DATA) -> None:
     """Rewrites the rows of s0, and signs them."""
     table = pq.read_table(out / name)
@@ -61,14 +57,14 @@ def edit_rows(out: Path, edit: Callable[[list[dict[str, Any]]], object], name: s
     edit(rows)
     schema = pa.schema([column.with_nullable(True) for column in table.schema])
     pq.write_table(pa.Table.from_pylist(rows, schema), out / name)
-    sign(out)
+    sign(out, "s0")
 
 
 def rewrite(name: str, change: Callable[[bytes], bytes], *, signed: bool = False) -> Callable[[Path], None]:
     def damage(out: Path) -> None:
         (out / name).write_bytes(change((out / name).read_bytes()))
         if signed:
-            sign(out)
+            sign(out, "s0")
 
     return damage
 
@@ -91,14 +87,14 @@ def copy_shard(out: Path) -> None:
 
 def drop_column(out: Path) -> None:
     pq.write_table(pq.read_table(out / DATA).drop_columns(["caption"]), out / DATA)
-    sign(out)
+    sign(out, "s0")
 
 
 def change_type(out: Path) -> None:
     table = pq.read_table(out / DATA)
     at = table.schema.get_field_index("attempts")
     pq.write_table(table.set_column(at, "attempts", table["attempts"].cast(pa.int64())), out / DATA)
-    sign(out)
+    sign(out, "s0")
 
 
 def replace_image(rows: list[dict[str, Any]]) -> None:
@@ -129,7 +125,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "half a manifest": (
         rewrite(SIDECAR, lambda data: data[: len(data) // 2]),
-        ["shards/s0.json is damaged: run again", "data/s0.parquet belongs to no", "rejects/s0.parquet belongs to no"],
+        ["shards/s0.json is damaged", "data/s0.parquet belongs to no", "rejects/s0.parquet belongs to no"],
     ),
     "an empty manifest": (
         rewrite(SIDECAR, lambda data: b""),
@@ -141,7 +137,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "a renamed manifest": (
         lambda out: (out / SIDECAR).rename(out / "shards" / "s7.json"),
-        ["shards/s7.json is the manifest of another shard, s0"],
+        [
+            "shards/s7.json is the manifest of another shard",
+            "data/s0.parquet belongs to no",
+            "rejects/s0.parquet belongs",
+        ],
     ),
     "another configuration": (
         lambda out: edit_manifest(out, lambda manifest: manifest.update(config_sha256="0" * 64)),
@@ -161,7 +161,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "a promise of more rows": (
         lambda out: edit_manifest(out, lambda manifest: manifest["files"][0].update(rows=5)),
-        ["data/s0.parquet has 4 rows, 5 are promised"],
+        ["data/s0.parquet has 4 rows, 5 promised"],
     ),
     "a forgotten file": (
         lambda out: edit_manifest(out, lambda manifest: manifest["files"].pop()),
@@ -169,7 +169,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "a lost row, signed": (
         lambda out: edit_rows(out, lambda rows: rows.pop()),
-        ["data/s0.parquet has 3 rows, 4 are promised", "shard s0: its rows count 3 accepted"],
+        ["data/s0.parquet has 3 rows, 4 promised", "shard s0: its rows count 3 accepted"],
     ),
     "another image, signed": (
         lambda out: edit_rows(out, replace_image),
@@ -181,7 +181,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "scores and marks of other pairs, signed": (
         lambda out: edit_rows(out, lambda rows: rows[0].update(answer_logprobs=[0.0, 1.0], gates=[])),
-        ["answer_logprobs has 2 entries for 1 pairs", "gates has 0 entries for 1 pairs"],
+        ["answer_logprobs has 2 entries for 1 pair", "gates has 0 entries for 1 pair"],
     ),
     "an id twice in a shard, signed": (
         lambda out: edit_rows(out, lambda rows: rows[0].update(image_id="image 3")),
@@ -281,9 +281,19 @@ def test_images_may_be_left_out(tmp_path: Path) -> None:
     assert problems(tmp_path) == []
 
 
+def test_names_that_sort_otherwise_with_their_extension(tmp_path: Path) -> None:
+    """As those of a.tar and a-000.tar do: "a-000-000.json" stands before "a-000.json"."""
+    names = ["a-000", "a-000-000", "a-000.b", "a-000 c", "a-000!"]
+    with open_writer(str(tmp_path / "out"), {"schema_version": 3}) as store:
+        for number, name in enumerate(names):
+            write_shard(store, shard_of(name, 1), [make_row(number)])
+    assert problems(tmp_path / "out") == []
+    assert [manifest.shard for manifest in DatasetFolder(str(tmp_path / "out")).manifests()] == sorted(names)
+
+
 def test_a_dataset_without_rows(tmp_path: Path) -> None:
     with open_writer(str(tmp_path), {}) as store:
-        assert verify(store) == Verdict()
+        assert verify(store) == Verdict(being_written=True)
         write_shard(store, shard_of("s", 0), [])
     assert verify(DatasetFolder(str(tmp_path))) == Verdict(shards=1, reasons={"rejected": {}, "unreadable": {}})
     assert totals(DatasetFolder(str(tmp_path))).images == 0
@@ -300,22 +310,11 @@ def test_a_damaged_configuration_cannot_be_verified(out: Path) -> None:
 
 @pytest.mark.parametrize("values", [1, 2, 5])
 def test_ids_of_the_same_hash_are_no_duplicates(out: Path, monkeypatch: pytest.MonkeyPatch, values: int) -> None:
-    monkeypatch.setattr(verify_module, "hash_64", lambda image_id: sum(image_id.encode()) % values)
+    for module in (verify_module, duplicates_module):
+        monkeypatch.setattr(module, "hash_64", lambda image_id: sum(image_id.encode()) % values)
     assert problems(out) == []
     edit_rows(out, lambda rows: rows[0].update(image_id="image 8"))
     assert problems(out) == ["image_id 'image 8' stands in more than one row"]
-
-
-def test_ids_of_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the number after which hashes are packed."""
-    folder = DatasetFolder(str(tmp_path))
-    monkeypatch.setattr(DatasetFolder, "manifests", lambda self: iter(()))
-    ids = verify_module._Ids()
-    for number in range(1 << 17):
-        ids.add(str(number))
-    assert ids.duplicates(folder) == []
-    assert sum(chunk.nbytes for chunk in ids._chunks) == 8 << 17
-    assert ids._open == []
 
 
 # Totals
@@ -331,4 +330,80 @@ def test_totals_are_those_of_the_manifests(out: Path) -> None:
     (out / "shards" / "s0.json").write_text("{")
     verdict = totals(DatasetFolder(str(out)))
     assert (verdict.shards, verdict.images) == (1, 3)
-    assert verdict.problems == ["shards/s0.json is damaged: run again to make the shard anew"]
+    assert verdict.problems == ["shards/s0.json is damaged"]
+
+
+# Deep verification decodes the images
+
+
+def jpeg() -> bytes:
+    stream = BytesIO()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(stream, "JPEG")
+    return stream.getvalue()
+
+
+WHOLE = jpeg()
+BROKEN = WHOLE[: len(WHOLE) // 2]
+
+
+def with_image(number: int, data: bytes | None, status: str = "accepted", **columns: Any) -> dict[str, Any]:
+    images = None if data is None else [{"bytes": data, "path": None}]
+    return make_row(number, status, images=images, image_sha256=sha256(data or b""), **columns)
+
+
+def test_deep_decodes_every_image(tmp_path: Path, dialog_gen_cli: Cli) -> None:
+    rows = [
+        with_image(0, WHOLE),
+        with_image(1, BROKEN),
+        with_image(2, None),
+        with_image(3, BROKEN, "rejected"),
+        with_image(4, WHOLE, "rejected"),
+        with_image(5, BROKEN, "unreadable", reason="truncated"),
+        with_image(6, BROKEN, "unreadable", reason="not_an_image"),
+        with_image(7, WHOLE, "unreadable", reason="decode_error"),
+        with_image(8, b"<html>", "unreadable", reason="not_an_image"),
+        with_image(9, b"", "unreadable", reason="empty_file"),
+        with_image(10, b"", "unreadable", reason="too_large"),
+        with_image(11, b"?", "unreadable", reason="another_reason"),
+        *(with_image(number, WHOLE) for number in range(12, 250)),
+        with_image(250, BROKEN),
+    ]
+    with open_writer(str(tmp_path), {}) as store:
+        write_shard(store, shard_of("s", len(rows)), rows)
+    assert problems(tmp_path) == []
+    assert dialog_gen.verify(tmp_path).problems == []
+    assert dialog_gen.verify(tmp_path, deep=True).problems == [
+        "data/s.parquet: 'image 1': its image cannot be decoded (truncated); recorded: readable",
+        "data/s.parquet: 'image 250': its image cannot be decoded (truncated); recorded: readable",
+        "rejects/s.parquet: 'image 3': its image cannot be decoded (truncated); recorded: readable",
+        "rejects/s.parquet: 'image 6': its image cannot be decoded (truncated); recorded: not_an_image",
+        "rejects/s.parquet: 'image 7': its image can be decoded; recorded: decode_error",
+        "rejects/s.parquet: 'image 10': its image cannot be decoded (empty_file); recorded: too_large",
+    ]
+    assert dialog_gen_cli("verify", str(tmp_path)).code == 0
+    ended = dialog_gen_cli("verify", str(tmp_path), "--deep")
+    assert (ended.code, ended.out.count("its image can")) == (1, 6)
+
+
+# Very many shards
+
+
+def peak_bytes(out: Path) -> int:
+    """The most that Python objects take during a verification."""
+    tracemalloc.start()
+    try:
+        assert verify(out).problems == []
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_many_shards_take_little_memory(tmp_path: Path) -> None:
+    write_many_shards(tmp_path / "few", 250, rows_every=50)
+    write_many_shards(tmp_path / "many", 2250, rows_every=50)
+    peak_bytes(tmp_path / "few")  # what the first call imports and caches is not counted
+    assert (peak_bytes(tmp_path / "many") - peak_bytes(tmp_path / "few")) / 2000 < 300
+    verdict = verify(tmp_path / "many")
+    assert (verdict.shards, verdict.images) == (2250, 45)
+    (tmp_path / "many" / "data" / "s-0000051.parquet").touch()
+    assert verify(tmp_path / "many").problem_count == 1

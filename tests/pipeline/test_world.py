@@ -15,7 +15,7 @@ from dialog_gen.shapes.language import (
     unique,
     web_caption,
 )
-from dialog_gen.shapes.render import _RGB, IMAGE_SIZE_PX, render, render_png
+from dialog_gen.shapes.render import IMAGE_SIZE_PX, RGB, render, render_png
 from dialog_gen.shapes.scenes import (
     COLORS,
     MAX_OBJECTS,
@@ -107,16 +107,16 @@ def test_each_object_has_its_color_at_its_centre() -> None:
     for s in SCENES:
         image = render(s)
         assert image.size == (IMAGE_SIZE_PX, IMAGE_SIZE_PX)
-        assert image.getpixel((half, half)) == _RGB[s.background]
+        assert image.getpixel((half, half)) == RGB[s.background]
         for o in s.objects:
             row, column = divmod(POSITIONS.index(o.position), 2)
             centre = (column * half + half // 2 + o.offset_px[0], row * half + half // 2 + o.offset_px[1])
-            assert image.getpixel(centre) == _RGB[o.color], (s, o)
+            assert image.getpixel(centre) == RGB[o.color], (s, o)
 
 
 def test_an_empty_quadrant_is_background() -> None:
     image = render(TWO)
-    assert {image.getpixel((x, y)) for x in range(32, 64) for y in range(32)} == {_RGB["gray"]}
+    assert {image.getpixel((x, y)) for x in range(32, 64) for y in range(32)} == {RGB["gray"]}
 
 
 def test_what_differs_in_the_graph_differs_in_the_pixels() -> None:

@@ -10,10 +10,20 @@ from dialog_gen.core.files import replacing
 from dialog_gen.shapes.files import ShapesSubset, _human_answers, write_files
 from dialog_gen.shapes.language import ANSWERS, DESCRIBE_QUESTION, QUESTION_KINDS, judge, web_caption
 from dialog_gen.shapes.scenes import BACKGROUNDS, COLORS, POSITIONS, SHAPES, SIZES, Scene, draw_scene
+from dialog_gen.shapes.worlds import FIRST
 
 LIMIT = 60
 SUBSET = ShapesSubset(split="val", seed=5, limit=LIMIT, shard_size=16)
+SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att")
 NAMES = [
+    "choices/aro/captions.json",
+    "choices/aro/visual_genome_attribution.json",
+    "choices/aro/visual_genome_relation.json",
+    "choices/negbench/mcq.csv",
+    *(f"choices/sugarcrepe{pp}/{kind}.json" for pp in ("-pp", "") for kind in SUGARCREPE),
+    "choices/valse/counting.json",
+    "choices/valse/existence.json",
+    "choices/winoground/examples.jsonl",
     "classification/classes.txt",
     "classification/labels_shapes_val.json",
     "classification/templates.txt",
@@ -140,7 +150,7 @@ def test_choices_hold_all_answers_of_the_kind(out: Path) -> None:
 
 def test_the_truth_stays_the_majority_among_careless_annotators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dialog_gen.shapes.files._SLIP_RATE", 1.0)
-    answers = [a["answer"] for a in _human_answers("red", random.Random(0))]
+    answers = [a["answer"] for a in _human_answers(FIRST, "red", random.Random(0))]
     assert answers.count("red") == 6
 
 

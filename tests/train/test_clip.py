@@ -1,5 +1,8 @@
 import dataclasses
 import json
+import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -9,9 +12,9 @@ from helpers.training import TINY_CLIP, write_tiny_clip
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.clip.loader import check_clip, load_clip, save_clip
 from dialog_gen.clip.open_clip.layout import CONFIG_FILE, WEIGHTS_FILE
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.errors import MissingExtraError, UsageError
 from dialog_gen.core.tensors import sha256_of_weights
 from dialog_train.data.derived import identity_of
 
@@ -71,7 +74,11 @@ def test_saves_other_tensors_and_leaves_no_part(tiny_clip: Path, tmp_path: Path)
     clip = load_clip(str(tiny_clip))
     state = {name: value + 1 for name, value in clip.model.state_dict().items()}
     save_clip(clip, tmp_path / "new", state)
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "checksums.json",
+        CONFIG_FILE,
+        WEIGHTS_FILE,
+    ]
     found = load_file(tmp_path / "new" / WEIGHTS_FILE)
     assert all(torch.equal(found[name], value) for name, value in state.items())
     assert load_clip(str(tmp_path / "new")).weights_sha256 == sha256_of_weights(state) != clip.weights_sha256
@@ -96,6 +103,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         raise RuntimeError("no download in tests")
 
     monkeypatch.setattr(open_clip, "create_model_and_transforms", load)
+    monkeypatch.setattr("dialog_gen.clip.open_clip.checkpoint.download_pretrained", lambda config: "")
     return asked
 
 
@@ -132,6 +140,8 @@ def test_wrong_names_and_files(tiny_clip: Path, tmp_path: Path, tiny_name: str) 
     write_tiny_clip(damaged, seed=0)
     (damaged / CONFIG_FILE).write_text(json.dumps({"something": 1}))
     (tmp_path / "empty").mkdir()
+    for folder in (other, damaged):
+        (folder / "checksums.json").unlink()  # as of another program
 
     for name, pretrained, words in (
         ("ViT-B32", "openai", "'ViT-B-32'"),
@@ -151,6 +161,7 @@ def test_wrong_names_and_files(tiny_clip: Path, tmp_path: Path, tiny_name: str) 
 
 def test_damaged_weights(tmp_path: Path) -> None:
     folder = write_tiny_clip(tmp_path / "cut", seed=0)
+    (folder / "checksums.json").unlink()  # as of another program
     content = (folder / WEIGHTS_FILE).read_bytes()
     (folder / WEIGHTS_FILE).write_bytes(content[: len(content) // 2])
     with pytest.raises(UsageError, match="weights of cut are damaged"):
@@ -160,3 +171,40 @@ def test_damaged_weights(tmp_path: Path) -> None:
 def test_a_clip_can_be_changed_only_by_replacing_it(tiny_clip: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         load_clip(str(tiny_clip)).name = "other"  # type: ignore[misc]
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_weights_that_cannot_be_downloaded_are_not_called_misfits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match=r"^the weights 'laion2b\w*' of ViT-B-32 cannot be downloaded: [^\n]*\.$"):
+        load_clip("ViT-B-32", "laion2b_s34b_b79k")
+    assert warnings_of(caplog) == []
+
+
+def test_retries_of_a_download_are_not_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As the Hub's library tells them, each in two lines."""
+    hub = logging.getLogger("huggingface_hub.utils._http")
+
+    def download(config: object) -> str:
+        hub.warning("'[Errno -2] Name or service not known' thrown while requesting HEAD https://host/file")
+        raise OSError("no network")
+
+    monkeypatch.setattr("dialog_gen.clip.open_clip.checkpoint.download_pretrained", download)
+    with pytest.raises(UsageError, match=r"cannot be downloaded: no network"):
+        load_clip("ViT-B-32", "laion2b_s34b_b79k")
+    assert warnings_of(caplog) == []
+    hub.warning("what is not a retry")
+    assert "what is not a retry" in caplog.text
+
+
+@pytest.mark.parametrize("call", [lambda: load_clip("shapes-clip"), lambda: check_clip("ViT-B-32", "openai")])
+def test_without_open_clip_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(MissingExtraError, match=r"^the CLIP model \S+ needs an extra that is not installed: pip "):
+        call()

@@ -56,7 +56,7 @@ def test_a_step_is_that_of_open_clip(tmp_path: Path, loss: Any) -> None:
     torch.manual_seed(0)
     model = open_clip.CLIP(**CONFIG, **extra).double()
     mean, std = (torch.tensor(PREPROCESS[name]).view(3, 1, 1) for name in ("mean", "std"))
-    tokens = TinyPixels().batch(range(8), 0, full_length=True).caption_tokens
+    tokens = TinyPixels().batch(range(8), 0, full_length=True).captions.tokens
     images, texts, *scalars = model((batch.pixels.double() / 255 - mean) / std, tokens)
     expected = (open_clip.loss.SigLipLoss() if extra else open_clip.ClipLoss())(images, texts, *scalars)
     expected.backward()
@@ -202,7 +202,7 @@ def test_from_images_to_a_model_and_its_average(
         standalone_mode=False,
     )
     models = json.loads(capsys.readouterr().out)["settings"]["models"]
-    assert models["model-ema"]["weights_sha256"] == averaged.weights_sha256
+    assert models["out, mean of weights"]["weights_sha256"] == averaged.weights_sha256
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from helpers.loops import WIDTH, make_clip
 from helpers.training import scene_row, write_dialogues
 from torch.nn.functional import normalize
 
+from dialog_eval.metrics.vqa import vqa_accuracy
 from dialog_gen.clip.close.adapters import Adapter, fit_adapter, load_adapter, save_adapter
 from dialog_gen.clip.close.checkpoint import load_close
 from dialog_gen.clip.close.decoder import word_tokenizer
@@ -27,7 +28,13 @@ from dialog_train.data.vectors import VectorStore, embed_dataset
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
 from dialog_train.optim import learning_rate
 from dialog_train.system import EVERYTHING, Share
-from dialog_train.systems.close.examples import Pair, entailment_example, wrong_answer
+from dialog_train.systems.close.examples import (
+    Pair,
+    captioning_example,
+    entailment_example,
+    vqa_example,
+    wrong_answer,
+)
 from dialog_train.systems.close.texts import Texts, build_texts
 from dialog_train.systems.close.training import CloseBatches, CloseTraining, fitted_adapter
 
@@ -106,8 +113,9 @@ def test_covariance_of_the_noise(pairs: tuple[torch.Tensor, torch.Tensor]) -> No
     differences = (pairs[1] - pairs[0]).double().numpy()
     root = adapter.noise_root(0.2)
     assert isinstance(root, torch.Tensor)
-    expected = np.cov(differences.T, bias=True) + 0.04 * np.eye(6)
-    np.testing.assert_allclose(root.double() @ root.double().T, expected, atol=1e-6)
+    # The published code multiplies its draws by 3.
+    expected = 9 * np.cov(differences.T, bias=True) + 0.04 * np.eye(6)
+    np.testing.assert_allclose(root.double() @ root.double().T, expected, atol=1e-5)
     assert adapter.shift is not None
     np.testing.assert_allclose(adapter.shift, differences.mean(0), atol=1e-6)
 
@@ -137,6 +145,15 @@ def test_wrong_answers_are_of_the_question_type() -> None:
     assert wrong_answer(pair, others[:2]) is None
     assert entailment_example(pair, "blue") == ("entailment", "entailment: What color is the star? blue", "no")
     assert entailment_example(pair, None) == ("entailment", "entailment: What color is the star? red", "yes")
+
+
+def test_targets_are_in_lower_case_so_that_vqa_counts_them() -> None:
+    answer = vqa_example(Pair("Is it Red?", "Yes"))
+    assert answer == ("vqa", "question: Is it Red?", "yes")
+    assert vqa_accuracy(answer.target, ["yes"] * 10) == 1
+    assert vqa_accuracy("Yes", ["yes"] * 10) == 0
+    assert captioning_example("A red Star").target == "a red star"
+    assert entailment_example(Pair("What?", "Red"), None).target == "yes"
 
 
 def batches(**changes: Any) -> CloseBatches:
@@ -362,7 +379,7 @@ def edit(file: Path, place: list[str], value: object) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda m: (m / "close.json").unlink(), "no folder that train/close.py wrote: it has no close.json"),
+        (lambda m: (m / "close.json").unlink(), "no folder that `dialog-train close` wrote: it has no close.json"),
         (lambda m: (m / "projection.safetensors").unlink(), "has no projection.safetensors"),
         (lambda m: (m / "adapter.safetensors").write_bytes(b"x"), "is damaged"),
         (lambda m: (m / "close.json").write_text("[]"), "is damaged"),

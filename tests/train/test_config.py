@@ -9,7 +9,8 @@ from dialog_train.api import load_recipe
 from dialog_train.losses import draft_loss
 from dialog_train.systems.draft import DraftLossSettings
 
-RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("draft-*.toml"))
+FOLDER = Path(__file__).parents[2] / "train" / "recipes"
+RECIPES = sorted(set(FOLDER.glob("draft-*.toml")) - set(FOLDER.glob("draft-plus-*.toml")))
 MINIMAL = """
 model = "shapes-clip"
 out = "runs/x"
@@ -86,6 +87,8 @@ def test_the_last_override_wins(tmp_path: Path) -> None:
         (["optim.lr=inf"], r"optim.lr: .*finite"),
         (["loss.mmd_sigma=0"], "loss.mmd_sigma"),
         (["loss.mmd_sigma=nan"], "loss.mmd_sigma"),
+        (["loss.mmd_sigma=1e-9"], "loss.mmd_sigma"),
+        (["context_length=1000000000"], r"context_length: .* 8192"),
         (["loss.mmd_sigma=[]"], "loss.mmd_sigma"),
         (["loss.mmd_sigma=[0.1,-1]"], "loss.mmd_sigma"),
         (["model.name=x"], "model is no table"),
@@ -113,3 +116,16 @@ def test_is_frozen(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path), system="draft")
     with pytest.raises(ValidationError, match="frozen"):
         recipe.seed = 3  # type: ignore[misc]
+
+
+def test_a_wrong_override_is_blamed_on_itself(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    with pytest.raises(UsageError, match=r"^'optim.lr=fast': optim.lr: .* got 'fast'$"):
+        load_recipe(file, ["seed=1", "optim.lr=fast"], system="draft")
+    with pytest.raises(UsageError, match=r"^'optim.betas=\[0.9,1.5\]': optim.betas.2: .* got 1.5$"):
+        load_recipe(file, ["optim.betas=[0.9,1.5]"], system="draft")
+    file.write_text(file.read_text().replace("[optim]", "[optim]\neps = -1"))
+    with pytest.raises(UsageError, match=r"^recipe file .*recipe.toml: optim.eps: .* got -1$"):
+        load_recipe(file, ["seed=1"], system="draft")
+    with pytest.raises(UsageError, match=r"^'optim.lr=fast', recipe file .*: optim.lr: .*; optim.eps: "):
+        load_recipe(file, ["optim.lr=fast"], system="draft")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.forks import run_file
 from helpers.training import write_recipe
 from safetensors.torch import load_file
 from transformers import CLIPModel
@@ -110,8 +111,12 @@ def test_a_loss_that_is_not_finite(
 def test_as_a_user_starts_it(tmp_path: Path, recipe: Path, launcher: list[str], override: str, code: int) -> None:
     folders = os.pathsep.join(str(ROOT / name) for name in ("pipeline", "train", "eval"))
     env = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launcher, str(SCRIPT), "--config", str(recipe), "--set", override]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    arguments = ("--config", str(recipe), "--set", override)
+    if launcher:
+        command = [sys.executable, *launcher, str(SCRIPT), *arguments]
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    else:
+        done = run_file(SCRIPT, *arguments, environment=env, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     if code:

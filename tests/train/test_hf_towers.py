@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch.nn.functional import normalize
 from transformers import BertConfig, MT5Config, PreTrainedTokenizerFast, T5Config
 
+import dialog_gen.clip.open_clip.checkpoint  # noqa: F401 - T5 is known to open_clip from then on
 from dialog_eval.models import Models
 from dialog_gen.clip.base import SEARCH, Clip
 from dialog_gen.clip.loader import load_clip, save_clip
@@ -26,6 +27,7 @@ from dialog_gen.core.tensors import sha256_of_weights
 from dialog_train.config import OptimSettings
 from dialog_train.hf_export import export_hf
 from dialog_train.optim import select_trainable
+from dialog_train.text_tuning import TextTuning
 
 WORDS = [
     "a",
@@ -119,11 +121,11 @@ def test_without_the_padding(clip: Clip) -> None:
     expected = normalize(model.encode_text(tokens), dim=-1)
     tower = TextTower(model)
     assert tower.whole is None
-    torch.testing.assert_close(tower(tokens), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(tower.encode(tokens), expected, rtol=0, atol=1e-12)
     # Without the text that has no padding, none of it is run.
     shapes: list[tuple[int, ...]] = []
     tower.text.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
-    short = tower(tokens[:3])
+    short = tower.encode(tokens[:3])
     assert shapes == [(3, int(ends[:3].max()))]
     torch.testing.assert_close(short, expected[:3], rtol=0, atol=1e-12)
     ours, theirs = (
@@ -171,7 +173,7 @@ def test_trains_and_is_evaluated(
         before, after = (normalize(model.encode_text(tokens), dim=-1) for model in (clip.model, tuned.model))
         if isinstance(tuned, ThirdTowerClip):
             assert torch.equal(before, after)
-            third = tuned.third(tokens)
+            third = tuned.third.encode(tokens)
             assert not torch.allclose(third, before, atol=1e-3)
             after = normalize(0.9 * before + 0.1 * third, dim=-1)
         else:
@@ -192,6 +194,27 @@ def test_last_layers(clip: Clip) -> None:
     inside = {name for name, _ in clip.model.named_parameters() if name.startswith(f"text.transformer.{layer}")}
     assert inside
     assert set(trainable) == inside | others
+
+
+def test_low_rank_updates_are_merged(clip: Clip, tmp_path: Path) -> None:
+    tokens = clip.tokenizer(TEXTS)
+    names = set(clip.model.state_dict())
+    optim = OptimSettings.model_validate({"lr": 1, "batch_size": 2, "lora": {"rank": 2, "layers": 1}})
+    tuning = TextTuning(clip, lambda *_: {}, optim)
+    before = tuning.tower.eval().encode(tokens)
+    layer = "block.1." if "t5" in clip.name else "encoder.layer.1."
+    updates = [name for name in tuning.trainable if name != "logit_scale"]
+    assert all(name.startswith(f"text.transformer.{layer}") for name in updates)
+    assert len(updates) >= 12
+    with torch.no_grad():
+        for name in updates:
+            tuning.trainable[name].normal_(std=0.3)
+        tuned = tuning.tower.encode(tokens)
+    tuning.save(tmp_path / "tuned", {})
+    saved = load_clip(str(tmp_path / "tuned")).model
+    assert set(saved.state_dict()) == names
+    torch.testing.assert_close(TextTower(saved).eval().encode(tokens), tuned, rtol=0, atol=1e-5)
+    assert not torch.allclose(before, tuned, atol=1e-3)
 
 
 def test_is_no_clip_model_of_transformers(clip: Clip, tmp_path: Path) -> None:

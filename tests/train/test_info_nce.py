@@ -39,7 +39,7 @@ def test_against_hand(tau: float, hard: bool, out: set[tuple[int, int]]) -> None
     left_out = torch.zeros(5, 20 if hard else 5, dtype=torch.bool)
     for place in out:
         left_out[place] = True
-    found = info_nce(q, p, negatives if hard else None, temperature=tau, left_out=left_out if out else None)
+    found = info_nce(q, p, negatives if hard else None, temperature=tau, left_out=left_out.__getitem__ if out else None)
     expected = by_hand(q.tolist(), p.tolist(), negatives.tolist() if hard else [], tau, out)
     assert found.item() == pytest.approx(expected, abs=1e-12)
 
@@ -73,7 +73,7 @@ def test_what_is_left_out_has_no_gradient() -> None:
     negatives.requires_grad_()
     left_out = torch.zeros(5, 20, dtype=torch.bool)
     left_out[:, 7] = True
-    info_nce(q, p, negatives, left_out=left_out).backward()
+    info_nce(q, p, negatives, left_out=left_out.__getitem__).backward()
     assert negatives.grad is not None
     assert negatives.grad.isfinite().all()
     assert not negatives.grad[2].any()

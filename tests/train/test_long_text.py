@@ -1,17 +1,22 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from helpers.training import write_recipe
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.base import Clip
+from dialog_gen.clip.base import SEARCH, Clip
 from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.clip.text.tokens import TextEncoder
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.tensors import sha256_of_weights
-from dialog_train.systems.multitask.long_text import stretch_context, stretch_positions
+from dialog_train.api import train
+from dialog_train.data.training_set import TrainingSet
+from dialog_train.long_text import stretch_context, stretch_positions
 
 SIZES: dict[str, Any] = {
     "embed_dim": 32,
@@ -66,10 +71,10 @@ def test_short_texts_keep_their_vectors(custom: bool) -> None:
     longer = stretch_context(clip, 248)
     before, after = TextTower(clip.model), TextTower(longer.model)
     with torch.no_grad():
-        assert torch.equal(after(longer.tokenizer(SHORT)), before(clip.tokenizer(SHORT)))
+        assert torch.equal(after.encode(longer.tokenizer(SHORT)), before.encode(clip.tokenizer(SHORT)))
         # Beyond the kept positions they are others.
         text = [" ".join(["cat"] * 40)]
-        assert not torch.allclose(after(longer.tokenizer(text)), before(clip.tokenizer(text)), atol=1e-4)
+        assert not torch.allclose(after.encode(longer.tokenizer(text)), before.encode(clip.tokenizer(text)), atol=1e-4)
     assert longer.weights_sha256 != clip.weights_sha256
     assert (clip.tokenizer.context_length, clip.config["text_cfg"]["context_length"]) == (77, 77)
     assert clip.model.positional_embedding.shape[0] == 77 if not custom else True
@@ -88,8 +93,8 @@ def test_loads_in_open_clip_and_reads_all_tokens(tmp_path: Path, custom: bool) -
     assert (tokens[0] != 0).sum() == 182
     with torch.no_grad():
         expected = normalize(model.eval().encode_text(tokens), dim=-1)
-        torch.testing.assert_close(TextTower(loaded.model)(tokens), expected, rtol=0, atol=1e-5)
-        torch.testing.assert_close(TextTower(longer.model)(tokens), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(TextTower(loaded.model).encode(tokens), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(TextTower(longer.model).encode(tokens), expected, rtol=0, atol=1e-5)
     # They differ in their last word.
     assert not torch.allclose(expected[0], expected[1], atol=1e-4)
 
@@ -111,3 +116,38 @@ def test_the_length_it_has_already() -> None:
 def test_refuses(text: dict[str, Any], length: int, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         stretch_context(make_clip(custom=True, **text), length)
+
+
+@pytest.mark.parametrize("system", ["draft", "third-tower"])
+def test_a_training_reads_longer_texts_and_its_model_reloads(
+    system: str,
+    tmp_path: Path,
+    tiny_clip: Path,
+    tiny_dialogues: Path,
+    fresh_accelerate: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dialog_train.data.prepare.DECODERS", 0)
+    monkeypatch.chdir(tmp_path)
+    recipe = write_recipe(tmp_path, tiny_clip, tiny_dialogues)
+    changes = ["context_length=26", "dialogues=concatenate"]
+    base = load_clip(str(tiny_clip))
+    result = train(recipe, system=system, overrides=[f"out={tmp_path / 'short'}", "dialogues=concatenate"])
+    vectors = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("vectors/**/*.parquet")}
+    shutil.rmtree(next(tmp_path.rglob("training_set")))
+    result = train(recipe, system=system, overrides=changes)
+    # The image vectors are those of the model as it was.
+    assert vectors
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("vectors/**/*.parquet")} == vectors
+    rows = TrainingSet(next(tmp_path.rglob("training_set")))
+    texts = rows.batch(range(len(rows)), 0, concatenate=True).dialogues
+    encoder = TextEncoder(base.tokenizer)
+    ends = texts.tokens[torch.arange(len(texts)), torch.from_numpy(texts.lengths) - 1]
+    assert (base.tokenizer.context_length, texts.lengths.max()) == (24, 26)
+    assert ends.tolist() == encoder.end * len(texts)
+    tuned = load_clip(str(result.model), needs=SEARCH)
+    assert tuned.tokenizer.context_length == 26
+    assert tuned.tokenizer([LONG])[0, -1] == encoder.end[0]
+    # They differ in the last token that is read, which is beyond those that the model read before.
+    found = tuned.embed_texts(["cat " * 23 + "dog", "cat " * 24])
+    assert not torch.allclose(found[0], found[1], atol=1e-5)

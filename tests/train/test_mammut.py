@@ -164,9 +164,9 @@ def test_each_image_has_one_region_whichever_process_takes_it(tmp_path: Path) ->
 def captioning_by_hand(model: Any, batch: PixelBatch, images: Tensor) -> float:
     """Mean of -log p of each next token, text by text without padding, in float64."""
     total, count = 0.0, 0
-    streams = [(batch.caption_tokens, [model.text.image_id, START])]
-    if batch.dialogue_tokens is not None:
-        streams.append((batch.dialogue_tokens, [model.text.image_id]))
+    streams = [(batch.captions.tokens, [model.text.image_id, START])]
+    if batch.dialogues is not None:
+        streams.append((batch.dialogues.tokens, [model.text.image_id]))
     for tokens, begin in streams:
         for row, ids in enumerate(tokens.tolist()):
             text = [*begin, *ids[1 : ids.index(END) + 1]]
@@ -200,7 +200,7 @@ def test_losses_by_hand(tmp_path: Path, loss: str, dialogues: Any, cropped: bool
             vector, tokens = model.visual(image[None])
             vectors.append(normalize(vector, dim=-1))
             patches.append(tokens)
-        texts = model.encode_text(batch.caption_tokens, normalize=True)
+        texts = model.encode_text(batch.captions.tokens, normalize=True)
         given = torch.cat(vectors), texts, model.logit_scale.exp()
         expected = contrastive_loss(*given) if loss == "clip" else focal_contrastive_loss(*given, gamma=1.5)
         captioning = captioning_by_hand(model, batch, torch.cat(patches))
@@ -274,7 +274,7 @@ def test_learns_to_find_and_to_write(tmp_path: Path) -> None:
     assert all(torch.equal(saved[f"mammut.{name}"], value) for name, value in state.items())
 
     batch = rows.batch(range(8), 0, dialogues="rotate")
-    captions = [[id_ for id_ in text[1:] if id_ not in (0, END)] for text in batch.caption_tokens.tolist()]
+    captions = [[id_ for id_ in text[1:] if id_ not in (0, END)] for text in batch.captions.tokens.tolist()]
     image = clip.model.text.image_id
     # A caption begins with the start behind the image, a pair without it: the same model does not mix them up.
     assert write(clip.model, batch.pixels, [[image, START]] * 8) == captions
@@ -282,7 +282,7 @@ def test_learns_to_find_and_to_write(tmp_path: Path) -> None:
         assert write(clip.model, batch.pixels, [[image, 20 + epoch]] * 8) == [[30 + row] for row in range(8)]
     with torch.no_grad():
         images = clip.model.encode_image(Normalization(clip.preprocess_config)(batch.pixels), normalize=True)
-        texts = clip.model.encode_text(batch.caption_tokens, normalize=True)
+        texts = clip.model.encode_text(batch.captions.tokens, normalize=True)
     assert (images @ texts.T).argmax(0).tolist() == list(range(8))
 
 
@@ -397,7 +397,7 @@ def test_its_text_tower_can_be_tuned(tmp_path: Path, kind: str) -> None:
 
 
 def test_its_image_tower_is_tuned_here_alone(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"tiny is a MaMMUT: train/mammut\.py trains it"):
+    with pytest.raises(UsageError, match=r"tiny is a MaMMUT: `dialog-train mammut` trains it"):
         train_clip(tmp_path, {}, make_mammut())
 
 

@@ -73,8 +73,10 @@ def answers(model: GeneratorModel, tmp_path: Path, sampling: Sampling, prompts: 
     """An answer or an error of each prompt about a scene, all asked at once."""
     spec = EngineSpec(name="transformers", model=model, sampling=sampling, options=EngineOptions(logprobs=True))
     engine: Any = spec.start(tmp_path / "engine.log")
-    engine._render = lambda messages: messages[-1].text  # the prompts are rendered already
-    asked = [Request(messages=conversation(p), image=scene(n), image_sha256="", seed=n) for n, p in enumerate(prompts)]
+    engine._render = lambda messages, images: messages[-1].text  # the prompts are rendered already
+    asked = [
+        Request(messages=conversation(p), images=(scene(n),), image_sha256="", seed=n) for n, p in enumerate(prompts)
+    ]
 
     async def ask() -> list[Any]:
         try:
@@ -124,5 +126,5 @@ def test_what_an_engine_needs(model: GeneratorModel, monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError, match=r"vLLM does not serve mammut's architecture: use --engine transformers"):
         check("vllm")
     monkeypatch.setattr("dialog_gen.models.architectures.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"a MaMMUT such as mammut needs an extra .*dialog-gen\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"a MaMMUT such as mammut needs an extra .*pip install .*\[train\]"):
         check("transformers")

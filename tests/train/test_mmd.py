@@ -40,9 +40,9 @@ def test_equals_the_pairwise_form(sigma: float, kind: str, dtype: torch.dtype) -
     gradients = torch.autograd.grad(value, (x, y))
     expected = torch.autograd.grad(exact, (exact_x, exact_y))
     for gradient, wanted in zip(gradients, expected, strict=True):
-        # Relative to what one value can pull at all, where the exact gradient is as good as zero.
-        scale = max(wanted.norm().item(), 1e-6 / sigma / math.sqrt(len(wanted)))
-        assert (gradient - wanted).norm().item() / scale < 1e-5
+        # Relative to what one value can pull at all.
+        scale = 1 / sigma / math.sqrt(len(wanted))
+        assert (gradient - wanted).norm().item() / scale < 1e-6
 
 
 def test_matrices_are_samples_of_their_values() -> None:
@@ -59,7 +59,7 @@ def test_takes_chunks_of_a_large_sample(monkeypatch: pytest.MonkeyPatch) -> None
     x, y = samples("spread", torch.float64)
     x.requires_grad_()
     whole = torch.autograd.grad(mmd2_rbf(x, y, 0.2), x)[0]
-    monkeypatch.setattr("dialog_train.losses.mmd._CHUNK", 64)
+    monkeypatch.setattr("dialog_train.losses.chebyshev._CHUNK", 64)
     torch.testing.assert_close(torch.autograd.grad(mmd2_rbf(x, y, 0.2), x)[0], whole, rtol=1e-12, atol=0)
 
 
@@ -87,7 +87,7 @@ def test_median_sigma() -> None:
     x, y = samples("spread", torch.float64)
     pooled = torch.cat([x, y])
     distances = (pooled[:, None] - pooled[None]).abs()[torch.triu_indices(1600, 1600, 1).unbind()]
-    assert median_sigma(x, y) == pytest.approx(distances.median().item(), abs=1e-12)
+    assert median_sigma(x, y) == pytest.approx(distances.median().item(), abs=4e-5)
     assert median_sigma(x, y, values=400) == pytest.approx(distances.median().item(), rel=0.02)
     assert median_sigma(torch.zeros(5), torch.zeros(5)) == 1e-3
 

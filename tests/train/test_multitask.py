@@ -16,11 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
+from dialog_train.long_text import stretch_context
 from dialog_train.loop import start
 from dialog_train.losses.contrastive import contrastive_loss
 from dialog_train.system import EVERYTHING, Share
 from dialog_train.systems.multitask.config import MultitaskRecipe
-from dialog_train.systems.multitask.long_text import stretch_context
 from dialog_train.systems.multitask.training import (
     MultitaskBatches,
     equal_texts,
@@ -40,8 +40,10 @@ def test_what_is_left_out() -> None:
     ids = torch.tensor([[1, 5, 6, 7], [2, 6, 5, 8], [1, 7, 9, 9], [3, 5, 6, 9]])
     targets = [[0, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
     wrong = [[0, 0, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0]]
-    assert equal_texts(ids).int().tolist() == [a + b for a, b in zip(targets, wrong, strict=True)]
-    assert equal_texts(ids[:, :2]).int().tolist() == targets
+    expected = [a + b for a, b in zip(targets, wrong, strict=True)]
+    assert equal_texts(ids, slice(0, 4)).int().tolist() == expected
+    assert equal_texts(ids, slice(1, 3)).int().tolist() == expected[1:3]
+    assert equal_texts(ids[:, :2], slice(0, 4)).int().tolist() == targets
 
 
 @pytest.mark.parametrize("texts", ["pairs", "triplets"])
@@ -58,7 +60,7 @@ def test_losses_of_a_batch(tmp_path: Path, texts: str, captions: str, leave_out_
 
     chosen = rows.served[-1]
     assert len(chosen) == 6
-    query, target, wrong = (tower(tokens) if len(tokens) else None for tokens in _texts(batch.texts))
+    query, target, wrong = (tower.encode(tokens) if len(tokens) else None for tokens in _texts(batch.texts))
     # Equal are a query's own target and any other text of the same number; see TinyTexts.
     ids = batch.texts.text_ids.tolist()
     total = 0.0
@@ -75,14 +77,14 @@ def test_losses_of_a_batch(tmp_path: Path, texts: str, captions: str, leave_out_
         own = (query[i] @ target[i]).item() / 0.05
         total += math.log(forward) + math.log(backward) - 2 * own
     assert found["text_loss"].item() == pytest.approx(total / 6, abs=1e-9)
-    tokens = batch.images.caption_tokens if captions == "short" else batch.images.dialogue_tokens
-    expected = contrastive_loss(batch.images.image_vectors, tower(tokens), 9.0)
+    tokens = (batch.images.captions if captions == "short" else batch.images.dialogues).tokens
+    expected = contrastive_loss(batch.images.image_vectors, tower.encode(tokens), 9.0)
     assert found["image_text_loss"].item() == pytest.approx(expected.item(), abs=1e-12)
     assert list(found) == ["text_loss", "image_text_loss"]
 
 
 def _texts(texts: Any) -> list[torch.Tensor]:
-    return [texts.query_tokens, texts.target_tokens, texts.negative_tokens]
+    return [texts.queries.tokens, texts.targets.tokens, texts.negatives.tokens]
 
 
 def test_two_streams_in_orders_of_their_own(tmp_path: Path) -> None:

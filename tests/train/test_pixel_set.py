@@ -77,8 +77,8 @@ def test_pixels_are_what_the_model_sees(clip: Clip, tmp_path: Path) -> None:
     images = [Image.open(io.BytesIO(stored[str(n)][0])) for n in (3, 0, 1, 2)]
     expected = torch.stack([clip.preprocess(image) for image in images])
     torch.testing.assert_close(Normalization(clip.preprocess_config)(batch.pixels), expected, rtol=0, atol=1e-6)
-    assert torch.equal(batch.caption_tokens, padded(clip, [f"caption {n}" for n in (3, 0, 1, 2)]))
-    assert batch.dialogue_tokens is None
+    assert torch.equal(batch.captions.tokens, padded(clip, [f"caption {n}" for n in (3, 0, 1, 2)]))
+    assert batch.dialogues is None
     assert batch.statistics() == {"duplicate_captions": 0}
 
 
@@ -89,19 +89,22 @@ def test_rows_of_dialogues(tiny_set: PixelSet, tiny_dialogues: Path, clip: Clip)
     batch = tiny_set.batch(chosen, 2, dialogues="concatenate")
     expected = [rows[number] for number in chosen]
     assert batch.image_ids == [row["image_id"] for row in expected]
-    assert torch.equal(batch.caption_tokens, padded(clip, [row["caption"] for row in expected]))
+    assert torch.equal(batch.captions.tokens, padded(clip, [row["caption"] for row in expected]))
     texts = [[f"{p['user']} {p['assistant']}" for p in row["texts"]] for row in expected]
-    assert batch.dialogue_tokens is not None
-    assert torch.equal(batch.dialogue_tokens, padded(clip, [" ".join(pairs) for pairs in texts]))
+    assert batch.dialogues is not None
+    assert torch.equal(batch.dialogues.tokens, padded(clip, [" ".join(pairs) for pairs in texts]))
     seen = [Counter[tuple[int, ...]]() for _ in chosen]
     for epoch in range(3):
-        tokens = tiny_set.batch(chosen, epoch, dialogues="rotate").dialogue_tokens
+        tokens = tiny_set.batch(chosen, epoch, dialogues="rotate").dialogues.tokens
         assert tokens is not None
         for counter, ids in zip(seen, tokens.tolist(), strict=True):
             counter[tuple(filter(None, ids))] += 1
     for counter, pairs in zip(seen, texts, strict=True):
         assert set(counter) == {tuple(filter(None, ids)) for ids in padded(clip, pairs).tolist()}
-    assert tiny_set.batch([0], 0, full_length=True).caption_tokens.shape == (1, TINY_CLIP["text_cfg"]["context_length"])
+    assert tiny_set.batch([0], 0, full_length=True).captions.tokens.shape == (
+        1,
+        TINY_CLIP["text_cfg"]["context_length"],
+    )
     with pytest.raises(IndexError):
         tiny_set.batch([48], 0)
 
@@ -187,7 +190,7 @@ def test_follows_its_source(clip: Clip, tmp_path: Path) -> None:
     untouched = (tmp_path / "p" / "rows" / "00000-000.arrow").stat().st_mtime_ns
     write_source(tmp_path / "s", {"a": (png(9), "another caption")}, "00001")
     found = build_pixel_set(source, clip, tmp_path / "p").batch([1], 0)
-    assert torch.equal(found.caption_tokens, padded(clip, ["another caption"]))
+    assert torch.equal(found.captions.tokens, padded(clip, ["another caption"]))
     assert (tmp_path / "p" / "rows" / "00000-000.arrow").stat().st_mtime_ns == untouched
     (tmp_path / "s" / "00001.tar").unlink()
     assert len(build_pixel_set(source, clip, tmp_path / "p")) == 1
@@ -205,7 +208,7 @@ def test_a_damaged_file_is_made_again(
     build_pixel_set(dialogues, clip, tmp_path / "p")
     before = files(tmp_path / "p")
     damage(tmp_path / "p" / "rows" / "b.arrow")
-    with pytest.raises(UsageError, match=r"b.arrow cannot be read"):
+    with pytest.raises(UsageError, match=r"b.arrow is missing or damaged"):
         PixelSet(tmp_path / "p")
     build_pixel_set(dialogues, clip, tmp_path / "p")
     assert files(tmp_path / "p") == before
@@ -249,6 +252,13 @@ def test_shared_images_without_bytes(clip: Clip, tmp_path: Path) -> None:
     write_dialogues(tmp_path / "d", {"s": [scene_row(0, images=None), scene_row(1)]})
     pixel_set = build_pixel_set(DialogueImages(DatasetFolder(str(tmp_path / "d"))), clip, tmp_path / "p")
     assert (len(pixel_set), pixel_set.summary.dropped) == (1, {"no_image": 1})
+
+
+def test_dialogues_about_several_images(clip: Clip, tmp_path: Path) -> None:
+    images = [image for number in range(2) for image in scene_row(number)["images"]]
+    write_dialogues(tmp_path / "d", {"s": [scene_row(0, images=images), scene_row(1)]})
+    pixel_set = build_pixel_set(DialogueImages(DatasetFolder(str(tmp_path / "d"))), clip, tmp_path / "p")
+    assert (len(pixel_set), pixel_set.summary.dropped) == (1, {"several_images": 1})
 
 
 class Endless:
@@ -302,7 +312,7 @@ def test_dialogues_that_there_are_not(tmp_path: Path) -> None:
     recipe = make_clip_recipe(tmp_path)
     with pytest.raises(UsageError, match=r"give data.dialogues"):
         PixelBatches(recipe, rows, dialogues="rotate", full_length=False)
-    assert PixelBatches(recipe, rows, full_length=False).batch(0, EVERYTHING).dialogue_tokens is None
+    assert PixelBatches(recipe, rows, full_length=False).batch(0, EVERYTHING).dialogues is None
 
 
 def test_crops_are_where_the_draws_say() -> None:

@@ -2,18 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.forks import run_module
 from helpers.training import write_recipe
 
 from dialog_train.losses.base import LOSSES
 from dialog_train.systems.base import SYSTEMS
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["clip", "close", "draft", "mammut", "mult", "multitask", "third-tower"]
+NAMES = ["clip", "close", "draft", "draft-plus", "mammut", "mult", "multitask", "third-tower"]
 SYSTEM = """
 from typing import Literal
 
@@ -32,7 +34,7 @@ def train(recipe, run):
     from dialog_train.text_tuning import PairBatches, TextTuning
 
     def objective(batch, encode, logit_scale):
-        captions = encode(batch.caption_tokens)
+        (captions,) = encode(batch.captions)
         loss = contrastive_loss(batch.image_vectors, captions, logit_scale, direction=recipe.direction)
         return {f"{recipe.direction}_loss": loss}
 
@@ -86,8 +88,7 @@ def outside(tmp_path: Path) -> dict[str, str]:
 
 
 def dialog_train(environment: dict[str, str], folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dialog_train", *arguments]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    return run_module("dialog_train", *arguments, environment=environment, cwd=folder)
 
 
 def test_what_there_is() -> None:
@@ -115,7 +116,7 @@ def test_lists_and_help(outside: dict[str, str], tmp_path: Path) -> None:
     assert listed["captions"] == "Captions alone, one way."
     shown = dialog_train(outside, tmp_path)
     assert shown.returncode == 2
-    assert "captions     Captions alone, one way." in shown.stdout
+    assert re.search(r"^  captions +Captions alone, one way.$", shown.stderr, re.M)
     assert "--note" in dialog_train(outside, tmp_path, "captions", "--help").stdout
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import load_clip
-from dialog_gen.clip.open_clip.layout import CONFIG_FILE
+from dialog_gen.clip.open_clip.layout import CONFIG_FILE, WEIGHTS_FILE
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.shapes.language import web_caption
@@ -107,7 +107,7 @@ def test_held_out_score(checkpoints: list[Path], tiny_dialogues: Path, tmp_path:
     batch = rows.batch(range(48), 0, full_length=True)
     with torch.no_grad():
         images = normalize(clip.model.encode_image(Normalization(clip.preprocess_config)(batch.pixels)), dim=-1)
-        texts = normalize(clip.model.encode_text(batch.caption_tokens), dim=-1)
+        texts = normalize(clip.model.encode_text(batch.captions.tokens), dim=-1)
     similarities = images @ texts.T
     hits = [[int(row.argmax()) == n for n, row in enumerate(matrix)] for matrix in (similarities, similarities.T)]
     expected = sum(map(sum, hits)) / 96
@@ -119,7 +119,7 @@ def report(folder: Path, start: str) -> None:
     (folder.parent / "train.json").write_text(json.dumps({"weights_sha256": start}))
 
 
-@pytest.mark.parametrize("wrong", ["one", "missing", "config", "start", "more"])
+@pytest.mark.parametrize("wrong", ["one", "missing", "config", "damaged", "start", "more"])
 def test_what_does_not_go_together(tiny_clip: Path, tmp_path: Path, wrong: str) -> None:
     folders = [change_clip(tiny_clip, tmp_path / f"{seed}" / "model", seed) for seed in range(2)]
     if wrong == "one":
@@ -129,7 +129,13 @@ def test_what_does_not_go_together(tiny_clip: Path, tmp_path: Path, wrong: str) 
     elif wrong == "config":
         file = folders[1] / CONFIG_FILE
         file.write_text(file.read_text().replace('"quick_gelu": false', '"quick_gelu": true'))
+        (folders[1] / "checksums.json").unlink()
         said = "of another configuration"
+    elif wrong == "damaged":
+        content = bytearray((folders[1] / WEIGHTS_FILE).read_bytes())
+        content[-8] ^= 1
+        (folders[1] / WEIGHTS_FILE).write_bytes(content)
+        said = f"{WEIGHTS_FILE} is damaged"
     elif wrong == "start":
         for folder, start in zip(folders, "ab", strict=True):
             report(folder, start)

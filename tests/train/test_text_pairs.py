@@ -16,7 +16,7 @@ from dialog_gen.clip.text.tokens import TextEncoder
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.gates.words import words
-from dialog_train.systems.multitask.long_text import with_context
+from dialog_train.long_text import with_context
 from dialog_train.systems.multitask.pairs import TextPairs, build_text_pairs
 from dialog_train.systems.multitask.sources import (
     AnswerPool,
@@ -48,7 +48,7 @@ def stored(out: Path) -> list[list[list[int]]]:
     found: list[list[list[int]]] = []
     for row in range(len(pairs)):
         batch = pairs.batch([row])
-        tensors = [*batch.query_tokens, *batch.target_tokens, *batch.negative_tokens]
+        tensors = [*batch.queries.tokens, *batch.targets.tokens, *batch.negatives.tokens]
         found.append([[i for i in ids.tolist() if i] for ids in tensors])
     return found
 
@@ -249,8 +249,8 @@ def test_fewer_tokens_than_are_stored(
     build_text_pairs(ParquetPairs(file), encoder, tmp_path / "out")
     batch = TextPairs(tmp_path / "out", 6).batch(rows, full_length=full_length)
     tokenizer = with_context(load_clip(str(tiny_clip)).tokenizer, 6)
-    assert batch.query_tokens.shape == (len(rows), length)
-    assert torch.equal(batch.query_tokens, tokenizer([queries[row] for row in rows])[:, :length])
+    assert batch.queries.tokens.shape == (len(rows), length)
+    assert torch.equal(batch.queries.tokens, tokenizer([queries[row] for row in rows])[:, :length])
 
 
 def test_equal_texts_have_equal_ids(tmp_path: Path, encoder: TextEncoder) -> None:
@@ -267,9 +267,9 @@ def test_equal_texts_have_equal_ids(tmp_path: Path, encoder: TextEncoder) -> Non
     assert len(set(ids.flatten().tolist())) == 6  # a, b, c, yes, no, ?
     assert ids[0, 0] == ids[1, 0]
     assert ids[0, 1] == ids[2, 1] == ids[1, 2]
-    assert batch.duplicate_targets == 0.5
+    assert float(batch.duplicate_targets) == 0.5
     moved = batch.to(torch.device("meta"))
-    assert moved.text_ids.device.type == moved.negative_tokens.device.type == "meta"
+    assert moved.text_ids.device.type == moved.negatives.tokens.device.type == "meta"
 
 
 def test_a_source_without_rows(tmp_path: Path, encoder: TextEncoder) -> None:

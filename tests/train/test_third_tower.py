@@ -129,7 +129,7 @@ def test_what_is_saved_is_what_was_trained(tmp_path: Path) -> None:
     for folder in ("first", "model", "model-ema"):
         states.append(snapshot(loaded(tmp_path / folder, clip).third))
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == sorted(
-            ["open_clip_config.json", BASE_FILE, CONFIG_FILE, WEIGHTS_FILE]
+            ["open_clip_config.json", BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, "checksums.json"]
         )
     first, last, average = states
     assert changed(first, snapshot(system.model.get_submodule("third"))) == set()
@@ -182,7 +182,7 @@ def test_captions_go_to_the_text_tower_and_dialogues_to_the_third(tmp_path: Path
     with torch.no_grad():
         captions, dialogues = (
             normalize(model.encode_text(pad(tokens, (0, CONTEXT - tokens.shape[1]))), dim=-1)
-            for model, tokens in ((clip.model, batch.caption_tokens), (other.model, batch.dialogue_tokens))
+            for model, tokens in ((clip.model, batch.captions.tokens), (other.model, batch.dialogues.tokens))
         )
         scale = clip.model.logit_scale.exp()
         expected = third_tower_loss(batch.image_vectors, captions, dialogues, scale, a=0.2)
@@ -252,6 +252,8 @@ def test_damaged_checkpoints(tmp_path: Path, tiny_clip: Path, spoil: Any, said: 
     system = make_system(recipe_for(tmp_path), load_clip(str(tiny_clip)))
     system.save(tmp_path / "model", {})
     assert isinstance(load_clip(str(tmp_path / "model"), needs=SEARCH), ThirdTowerClip)
+    # As of another program: checksums would find any damage first.
+    (tmp_path / "model" / "checksums.json").unlink()
     spoil(tmp_path / "model")
     with pytest.raises(UsageError, match=said):
         load_clip(str(tmp_path / "model"), needs=SEARCH)

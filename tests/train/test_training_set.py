@@ -10,7 +10,7 @@ import open_clip
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.rows import gates_of, rows_of
+from helpers.rows import gates_of, rows_of, sign
 from helpers.training import TINY_CLIP, TINY_SHARDS, scene_row, write_dialogues, write_tiny_clip
 
 from dialog_gen.clip.base import Clip
@@ -84,15 +84,15 @@ def test_rows_are_the_vectors_and_the_tokenizers_ids(
         batch = tiny_set.batch(chosen, 5, concatenate=False)
         expected = [rows[number] for number in chosen]
         assert batch.image_ids == [row["image_id"] for row in expected]
-        assert torch.equal(batch.caption_tokens, padded([row["caption"] for row in expected]))
-        assert (batch.image_vectors.dtype, batch.caption_tokens.dtype) == (torch.float32, torch.int64)
+        assert torch.equal(batch.captions.tokens, padded([row["caption"] for row in expected]))
+        assert (batch.image_vectors.dtype, batch.captions.tokens.dtype) == (torch.float32, torch.int64)
         wanted = torch.tensor([stored[row["image_id"]] for row in expected])
         torch.testing.assert_close(batch.image_vectors, wanted, atol=1e-3, rtol=0)
         torch.testing.assert_close(batch.image_vectors.norm(dim=1), torch.ones(len(chosen)))
         pairs = [[padded([f"{p['user']} {p['assistant']}"])[0].tolist() for p in row["texts"]] for row in expected]
-        for ids, of_image in zip(batch.dialogue_tokens.tolist(), pairs, strict=True):
+        for ids, of_image in zip(batch.dialogues.tokens.tolist(), pairs, strict=True):
             turns.add(of_image.index([token for token in ids if token]))
-        assert (batch.dialogue_tokens != 0).sum(1).max() == batch.dialogue_tokens.shape[1]
+        assert (batch.dialogues.tokens != 0).sum(1).max() == batch.dialogues.tokens.shape[1]
     # Which pair is first depends on the image.
     assert turns == {0, 1, 2}
 
@@ -101,12 +101,12 @@ def test_rotation_brings_every_pair_once(tiny_set: TrainingSet) -> None:
     numbers = range(48)
     seen: list[Counter[tuple[int, ...]]] = [Counter() for _ in numbers]
     for epoch in range(6):
-        tokens = tiny_set.batch(numbers, epoch, concatenate=False).dialogue_tokens
+        tokens = tiny_set.batch(numbers, epoch, concatenate=False).dialogues.tokens
         for counter, ids in zip(seen, tokens.tolist(), strict=True):
             counter[tuple(token for token in ids if token)] += 1
     assert all(sorted(counter.values()) == [2, 2, 2] for counter in seen)
-    again = tiny_set.batch(numbers, 3, concatenate=False).dialogue_tokens
-    assert torch.equal(again, tiny_set.batch(numbers, 0, concatenate=False).dialogue_tokens)
+    again = tiny_set.batch(numbers, 3, concatenate=False).dialogues.tokens
+    assert torch.equal(again, tiny_set.batch(numbers, 0, concatenate=False).dialogues.tokens)
 
 
 def test_epochs_take_turns_with_crops(tiny_dialogues: Path, clip: Clip, tmp_path: Path) -> None:
@@ -138,11 +138,11 @@ def test_duplicate_captions_are_counted(clip: Clip, tmp_path: Path) -> None:
     training_set = TrainingSet(tmp_path / "t")
     for chosen, duplicates in (([0, 1, 3], 0), ([0, 2, 6, 7], 2), (range(8), 5)):
         batch = training_set.batch(chosen, 0, concatenate=False)
-        assert batch.duplicate_captions == duplicates / len(chosen)
+        assert float(batch.duplicate_captions) == pytest.approx(duplicates / len(chosen))
 
 
 def test_concatenated_is_the_text_of_all_pairs(tiny_set: TrainingSet, tiny_dialogues: Path) -> None:
-    tokens = tiny_set.batch(range(48), 1, concatenate=True).dialogue_tokens
+    tokens = tiny_set.batch(range(48), 1, concatenate=True).dialogues.tokens
     texts = [" ".join(f"{p['user']} {p['assistant']}" for p in row["texts"]) for row in rows_of(tiny_dialogues)]
     assert torch.equal(tokens, padded(texts))
     assert tokens.shape[1] == CONTEXT
@@ -153,8 +153,8 @@ def test_concatenated_is_the_text_of_all_pairs(tiny_set: TrainingSet, tiny_dialo
 def test_full_length_is_the_tokenizers_own(tiny_set: TrainingSet, tiny_dialogues: Path) -> None:
     batch = tiny_set.batch([3, 9], 0, concatenate=False, full_length=True)
     captions = [rows_of(tiny_dialogues)[number]["caption"] for number in (3, 9)]
-    assert torch.equal(batch.caption_tokens, TOKENIZER(captions))
-    assert batch.dialogue_tokens.shape == (2, CONTEXT)
+    assert torch.equal(batch.captions.tokens, TOKENIZER(captions))
+    assert batch.dialogues.tokens.shape == (2, CONTEXT)
 
 
 @pytest.mark.parametrize("rows", [[48], [-1], [0, 99]])
@@ -171,7 +171,7 @@ def test_formats(dialogue_format: str, text: str, clip: Clip, tmp_path: Path) ->
     rows = [scene_row(0, texts=[{"user": "Why?", "assistant": "So."}])]
     make(tmp_path, clip, {"a": rows}, dialogue_format=dialogue_format)
     batch = TrainingSet(tmp_path / "t").batch([0], 0, concatenate=False)
-    assert torch.equal(batch.dialogue_tokens, padded([text]))
+    assert torch.equal(batch.dialogues.tokens, padded([text]))
     other = "answer" if dialogue_format != "answer" else "labelled"
     with pytest.raises(UsageError, match=f"dialogue_format: '{dialogue_format}' there, '{other}' now"):
         make(tmp_path, clip, {"a": rows}, dialogue_format=other)
@@ -190,7 +190,7 @@ def test_marked_pairs_are_left_out_where_asked_for(clip: Clip, tmp_path: Path) -
     kept = TrainingSet(tmp_path / "kept" / "t")
     pairs = rows[0]["texts"][0], rows[0]["texts"][2]
     expected = padded([f"{p['user']} {p['assistant']}" for p in pairs])
-    found = [kept.batch([0], epoch, concatenate=False).dialogue_tokens[0].tolist() for epoch in (0, 1)]
+    found = [kept.batch([0], epoch, concatenate=False).dialogues.tokens[0].tolist() for epoch in (0, 1)]
     assert {tuple(filter(None, ids)) for ids in found} == {tuple(filter(None, ids)) for ids in expected.tolist()}
     # One and the same folder cannot hold both.
     with pytest.raises(UsageError, match="kept_only"):
@@ -214,7 +214,7 @@ def test_what_is_cut_is_counted(clip: Clip, tmp_path: Path) -> None:
     assert summary.truncated == {"captions": 2, "dialogues": 1, "concatenated": 2}
     assert summary.truncation_rates() == {"captions": 0.5, "dialogues": 1 / 7, "concatenated": 0.5}
     batch = TrainingSet(tmp_path / "t").batch(range(4), 0, concatenate=False)
-    assert torch.equal(batch.caption_tokens, TOKENIZER([row["caption"] for row in rows]))
+    assert torch.equal(batch.captions.tokens, TOKENIZER([row["caption"] for row in rows]))
 
 
 def test_what_is_left_out_is_counted(clip: Clip, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -259,8 +259,8 @@ def test_goes_on_and_ends_the_same(
 ) -> None:
     out, dataset = tmp_path / "t", DatasetFolder(str(tiny_dialogues))
     encoded: list[int] = []
-    encode = TextEncoder.__call__
-    monkeypatch.setattr(TextEncoder, "__call__", lambda self, t: encoded.append(len(t)) or encode(self, t))
+    encode = TextEncoder.flat
+    monkeypatch.setattr(TextEncoder, "flat", lambda self, t: encoded.append(len(t)) or encode(self, t))
     build_training_set(dataset, vectors, clip, out)
     assert sum(encoded) == 48 * 4
     # As a kill in the second shard leaves it, and a file system that lost the end of the third.
@@ -318,7 +318,7 @@ def test_refuses_old_vectors_and_useless_datasets(clip: Clip, tmp_path: Path) ->
     old = VectorStore(tmp_path / "x" / "v")
     for rows in ({"a": [scene_row(1)]}, {"b": [scene_row(2)]}):
         write_dialogues(tmp_path / "x" / "d", rows)
-        with pytest.raises(UsageError, match=r"lacks vectors of shard .* run train/embed.py"):
+        with pytest.raises(UsageError, match=r"lacks vectors of shard .* run `dialog-train embed`"):
             build_training_set(DatasetFolder(str(tmp_path / "x" / "d")), old, clip, tmp_path / "x" / "t")
 
     with pytest.raises(UsageError, match=r"no row to train on: .*'without_caption': 1"):
@@ -333,6 +333,7 @@ def test_refuses_a_dataset_without_the_column(column: str, clip: Clip, tmp_path:
     write_dialogues(tmp_path / "d", {"a": [scene_row(0)]})
     file = tmp_path / "d" / "data" / "a.parquet"
     pq.write_table(pq.read_table(file).drop_columns([column]), file)
+    sign(tmp_path / "d", "a")
     dataset = DatasetFolder(str(tmp_path / "d"))
     embed_dataset(dataset, clip, tmp_path / "v")
     with pytest.raises(UsageError, match=f"has no column {column}: "):
@@ -351,8 +352,8 @@ def test_damaged_training_sets(tiny_set: TrainingSet, clip: Clip, tmp_path: Path
 
     whole = files(tiny_set.out)
     for name, content, words in (
-        ("rows cut", whole["rows/b.arrow"][:-30], "cannot be read"),
-        ("rows gone", None, "cannot be read"),
+        ("rows cut", whole["rows/b.arrow"][:-30], "is missing or damaged"),
+        ("rows gone", None, "is missing or damaged"),
         ("rows of another shard", whole["rows/c.arrow"], "has not the 20 rows"),
         ("summary gone", None, "no finished training set"),
         ("summary cut", whole["summary.json"][:-30], "is damaged"),
@@ -383,7 +384,7 @@ def test_builds_in_pieces(clip: Clip, tmp_path: Path, monkeypatch: pytest.Monkey
         one, other = (s.batch([7, 2, 3, 6, 0], 1, concatenate=concatenate) for s in (whole, pieces))
         assert one.image_ids == other.image_ids == ["image 9", "image 2", "image 3", "image 6", "image 0"]
         assert torch.equal(one.image_vectors, other.image_vectors)
-        assert torch.equal(one.dialogue_tokens, other.dialogue_tokens)
+        assert torch.equal(one.dialogues.tokens, other.dialogues.tokens)
 
 
 def test_epochs_are_permutations_of_their_own() -> None:
@@ -485,7 +486,7 @@ def test_datasets_of_older_versions_are_trained_on(name: str, clip: Clip, tmp_pa
     texts = [pair for pair, marks in zip(first["texts"], first["marks"], strict=True) if not marks]
     expected = padded([f"{pair['user']} {pair['assistant']}" for pair in texts])
     found = TrainingSet(tmp_path / "kept")
-    asked = [found.batch([0], epoch, concatenate=False).dialogue_tokens[0].tolist() for epoch in range(len(texts))]
+    asked = [found.batch([0], epoch, concatenate=False).dialogues.tokens[0].tolist() for epoch in range(len(texts))]
     assert {tuple(filter(None, ids)) for ids in asked} == {tuple(filter(None, ids)) for ids in expected.tolist()}
 
 
@@ -499,3 +500,14 @@ def test_a_folder_made_before_an_upgrade_is_continued_after_it(clip: Clip, tmp_p
     before = vectors()
     upgrade(dataset)
     assert vectors() == before
+
+
+@pytest.mark.slow
+def test_processes_make_the_same_files(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = {name: [scene_row(7 * number + row) for row in range(7)] for number, name in enumerate("abc")}
+    make(tmp_path / "one", clip, shards)
+    monkeypatch.setattr(module, "_ROWS_FOR_PROCESSES", 0)
+    monkeypatch.setattr(module, "processes_for", lambda most: min(2, most))
+    make(tmp_path / "two", clip, shards)
+    for name in ("rows/a.arrow", "rows/b.arrow", "rows/c.arrow"):
+        assert (tmp_path / "two" / "t" / name).read_bytes() == (tmp_path / "one" / "t" / name).read_bytes()

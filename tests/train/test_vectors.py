@@ -1,7 +1,6 @@
 import gc
 import json
-import subprocess
-import sys
+import os
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.forks import run_file, run_together
 from helpers.inputs import png
-from helpers.rows import rows_of
+from helpers.rows import rows_of, sign
 from helpers.training import TINY_SHARDS, scene_row, write_dialogues, write_tiny_clip
+from helpers.trainings import embed_and_die
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,6 +25,7 @@ from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.writer import open_writer
+from dialog_gen.executors.processes import ProcessMap
 from dialog_train.data import vectors as vectors_module
 from dialog_train.data.vectors import EmbedSummary, VectorStore, crop_boxes, embed_dataset
 
@@ -155,18 +157,8 @@ def test_goes_on_after_a_kill(
 
 @pytest.mark.slow
 def test_killed_process_goes_on(tiny_dialogues: Path, tiny_clip: Path, clip: Clip, tmp_path: Path) -> None:
-    # The process kills itself in the second shard.
-    code = (
-        "import os, sys; from pathlib import Path\n"
-        "from dialog_gen.dataset.folder import DatasetFolder; from dialog_gen.clip.loader import load_clip\n"
-        "from dialog_train.data.vectors import embed_dataset\n"
-        "def on_progress(stage, done, total, unit):\n"
-        "    done > 25 and os.kill(os.getpid(), 9)\n"
-        "embed_dataset(DatasetFolder(sys.argv[1]), load_clip(sys.argv[2]), Path(sys.argv[3]), batch_size=7,"
-        " on_progress=on_progress)"
-    )
     out = tmp_path / "v"
-    killed = subprocess.run([sys.executable, "-c", code, str(tiny_dialogues), str(tiny_clip), str(out)])
+    (killed,) = run_together(embed_and_die, tiny_dialogues, tiny_clip, out, environments=[dict(os.environ)])
     assert killed.returncode == -9
     assert [path.name for path in (out / "vectors").iterdir()] == ["a.parquet"]
     assert embed(tiny_dialogues, clip, out).skipped_shards == 1
@@ -200,6 +192,15 @@ def test_images_that_cannot_be_used_are_counted(clip: Clip, tmp_path: Path) -> N
         assert (summary.vectors, summary.skipped_shards) == (2, again)
         assert summary.lost == {"no_image": 2, "not_an_image": 1, "truncated": 1}
     assert VectorStore(tmp_path / "v").read("a")["image_id"].to_pylist() == ["image 0", "image 5"]
+
+
+def test_dialogues_about_several_images_are_left_out(clip: Clip, tmp_path: Path) -> None:
+    rows = [scene_row(number) for number in range(3)]
+    rows[1]["images"] = [*rows[1]["images"], *rows[0]["images"]]
+    write_dialogues(tmp_path / "d", {"a": rows, "b": rows[1:2]})
+    summary = embed(tmp_path / "d", clip, tmp_path / "v")
+    assert (summary.vectors, summary.lost) == (2, {"several_images": 2})
+    assert VectorStore(tmp_path / "v").read("a")["image_id"].to_pylist() == ["image 0", "image 2"]
 
 
 def test_refuses_another_model(tiny_dialogues: Path, clip: Clip, tmp_path: Path) -> None:
@@ -253,6 +254,7 @@ def test_useless_datasets(clip: Clip, tmp_path: Path) -> None:
     write_dialogues(tmp_path / "lacks", {"a": [scene_row(0)]})
     file = tmp_path / "lacks" / "data" / "a.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["images"]), file)
+    sign(tmp_path / "lacks", "a")
     write_dialogues(tmp_path / "empty", {})
     write_dialogues(tmp_path / "rejects", {"a": []})
     write_dialogues(tmp_path / "gone", {"a": [scene_row(0)]})
@@ -321,17 +323,44 @@ def test_memory_does_not_grow(clip: Clip, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_script(tiny_dialogues: Path, tiny_clip: Path, clip: Clip, tmp_path: Path) -> None:
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
-
     arguments = ["--dialogues", tiny_dialogues, "--model", tiny_clip, "--out", tmp_path / "v", "--batch-size", 7]
-    done = run(*arguments, "--workers", 1)
+    done = run_file(SCRIPT, *arguments, "--workers", 1)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"48 image vectors in {tmp_path / 'v'}")
     embed(tiny_dialogues, clip, tmp_path / "here")
     assert files(tmp_path / "v") == files(tmp_path / "here")
-    wrong = run("--dialogues", tmp_path / "nothing", "--model", tiny_clip, "--out", tmp_path / "x")
+    wrong = run_file(SCRIPT, "--dialogues", tmp_path / "nothing", "--model", tiny_clip, "--out", tmp_path / "x")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: ")
     assert "does not exist" in wrong.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_processes_compute_the_same_vectors(tiny_dialogues: Path, clip: Clip, tmp_path: Path) -> None:
+    embed(tiny_dialogues, clip, tmp_path / "one", crops=1)
+    heard: list[int] = []
+    summary = embed(
+        tiny_dialogues,
+        clip,
+        tmp_path / "two",
+        crops=1,
+        workers=1,
+        map_shards=ProcessMap([{"OMP_NUM_THREADS": "1"}] * 2),
+        on_progress=lambda _, done, *__: heard.append(done),
+    )
+    assert (summary.vectors, heard[-1]) == (48, 48)
+    one, two = VectorStore(tmp_path / "one"), VectorStore(tmp_path / "two")
+    for shard in TINY_SHARDS:
+        assert two.read(shard).drop_columns("vector").equals(one.read(shard).drop_columns("vector"))
+        found, expected = (torch.tensor(store.read(shard)["vector"].to_pylist()) for store in (two, one))
+        torch.testing.assert_close(found, expected, atol=2**-11, rtol=0)
+
+
+def test_one_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
+    found = vectors_module.all_gpus()
+    assert found is not None
+    assert found.environments == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "GPU-5"}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert vectors_module.all_gpus() is None

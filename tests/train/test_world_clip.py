@@ -1,23 +1,33 @@
 """The embedded world's CLIP: the one that is shipped, and its recipe."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
 import torch
+from helpers.second_world import seen
 from torch.nn.functional import normalize
 
 from dialog_eval.metrics.retrieval import retrieve
 from dialog_gen.clip.base import CLIP_MODELS, Clip
 from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.text.texts import joined
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.shapes.language import ANSWERS, QUESTION_KINDS, ask, describe, retrieval_captions, unique, web_caption
 from dialog_gen.shapes.render import render, through_jpeg
 from dialog_gen.shapes.scenes import draw_scene
+from dialog_gen.shapes.second.captions import negated_captions
+from dialog_gen.shapes.second.choices import choices
+from dialog_gen.shapes.second.scenes import CELLS, COLORS, SHAPES, SIZES, TEXTURES
+from dialog_gen.shapes.worlds import SECOND
 from dialog_train import world_clip
 from dialog_train.system import EVERYTHING, Share
+from dialog_train.world_layout import layout, teach_layout
 
+CHECKPOINTS = Path(str(CLIP_MODELS.get("shapes-clip"))).parent
 SCENES = [draw_scene("test", 3, number) for number in range(200)]
 
 
@@ -33,7 +43,7 @@ def test_loads_in_open_clip_as_it_is(clip: Clip) -> None:
     tokens = tokenizer(["a small red circle", "How many objects are there? 2"])
     with torch.no_grad():
         texts = normalize(model.eval().encode_text(tokens), dim=-1)
-        torch.testing.assert_close(TextTower(clip.model)(tokens), texts, rtol=0, atol=1e-6)
+        torch.testing.assert_close(TextTower(clip.model).encode(tokens), texts, rtol=0, atol=1e-6)
         images = clip.model.encode_image(torch.stack([clip.preprocess(render(scene)) for scene in SCENES[:4]]))
         torch.testing.assert_close(model.encode_image(pixels), images)
 
@@ -64,7 +74,7 @@ def test_finds_images_it_never_saw(clip: Clip) -> None:
     with torch.no_grad():
         pixels = torch.stack([clip.preprocess(through_jpeg(render(scene))) for scene in SCENES])
         images = clip.model.encode_image(pixels, normalize=True)
-        texts = TextTower(clip.model)(clip.tokenizer(captions))
+        texts = TextTower(clip.model).encode(clip.tokenizer(captions))
     found = retrieve(images, texts, torch.arange(len(SCENES)), [1])
     # Chance is half a percent.
     assert found.image_recall[1] > 0.5
@@ -74,7 +84,7 @@ def test_finds_images_it_never_saw(clip: Clip) -> None:
 @pytest.mark.slow
 def test_the_recipe_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr("sys.argv", ["world_clip", "--out", str(tmp_path / "clip"), "--steps", "100"])
+    monkeypatch.setattr("sys.argv", ["world_clip", "shapes-clip", "--out", str(tmp_path / "clip"), "--steps", "100"])
     with caplog.at_level("INFO"):
         world_clip.main()
     clip = load_clip(str(tmp_path / "clip"))
@@ -84,11 +94,114 @@ def test_the_recipe_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capl
     assert float(said.split("loss ")[1].split()[0]) < 4.5
 
 
+# --- the second world
+
+
+@pytest.fixture(scope="module")
+def second() -> Clip:
+    # By its folder: its name needs the entry point of an installation.
+    return load_clip(str(CHECKPOINTS / "shapes2-clip"))
+
+
+def embedded(clip: Clip, scenes: Sequence[Any]) -> torch.Tensor:
+    with torch.no_grad():
+        pixels = torch.stack([clip.preprocess(through_jpeg(SECOND.render(scene))) for scene in scenes])
+        return clip.model.encode_image(pixels, normalize=True)
+
+
+def test_the_second_is_small(second: Clip) -> None:
+    assert sum(file.stat().st_size for file in (CHECKPOINTS / "shapes2-clip").iterdir()) < 4e6
+    assert second.config["vision_cfg"]["patch_size"] == 16
+
+
+def test_the_second_knows_every_word_of_its_world(second: Clip) -> None:
+    texts: list[str] = [*SECOND.answers]
+    for split in SECOND.splits:
+        for number in range(60):
+            scene, rng = SECOND.draw_scene(split, 3, number), random.Random(number)
+            texts += [SECOND.web_caption(scene, rng), *negated_captions(scene, rng)]
+            texts += [f"{q.question} {q.answer}" for q in SECOND.ask(scene, rng, 8)]
+            texts += [caption for choice in choices(scene, rng) for caption in choice.captions]
+    tokens = second.tokenizer(texts)
+    assert not (tokens == second.tokenizer.tokenizer.unk_token_id).any()
+    assert (tokens[:, -1] == second.tokenizer.tokenizer.pad_token_id).all()
+
+
+def test_the_second_finds_images_it_never_saw(second: Clip) -> None:
+    scenes = [SECOND.draw_scene("test", 3, number) for number in range(200)]
+    captions = [SECOND.retrieval_captions(scene, random.Random(n), 1)[0] for n, scene in enumerate(scenes)]
+    with torch.no_grad():
+        texts = TextTower(second.model).encode(second.tokenizer(captions))
+    found = retrieve(embedded(second, scenes), texts, torch.arange(len(scenes)), [1])
+    assert found.image_recall[1] > 0.7
+    assert found.text_recall[1] > 0.7
+
+
+def test_embeddings_of_the_second_tell_where_something_is(second: Clip) -> None:
+    """A least-squares probe of which cells are occupied, against the more frequent answer for each cell."""
+
+    def data(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        scenes = [SECOND.draw_scene(split, 9, number) for number in range(count)]
+        occupied = torch.tensor([[float(any(o.cell == cell for o in s.objects)) for cell in CELLS] for s in scenes])
+        return torch.cat([embedded(second, scenes), torch.ones(count, 1)], 1), occupied
+
+    (x, y), (x_test, y_test) = data("train", 1200), data("test", 300)
+    weights = torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(x.shape[1]), x.T @ (2 * y - 1))
+    told = ((x_test @ weights > 0).float() == y_test).float().mean()
+    blind = torch.maximum(y_test.mean(0), 1 - y_test.mean(0)).mean()
+    assert blind < 0.75
+    assert told > 0.82
+
+
+def test_siblings_are_every_second_scene_and_differ_in_a_swap() -> None:
+    scenes = world_clip.CLIPS["shapes2-clip"].scenes(range(64))
+    siblings = 0
+    for first, other in zip(scenes[::2], scenes[1::2], strict=True):
+        words = [sorted(o.shape for o in scene.objects) for scene in (first, other)]
+        siblings += words[0] == words[1] and first.background == other.background
+        assert first != other
+    assert siblings > 16
+
+
+def test_the_layout_is_what_is_seen_in_the_pixels() -> None:
+    attributes = {"shape": SHAPES, "color": COLORS, "texture": TEXTURES, "size": SIZES}
+    for number in range(60):
+        scene = SECOND.draw_scene("train", 3, number)
+        said = {
+            (cell, layer, *(words[place - 1] for words, place in zip(attributes.values(), look, strict=True)))
+            for cell, layers in zip(CELLS, layout(scene), strict=True)
+            for layer, look in enumerate(layers)
+            if any(look)
+        }
+        found = seen(scene)
+        behind = {j for f in found for j in f.in_front_of}
+        assert said == {(f.cell, int(i in behind), f.shape, f.color, f.texture, f.size) for i, f in enumerate(found)}
+
+
+@pytest.mark.slow
+def test_the_image_tower_learns_a_layout_and_the_text_tower_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    clip = world_clip.build("shapes2-clip", tmp_path)
+    before = {name: value.clone() for name, value in clip.model.state_dict().items()}
+    with caplog.at_level("INFO"):
+        teach_layout(clip, scene_seed=1, steps=60, batch_size=8, log_every=20)
+    losses = [float(record.getMessage().split("loss ")[1].split(",")[0]) for record in caplog.records]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0] / 1.5
+    changed = {name for name, value in clip.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("visual.") for name in changed)
+
+
 def test_scenes_are_the_same_for_any_number_of_processes(clip: Clip) -> None:
-    scenes = world_clip.CaptionedScenes(clip, world_clip.recipe(Path("nowhere"), steps=4, seed=0))
+    scenes = world_clip.CaptionedScenes(clip, world_clip.recipe("shapes-clip", Path("nowhere"), steps=4, seed=0))
     whole = scenes.batch(3, EVERYTHING)
     first, second = (scenes.batch(3, Share(rank, 2)) for rank in (0, 1))
     assert whole.image_ids == first.image_ids + second.image_ids
     assert torch.equal(whole.pixels, torch.cat([first.pixels, second.pixels]))
-    assert torch.equal(whole.caption_tokens, torch.cat([first.caption_tokens, second.caption_tokens]))
+    both = joined([first.captions, second.captions], 0)
+    assert torch.equal(whole.captions.tokens, both.tokens)
+    assert whole.captions.lengths.tolist() == both.lengths.tolist()
     assert not set(whole.image_ids) & set(scenes.batch(2, EVERYTHING).image_ids)

@@ -10,6 +10,7 @@ from dialog_gen.core.errors import MissingExtraError, UsageError, did_you_mean
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.core.toml_files import apply_overrides, find_toml, fit_model, read_toml
 from dialog_train.config import Recipe, shipped_recipes
+from dialog_train.preflight import check_start
 from dialog_train.systems.base import SYSTEMS, Run, TrainingSystem
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = (), *, syst
         raise UsageError(f"recipe file {path} does not say its system: add system = NAME, {_known_systems()}.")
     if system is not None and own != system:
         raise UsageError(f"recipe file {path} is for the system {own!r}, not for {system!r}: try dialog-train {own}.")
+    overrides = list(overrides)
     apply_overrides(content, overrides)
-    return fit_model(content, SYSTEMS.get(str(own)).recipe, f"recipe file {path}")
+    return fit_model(content, SYSTEMS.get(str(own)).recipe, f"recipe file {path}", overrides)
 
 
 def train(
@@ -78,6 +80,7 @@ def train(
         if switch not in chosen.switches:
             raise UsageError(f"unknown switch {switch!r}; {did_you_mean(switch, chosen.switches)}.")
 
+    check_start(recipe, resume)
     if find_spec("accelerate") is None:
         raise MissingExtraError("training", "train")
     from dialog_train.loop import MODEL_FOLDER, start

@@ -9,23 +9,31 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from dialog_gen.cli.options import ExecutorOption, RayAddress
 from dialog_gen.cli.remedies import explained
-from dialog_gen.core.console import Json, Version, begin, group_of, print_result
-from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.core.console import Json, Version, exit_code, log_to_stderr, print_result, say
+from dialog_gen.core.errors import DialogGenError, FailedCheckError, UsageError
+from dialog_gen.core.help import command as command_class
+from dialog_gen.core.help import new_app
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import progress_bars
+from dialog_gen.core.visible import visible_lines
 from dialog_train.config import shipped_recipes
 from dialog_train.launch import end_launcher, run_processes
 from dialog_train.systems.base import SYSTEMS
 
 # Commands import slow packages themselves, so that `dialog-train --help` does not wait for torch.
 
-_INTERRUPTED = 130
 _ERROR_DELAY_S = 5
+_INTERRUPTED = "with --resume auto the same command continues from the newest checkpoint, if any"
 
 Config = Annotated[
     str, typer.Option(metavar="NAME_OR_FILE", help="A recipe's name (see `dialog-train recipes`) or TOML file.")
@@ -41,18 +49,15 @@ Processes = Annotated[
 ]
 
 
-app = typer.Typer(
-    cls=group_of("training system"),
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+_EMBED_EXAMPLE = "dialog-train embed --dialogues dialogues --model ViT-B-32 --pretrained openai --out vectors"
+
+app = new_app("training system")
 
 
-@app.callback(invoke_without_command=True)
-def common(context: typer.Context, version: Version = False) -> None:
+@app.callback()
+def common(version: Version = False) -> None:
     """Train CLIP models and text decoders on dialogues."""
-    begin(context, version)
+    log_to_stderr()
 
 
 def _train(system: str, config: str, overrides: list[str], resume: Any, processes: int, switches: list[str]) -> None:
@@ -77,7 +82,7 @@ def _train(system: str, config: str, overrides: list[str], resume: Any, processe
         )
     if _is_first():
         losses = ", ".join(f"{name} {value:.4f}" for name, value in result.losses.items())
-        typer.echo(f"{result.model}: {result.steps} steps, {losses}")
+        say(f"{result.model}: {count_of(result.steps, 'step')}, {losses}")
 
 
 def _command(system: str) -> Callable[..., None]:
@@ -113,7 +118,10 @@ def _add_systems() -> None:
     """Adds a command for each training system. The command of a system that cannot be imported reports the error."""
     for name in SYSTEMS.names():
         try:
-            app.command(name, help=SYSTEMS.get(name).description)(_command(name))
+            example = f"dialog-train {name} --config {name}-shapes --set out=runs/{name} --resume auto"
+            app.command(name, cls=command_class(example=example), help=visible_lines(SYSTEMS.get(name).description))(
+                _command(name)
+            )
         except UsageError as error:
             app.command(
                 name,
@@ -132,7 +140,7 @@ def _failing(error: UsageError) -> Callable[[], None]:
 _add_systems()
 
 
-@app.command("systems")
+@app.command("systems", cls=command_class(example="dialog-train systems"))
 def list_systems(json_output: Json = False) -> None:
     """List the training systems, including those of other packages."""
     systems = set(SYSTEMS.names())
@@ -141,21 +149,90 @@ def list_systems(json_output: Json = False) -> None:
     print_result(known, "\n".join(f"{name:{width}}  {text}" for name, text in known.items()), json_output)
 
 
-@app.command("recipes")
+@app.command("recipes", cls=command_class(example="dialog-train recipes"))
 def list_recipes(json_output: Json = False) -> None:
     """List the recipes that --config knows by name."""
     known = {name: str(file) for name, file in shipped_recipes().items()}
     width = max(map(len, known))
-    lines = (f"{name:{width}}  {_first_comment(Path(file))}".rstrip() for name, file in known.items())
+    lines = (f"{name:{width}}  {recipe_description(Path(file))}".rstrip() for name, file in known.items())
     print_result(known, "\n".join(lines), json_output)
 
 
-def _first_comment(file: Path) -> str:
-    first = file.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+def recipe_description(file: Path) -> str:
+    """The first sentence of the comment at the top of a recipe, which may have several lines."""
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.removeprefix("#").strip() for line in lines)
+    first, stop, _ = text.partition(". ")
+    return f"{first}." if stop else first
 
 
-@app.command("embed")
+@app.command("dry-run", cls=command_class(example="dialog-train dry-run --config draft-vit-b-32 --steps 5"))
+def dry_run_recipes(
+    configs: Annotated[
+        list[str],
+        typer.Option("--config", metavar="NAME_OR_FILE", help="A recipe; give the option once for each of several."),
+    ],
+    overrides: Overrides = [],  # noqa: B006 - typer needs a list
+    steps: Annotated[int, typer.Option(min=2, help="Steps of each stage.")] = 5,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Largest batch, for a device that is smaller than the recipe's.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Run a few steps with random weights and synthetic data; print peak memory and rate.
+
+    It needs no download and leaves no files. If a recipe fails, the others still run; the exit code is then 1.
+    """
+    found = [_dry_run(config, overrides, steps, batch_size, alone=len(configs) == 1) for config in configs]
+    lines = [line for lines, _ in found for line in lines]
+    content = {config: stages for config, (_, stages) in zip(configs, found, strict=True)}
+    print_result(content, "\n".join(lines), json_output)
+    failed = [config for config, stages in content.items() if stages is None]
+    if failed:
+        raise FailedCheckError(f"{len(failed)} of {len(configs)} recipes failed: {', '.join(failed)}.")
+
+
+def _dry_run(
+    config: str, overrides: list[str], steps: int, batch_size: int | None, *, alone: bool
+) -> tuple[list[str], Any]:
+    """Lines for people, and the figures of each stage; None if the recipe failed.
+
+    One of several recipes gets a process of its own, so that its memory is its own.
+    """
+    if alone:
+        from dataclasses import asdict
+
+        from dialog_train.api import load_recipe
+        from dialog_train.dry_run import dry_run
+
+        recipe = load_recipe(config, overrides)
+        with progress_bars() as on_progress:
+            stages = [
+                asdict(one) for one in dry_run(recipe, steps=steps, batch_size=batch_size, on_progress=on_progress)
+            ]
+    else:
+        import json
+        import subprocess
+
+        words = [sys.executable, "-m", "dialog_train", "dry-run", "--config", config, "--steps", str(steps), "--json"]
+        words += [word for override in overrides for word in ("--set", override)]
+        words += [] if batch_size is None else ["--batch-size", str(batch_size)]
+        ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - this program
+        if ended.returncode:
+            return [f"{config}: failed"], None
+        stages = json.loads(ended.stdout)[config]
+    return [_dry_run_line(config, one, len(stages)) for one in stages], stages
+
+
+def _dry_run_line(config: str, stage: dict[str, Any], stages: int) -> str:
+    name = config if stages == 1 else f"{config}, stage {stage['stage']}"
+    return (
+        f"{name}: {stage['steps']} steps of {stage['batch_size']} on {stage['device']}: "
+        f"{stage['peak_bytes'] / 1e9:.1f} GB at most, {stage['pairs_per_s']:.1f} pairs/s"
+    )
+
+
+@app.command("embed", cls=command_class(example=_EMBED_EXAMPLE))
 def embed(
     dialogues: Annotated[str, typer.Option(help="Folder or fsspec URL that `dialog-gen run --out` wrote.")],
     model: Annotated[str, typer.Option(help="open_clip's name of a model, or a checkpoint folder.")],
@@ -165,11 +242,16 @@ def embed(
         bool, typer.Option("--allow-activation-mismatch", help="Load weights under the wrong activation.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 256,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU if there is one.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... Default: all GPUs, or the CPU.")] = "auto",
     crops: Annotated[int, typer.Option(min=0, help="Random crops per image, in addition to the whole image.")] = 0,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode images. Default: one per CPU core, up to 16.")
+        int | None,
+        typer.Option(
+            min=0, help="Processes that decode images, for each worker. Default: one per CPU core, up to 16; 0 on Ray."
+        ),
     ] = None,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddress = None,
 ) -> None:
     """Compute the image vectors of a dialogues dataset, once. Trainings compute missing vectors themselves."""
     from time import perf_counter
@@ -178,9 +260,13 @@ def embed(
 
     from dialog_gen.clip.loader import load_clip
     from dialog_gen.dataset.folder import DatasetFolder
-    from dialog_train.data.vectors import DECODERS, embed_dataset
+    from dialog_gen.executors.base import Where
+    from dialog_train.data.vectors import DECODERS, all_gpus, decoders_per_gpu, embed_dataset
 
-    dataset = DatasetFolder.existing(dialogues)
+    dataset, map_shards = DatasetFolder.existing(dialogues), Where(executor, ray_address).map()
+    several = all_gpus() if device == "auto" and executor == "local" else None
+    if workers is None:
+        workers = 0 if map_shards.elsewhere else DECODERS if several is None else decoders_per_gpu()
     clip = load_clip(model, pretrained, allow_activation_mismatch=allow_activation_mismatch)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -192,25 +278,26 @@ def embed(
             out,
             batch_size=batch_size,
             device=device,
-            workers=DECODERS if workers is None else workers,
+            workers=workers,
             crops=crops,
+            map_shards=several or map_shards,
             on_progress=on_progress,
         )
     lost = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.lost.items())) or "none"
-    typer.echo(
-        f"{summary.vectors} image vectors in {out} ({perf_counter() - started:.1f} s; "
-        f"{summary.skipped_shards} of {summary.shards} shards were there); lost: {lost}"
+    say(
+        f"{count_of(summary.vectors, 'image vector')} in {out} ({perf_counter() - started:.1f} s; "
+        f"there already: {summary.skipped_shards} of {count_of(summary.shards, 'shard')}); lost: {lost}"
     )
 
 
-@app.command("soup")
+@app.command("soup", cls=command_class(example="dialog-train soup run-0/model run-1/model run-2/model --out soup"))
 def soup(
     out: Annotated[Path, typer.Option(help="Folder for the new checkpoint.")],
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="DIR...", help="Checkpoints that were tuned from the same weights; two or more."),
+        typer.Argument(metavar="DIR", help="Checkpoints that were tuned from the same weights; two or more."),
     ] = None,
-    checkpoints: Annotated[list[Path] | None, typer.Option(metavar="DIR...", help="The same, as an option.")] = None,
+    checkpoints: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="The same, as an option.")] = None,
     greedy: Annotated[
         bool, typer.Option("--greedy", help="Choose checkpoints by held-out data; the default is to use all.")
     ] = False,
@@ -221,14 +308,49 @@ def soup(
 ) -> None:
     """Write the mean of several checkpoints' weights as a checkpoint (arXiv 2203.05482).
 
-    --greedy adds one checkpoint after another, the best first, and keeps those that do not lower the score: the mean
-    recall at 1 on images and captions that were used neither in training nor in the test set.
+    With --greedy, one checkpoint after another is added, the best first, and stays if it does not lower the score: the
+    mean recall at 1 on images and captions that were used neither in training nor in the test set.
     """
     from dialog_train.soups import make_soup
 
     # In `--checkpoints A B C` the first folder is the option's value; the others are arguments.
     made = make_soup([*(checkpoints or []), *(folders or [])], out, greedy=greedy, images=images, dialogues=dialogues)
-    typer.echo(f"{out}: the mean of {', '.join(made.ingredients)}")
+    say(f"{out}: the mean of {', '.join(made.ingredients)}")
+
+
+@app.command("push", cls=command_class(example="dialog-train push runs/draft --repo me/draft --results results.json"))
+def push(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, or a training's OUT.")],
+    repo: Annotated[str, typer.Option(metavar="USER/NAME", help="Model repository on the Hub.")],
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="A results.json of dialog-eval with figures of this checkpoint; give one or more."),
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="SPDX identifier, or the terms in words.")] = None,
+    export_hf: Annotated[bool, typer.Option("--export-hf", help="Add the files for transformers' CLIPModel.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace all that the repository holds.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Send nothing; write the card to CHECKPOINT/README.md. Needs no token.")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Publish a checkpoint on the Hugging Face Hub, in one commit, with a card that says data, method and figures."""
+    from dialog_train.push import push_checkpoint
+
+    pushed = push_checkpoint(
+        checkpoint,
+        repo,
+        results=results or (),
+        licence=licence,
+        with_transformers=export_hf,
+        private=private,
+        message=message,
+        replace=replace,
+        dry_run=dry_run,
+    )
+    print_result(asdict(pushed), str(pushed), json_output)
 
 
 def _is_first() -> bool:
@@ -239,26 +361,25 @@ def _is_first() -> bool:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code. `arguments` defaults to those of the process."""
     # Plain lines, because programs read the log too.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log_to_stderr(plain=True)
     logging.getLogger("dialog_train").setLevel(logging.INFO if _is_first() else logging.WARNING)
-    try:
-        app(None if arguments is None else list(arguments), prog_name="dialog-train")
-    except DialogGenError as error:
-        if not _is_first():
-            # A launcher ends all processes once one has failed. If all found the same error, the first one reports it.
-            time.sleep(_ERROR_DELAY_S)
-        typer.echo(f"error: {explained(error)}", err=True)
-        end_launcher()
-        return error.exit_code
-    except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-        if code == _INTERRUPTED and _is_first():
-            typer.echo(
-                "interrupted: with --resume auto the same command continues from the newest checkpoint, if any",
-                err=True,
-            )
-        return code
-    return 0
+    return exit_code(
+        partial(app, None if arguments is None else list(arguments), prog_name="dialog-train"),
+        interrupted=_INTERRUPTED if _is_first() else None,
+        explain=explained,
+        before_error=_let_others_report,
+        after_error=end_launcher,
+    )
+
+
+def _let_others_report(error: BaseException) -> None:
+    """Waits if another process of several may report the error. A launcher ends all processes once one has failed."""
+    if isinstance(error, DialogGenError):
+        # If all found the same error, the first process reports it.
+        time.sleep(0 if _is_first() else _ERROR_DELAY_S)
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Perhaps only a lost connection to a process that failed, which reports its own error.
+        time.sleep(2 * _ERROR_DELAY_S)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -11,8 +11,16 @@ from dialog_gen.core.toml_files import shipped_toml
 from dialog_train.losses.base import LOSSES
 
 DialogueUse = Literal["rotate", "concatenate"]
+Residency = Literal["auto", "always", "never"]
+CandidateFormat = Literal["question_answer", "statement"]
+"""How a question and an answer become one text: one after the other, or as a sentence."""
+
+REPORT_FILE, MODEL_FOLDER, EMA_FOLDER, CHECKPOINTS = "train.json", "model", "model-ema", "checkpoints"
+"""Names in the folder of a training."""
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+ContextLength = Annotated[int, Field(ge=2, le=8192)]
+"""Tokens per text; a tower's mask takes the square of it in memory."""
 
 
 def _known_loss(name: str) -> str:
@@ -47,6 +55,10 @@ class DataSettings(Settings):
     crops: int = Field(default=0, ge=0)
     """Random crops of each image that are embedded in addition to the whole image; every epoch uses one view of each
     image."""
+    resident: Residency = "auto"
+    """Whether vectors and token ids are copied to each GPU at the start: "auto" does so if they take no more than a
+    quarter of its free memory, and "always" in any case, on a CPU too. Otherwise each batch is read from the files in
+    `work`. The batches are the same."""
 
 
 class PixelSettings(Settings):
@@ -74,6 +86,20 @@ class PixelSettings(Settings):
         return self
 
 
+class LoraSettings(Settings):
+    """LoRA: low-rank updates of a text tower's weights are trained in place of the weights; see `dialog_train.lora`."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank of each weight's update."""
+    alpha: float = Field(default=16.0, gt=0)
+    """The update is multiplied by alpha / rank."""
+    layers: int | None = Field(default=None, ge=1)
+    """Update only this many of the last transformer layers. None: all."""
+    parts: tuple[Literal["attention", "mlp"], ...] = Field(default=("attention", "mlp"), min_length=1)
+    """Parts of each layer whose weights are updated. In open_clip's own towers, "attention" is the projection to
+    queries, keys and values."""
+
+
 class OptimSettings(Settings):
     """AdamW, its schedule, and which parameters are trained."""
 
@@ -93,16 +119,41 @@ class OptimSettings(Settings):
     """Number of steps; it takes precedence over `epochs`."""
     batch_size: int = Field(ge=2)
     """Images per step, over all processes. The negatives of a text are the images of all processes."""
+    mini_batch_size: int | None = Field(default=None, ge=1)
+    """Texts, or images, per pass of a tower in each process. Activations are kept only for one pass, and computed again
+    for the gradients, which are those of the whole batch; a step takes about a third longer. None: one pass over all
+    texts, if memory allows it."""
     grad_clip: float | None = Field(default=None, gt=0)
     """Maximum norm of the gradient; larger gradients are scaled down."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the towers; features, losses and weights are always float32."""
+    compile: bool = False
+    """Compile the layers of native text towers (`torch.compile`): for GPUs; the first steps take longer."""
     train_last_layers: int | None = Field(default=None, ge=1)
     """Train only this many of the last transformer layers, with the final norm and projection. None: all."""
+    lora: LoraSettings | None = None
+    """Train low-rank updates of a text tower's weights only. None: the weights themselves."""
     logit_scale: Literal["learn", "fixed"] = "learn"
     """The logit scale starts from the model's value; if it is learned, it is limited to [1, 100] as in CLIP."""
+    shard: bool = False
+    """Divide weights, gradients and the optimizer's state among the processes (FSDP2), for towers that are too large
+    for one GPU. One process alone ignores it."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Also keep a moving average of the weights, written to OUT/model-ema."""
+
+    @property
+    def partial(self) -> str | None:
+        """The option that trains only a part of a text tower, if one is set."""
+        chosen = [name for name in ("train_last_layers", "lora") if getattr(self, name) is not None]
+        return f"optim.{chosen[0]}" if chosen else None
+
+    @model_validator(mode="after")
+    def _one_choice_of_weights(self) -> Self:
+        if self.shard and self.precision == "fp16":
+            raise ValueError('shard needs precision = "bf16" or "no"')
+        if self.lora is not None and self.train_last_layers is not None:
+            raise ValueError("lora trains no whole layers: leave out train_last_layers, or set lora.layers")
+        return self
 
 
 class LogSettings(Settings):
@@ -133,15 +184,35 @@ class Recipe(Settings):
     """Seed of the order of the images, of dropout, and of everything else that is random."""
     save_every_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, from which `--resume auto` continues. None: only the trained model is written."""
+    takes_mini_batches: ClassVar[bool] = False
+    """Whether the system can use `optim.mini_batch_size`."""
+
+    @model_validator(mode="after")
+    def _known_mini_batches(self) -> Self:
+        if self.optim.mini_batch_size is not None and not self.takes_mini_batches:
+            raise ValueError(
+                f"optim.mini_batch_size = {self.optim.mini_batch_size} is not for this system: leave it out, and lower "
+                "optim.batch_size if memory is short"
+            )
+        return self
 
 
 class DialogueRecipe(Recipe):
     """Settings of trainings on image vectors and dialogues."""
 
+    takes_mini_batches: ClassVar[bool] = True
     data: DataSettings
     dialogues: DialogueUse = "rotate"
     """"rotate": one question-answer pair per image and epoch, another one in the next epoch. "concatenate": all pairs
     joined."""
+
+
+class LongTextRecipe(DialogueRecipe):
+    """Settings of trainings of a text tower whose context can be extended."""
+
+    context_length: ContextLength | None = None
+    """Tokens per text. If the model reads fewer, its positional embedding is stretched as in Long-CLIP (arXiv
+    2403.15378), where 77 become 248. None: the model's length."""
 
 
 class PixelRecipe(Recipe):

@@ -3,19 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
+from open_clip import CoCa
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.files import write_json, writing
+from dialog_gen.core.files import writing
+from dialog_train.hf_processors import hf_tokenizer, image_processor, save_processors
 
 # The eos_token_id with which CLIPTextConfig pools at the highest token id, as open_clip's `argmax` does.
 _POOL_AT_HIGHEST_ID = 2
-# Pillow's resampling constants.
-_RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+# Vectors of unit norm; the two programs add in another order.
+_TOLERANCE = 1e-4
 _LAYER = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -28,35 +30,22 @@ _LAYER = {
 def check_export_hf(clip: Clip) -> None:
     """Raises UsageError if `export_hf` cannot express the model."""
     _as_clip_model(clip)
+    image_processor(clip)
+    hf_tokenizer(clip)
 
 
 def export_hf(clip: Clip, folder: Path) -> None:
-    """Writes `folder` for `CLIPModel.from_pretrained`, with the image processor's settings and the tokenizer.
+    """Writes `folder` for transformers' `CLIPModel` and `CLIPProcessor`, and for sentence-transformers.
+
+    `dialog_train.hf_processors` says where they read texts and images in another way than open_clip.
 
     Raises UsageError for a model that CLIPModel cannot express: the image tower must be a plain ViT and the text tower
     CLIP's own.
     """
     exported = _as_clip_model(clip)
-    size, mean, std = (clip.preprocess_config[key] for key in ("size", "mean", "std"))
-    height, width = (size, size) if isinstance(size, int) else size
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": height},
-        "resample": _RESAMPLE[clip.preprocess_config["interpolation"]],
-        "do_center_crop": True,
-        "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
-        "do_convert_rgb": True,
-    }
     with writing(folder):
+        save_processors(clip, folder)
         exported.save_pretrained(folder)
-        write_json(folder / "preprocessor_config.json", processor)
-        if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
-            clip.tokenizer.save_pretrained(folder)
 
 
 def _as_clip_model(clip: Clip) -> Any:
@@ -67,12 +56,41 @@ def _as_clip_model(clip: Clip) -> Any:
     if problem := _difference({k: v.shape for k, v in expected.items()}, {k: v.shape for k, v in state.items()}):
         raise UsageError(f"{clip.name} cannot become a CLIPModel: {problem}.")
     exported.load_state_dict(state)
+    _require_same_vectors(clip, exported.eval())
     return exported
+
+
+def _require_same_vectors(clip: Clip, exported: Any) -> None:
+    """Raises UsageError if a setting without weights, such as another pooling, makes the vectors differ."""
+    model: Any = clip.model
+    generator = torch.Generator().manual_seed(0)
+    device = model.logit_scale.device
+    pixels = torch.randn(2, 3, *model.visual.image_size, generator=generator)
+    tokens = torch.randint(1, model.vocab_size - 1, (2, model.context_length), generator=generator)
+    # The end of a text: the highest id, and the one that the tower pools at.
+    end = model.text_eos_id if model.text_pool_type == "eos" else model.vocab_size - 1
+    tokens[tokens == end] = 0 if end else 1
+    tokens[0, -1] = tokens[1, model.context_length // 2] = end
+    with torch.inference_mode():
+        found = exported(input_ids=tokens, pixel_values=pixels)
+        own = model.encode_text(tokens.to(device)), model.encode_image(pixels.to(device))
+    pairs = zip(("text", "image"), (found.text_embeds, found.image_embeds), own, strict=True)
+    for which, ours, theirs in pairs:
+        if not torch.allclose(ours, normalize(theirs.float().cpu(), dim=-1), rtol=0, atol=_TOLERANCE):
+            raise UsageError(
+                f"{clip.name} cannot become a CLIPModel: its {which} tower has settings that CLIPModel lacks, so the "
+                "vectors would differ."
+            )
 
 
 def _config(clip: Clip) -> CLIPConfig:
     text, vision = clip.config["text_cfg"], clip.config["vision_cfg"]
     model: Any = clip.model
+    if isinstance(model, CoCa) or vision.get("attentional_pool") or text.get("embed_cls"):
+        raise UsageError(
+            f"{clip.name} cannot become a CLIPModel: it has towers of CoCa, which pool by attention or by a token of "
+            "their own. open_clip reads its checkpoint folder as it is."
+        )
     if (
         not hasattr(model, "token_embedding")
         or not isinstance(vision.get("layers"), int)
@@ -97,6 +115,7 @@ def _config(clip: Clip) -> CLIPConfig:
             "max_position_embeddings": model.context_length,
             "hidden_act": hidden_act,
             "projection_dim": embed_dim,
+            "bos_token_id": None,  # the tokenizer has it; the default may lie outside the vocabulary
             "eos_token_id": model.text_eos_id if pooled_at_end else _POOL_AT_HIGHEST_ID,
         },
         vision_config={

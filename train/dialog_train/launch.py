@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 
 _ACCELERATE = {"accelerate", "accelerate-launch", "accelerate.commands.accelerate_cli", "accelerate.commands.launch"}
 
@@ -33,7 +34,7 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
         raise UsageError("--processes: a launcher started several processes already; use one of the two.")
     on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.cuda.is_available()
     if not on_cpu and count > torch.cuda.device_count():
-        raise UsageError(f"--processes {count}: this machine has {torch.cuda.device_count()} GPUs.")
+        raise UsageError(f"--processes {count}: this machine has {count_of(torch.cuda.device_count(), 'GPU')}.")
     if on_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))

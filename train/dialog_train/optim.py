@@ -8,6 +8,7 @@ from torch import nn
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_train.config import OptimSettings
+from dialog_train.lora import add_lora
 
 LOGIT_SCALE = "logit_scale"
 
@@ -22,12 +23,15 @@ def learning_rate(step: int, total: int, settings: OptimSettings) -> float:
 
 
 def select_trainable(model: Any, tower: TextTower, settings: OptimSettings) -> dict[str, nn.Parameter]:
-    """Freezes all of `model` except its text tower or the tower's last layers, and the logit scale if it is learned.
+    """Freezes all of `model` except its text tower, the tower's last layers or LoRA's updates, and a learned scale.
 
     Returns the trainable parameters under the model's own names. Raises UsageError if the tower has fewer layers than
     are to be trained.
     """
-    chosen = {id(parameter) for parameter in tower.parameters()}
+    if settings.lora is not None:
+        chosen = add_lora(tower, settings.lora)
+    else:
+        chosen = {id(parameter) for parameter in tower.parameters()}
     if settings.train_last_layers is not None:
         chosen -= _before_last_layers(tower, settings.train_last_layers)
     if settings.logit_scale == "learn":
@@ -55,8 +59,7 @@ def _embeddings(model: nn.Module) -> set[int]:
 
 def _before_last_layers(tower: TextTower, count: int) -> set[int]:
     """The ids of the parameters of the embeddings, of their norm, and of all layers except the last `count`."""
-    stacks = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
-    layers: list[nn.Module] = list(max(stacks, key=len, default=nn.ModuleList()))
+    layers = tower.layers()[1]
     if count > len(layers):
         raise UsageError(f"optim.train_last_layers = {count}: the text tower has {len(layers)} layers.")
     # Hugging Face's towers have a module of this name, which also contains a norm.

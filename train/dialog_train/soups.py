@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -20,8 +19,10 @@ from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import check_clip, load_clip, save_clip
 from dialog_gen.clip.open_clip.layout import CONFIG_FILE, WEIGHTS_FILE
 from dialog_gen.clip.text.tower import TextTower
+from dialog_gen.core.checksums import check_checksums
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import whole_folder, write_json
+from dialog_gen.core.tensors import load_tensors
 from dialog_train.config import PixelSettings
 from dialog_train.data.derived import read_json
 from dialog_train.data.pixel_building import build_pixel_set
@@ -146,7 +147,7 @@ def held_out_score(rows: PixelRows, device: torch.device) -> Score:
                 chosen = range(start, min(start + _BATCH_SIZE, len(rows)))
                 batch = rows.batch(chosen, 0, full_length=tower.whole is not None).to(device)
                 images.append(normalize(model.encode_image(normalization(batch.pixels)).float(), dim=-1))
-                texts.append(tower(batch.caption_tokens).float())
+                texts.append(tower(batch.captions)[0].float())
             both = torch.cat(images), torch.cat(texts)
             return (_recall_at_1(*both) + _recall_at_1(*reversed(both))) / 2
 
@@ -181,6 +182,7 @@ def _base(folders: Sequence[Path]) -> Clip:
     starts: dict[str, Path] = {}
     for folder in folders:
         check_clip(str(folder))
+        check_checksums(folder)
         if more := [file.name for file in folder.glob("*.safetensors") if file.name != WEIGHTS_FILE]:
             raise UsageError(f"{folder} holds more than a CLIP ({more[0]}), which would be lost: it cannot be used.")
         if _config(folder) != _config(folders[0]):
@@ -204,6 +206,6 @@ def _states(folders: Sequence[Path]) -> Iterator[State]:
     """Yields the weights of each checkpoint."""
     for folder in folders:
         try:
-            yield load_file(folder / WEIGHTS_FILE)
+            yield load_tensors(folder / WEIGHTS_FILE)
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{folder / WEIGHTS_FILE} cannot be read: {error}.") from None

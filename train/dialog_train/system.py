@@ -1,13 +1,16 @@
 """The two protocols that `loop.fit` needs: `System`, what is trained, and `Data`, the batches."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from dialog_gen.clip.text.texts import Texts
 
 AnyDataclass = TypeVar("AnyDataclass")
 
@@ -23,11 +26,13 @@ class System(Protocol):
     """The module that owns the trained parameters; its names identify them."""
     module: nn.Module
     """Called once per step: this process's batch -> named losses of the batch of all processes; their sum is minimised.
-    Every process computes the same losses (see `gather_rows`), with features and losses in float32."""
+    Every process computes the same losses (see `processes`), with features and losses in float32."""
     trainable: dict[str, nn.Parameter]
     logit_scale: nn.Parameter | None
     """Logarithm of the inverse temperature, limited to CLIP's range; None if the system has none."""
     may_leave_parameters_unused: bool
+    # Optional: `may_be_sharded = True` if every parameter is used within the forward of `module`, and those in lists of
+    # layers within the forward of their layer, so that `optim.shard` is possible.
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
         """Writes a folder that can be loaded as a model; `changed` replaces parameters of the same names."""
@@ -38,7 +43,7 @@ class AnyBatch(Protocol):
     """The input of a step."""
 
     @property
-    def image_ids(self) -> list[str]:
+    def image_ids(self) -> Sequence[str]:
         """Ids of the images, for error messages."""
         ...
 
@@ -46,7 +51,7 @@ class AnyBatch(Protocol):
         """A copy with its tensors on `device`."""
         ...
 
-    def statistics(self) -> dict[str, float]:
+    def statistics(self) -> Mapping[str, float | Tensor]:
         """Values to log in addition to the losses."""
         ...
 
@@ -78,43 +83,36 @@ class Data(Protocol):
 
 
 def to_device(batch: AnyDataclass, device: torch.device) -> AnyDataclass:
-    """Copies a dataclass with its tensors moved to `device`."""
+    """Copies a dataclass with its tensors and texts moved to `device`; from pinned memory it does not wait."""
     own: Any = batch
-    tensors = {f.name: value for f in fields(own) if isinstance(value := getattr(own, f.name), Tensor)}
-    return replace(own, **{name: value.to(device) for name, value in tensors.items()})
+    moved: dict[str, Any] = {}
+    for field in fields(own):
+        value = getattr(own, field.name)
+        if isinstance(value, Tensor):
+            moved[field.name] = value.to(device, non_blocking=True)
+        elif isinstance(value, Texts):
+            moved[field.name] = value.to(device)
+    return replace(own, **moved)
 
 
-def share_of_repeated(rows: Tensor) -> float:
-    """The share (0 to 1) of rows (N, ...) that equal another row; such rows are false negatives of each other."""
-    _, belongs, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
-    return float((counts[belongs] > 1).double().mean())
+def pinned(batch: AnyDataclass) -> AnyDataclass:
+    """Copies a dataclass with its tensors and texts in pinned memory, from which a GPU takes them without waiting."""
+    own: Any = batch
+    values = {field.name: getattr(own, field.name) for field in fields(own)}
+    return replace(own, **{k: value.pin_memory() for k, value in values.items() if isinstance(value, Tensor | Texts)})
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Gathers rows of all processes, with gradients: (N, ...) per process -> (processes x N, ...) in order of rank.
+def share_of_repeated(rows: Tensor) -> Tensor:
+    """The share (0 to 1) of rows of integers (N, L) that equal another row, as a scalar on the device of the rows.
 
-    Used for losses that every process computes over all rows, under DistributedDataParallel.
+    Such rows are false negatives of each other. Rows are compared by hashes of 64 bits; nothing waits for the device.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    return _GatherRows.apply(rows)  # type: ignore[no-any-return]
+    hashes = (rows * _multipliers(rows.shape[1], rows.device)).sum(1).sort().values
+    same, no = hashes[1:] == hashes[:-1], hashes.new_zeros(1, dtype=torch.bool)
+    return (torch.cat([same, no]) | torch.cat([no, same])).float().mean()
 
 
-class _GatherRows(torch.autograd.Function):
-    """The autograd function of `gather_rows`.
-
-    Every process computes the whole loss, so the gradient of its own rows is complete without communication. It is
-    multiplied by the number of processes because DistributedDataParallel averages gradients where their sum is needed.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.count = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # type: ignore[override]
-        start = dist.get_rank() * ctx.count
-        return gradients[0][start : start + ctx.count] * dist.get_world_size()
+@functools.cache
+def _multipliers(count: int, device: torch.device) -> Tensor:
+    drawn = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, count) | 1
+    return torch.from_numpy(drawn).to(device)

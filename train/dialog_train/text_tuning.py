@@ -1,5 +1,6 @@
 """Tunes a CLIP's text tower; the vectors of its frozen image tower are the counterpart. The system and its data."""
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,20 +10,33 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dialog_gen.clip.base import Clip
-from dialog_gen.clip.loader import save_clip
+from dialog_gen.clip.text.texts import Texts
 from dialog_gen.clip.text.tower import TextTower
+from dialog_gen.clip.third_tower.checkpoint import new_third_tower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import sha256_json
 from dialog_train.config import DialogueRecipe, OptimSettings
 from dialog_train.data.training_set import Batch, EpochOrder
+from dialog_train.lora import save_tuned
+from dialog_train.mini_batches import texts_in_mini_batches
 from dialog_train.optim import select_trainable
 from dialog_train.system import Share
 
-Encode = Callable[[Tensor], Tensor]
-"""Token ids (N, L) -> unit-norm text vectors (N, D) in float32, by a `TextTower` in the recipe's precision."""
+
+class Encode(Protocol):
+    """Encodes texts with a `TextTower` in the recipe's precision."""
+
+    def __call__(self, *texts: Texts, tower: TextTower | None = None) -> tuple[Tensor, ...]:
+        """Sets of N texts -> unit-norm text vectors (N, D) of each set, in float32. One call is one forward.
+
+        `tower`: another tower than the trained one.
+        """
+        ...
+
+
 Objective = Callable[[Any, Encode, Tensor], dict[str, Tensor]]
 """(this process's batch, encode, logit_scale) -> losses of the whole batch, the same in every process. The batch comes
-from the data: a `Batch`, or the objective's own class."""
+from the data: a `Batch`, or the objective's own class. An objective that holds tensors is a module."""
 
 
 class Rows(Protocol):
@@ -37,9 +51,14 @@ class Rows(Protocol):
 
 
 class TextTuning:
-    """A `System` that trains the text tower of `clip` in place, or its last layers, and the logit scale."""
+    """A `System` that trains the text tower of `clip` in place, or its last layers, and the logit scale.
 
-    def __init__(self, clip: Clip, objective: Objective, optim: OptimSettings) -> None:
+    With `questions_only`, it trains a copy of both; what it saves reads only questions with this copy.
+    """
+
+    may_be_sharded = True
+
+    def __init__(self, clip: Clip, objective: Objective, optim: OptimSettings, *, questions_only: bool = False) -> None:
         """Raises UsageError for a tower of an unknown kind, or with fewer layers than are to be trained."""
         try:
             self.tower = TextTower(clip.model)
@@ -48,9 +67,15 @@ class TextTuning:
         self.clip, self.name = clip, clip.name
         self.fingerprint: dict[str, Any] = {"weights_sha256": clip.weights_sha256}
         self.model: nn.Module = clip.model
-        self.logit_scale: nn.Parameter | None = clip.model.logit_scale
-        self.trainable = select_trainable(clip.model, self.tower, optim)
-        self.module: nn.Module = _Trainee(self.tower, clip.model.logit_scale, objective)
+        logit_scale: nn.Parameter = clip.model.logit_scale
+        if questions_only:
+            self.clip = new_third_tower(clip, beta=1.0, question_beta=0.0)
+            self.tower, logit_scale = self.clip.third, copy.deepcopy(logit_scale)
+            self.model = nn.ModuleDict({"third": self.tower})
+            self.model.register_parameter("logit_scale", logit_scale)
+        self.logit_scale: nn.Parameter | None = logit_scale
+        self.trainable = select_trainable(self.model, self.tower, optim)
+        self.module: nn.Module = _Trainee(self.tower, logit_scale, objective, optim.mini_batch_size)
         # Hugging Face's towers may have a pooler that is not used.
         self.may_leave_parameters_unused = not self.tower.is_native
 
@@ -61,24 +86,34 @@ class TextTuning:
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
         """Writes a checkpoint folder."""
-        save_clip(self.clip, folder, changed)
+        save_tuned(self.clip, self.model, self.tower, folder, changed)
 
 
 class _Trainee(nn.Module):
-    def __init__(self, tower: TextTower, logit_scale: nn.Parameter, objective: Objective) -> None:
+    def __init__(
+        self, tower: TextTower, logit_scale: nn.Parameter, objective: Objective, mini_batch_size: int | None
+    ) -> None:
         super().__init__()
         self.tower, self.logit_scale = tower, logit_scale
-        self._objective = objective
+        self._objective, self._mini_batch_size = objective, mini_batch_size
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
         # Mixed precision is for the tower only; losses need full float32.
         device = self.logit_scale.device.type
         mixed = torch.is_autocast_enabled(device)
 
-        def encode(tokens: Tensor) -> Tensor:
+        def forward(tower: TextTower, *texts: Texts) -> tuple[Tensor, ...]:
             with torch.autocast(device, enabled=mixed, dtype=torch.get_autocast_dtype(device)):
-                vectors = self.tower(tokens)
-            return normalize(vectors.float(), dim=-1) if mixed else vectors
+                vectors = tower(*texts)
+            return tuple(normalize(rows.float(), dim=-1) for rows in vectors) if mixed else vectors
+
+        def encode(*texts: Texts, tower: TextTower | None = None) -> tuple[Tensor, ...]:
+            chosen = tower or self.tower
+            if self._mini_batch_size is None:
+                return forward(chosen, *texts)
+            return texts_in_mini_batches(
+                lambda one: forward(chosen, one)[0], texts, self.tower.pad_id, self._mini_batch_size
+            )
 
         with torch.autocast(device, enabled=False):
             return self._objective(batch, encode, self.logit_scale.exp())

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict  # pydantic takes typing's only from Pyt
 
 from dialog_eval.results import read_json_file
 from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.core.plural import count_of
 
 DEFAULT_SPLIT = "test"
 # By convention "train" includes "restval": 82,783 and 30,504 images, the latter the rest of COCO's validation images.
@@ -97,9 +98,13 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
         return Captions(captions=dict(by_image), file_names=None)
     file_names = _file_names(path, content.images)
     if without := [image_id for image_id in file_names if image_id not in by_image]:
-        raise UsageError(f"{path}: {len(without)} images have no caption, such as image {without[0]}.")
+        raise UsageError(
+            f"{path}: there is no caption of {count_of(len(without), 'image')}, such as image {without[0]}."
+        )
     if unlisted := [image_id for image_id in by_image if image_id not in file_names]:
-        raise UsageError(f"{path}: {len(unlisted)} images with captions are not in its images, such as {unlisted[0]}.")
+        raise UsageError(
+            f"{path}: its list of images lacks {count_of(len(unlisted), 'image')} with captions, such as {unlisted[0]}."
+        )
     return Captions(captions={image_id: by_image[image_id] for image_id in file_names}, file_names=file_names)
 
 

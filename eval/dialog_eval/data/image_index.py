@@ -3,11 +3,14 @@
 VQAv1 and COCO identify an image by an integer. If a COCO file lists the images, its `file_name` is matched with the ids
 in the index, without extensions: first the whole name, then the last component of its path. Without such a list, the
 integer is taken from the digits at the end of an id: COCO_val2014_000000000042 is image 42.
+
+A benchmark about parts of images asks for an id of each part (`crop`); the part is then an image of its own.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from dialog_gen.core.errors import UsageError
@@ -19,6 +22,9 @@ _SHOWN_IDS = 3
 
 _Key = TypeVar("_Key", int, str)
 
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom of a part of an image, in pixels."""
+
 
 class ImageIndex:
     """The ids of a source's images. The ids are listed immediately; the images are read on demand."""
@@ -28,6 +34,9 @@ class ImageIndex:
         self.spec = spec
         self._shards = list(open_source(spec, shard_size=_SHARD_SIZE))
         self.image_ids = [image_id for shard in self._shards for image_id in shard.image_ids()]
+        self.boxes: dict[str, Box] = {}
+        """Id of a part of an image -> the part."""
+        self._parts_of = defaultdict[str, set[str]](set)
 
     def by_file_name(self, file_names: Mapping[_Key, str]) -> dict[_Key, str]:
         """The index's id of each image, found by its file name.
@@ -48,11 +57,24 @@ class ImageIndex:
         advice = "The number is looked for at the end of each image's id: give a COCO file that lists the images."
         return self._choose(numbers, lambda number: known.get(number, []), str, advice)
 
+    def crop(self, image_id: str, box: Box) -> str:
+        """The id of a part of an image; the same part has the same id."""
+        part = f"{image_id} [{','.join(map(str, box))}]"
+        self.boxes[part] = box
+        self._parts_of[image_id].add(part)
+        return part
+
     def read(self, image_ids: set[str]) -> Iterator[SourceImage]:
-        """Reads the given images, in the source's order."""
+        """Reads the given images and parts, in the source's order; a part has the data of its whole image."""
+        parts_of = {whole: wanted for whole, parts in self._parts_of.items() if (wanted := sorted(parts & image_ids))}
+        wholes = image_ids | parts_of.keys()
         for shard in self._shards:
-            if not image_ids.isdisjoint(shard.image_ids()):
-                yield from (image for image in shard.read() if image.image_id in image_ids)
+            if wholes.isdisjoint(shard.image_ids()):
+                continue
+            for image in shard.only(wholes).read():
+                if image.image_id in image_ids:
+                    yield image
+                yield from (replace(image, image_id=part) for part in parts_of.get(image.image_id, ()))
 
     def _choose(
         self, keys: Iterable[_Key], candidates: Callable[[_Key], list[str]], show: Callable[[_Key], str], advice: str

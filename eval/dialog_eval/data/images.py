@@ -1,15 +1,16 @@
 """Image vectors of the models that are compared."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from dialog_eval.data.image_index import ImageIndex
+from dialog_eval.data.image_index import Box, ImageIndex
 from dialog_eval.models import Models, Variant
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import UsageError
@@ -42,15 +43,35 @@ def embed_images(
 
     Raises UsageError for an image that cannot be decoded: without it, the results would not be comparable.
     """
-    on_progress("images", 0, len(image_ids), "images")
+    return embed_stream(models, index.read(image_ids), "images", len(image_ids), on_progress, boxes=index.boxes)
+
+
+def embed_stream(
+    models: Models,
+    images: Iterable[SourceImage],
+    stage: str,
+    total: int | None = None,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    boxes: Mapping[str, Box] = MappingProxyType({}),
+) -> ImageVectors:
+    """Encodes images in their order, each in a row of its own; `stage` is the name of this work for `on_progress`.
+
+    Of an image whose id is in `boxes`, only what is in its box is encoded.
+
+    Raises UsageError as `embed_images` does, and for no images.
+    """
+    on_progress(stage, 0, total, "images")
     rows: dict[str, int] = {}
     parts: list[list[Tensor]] = [[] for _ in models.image_towers]
-    for names, pixels in pixel_batches(models.image_towers, index, image_ids, models.batch_size):
+    for names, pixels in _batches(models.image_towers, images, models.batch_size, boxes):
         for name in names:
             rows[name] = len(rows)
         for number, part in enumerate(parts):
             part.append(models.encode_images(pixels[number], number))
-        on_progress("images", len(rows), len(image_ids), "images")
+        on_progress(stage, len(rows), total, "images")
+    if not rows:
+        raise UsageError(f"no {stage} to encode.")
     return ImageVectors(rows=rows, vectors=[torch.cat(part) for part in parts])
 
 
@@ -61,15 +82,21 @@ def pixel_batches(
 
     Raises UsageError as `embed_images` does.
     """
-    images = index.read(image_ids)
+    return _batches(clips, index.read(image_ids), batch_size, index.boxes)
+
+
+def _batches(
+    clips: Sequence[Clip], images: Iterable[SourceImage], batch_size: int, boxes: Mapping[str, Box]
+) -> Iterator[tuple[list[str], list[Tensor]]]:
+    stream = iter(images)
     with ThreadPoolExecutor(_THREADS) as pool:
-        while batch := list(islice(images, batch_size)):
+        while batch := list(islice(stream, batch_size)):
             # One list per image with the pixels for each model.
-            pixels = list(pool.map(lambda image: _pixels(clips, image), batch))
+            pixels = list(pool.map(lambda image: _pixels(clips, image, boxes.get(image.image_id)), batch))
             yield [image.image_id for image in batch], [torch.stack(of_model) for of_model in zip(*pixels, strict=True)]
 
 
-def _pixels(clips: Sequence[Clip], image: SourceImage) -> list[Tensor]:
+def _pixels(clips: Sequence[Clip], image: SourceImage, box: Box | None) -> list[Tensor]:
     try:
         decoded = decode_image(image.data)
     except UnreadableImage as error:
@@ -77,4 +104,6 @@ def _pixels(clips: Sequence[Clip], image: SourceImage) -> list[Tensor]:
         raise UsageError(
             f"image {image.image_id} cannot be read ({why}): an evaluation needs all its images."
         ) from None
+    if box is not None:
+        decoded = decoded.crop(box)
     return [clip.preprocess(decoded) for clip in clips]

@@ -1,4 +1,9 @@
-"""Reads questions and annotations of VQAv1 (arXiv 1505.00468), published on visualqa.org/vqa_v1_download.html."""
+"""Reads questions and annotations of VQA v1 (arXiv 1505.00468) and v2 (arXiv 1612.00837), as on visualqa.org.
+
+The files of v2 (v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json) have the layout of v1's
+and are judged by the same published code, but have no MultipleChoice questions. Its ids are the image's id and three
+more digits, in place of one.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +16,13 @@ from typing_extensions import TypedDict  # pydantic takes typing's only from Pyt
 from dialog_eval.metrics.vqa import PEOPLE
 from dialog_eval.results import read_json_file
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 
 CHOICES = 18
 
 
 class VqaFilesError(UsageError, ValueError):
-    """The files are not VQAv1, or do not belong together."""
+    """The files are not of VQA, or do not belong together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +127,9 @@ def _item(
     if with_choices and len(choices) != CHOICES:
         raise VqaFilesError(f"{questions}: {name} has {len(choices)} multiple_choices, expected {CHOICES}.")
     if len(annotation.answers) != PEOPLE:
-        raise VqaFilesError(f"{annotations}: {name} has {len(annotation.answers)} answers, expected {PEOPLE}.")
+        raise VqaFilesError(
+            f"{annotations}: {name} has {count_of(len(annotation.answers), 'answer')}, expected {PEOPLE}."
+        )
     return VqaItem(
         question_id=question.question_id,
         image_id=question.image_id,
@@ -137,7 +145,7 @@ def _item(
 def _read(path: Path, layout: type[_Layout]) -> _Layout:
     *_, name = layout.model_fields
     hint = "Are questions and annotations swapped?"
-    return read_json_file(path, layout, f"is not a VQAv1 {name} file", hint, VqaFilesError)
+    return read_json_file(path, layout, f"is not a VQA {name} file", hint, VqaFilesError)
 
 
 def _check_ids(path: Path, ids: Sequence[int]) -> None:
@@ -159,6 +167,6 @@ def _check_match(questions: Path, asked: set[int], annotations: Path, annotated:
         if only
     ]
     raise VqaFilesError(
-        f"Questions and annotations do not match: {len(asked & annotated)} questions are in both, {', '.join(parts)}. "
-        "Give the questions and annotations of one split."
+        f"Questions and annotations do not match: both have {count_of(len(asked & annotated), 'question')}, "
+        f"{', '.join(parts)}. Give the questions and annotations of one split."
     )

@@ -37,7 +37,7 @@ def bootstrap_interval(
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
-    means = _resampled_means(_sums_and_sizes(array, groups), resamples, np.random.default_rng(seed))
+    means = _resampled_means(sums_and_sizes(array, groups), resamples, np.random.default_rng(seed))
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(array.mean()), float(low), float(high)
 
@@ -62,7 +62,22 @@ def paired_bootstrap(
     return bootstrap_interval(first - second, confidence=confidence, resamples=resamples, seed=seed, groups=groups)
 
 
-def _sums_and_sizes(values: Floats, groups: npt.ArrayLike | None) -> Floats:
+def values_of_mean_over_parts(values: npt.ArrayLike, parts: npt.ArrayLike) -> Floats:
+    """Values (n,) whose mean is the mean over parts of the mean of `values` (n,) in each part; `parts`: (n,).
+
+    Each is that mean plus the item's own influence on it (the infinitesimal jackknife; Jaeckel, 1972). So the bootstrap
+    interval of these values is that of the mean over parts, for other items of the same parts. Raises ValueError for no
+    values.
+    """
+    array = np.asarray(values, np.float64)
+    if array.size == 0:
+        raise ValueError("a mean over parts needs a value")
+    _, part_of, sizes = np.unique(np.asarray(parts), return_inverse=True, return_counts=True)
+    means = np.bincount(part_of, weights=array) / sizes
+    return means.mean() + (array - means[part_of]) * len(array) / (len(sizes) * sizes[part_of])
+
+
+def sums_and_sizes(values: Floats, groups: npt.ArrayLike | None) -> Floats:
     """The units to draw, (units, 2): the sum and the number of the values of each."""
     if groups is None:
         return np.stack([values, np.ones_like(values)], axis=1)

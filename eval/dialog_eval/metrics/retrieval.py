@@ -82,9 +82,13 @@ def retrieve(
     text_to_image: Tensor,
     ks: Iterable[int],
     *,
+    image_bias: Tensor | None = None,
+    text_bias: Tensor | None = None,
     chunk: int = DEFAULT_CHUNK,
 ) -> Retrieval:
     """Image retrieval (texts are queries) and text retrieval (images are queries) by the dot product of vectors.
+
+    `image_bias` (images,) and `text_bias` (texts,) are subtracted from the scores of a candidate for all queries.
 
     `image_vectors`: (images, dim), `text_vectors`: (texts, dim), unit-norm, of any float type and on one device;
     products are computed in float32 or float64. `text_to_image`: (texts,), the index of each text's image. Only the
@@ -106,8 +110,8 @@ def retrieve(
     if [] in texts_of:
         raise ValueError(f"image {texts_of.index([])} has no text")
     images, texts = (v if v.dtype == torch.float64 else v.float() for v in (image_vectors, text_vectors))
-    image_ranks = _ranks(lambda part: texts[part] @ images.T, text_to_image, chunk)
-    text_ranks = _ranks(lambda part: images[part] @ texts.T, texts_of, chunk)
+    image_ranks = _ranks(lambda part: _debiased(texts[part] @ images.T, image_bias), text_to_image, chunk)
+    text_ranks = _ranks(lambda part: _debiased(images[part] @ texts.T, text_bias), texts_of, chunk)
     ks = list(ks)
     return Retrieval(
         image_recall=recall_from_ranks(image_ranks, ks),
@@ -115,6 +119,10 @@ def retrieve(
         image_ranks=image_ranks,
         text_ranks=text_ranks,
     )
+
+
+def _debiased(scores: Tensor, bias: Tensor | None) -> Tensor:
+    return scores if bias is None else scores.sub_(bias)
 
 
 def _ranks(scores_of: Callable[[slice], Tensor], relevant: Relevant, chunk: int) -> Ranks:

@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from dialog_eval.tables.findings import is_model
 from dialog_eval.tables.pooling import Column, Comparison, Row, Section
 from dialog_eval.tasks.base import presentation_of
 
 _Key = tuple[str, str, str]
 """Task, dataset, protocol"""
-# Rows of control runs, in which a model does not see the image itself.
-_CONTROLS = (", blind", ", from captions")
 
 
 def overview(sections: Sequence[Section]) -> list[Comparison]:
@@ -30,7 +29,7 @@ def overview(sections: Sequence[Section]) -> list[Comparison]:
         own = names.get(_key(section), {})
         for row in section.rows:
             cells = {name: replace(row.cells[told], spread=None) for told, name in own.items() if told in row.cells}
-            if not cells or row.label.endswith(_CONTROLS):
+            if not cells or not is_model(row, None):
                 continue
             homes = [baseline for baseline, some in rows.items() if section.baseline is None and row.label in some]
             group = rows.setdefault(homes[0] if homes else section.baseline, {})

@@ -5,19 +5,26 @@ the repetitions, and intervals are bootstrapped from these means, by image. An i
 vary with other images; the spread, which is shown separately, how much it varies with another seed.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dialog_eval.metrics.intervals import Floats, bootstrap_interval, paired_bootstrap
-from dialog_eval.results import Entry, Metric, Results, load_results
+from dialog_eval.metrics.significance import difference, holm
+from dialog_eval.results import Entry, Examples, Metric, Results, load_results
 from dialog_gen.core.errors import UsageError
 
 _Key = tuple[str | None, str, str, str]
 """Baseline, task, dataset, protocol"""
 _Sourced = tuple[Entry, Path]
+
+MOST_P = 0.05
+"""A difference holds if its adjusted p-value is below this."""
+BLIND = ", blind"
+"""The end of the label of a model that sees the mean image in place of every image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +47,17 @@ class Cell:
     """Number of different weights that were measured"""
     spread: float | None
     """Standard deviation (n - 1) of their means; None for one repetition"""
+    p_value: float | None = None
+    """Of the difference, over images and repetitions, adjusted for all differences of the sections (Holm)"""
+    sight: Estimate | None = None
+    """Paired difference to the same model without the images; None if that was not measured"""
+    counts: tuple[int, int] | None = None
+    """How many items are better and how many are worse than the baseline's, on average over repetitions"""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference holds after the correction for all differences of the page."""
+        return self.p_value is not None and self.p_value < MOST_P
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +102,19 @@ class Section(Comparison):
     task: str
     dataset: str
     protocol: str
+    notes: dict[str, list[str]]
+    """Label -> weights of the way of asking, and what to know about figures"""
+    examples: dict[str, Examples]
+    """Label -> items on which the model and the baseline differ"""
 
 
 def pool(files: Sequence[Path]) -> list[Section]:
-    """Reads results.json files and pools them into sections.
+    """Reads results.json files and pools them into sections: see `pool_results`."""
+    return pool_results([(path, load_results(path)) for path in files])
+
+
+def pool_results(read: Sequence[tuple[Path, Results]]) -> list[Section]:
+    """Pools results, each with the file it was read from, into sections.
 
     Sections, rows and columns are in order of first appearance, except that the baseline comes first. The same weights
     measured in several files are one repetition, with the mean of its measurements. Files with different baselines form
@@ -96,29 +123,47 @@ def pool(files: Sequence[Path]) -> list[Section]:
     Raises UsageError for files that are not results or have no entries, for a baseline that no file measured, for a
     label that is used for different blends, and for items or references of one dataset that differ.
     """
-    loaded = _loaded(files)
+    loaded = _with_one_baseline(read)
     entries: dict[_Key, list[_Sourced]] = {}
     for path, results in loaded:
         for entry in results.entries:
             key = (results.baseline, entry.task, entry.dataset, entry.protocol)
             entries.setdefault(key, []).append((entry, path))
     if not entries:
-        raise UsageError(f"{', '.join(map(str, files)) or 'No file'}: no entries to show. Name files of dialog-eval.")
+        raise UsageError(
+            f"{', '.join(str(path) for path, _ in read) or 'No file'}: no entries to show. Name files of dialog-eval."
+        )
     measured = {(key[0], entry.label) for key, some in entries.items() for entry, _ in some}
     for baseline in dict.fromkeys(results.baseline for _, results in loaded):
         if baseline is not None and (baseline, baseline) not in measured:
             raise UsageError(
                 f"The baseline {baseline!r} has no entry in these files: add the results.json that has it."
             )
-    return [_section(key, some, _references(key, loaded)) for key, some in entries.items()]
+    return _corrected([_section(key, some, _references(key, loaded)) for key, some in entries.items()])
 
 
-def _loaded(files: Iterable[Path]) -> list[tuple[Path, Results]]:
-    """Loads the files. If they name only one baseline, it becomes the baseline of all."""
-    loaded = [(path, load_results(path)) for path in files]
+def _corrected(sections: Sequence[Section]) -> list[Section]:
+    """Adjusts the p-values of all cells for one another."""
+    raw = [c.p_value for section in sections for row in section.rows for c in row.cells.values()]
+    adjusted = iter(holm([p for p in raw if p is not None]))
+
+    def of(cell: Cell) -> Cell:
+        return cell if cell.p_value is None else replace(cell, p_value=next(adjusted))
+
+    return [
+        replace(
+            section,
+            rows=[replace(row, cells={name: of(cell) for name, cell in row.cells.items()}) for row in section.rows],
+        )
+        for section in sections
+    ]
+
+
+def _with_one_baseline(loaded: Sequence[tuple[Path, Results]]) -> list[tuple[Path, Results]]:
+    """The results; if they name only one baseline, it becomes the baseline of all."""
     named = {results.baseline for _, results in loaded} - {None}
     if len(named) > 1:
-        return loaded
+        return list(loaded)
     return [(path, results.model_copy(update={"baseline": next(iter(named), None)})) for path, results in loaded]
 
 
@@ -165,6 +210,7 @@ def _section(key: _Key, entries: list[_Sourced], references: dict[str, dict[str,
             name: _cell(
                 measured[label, name],
                 measured.get((baseline, name)) if baseline is not None and label != baseline else None,
+                measured.get((label + BLIND, name)),
                 metric.groups,
             )
             for name, metric in measures.items()
@@ -179,7 +225,25 @@ def _section(key: _Key, entries: list[_Sourced], references: dict[str, dict[str,
         columns=columns,
         rows=rows,
         references=references,
+        notes=_notes(by_label),
+        examples={
+            label: entry.examples
+            for label, same in by_label.items()
+            for entry, _ in same[:1]
+            if entry.examples is not None and entry.examples.baseline == baseline
+        },
     )
+
+
+def _notes(by_label: Mapping[str, Sequence[_Sourced]]) -> dict[str, list[str]]:
+    """The notes of all entries; what is not noted of all repetitions says of how many it is."""
+    notes: dict[str, list[str]] = {}
+    for label, same in by_label.items():
+        told = Counter(note for entry, _ in same for note in entry.all_notes())
+        for note, count in told.items():
+            of = f" ({count} of {len(same)} repetitions)" if count < len(same) else ""
+            notes.setdefault(label, []).append(note + of)
+    return notes
 
 
 def _measures(entries: Iterable[_Sourced]) -> dict[str, Metric]:
@@ -225,17 +289,25 @@ def _repetitions(same: Iterable[_Sourced], name: str) -> Floats | None:
     return np.array([np.mean(values, axis=0) for values in by_weights.values()]) if by_weights else None
 
 
-def _cell(values: Floats, baseline: Floats | None, groups: list[int] | None) -> Cell:
-    """Computes a cell from `values` and `baseline`, both (repetitions, items)."""
+def _cell(values: Floats, baseline: Floats | None, blind: Floats | None, groups: list[int] | None) -> Cell:
+    """Computes a cell from `values`, `baseline` and `blind`, each (repetitions, items)."""
     means = values.mean(axis=0)
     mean, low, high = bootstrap_interval(means, groups=groups)
-    difference = None
-    if baseline is not None:
-        apart, least, most = paired_bootstrap(means, baseline.mean(axis=0), groups=groups)
-        difference = Estimate(mean=apart, low=least, high=most)
     return Cell(
         estimate=Estimate(mean=mean, low=low, high=high),
-        difference=difference,
+        difference=None if baseline is None else _difference(means, baseline, groups),
         repetitions=len(values),
         spread=float(values.mean(axis=1).std(ddof=1)) if len(values) > 1 else None,
+        p_value=None if baseline is None else difference(values, baseline, groups).p,
+        sight=None if blind is None else _difference(means, blind, groups),
+        counts=None if baseline is None else _counts(means - baseline.mean(axis=0)),
     )
+
+
+def _difference(means: Floats, other: Floats, groups: list[int] | None) -> Estimate:
+    apart, low, high = paired_bootstrap(means, other.mean(axis=0), groups=groups)
+    return Estimate(mean=apart, low=low, high=high)
+
+
+def _counts(differences: Floats) -> tuple[int, int]:
+    return int((differences > 0).sum()), int((differences < 0).sum())

@@ -10,6 +10,7 @@ The command `dialog-eval retrieval` and `dialog_eval.evaluate("retrieval", ...)`
 """
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from dialog_eval.options import Common, parameters_of
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.files import open_regular
 from dialog_gen.core.progress import OnProgress
 from dialog_gen.core.registry import Registry
 
@@ -61,6 +63,26 @@ class Presentation:
     headlines: Mapping[str, str] = field(default_factory=dict[str, str])
     """The most important measures, for the overview and for plots -> name of their column in the overview, in which
     {protocol} is filled in. If a section has none of them, its first measure is plotted."""
+    about: str = ""
+    """What the most important measures mean, for those who do not know them: a sentence."""
+    percent: bool = True
+    """Whether the measures are shares, which are shown in percent; otherwise they are shown as they are."""
+
+    def number(self, value: float, sign: str = "") -> str:
+        """A value as "80.3" percent, or with three digits as "0.803" or "0.000312"; with sign "+" as "+4.4".
+
+        Never "-0.0".
+        """
+        return f"{self.rounded(value):{sign}.{1 if self.percent else _decimals(value)}f}"
+
+    def rounded(self, value: float) -> float:
+        """A value as it is shown."""
+        return (round(100 * value, 1) if self.percent else round(value, _decimals(value))) + 0.0
+
+
+def _decimals(value: float) -> int:
+    """Decimals that show three digits of a small value, at least three and at most eight."""
+    return 3 if not value else min(8, max(3, 2 - math.floor(math.log10(abs(value)))))
 
 
 class TaskDefinition(ABC, Generic[Options]):
@@ -68,6 +90,8 @@ class TaskDefinition(ABC, Generic[Options]):
 
     description: ClassVar[str]
     """The help text of the command."""
+    example: ClassVar[str] = ""
+    """A command line, shown at the end of the help."""
     options_type: ClassVar[type[Any]]
     """A frozen, keyword-only dataclass. Each field is an option of the command: `Annotated[type,
     typer.Option(help=...)]`. Options of all evaluations (`dialog_eval.options.Common`) cannot be redefined."""
@@ -121,11 +145,16 @@ def presentation_of(task: str) -> Presentation:
 
 def dataset_name(*files: Path) -> str:
     """A dataset name: the stem of the first file and 12 hexadecimal digits of the SHA-256 of all files' content."""
+    return f"{files[0].stem} {digits_of(*files)}"
+
+
+def digits_of(*files: Path) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of all files' content, for a dataset name."""
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"{files[0].stem} {digest.hexdigest()[:_DIGITS]}"
+    return digest.hexdigest()[:_DIGITS]
 
 
 def sha256_head(content: bytes) -> str:

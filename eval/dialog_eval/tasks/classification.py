@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from dialog_eval.data.classes import lines_of, read_text, texts_of_classes
 from dialog_eval.results import Entry, Metric, Reference
 from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, sha256_head
 from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.progress import OnProgress, counter
 
 if TYPE_CHECKING:
@@ -37,7 +39,11 @@ class ClassificationOptions:
         Path | None, typer.Option(help="JSON of image id -> class. Default: the first folder of each image's id.")
     ] = None
     classes: Annotated[
-        Path | None, typer.Option(help="One class per line: its name and, if its text differs, a tab and the text.")
+        Path | None,
+        typer.Option(
+            help="One class per line: its name and, if its text differs, a tab and the text. Or ImageNet's "
+            "imagenet_class_index.json or LOC_synset_mapping.txt. Or imagenet: the names that CLIP's authors use."
+        ),
     ] = None
     templates: Annotated[
         str, typer.Option(help="openai, simple, or a file with one template per line, such as: a {}.")
@@ -49,6 +55,10 @@ class Classification(TaskDefinition[ClassificationOptions]):
     """The task "classify": each image is assigned the nearest class."""
 
     description = "Zero-shot classification: top-1, top-5, and top-1 as the mean over classes."
+    example = (
+        "dialog-eval classify --checkpoint draft/model --images val/ --labels labels.json --classes "
+        "classes.txt --out results.json"
+    )
     options_type = ClassificationOptions
     presentations = (
         Presentation(
@@ -131,15 +141,16 @@ def load_classification(options: ClassificationOptions, index: "ImageIndex") -> 
     """Builds the task of the index's images.
 
     `labels` is a JSON object of image id (or file name) -> class; only its images are evaluated. Without it all images
-    are evaluated, and the first folder of an image's id is its class. `classes` has one class per line: its name and,
-    if its text in the prompts differs, a tab and the text; without it, the classes are the names in the labels.
-    `templates` is "openai", "simple" or a file with one template per line, in which {} is replaced by the class.
+    are evaluated, and the first folder of an image's id is its class. `classes`: a file that `texts_of_classes` reads;
+    without it, the classes are the names in the labels. `templates` is "openai", "simple" or a file with one template
+    per line, in which {} is replaced by the class.
 
-    Raises UsageError for files of another form, unknown classes, and images that the index lacks.
+    Raises UsageError for files of another form, unknown classes, classes that `texts_of_classes` refuses, and images
+    that the index lacks.
     """
     labels, classes, templates = options.labels, options.classes, options.templates
     names = _labels_of_folders(index) if labels is None else _labels_of_file(labels, index)
-    texts = {name: name for name in sorted(set(names.values()))} if classes is None else _read_classes(classes)
+    texts = texts_of_classes(classes, set(names.values()))
     numbers = {name: number for number, name in enumerate(texts)}
     if unknown := sorted(set(names.values()) - set(numbers)):
         raise UsageError(f"{classes} lacks the class {unknown[0]!r}: {did_you_mean(unknown[0], numbers)}.")
@@ -169,24 +180,13 @@ def _labels_of_folders(index: "ImageIndex") -> dict[str, str]:
 
 def _labels_of_file(path: Path, index: "ImageIndex") -> dict[str, str]:
     try:
-        content: Any = json.loads(_read(path))
+        content: Any = parse_json(read_text(path))
     except ValueError as error:
         raise UsageError(f"{path} is no JSON: {error}.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content.values()):
         raise UsageError(f"{path} must contain a JSON object of image id -> class name.")
     source_ids = index.by_file_name({image_id: image_id for image_id in content})
     return {source_ids[image_id]: name for image_id, name in content.items()}
-
-
-def _read_classes(path: Path) -> dict[str, str]:
-    """Reads the classes: name -> text."""
-    texts: dict[str, str] = {}
-    for line in _lines(path, "class"):
-        name, _, text = line.partition("\t")
-        if name in texts:
-            raise UsageError(f"{path} has the class {name!r} twice.")
-        texts[name] = text.strip() or name
-    return texts
 
 
 def _read_templates(name_or_file: str) -> Sequence[Template]:
@@ -201,26 +201,10 @@ def _read_templates(name_or_file: str) -> Sequence[Template]:
     path = Path(name_or_file)
     if not path.is_file():
         raise UsageError(f"no template set or file {name_or_file!r}: {did_you_mean(name_or_file, sets)}.")
-    return [_template(line, path) for line in _lines(path, "template")]
+    return [_template(line, path) for line in lines_of(path, "template")]
 
 
 def _template(line: str, path: Path) -> Template:
     if _PLACE not in line:
         raise UsageError(f"{path}: the template {line!r} has no {_PLACE} where the class belongs.")
     return lambda text: line.replace(_PLACE, text)
-
-
-def _lines(path: Path, what: str) -> list[str]:
-    lines = [line.strip() for line in _read(path).splitlines() if line.strip()]
-    if not lines:
-        raise UsageError(f"{path} is empty: expected one {what} per line.")
-    return lines
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is no UTF-8 text.") from None

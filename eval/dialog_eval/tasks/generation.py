@@ -41,6 +41,7 @@ from dialog_eval.tasks.vqa import (
     load_vqa_task,
 )
 from dialog_gen.core.errors import MissingExtraError, UsageError, did_you_mean
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, counter
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from dialog_eval.models import Models
     from dialog_eval.writers import Contexts, TextRequest
     from dialog_gen.clip.base import Clip, TextWriter, WritingTask
+
+# As in CLOSE's published code (arXiv 2211.09778).
+_MAX_TOKENS: "dict[WritingTask, int]" = {"vqa": 16, "captioning": 32, "entailment": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,12 @@ class GenerationOptions:
     split: Split = None
     captions_per_image: CaptionsPerImage = "5"
     beams: Annotated[int, typer.Option(min=1, help="Number of beams in the search.")] = 5
-    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of a text.")] = 32
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Maximum number of tokens of a text. Default: 16 for vqa, 32 for captioning, 8 for entailment."
+        ),
+    ] = None
     metric: MetricOption = "official"
     mode: ModeOption = "official"
     train_annotations: TrainAnnotations = None
@@ -90,7 +99,11 @@ class Generation(TaskDefinition[GenerationOptions]):
     """The task "generate": texts written by models."""
 
     description = (
-        "What models of train/close.py and train/mammut.py write: answers, captions, whether statements follow."
+        "What text decoders (CLOSE, MaMMUT) write: answers, captions, and whether a statement follows from the image."
+    )
+    example = (
+        "dialog-eval generate --checkpoint close/model --images val2014/ --captions "
+        "captions_val2014.json --out results.json"
     )
     options_type = GenerationOptions
     presentations = (
@@ -129,6 +142,8 @@ class GenerationTask:
     """Computes the measures from the texts, which correspond to `asked`."""
     references: list[Reference]
     options: GenerationOptions
+    notes: Callable[[list[Metric]], list[str]] = lambda metrics: []
+    """What to know about the measures."""
 
     @property
     def image_ids(self) -> list[str]:
@@ -177,7 +192,8 @@ class GenerationTask:
             for suffix, texts in written.items():
                 metrics = self.judge(texts)
                 entry = variant.entry(self.name, self.dataset, self.protocol, metrics, label_suffix=suffix)
-                entries.append(entry.model_copy(update={"noise": writer.noise}))
+                update = {"noise": writer.noise, "notes": self.notes(metrics)}
+                entries.append(entry.model_copy(update=update))
         return entries, self.references
 
     def _write(
@@ -192,6 +208,7 @@ class GenerationTask:
         import torch
 
         rows = {image_id: row for row, image_id in enumerate(images.image_ids)}
+        length = self.options.max_tokens or _MAX_TOKENS[self.name]
         # Prompts of similar length share a batch, because the longest prompt determines its cost.
         order = sorted(
             (number for number, asked in enumerate(self.asked) if asked.image_id in rows),
@@ -203,7 +220,7 @@ class GenerationTask:
             own = [rows[one.image_id] for one in asked]
             values = images.values[torch.tensor(own, device=images.values.device)]
             with torch.inference_mode():
-                written = writer.write(values, asked, beams=self.options.beams, max_tokens=self.options.max_tokens)
+                written = writer.write(values, asked, beams=self.options.beams, max_tokens=length)
             for number, text in zip(numbers, written, strict=True):
                 texts[number] = text
             advance(len(numbers))
@@ -234,7 +251,8 @@ def load_generation(options: GenerationOptions, index: "ImageIndex") -> list[Gen
         vqa = load_vqa_task(asked, index, any_answer=True)
         if texts is not None and (missing := [image for image in vqa.image_ids if image not in texts]):
             raise UsageError(
-                f"{options.captions} has no captions of {len(missing)} images of {options.questions}, such as "
+                f"{options.captions} has no captions of {count_of(len(missing), 'image')} of "
+                f"{options.questions}, such as "
                 f"{missing[0]}."
             )
     tasks: list[GenerationTask] = []
@@ -263,6 +281,7 @@ def _answering(vqa: VqaTask, common: dict[str, Any]) -> GenerationTask:
         asked=[TextRequest(image_id=vqa.source_ids[i.image_id], task="vqa", question=i.question) for i in vqa.items],
         judge=judge,
         references=vqa.references(),
+        notes=vqa.notes,
         **common,
     )
 

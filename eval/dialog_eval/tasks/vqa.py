@@ -1,29 +1,34 @@
-"""VQAv1 (arXiv 1505.00468) for models that compare images with texts: the best-scoring candidate is the answer.
+"""VQA (arXiv 1505.00468, 1612.00837) for models that compare images with texts: the best-scoring candidate answers.
 
-A candidate's score is the cosine of the image and the text of question and candidate. Calibration subtracts the text's
-score without the image: its cosine with the mean image (of unit length), or with the question alone.
+`--score` says what a candidate's score consists of (`dialog_eval.asking.ways`). By default it is the cosine of the
+image and the text of question and candidate.
 """
 
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import typer
 
+from dialog_eval.asking.figures import ALWAYS_YES, VqaFigures
+from dialog_eval.asking.ways import AskingOptions, Calibration, Way
 from dialog_eval.data.coco import load_file_names
 from dialog_eval.data.vqa import CHOICES, VqaItem, load_answers, load_vqa
+from dialog_eval.examples import draw_examples
 from dialog_eval.metrics.vqa import Mode, normalize_answer, vqa_accuracy
-from dialog_eval.results import Entry, Metric, Reference
-from dialog_eval.scores import Calibration, Question, best_candidates
+from dialog_eval.results import Entry, Example, Examples, Metric, Reference, Shown
 from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, dataset_name
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import OnProgress, counter
 
 if TYPE_CHECKING:
+    from dialog_eval.asking.scores import Indices, Prior
     from dialog_eval.data.image_index import ImageIndex
     from dialog_eval.data.images import ImageVectors
     from dialog_eval.models import Models
@@ -40,22 +45,22 @@ ModeOption = Annotated[
     Mode, typer.Option(help="Normalise answers as the published code does, or as its documentation says.")
 ]
 TrainAnnotations = Annotated[
-    Path | None, typer.Option(help="VQAv1 annotations of a training split, for top answers and question-type prior.")
+    Path | None, typer.Option(help="VQA annotations of a training split, for top answers and question-type prior.")
 ]
 ImageList = Annotated[
     Path | None,
     typer.Option(help="COCO file whose `images` name the files. Default: use the digits at the end of image ids."),
 ]
 
-_ANSWER_TYPES = ("yes/no", "number", "other")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VqaOptions:
     """The questions, and how answers are chosen and judged."""
 
-    questions: Annotated[Path, typer.Option(help="VQAv1 questions JSON.")]
-    annotations: Annotated[Path, typer.Option(help="VQAv1 annotations JSON of the same split.")]
+    questions: Annotated[Path, typer.Option(help="VQA questions JSON, of v1 or v2.")]
+    annotations: Annotated[Path, typer.Option(help="VQA annotations JSON of the same split.")]
     candidates: Annotated[
         Candidates, typer.Option(help="Each question's 18 choices, or the most frequent answers of training.")
     ] = "mc18"
@@ -65,12 +70,63 @@ class VqaOptions:
         DialogueFormat,
         typer.Option("--format", help="How question and answer become one text; use the format of the training."),
     ] = "question_answer"
+    score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WAYS",
+            help="Ways of asking, separated by commas. A way is similarity (question and answer) or statement (both as "
+            "one sentence), joined by + with debias, prior and filter, such as similarity,statement+prior. "
+            "Default: similarity.",
+        ),
+    ] = None
     calibrate: Annotated[
         Calibration,
-        typer.Option(help="Subtract a candidate's score with the mean image, or with the question alone."),
+        typer.Option(
+            help="What debias subtracts: a candidate's score with the mean image, the question alone, noise images, or "
+            "its nearest images in --dialogues (the default of debias). Without --score, it adds debias."
+        ),
     ] = "none"
+    dialogues: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET",
+            help="Dialogues dataset: prior counts its answers, debias compares with its images, statement takes its "
+            "statements, if it has some. A tenth of its images is held out to choose weights.",
+        ),
+    ] = None
+    held_out: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET", help="Choose weights on this dialogues dataset, not on a part of --dialogues."),
+    ] = None
+    prior_weight: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Weight of prior. Default: auto, chosen on held-out dialogues, or 1."),
+    ] = None
+    debias_weight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Weight of debias. Default: auto with --dialogues; otherwise 1, or 0.75 for nearest.",
+        ),
+    ] = None
+    prior_model: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a causal language model, whose probability of the answer is the prior."),
+    ] = None
     train_annotations: TrainAnnotations = None
     image_list: ImageList = None
+
+    def asking(self) -> AskingOptions:
+        """The ways of asking. Raises UsageError for flags that contradict one another."""
+        return AskingOptions.of_flags(
+            score=self.score,
+            calibrate=self.calibrate,
+            dialogues=self.dialogues,
+            held_out=self.held_out,
+            prior_model=self.prior_model,
+            debias_weight=self.debias_weight,
+            prior_weight=self.prior_weight,
+        )
 
 
 @TASKS.register("vqa")
@@ -78,7 +134,11 @@ class Vqa(TaskDefinition[VqaOptions]):
     """The task "vqa": answers chosen from candidates."""
 
     description = (
-        "Accuracy on VQAv1, over all questions and for each type of answer, with references that need no image."
+        "Accuracy on VQA v1 or v2, over all questions and for each type of answer, with references that need no image."
+    )
+    example = (
+        "dialog-eval vqa --checkpoint draft/model --images val2014/ --questions MultipleChoice_val2014_questions.json "
+        "--annotations v1_val2014_annotations.json --out results.json"
     )
     options_type = VqaOptions
     presentations = (
@@ -87,9 +147,16 @@ class Vqa(TaskDefinition[VqaOptions]):
             title="Visual question answering",
             short_title="VQA",
             headlines={"accuracy": "VQA, {protocol}"},
+            about="VQA: visual question answering. MC-18: the model chooses among 18 answers. Official accuracy: an "
+            "answer counts in full if 3 of 10 people gave it.",
         ),
+        Presentation(task="vqa-types", title="Visual question answering by question type"),
     )
     in_sweep = True
+
+    def __init__(self, options: VqaOptions) -> None:
+        super().__init__(options)
+        options.asking()
 
     def load(self, index: "ImageIndex") -> list[EvaluationTask]:
         """Reads questions and annotations."""
@@ -123,37 +190,97 @@ class VqaTask:
     def evaluate(
         self, models: "Models", images: "ImageVectors", on_progress: OnProgress
     ) -> tuple[list[Entry], list[Reference]]:
-        """Computes accuracy over all questions and for each type of answer; for unblended models also in a blind run.
+        """Computes accuracy by types of answers and of questions, for each way of asking; unblended models also blind.
 
         The blind run sees the mean image in place of every image. It is not calibrated by the mean image because all
         its scores would be 0.
         """
+        from dialog_eval.asking.scores import Question, best_candidates
+        from dialog_eval.asking.setup import prepare
         from dialog_train.data.training_set import DIALOGUE_FORMATS
 
+        options = self.options.asking()
+        if options.ways != (Way(),) and len(models.alone) < 2:
+            _log.warning("no --baseline: what the way of asking gains cannot be told from what a training gained")
+        prepared = prepare(
+            options, DIALOGUE_FORMATS[self.options.dialogue_format], models, images, self.image_ids, on_progress
+        )
         chosen = best_candidates(
             models,
             images,
             [Question(self.source_ids[item.image_id], item.question, self.candidates(item)) for item in self.items],
-            text_format=DIALOGUE_FORMATS[self.options.dialogue_format],
-            calibration=self.options.calibrate,
+            prepared.asking,
+            prepared.weights,
             advance=counter(on_progress, "questions", len(self.items), "questions"),
         )
-        values = np.empty(chosen.shape)  # (variants, sighted or blind, questions)
+        accuracy = self._accuracy(chosen)
+        without_image = self._without_image(prepared.asking.prior, prepared.prior_name)
+        known = {name: self._figures.by_answer(values) for name, values in without_image.items()}
+        entries, by_question = dict[tuple[str, str], Entry](), list[Entry]()
+        for number, way in enumerate(options.ways):
+            protocol = self._protocol(way, options.calibration, prepared.sentences)
+            uncalibrated = way.debias and options.calibration == "mean-image"
+            plain = self._protocol(replace(way, debias=False), "none", prepared.sentences)
+            blind_protocol = plain if uncalibrated else protocol
+            for place, variant in enumerate(models.variants):
+                sighted, blind = accuracy[number, place].tolist()
+                entry = partial(variant.entry, dataset=self.dataset)
+                blind_metrics = self._figures.by_answer(blind)
+                metrics = self._figures.by_answer(sighted)
+                more: dict[str, Any] = {"asked": prepared.asked[number][place]}
+                if variant is models.tuned:
+                    answers, values = chosen[number, [place, 0], 0], accuracy[number, [place, 0], 0]
+                    more["examples"] = self._examples(models.alone[0].label, answers, values)
+                found = [entry("vqa", protocol=protocol, metrics=metrics).model_copy(update=more)]
+                if any(variant is alone for alone in models.alone):
+                    without = {**known, "the model blind": blind_metrics}
+                    found[0].notes.extend(self._figures.notes(metrics, without))
+                    found.append(entry("vqa", protocol=blind_protocol, metrics=blind_metrics, label_suffix=", blind"))
+                    types = self._figures.by_question(sighted)
+                    by_question.append(entry("vqa-types", protocol=protocol, metrics=types))
+                for one in found:
+                    entries.setdefault((one.label, one.protocol), one)
+        return [*entries.values(), *by_question], self.references(without_image)
+
+    def _examples(self, baseline: str, answers: "Indices", values: npt.NDArray[np.float64]) -> Examples:
+        """Questions on which a model and the baseline differ.
+
+        `answers` and `values`: (2 models, questions): indices of the answers of the model and of the baseline, and
+        their accuracy.
+        """
+
+        def build(places: Sequence[int]) -> list[Example]:
+            return [
+                Example(
+                    item=Shown(text=item.question, image_id=self.source_ids[item.image_id]),
+                    right=Shown(text=item.answer),
+                    answer=Shown(text=self.candidates(item)[answers[0, place]]),
+                    baseline_answer=Shown(text=self.candidates(item)[answers[1, place]]),
+                )
+                for place in places
+                for item in (self.items[place],)
+            ]
+
+        return draw_examples("accuracy", baseline, values[0], values[1], build)
+
+    def _accuracy(self, chosen: "Indices") -> npt.NDArray[np.float64]:
+        """The accuracy of answers, from the indices (..., questions) of the candidates that were chosen."""
+        values = np.empty(chosen.shape)
         for number, item in enumerate(self.items):
-            candidates = self.candidates(item)
-            of_question = chosen[..., number]
+            candidates, of_question = self.candidates(item), chosen[..., number]
             right = {index: self.judge(candidates[index], item) for index in np.unique(of_question).tolist()}
             values[..., number] = np.vectorize(right.__getitem__, otypes=[float])(of_question)
-        calibration = self.options.calibrate
-        calibrated = self.protocol if calibration == "none" else f"{self.protocol}, calibrated by {calibration}"
-        entries: list[Entry] = []
-        for variant, (sighted, blind) in zip(models.variants, values, strict=True):
-            entries.append(variant.entry("vqa", self.dataset, calibrated, self.metrics(sighted.tolist())))
-            if any(variant is alone for alone in models.alone):
-                protocol = self.protocol if calibration == "mean-image" else calibrated
-                metrics = self.metrics(blind.tolist())
-                entries.append(variant.entry("vqa", self.dataset, protocol, metrics, label_suffix=", blind"))
-        return entries, self.references()
+        return values
+
+    def _protocol(self, way: Way, calibration: Calibration, sentences: str | None) -> str:
+        """The protocol of a way of asking."""
+        parts = [part for part in way.name.split(" + ") if part != "debias"]
+        asked = "" if parts == ["similarity"] else f", asked by {' + '.join(parts)}"
+        if way.prior and self.options.prior_model is not None:
+            asked += f" of {self.options.prior_model.name}"
+        if way.text == "statement" and sentences is not None:
+            asked += f", sentences of {sentences}"
+        return f"{self.protocol}{asked}" + (f", calibrated by {calibration}" if way.debias else "")
 
     def candidates(self, item: VqaItem) -> tuple[str, ...]:
         """The candidate answers of a question; empty if any answer is possible."""
@@ -167,39 +294,55 @@ class VqaTask:
 
     def metrics(self, accuracy: Sequence[float]) -> list[Metric]:
         """The measures computed from the accuracy of each question."""
-        groups = [item.image_id for item in self.items]
-        metrics = [Metric.of("accuracy", accuracy, groups)]
-        for name, places in self._answer_types.items():
-            metrics.append(Metric.of(name, [accuracy[i] for i in places], [groups[i] for i in places]))
-        return metrics
+        return self._figures.by_answer(accuracy)
+
+    def notes(self, metrics: Sequence[Metric]) -> list[str]:
+        """Notes on figures, as `metrics` returns them, that are not above those of answers without the image."""
+        known = {name: self.metrics(accuracy) for name, accuracy in self._without_image().items()}
+        return self._figures.notes(metrics, known)
+
+    def references(self, without_image: "Mapping[str, Sequence[float]] | None" = None) -> list[Reference]:
+        """The accuracy of answers that need no image, in `without_image` or those that need no model either."""
+        return [
+            Reference(name=name, task="vqa", dataset=self.dataset, metric=metric, value=float(np.mean(values)))
+            for name, accuracy in (without_image or self._without_image()).items()
+            for metric, values in {
+                "accuracy": accuracy,
+                **{metric: [accuracy[i] for i in some] for metric, some in self._figures.answer_types.items()},
+            }.items()
+        ]
+
+    def _without_image(self, prior: "Prior | None" = None, prior_name: str | None = None) -> dict[str, list[float]]:
+        """Name -> accuracy of each question, of answers that need no image.
+
+        They are always "yes", the question type's most frequent answer, and the most likely candidate by `prior`. An
+        answer that is not a candidate counts as wrong.
+        """
+        answers = {
+            ALWAYS_YES: ["yes"] * len(self.items),
+            self.prior_name: [self.prior.get(item.question_type) for item in self.items],
+        }
+        if prior is not None and prior_name is not None:
+            best: dict[tuple[str, tuple[str, ...]], str] = {}
+            for item in self.items:
+                key = item.question, self.candidates(item)
+                if key not in best:
+                    best[key] = key[1][int(prior.log_probabilities(*key).argmax())]
+            answers[prior_name] = [best[item.question, self.candidates(item)] for item in self.items]
+        return {
+            name: [
+                self.judge(answer, item) if answer is not None and self._can_be_said(answer, item) else 0.0
+                for answer, item in zip(some, self.items, strict=True)
+            ]
+            for name, some in answers.items()
+        }
 
     def _can_be_said(self, answer: str, item: VqaItem) -> bool:
         return self.any_answer or answer in self.candidates(item)
 
     @cached_property
-    def _answer_types(self) -> dict[str, list[int]]:
-        """Name of the metric -> indices of its questions."""
-        places: dict[str, list[int]] = {name: [] for name in _ANSWER_TYPES}
-        for place, item in enumerate(self.items):
-            places.setdefault(item.answer_type, []).append(place)
-        return {f"accuracy, {name}": some for name, some in places.items() if some}
-
-    def references(self) -> list[Reference]:
-        """The accuracy of answers that need no image: always "yes", and the question type's most frequent answer."""
-        references: list[Reference] = []
-        for name, answers in (
-            ('always "yes"', ["yes"] * len(self.items)),
-            (self.prior_name, [self.prior.get(item.question_type) for item in self.items]),
-        ):
-            # An answer that is not a candidate counts as wrong.
-            accuracy = [
-                self.judge(answer, item) if answer is not None and self._can_be_said(answer, item) else 0.0
-                for answer, item in zip(answers, self.items, strict=True)
-            ]
-            for metric, places in {"accuracy": range(len(self.items)), **self._answer_types}.items():
-                value = float(np.mean([accuracy[i] for i in places]))
-                references.append(Reference(name=name, task="vqa", dataset=self.dataset, metric=metric, value=value))
-        return references
+    def _figures(self) -> VqaFigures:
+        return VqaFigures(self.items)
 
 
 def load_vqa_task(options: VqaOptions, index: "ImageIndex", *, any_answer: bool = False) -> VqaTask:
@@ -244,7 +387,8 @@ def _candidates(
     if name == "mc18":
         if not items[0].choices:
             raise UsageError(
-                f"{questions} has no multiple_choices: give the MultipleChoice questions, or --candidates top1000."
+                f"{questions} has no multiple_choices: give the MultipleChoice questions, which only VQA v1 has, or "
+                "--candidates top1000."
             )
         return f"MC-{CHOICES}", ()
     if answers is None:

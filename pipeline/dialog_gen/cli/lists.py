@@ -1,27 +1,52 @@
 """The commands that list what has a name: models, protocols, gates, manifests."""
 
-import json
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from dialog_gen.core.console import Json
+from dialog_gen.cli.options import LISTING
+from dialog_gen.core.console import Json, print_result, say, say_json, say_table
+from dialog_gen.core.help import command
 
 
 def add_list_commands(app: typer.Typer) -> None:
     """Adds the commands of this module to the command line."""
-    for command in (models, protocols, gates, manifests):
-        app.command()(command)
+    for function, example in (
+        (models, "dialog-gen models\ndialog-gen models --check Qwen/Qwen2.5-VL-3B-Instruct"),
+        (protocols, "dialog-gen protocols"),
+        (gates, "dialog-gen gates --json"),
+        (manifests, "dialog-gen manifests"),
+    ):
+        app.command(cls=command(example=example), rich_help_panel=LISTING)(function)
 
 
-def models(json_output: Json = False) -> None:
-    """List the models that have a name."""
+def models(
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Check this model instead: a name, Hugging Face id or folder; loads no weights."
+        ),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """List the models that have a name, or check a model: its prompts, and the tokens of images."""
     from dialog_gen.models.registry import MODELS
 
-    _print_table([{"name": name, **entry.to_json()} for name, entry in MODELS.all().items()], json_output)
+    if check is not None:
+        from dialog_gen.generation.model_report import model_report
+
+        report = model_report(check)
+        print_result(report.to_json(), str(report), json_output)
+        return
+    rows = [{"name": name, **entry.to_json()} for name, entry in MODELS.all().items()]
+    if json_output or not sys.stdout.isatty():
+        _print_table(rows, json_output)
+        return
+    # A terminal of 100 columns has no room for all of it.
+    shown = {"name": "name", "gpu_memory_gb": "GPU GB", "protocol": "protocol", "description": "description"}
+    say_table([*shown.values()], [["" if row[key] is None else row[key] for key in shown] for row in rows])
+    say("\nSource, licence and image tokens of each: dialog-gen models --json")
 
 
 def protocols(json_output: Json = False) -> None:
@@ -29,7 +54,16 @@ def protocols(json_output: Json = False) -> None:
     from dialog_gen.protocols.protocol import load_protocol, shipped_protocols
 
     loaded = [load_protocol(name) for name in shipped_protocols()]
-    rows = [{"name": p.name, "turns": len(p.turns), "pairs": p.pairs, "description": p.description} for p in loaded]
+    rows = [
+        {
+            "name": p.name,
+            "turns": len(p.turns),
+            "pairs": p.pairs,
+            "fallback": p.fallback,
+            "description": p.description,
+        }
+        for p in loaded
+    ]
     _print_table(rows, json_output)
 
 
@@ -51,7 +85,7 @@ def manifests(json_output: Json = False) -> None:
 
     loaded = [load_manifest(name) for name in shipped_manifests()]
     if json_output:
-        typer.echo(json.dumps([{**m.model_dump(), "size_bytes": m.size_bytes or None} for m in loaded], indent=2))
+        say_json([{**m.model_dump(), "size_bytes": m.size_bytes or None} for m in loaded])
         return
     rows = [
         {
@@ -68,12 +102,22 @@ def manifests(json_output: Json = False) -> None:
 
 def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        say_json(rows)
         return
-    shown = ("name", "source", "turns", "pairs", "images", "size", "protocol", "licence", "limits", "description")
+    shown = (
+        "name",
+        "source",
+        "turns",
+        "pairs",
+        "fallback",
+        "images",
+        "size",
+        "image_tokens",
+        "gpu_memory_gb",
+        "protocol",
+        "licence",
+        "limits",
+        "description",
+    )
     columns = [key for key in shown if rows and key in rows[0]]
-    # A table that is piped into a file or a program must not be truncated.
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
-    Console(width=None if sys.stdout.isatty() else 1000, soft_wrap=False).print(table)
+    say_table(columns, [["" if row[column] is None else row[column] for column in columns] for row in rows])

@@ -1,4 +1,6 @@
-"""The commands that publish a dataset: compact, export, push, pull, rehydrate."""
+"""The commands that make datasets of others, and publish them: merge, compact, export, push, card, pull,
+rehydrate.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,11 +9,25 @@ from typing import Annotated
 import typer
 
 import dialog_gen
-from dialog_gen.core.console import AllowLoopback, DatasetOption, Json, command_with_help, print_result
+from dialog_gen.cli.options import SHARING, ExecutorOption, RayAddress
+from dialog_gen.core.console import AllowLoopback, DatasetOption, Json, print_result, say
 from dialog_gen.core.errors import FailedCheckError, UsageError
+from dialog_gen.core.help import command
 from dialog_gen.core.progress import progress_bars
 
-Repo = Annotated[str, typer.Option(metavar="USER/NAME", help="Dataset repository on the Hub.")]
+Repo = Annotated[
+    str,
+    typer.Option(
+        metavar="USER/NAME", help="Dataset repository on the Hub; or a storage bucket, such as hf://buckets/USER/NAME."
+    ),
+]
+Licence = Annotated[str | None, typer.Option(help="SPDX identifier, or the terms in words.")]
+LinkRot = Annotated[
+    Path | None, typer.Option(help="A download's link_rot.json. Default: the one in the folder of the images.")
+]
+DatasetsOption = Annotated[
+    list[str], typer.Argument(metavar="DIR", help="Folders or fsspec URLs that `run --out` wrote.")
+]
 WithoutImages = Annotated[
     bool, typer.Option("--without-images", help="Leave out the images; url and checksums stay, for `rehydrate`.")
 ]
@@ -19,24 +35,48 @@ WithoutImages = Annotated[
 
 def add_publish_commands(app: typer.Typer) -> None:
     """Adds the commands of this module to the command line."""
-    app.command()(compact)
-    app.command(cls=command_with_help(to=_formats_help))(export)
-    app.command()(push)
-    app.command()(pull)
-    app.command()(rehydrate)
+    for function, example, texts in (
+        (merge, "dialog-gen merge part-0 part-1 --out dialogues", {}),
+        (compact, "dialog-gen compact dialogues --out published --shard-mb 500", {}),
+        (export, "dialog-gen export dialogues --to llava --out for-llava --kept-only", {"to": _formats_help}),
+        (push, "dialog-gen push published --repo me/photo-dialogues --licence cc-by-4.0", {}),
+        (card, "dialog-gen card published --repo me/photo-dialogues --licence cc-by-4.0", {}),
+        (pull, "dialog-gen pull me/photo-dialogues --out dialogues", {}),
+        (rehydrate, "dialog-gen rehydrate dialogues --out with-images", {}),
+    ):
+        app.command(cls=command(example=example, texts=texts), rich_help_panel=SHARING)(function)
+
+
+def merge(
+    directories: DatasetsOption,
+    out: Annotated[str, typer.Option(help="Dataset folder to write, to resume or to extend.")],
+    json_output: Json = False,
+) -> None:
+    """Join datasets of one configuration, without changing their rows; run again to resume or to add datasets."""
+    with progress_bars() as on_progress:
+        summary = dialog_gen.merge(directories, out, on_progress=on_progress)
+    print_result(asdict(summary), str(summary), json_output)
 
 
 def compact(
-    directory: DatasetOption,
+    directories: DatasetsOption,
     out: Annotated[str, typer.Option(help="Dataset folder to write, or to resume.")],
     shard_mb: Annotated[int, typer.Option(min=1, help="Approximate size of a shard.")] = 500,
     without_images: WithoutImages = False,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddress = None,
     json_output: Json = False,
 ) -> None:
-    """Merge a dataset's shards into larger ones for publishing; run again to resume or after the dataset grew."""
+    """Merge the shards of one or several datasets into larger ones; run again to resume or after they grew."""
     with progress_bars() as on_progress:
         summary = dialog_gen.compact(
-            directory, out, shard_mb=shard_mb, without_images=without_images, on_progress=on_progress
+            directories,
+            out,
+            shard_mb=shard_mb,
+            without_images=without_images,
+            executor=executor,
+            ray_address=ray_address,
+            on_progress=on_progress,
         )
     print_result(asdict(summary), str(summary), json_output)
 
@@ -73,16 +113,20 @@ def push(
     repo: Repo,
     without_images: WithoutImages = False,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    licence: Annotated[str | None, typer.Option(help="SPDX identifier, or the terms in words.")] = None,
-    link_rot: Annotated[
-        Path | None, typer.Option(help="A download's link_rot.json. Default: the one in the folder of the images.")
-    ] = None,
+    licence: Licence = None,
+    link_rot: LinkRot = None,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="Show 24 images in the card; only if their licence allows that.")
+    ] = False,
     message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace all content of the repository with this dataset.")
     ] = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Check only file sizes before the upload, not every byte.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, but send nothing; needs no token.")
     ] = False,
     json_output: Json = False,
 ) -> None:
@@ -96,11 +140,30 @@ def push(
             licence=licence,
             link_rot=link_rot,
             message=message,
+            thumbnails=thumbnails,
             replace=replace,
             verify=not no_verify,
+            dry_run=dry_run,
             on_progress=on_progress,
         )
     print_result(asdict(summary), str(summary), json_output)
+    if licence is None:
+        say("The card says that the licence is not stated: --licence states one.", err=True)
+
+
+def card(
+    directory: DatasetOption,
+    repo: Repo = "USER/NAME",
+    without_images: WithoutImages = False,
+    licence: Licence = None,
+    link_rot: LinkRot = None,
+) -> None:
+    """Print the dataset card that `push` would publish; needs no token and no network."""
+    say(
+        dialog_gen.card(
+            directory, repo, licence=licence, link_rot=link_rot, without_images=without_images
+        ).removesuffix("\n")
+    )
 
 
 def pull(

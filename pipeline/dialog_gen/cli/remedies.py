@@ -5,16 +5,23 @@ from typing import Any
 
 from dialog_gen.core.errors import DialogGenError
 from dialog_gen.dataset.errors import (
+    DamagedConfigError,
     DamagedDatasetError,
     EmptyDatasetError,
     NoDatasetError,
     OlderVersionError,
     OtherConfigError,
+    RepeatedIdError,
     UnreadableRowsError,
 )
 
-_DERIVED = {"compacted": "compact", "rehydrated": "rehydrate"}
-"""Key in config.json -> the command that made the folder from another dataset."""
+REPAIRS = "sets aside what is damaged and makes it anew"
+REPEATED_IDS = (
+    "no repair mends ids that stand in more than one row: make the dataset anew in another folder, with unique ids "
+    "(`dialog-gen run --prefix-ids` makes those of Parquet files unique)"
+)
+_DERIVED = {"compacted": "compact", "rehydrated": "rehydrate", "merged": "merge"}
+"""Key in config.json -> the command that made the folder from other datasets."""
 
 
 def _other_config(error: OtherConfigError) -> str:
@@ -35,10 +42,10 @@ def _with_advice(advice: str) -> Callable[[DialogGenError], str]:
 _REMEDIES: dict[type[DialogGenError], Callable[[Any], str]] = {
     NoDatasetError: _with_advice("give the folder that `dialog-gen run --out` wrote."),
     EmptyDatasetError: _with_advice("make some with `dialog-gen run` first."),
-    UnreadableRowsError: _with_advice("`dialog-gen verify` shows more."),
-    DamagedDatasetError: _with_advice(
-        "`dialog-gen verify` shows more; the run's own command makes damaged shards again."
-    ),
+    UnreadableRowsError: _with_advice(f"`dialog-gen repair` {REPAIRS}."),
+    DamagedDatasetError: _with_advice(f"`dialog-gen repair` {REPAIRS}."),
+    RepeatedIdError: _with_advice(f"{REPEATED_IDS}."),
+    DamagedConfigError: _with_advice("`dialog-gen repair` restores it."),
     OtherConfigError: _other_config,
     OlderVersionError: lambda error: f"{error} `dialog-gen upgrade {error.location}` brings it up to date.",
 }

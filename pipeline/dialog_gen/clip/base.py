@@ -118,6 +118,10 @@ class Clip:
         """The same blend with another share. Raises UsageError if the model is not a blend."""
         raise UsageError(f"{self.name} has one text tower: no share (beta = {beta:g}) can be set.")
 
+    def for_questions(self) -> "Clip":
+        """The model as it reads texts that were made of a question; most models read all texts alike."""
+        return self
+
     def to(self, device: "torch.device | str") -> Self:
         """Moves the model to a device, in place; returns the model."""
         self.model.to(device)
@@ -175,6 +179,8 @@ class ClipFormat(ABC):
     """The word for a model of this format in messages, such as "MaMMUT"."""
     can: ClassVar[frozenset[Capability]]
     """What models of this format can do."""
+    free_files: ClassVar[frozenset[str]] = frozenset()
+    """Files of a folder that users may change; they have no checksum."""
 
     @abstractmethod
     def recognises(self, folder: Path) -> bool:

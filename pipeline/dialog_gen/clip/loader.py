@@ -1,12 +1,14 @@
 """Loads, checks and saves models of any format. The registries in `base` list the formats and the shipped models."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dialog_gen.clip.base import CLIP_MODELS, FORMATS, TUNING, Capability, Clip, ClipFormat, check_capabilities
 from dialog_gen.clip.open_clip.layout import CONFIG_FILE, OPEN_CLIP, WEIGHTS_FILE
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.checksums import check_checksums, write_checksums
+from dialog_gen.core.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,11 +31,15 @@ def load_clip(
     error unless `allow_activation_mismatch` is set, to reproduce published baselines that overlooked it.
 
     Raises UsageError for an unknown name or tag, pickled weights, weights of another architecture, an activation
-    mismatch, a damaged folder, and a model that lacks one of `needs`.
+    mismatch, a damaged folder (by its checksums, if it has them), and a model that lacks one of `needs`; and
+    MissingExtraError without open_clip.
     """
+    _require_open_clip(name)
     folder = _folder_of(name)
     if folder is not None:
-        return _format_of(name, folder, pretrained, needs).load(folder)
+        # First, since without a file of its own format a folder may load as another model.
+        check_checksums(folder)
+        return format_of(name, folder, pretrained, needs).load(folder)
     from dialog_gen.clip.open_clip.checkpoint import load_named
 
     check_capabilities(name, FORMATS.get(OPEN_CLIP), needs)
@@ -42,9 +48,10 @@ def load_clip(
 
 def check_clip(name: str, pretrained: str | None = None, *, needs: Sequence[Capability] = TUNING) -> None:
     """Checks the names without loading weights. Raises UsageError if `load_clip` would raise it for them."""
+    _require_open_clip(name)
     folder = _folder_of(name)
     if folder is not None:
-        _format_of(name, folder, pretrained, needs).check(folder)
+        format_of(name, folder, pretrained, needs).check(folder)
         return
     from dialog_gen.clip.open_clip.checkpoint import check_named
 
@@ -60,6 +67,7 @@ def new_clip(name: str, seed: int) -> Clip:
 
     Raises UsageError for an unknown name, a damaged file, or a folder that is not an open_clip checkpoint.
     """
+    _require_open_clip(name)
     from dialog_gen.clip.open_clip.checkpoint import new_named, new_of_folder
 
     folder = _folder_of(name)
@@ -73,9 +81,17 @@ def new_clip(name: str, seed: int) -> Clip:
 def save_clip(clip: Clip, folder: Path, changed: "Mapping[str, Tensor] | None" = None) -> None:
     """Writes a folder for `load_clip`, in the model's format; the tensors in `changed` replace those of the model.
 
-    The weights are written last. Raises OSError or SafetensorError if the folder cannot be written.
+    The weights are written last but for checksums of all files, which `load_clip` checks. Raises OSError or
+    SafetensorError if the folder cannot be written.
     """
-    FORMATS.get(clip.format).save(clip, folder, changed or {})
+    form = FORMATS.get(clip.format)
+    form.save(clip, folder, changed or {})
+    write_checksums(folder, free=form.free_files)
+
+
+def _require_open_clip(name: str) -> None:
+    if find_spec("open_clip") is None:
+        raise MissingExtraError(f"the CLIP model {name}", "train")
 
 
 def _folder_of(name: str) -> Path | None:
@@ -85,8 +101,8 @@ def _folder_of(name: str) -> Path | None:
     return Path(name) if Path(name).is_dir() else None
 
 
-def _format_of(name: str, folder: Path, pretrained: str | None, needs: Sequence[Capability]) -> ClipFormat:
-    """The first format of the folder that can do what is needed.
+def format_of(name: str, folder: Path, pretrained: str | None, needs: Sequence[Capability]) -> ClipFormat:
+    """The first format of a checkpoint folder that can do what is needed; parameters as in `load_clip`.
 
     open_clip's format comes last, because other formats may add files to an open_clip checkpoint.
     """

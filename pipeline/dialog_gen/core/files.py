@@ -1,4 +1,4 @@
-"""Atomic files and folders, locks, and readable errors for failed writes.
+"""Atomic files and folders, locks, readable errors for failed writes, and opening files that the user names.
 
 An atomic file or folder is complete when it appears; if writing fails, it does not appear.
 """
@@ -8,10 +8,13 @@ import fcntl
 import json
 import os
 import shutil
+import stat
+import unicodedata
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from safetensors import SafetensorError
 
@@ -26,7 +29,62 @@ _ADVICE = {
     errno.ENOENT: "Choose another --out",
     errno.ENOTDIR: "Choose another --out",
     errno.EEXIST: "Choose another --out",
+    errno.EISDIR: "A folder has the name of a file: move it away and run again",
 }
+
+_KINDS: Final = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def absolute(path: str) -> str:
+    """A local path as an absolute one without "..", equal for equal folders wherever it is said; a URL as it is."""
+    if "://" in path:
+        return path
+    given = Path(path).expanduser().absolute()
+    plain = Path(os.path.normpath(given))
+    # Behind a symbolic link, ".." is another folder than the text says.
+    return str(plain if not given.exists() or (plain.exists() and plain.samefile(given)) else given.resolve())
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """Opens a regular file for reading bytes.
+
+    Raises OSError at once for anything else, such as a pipe or a device, which may have no end; `strerror` says what it
+    is. All files that the user names are opened with this function, `read_regular` or `check_regular`.
+    """
+    # Without O_NONBLOCK, a pipe is opened only when somebody writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if kind == stat.S_IFDIR:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if kind != stat.S_IFREG:
+            raise OSError(errno.EINVAL, f"not a regular file, but {_KINDS.get(kind, 'something else')}", str(path))
+        os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The content of a regular file. Raises OSError like `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def check_regular(path: str | Path) -> None:
+    """Raises OSError like `open_regular`, for a file that another library will open."""
+    open_regular(path).close()
+
+
+def name_key(name: str) -> str:
+    """A key that is equal for names that some file systems do not distinguish: by case or by Unicode normalisation."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 @contextmanager
@@ -73,14 +131,23 @@ def put_file(part: Path, target: Path) -> None:
     fsync(target.parent)
 
 
+def check_name(out: Path) -> None:
+    """Raises UsageError for a name that is not UTF-8: other libraries cannot write there, and fail after the work."""
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{out} is no UTF-8, so files there cannot be written: choose another folder.") from None
+
+
 @contextmanager
 def whole_folder(out: Path) -> Generator[Path]:
     """Yields a folder to write to; it becomes `out` when the block ends, and is removed if the block raises.
 
-    Raises UsageError if `out` exists, and DialogGenError if it cannot be written.
+    Raises UsageError if `out` exists or is not UTF-8, and DialogGenError if it cannot be written.
     """
+    check_name(out)
     if out.exists():
-        raise UsageError(f"--out {out} exists already: choose another one.")
+        raise UsageError(f"--out {out} exists already: choose another folder.")
     part = out.with_name(f".{out.name}.part")
     with writing(out):
         shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
@@ -109,8 +176,10 @@ def locked_folder(folder: Path, user: str, *, shared: bool = False) -> Generator
     """Creates `folder` and locks it: exclusively, or with `shared` together with other processes that share it.
 
     The system releases the lock when this process ends. Raises UsageError if another process holds a lock that excludes
-    this one; the message calls that process `user`, such as "run". Raises OSError if the folder cannot be created.
+    this one; the message calls that process `user`, such as "run"; or if the name is not UTF-8. Raises OSError if the
+    folder cannot be created.
     """
+    check_name(folder)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -20,6 +20,7 @@ import importlib
 import inspect
 import logging
 import pkgutil
+import threading
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -50,6 +51,9 @@ class Registry(Generic[T]):
         self._plugins: dict[str, EntryPoint] = {}
         self._broken = set[str]()
         self._searched = False
+        # A run and the thread that counts its images may both be the first to use it. A module that uses the registry
+        # while it is imported takes the lock again.
+        self._lock = threading.RLock()
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
         """A decorator for a class or function; for an instance, call `register("length")(instance)`.
@@ -112,9 +116,12 @@ class Registry(Generic[T]):
         return isinstance(entry, self.base) and (self.base is object or not isinstance(entry, type))
 
     def _search(self) -> None:
-        if self._searched:
-            return
-        self._searched = True
+        with self._lock:
+            if not self._searched:
+                self._searched = True
+                self._import()
+
+    def _import(self) -> None:
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")

@@ -1,4 +1,4 @@
-"""Saves tensors as safetensors files and hashes them."""
+"""Saves tensors as safetensors files, loads and hashes them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dialog_gen.core.files import replacing
+from dialog_gen.core.files import check_regular, replacing
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
@@ -20,6 +20,12 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
     with replacing(file) as part:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, part, metadata={"format": "pt"} if metadata is None else metadata)
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises OSError or SafetensorError if it cannot be read."""
+    check_regular(file)
+    return load_file(file)
 
 
 def sha256_of_weights(state: Mapping[str, Tensor]) -> str:

@@ -9,6 +9,9 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.core.files import read_regular
+
+_SHOWN_LENGTH = 200
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -44,26 +47,36 @@ def read_toml_model(path: Path, model: type[Model], what: str, overrides: Iterab
     content = read_toml(path, what)
     if "name" in model.model_fields:
         content = {"name": path.stem, **content}
+    overrides = list(overrides)
     apply_overrides(content, overrides)
-    return fit_model(content, model, f"{what} file {path}")
+    return fit_model(content, model, f"{what} file {path}", overrides)
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """The content of a TOML file. Raises UsageError if the file cannot be read or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_regular(path).decode())
     except OSError as error:
         raise UsageError(f"{what} file {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UsageError(f"{what} file {path} is nested too deeply.") from None
+    except ValueError as error:  # tomllib's own, text that is not UTF-8, an integer of too many digits
         raise UsageError(f"{what} file {path} is not valid TOML: {error}.") from None
 
 
-def fit_model(content: Mapping[str, Any], model: type[Model], where: str) -> Model:
-    """Validates the content. Raises UsageError, with a message that begins with `where`, if it does not fit."""
+def fit_model(content: Mapping[str, Any], model: type[Model], where: str, overrides: Iterable[str] = ()) -> Model:
+    """Validates the content, to which `overrides` were applied.
+
+    Raises UsageError if it does not fit. Its message begins with the overrides that set a wrong value or, if a wrong
+    value is not from them, with `where`.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{where}: {explain(error, model)}") from None
+        places = [_place(problem["loc"]) for problem in error.errors()]
+        keys = {override.partition("=")[0].strip(): override for override in overrides}
+        blamed = [next((repr(keys[key]) for key in keys if _is_within(place, key)), where) for place in places]
+        raise UsageError(f"{', '.join(dict.fromkeys(blamed))}: {explain(error, model)}") from None
 
 
 def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> None:
@@ -95,7 +108,9 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise UsageError(f"{override!r}: give the number of a table and a key, such as {tables[-1]}.1.KEY=VALUE.")
     try:
         place[last] = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except RecursionError:
+        raise UsageError(f"the value of {key.strip()} is nested too deeply.") from None
+    except ValueError:
         place[last] = value.strip()
 
 
@@ -103,7 +118,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One line that says why `model` rejected the settings."""
     problems: list[str] = []
     for problem in error.errors():
-        place = ".".join(str(part + 1) if isinstance(part, int) else part for part in problem["loc"])
+        place = _place(problem["loc"])
         message = re.sub("^Value error, ", "", problem["msg"])
         if problem["type"] == "extra_forbidden":
             message = f"unknown key; {did_you_mean(str(problem['loc'][-1]), _known_keys(model, problem['loc'][:-1]))}"
@@ -114,11 +129,29 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         elif problem["type"] == "union_tag_not_found":
             message = f"the key 'kind' is missing, got {', '.join(problem['input']) or 'nothing'}"
         elif problem["type"] in ("model_type", "model_attributes_type"):
-            message = f"a table is needed, got {problem['input']!r}"
+            message = f"a table is needed, got {_shown(problem['input'])}"
         elif isinstance(problem["input"], str | int | float):
-            message = f"{message}, got {problem['input']!r}"
+            message = f"{message}, got {_shown(problem['input'])}"
         problems.append(f"{place}: {message}" if place else message)
     return "; ".join(problems)
+
+
+def _shown(value: object) -> str:
+    """The value, short enough for a message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of too many digits, or a table nested too deeply
+        return f"a value of {len(f'{value:x}')} hexadecimal digits" if isinstance(value, int) else "a large value"
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """A pydantic error location in the form of an override's key."""
+    return ".".join(str(part + 1) if isinstance(part, int) else part for part in location)
+
+
+def _is_within(place: str, key: str) -> bool:
+    return place == key or place.startswith(f"{key}.")
 
 
 def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:

@@ -14,6 +14,10 @@ class NoDatasetError(UsageError):
         super().__init__(f"{location} {what}.")
 
 
+class DamagedConfigError(UsageError):
+    """The configuration of a dataset is missing or damaged."""
+
+
 class EmptyDatasetError(UsageError):
     """A dataset has no finished shard."""
 
@@ -21,18 +25,29 @@ class EmptyDatasetError(UsageError):
         super().__init__(f"{location} has no finished shard yet.")
 
 
-class UnreadableRowsError(UsageError):
-    """A Parquet file of the dataset is missing or damaged."""
-
-    def __init__(self, location: str, path: str, error: object) -> None:
-        super().__init__(f"{location}/{path} cannot be read ({error}).")
-
-
 class DamagedDatasetError(UsageError):
     """A shard does not match its manifest."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"{problem}.")
+
+
+class UnreadableRowsError(DamagedDatasetError):
+    """A Parquet file of the dataset is missing or damaged."""
+
+    def __init__(self, location: str, path: str, error: object) -> None:
+        super().__init__(f"{location}/{path} cannot be read ({error})")
+
+
+class RepeatedIdError(DamagedDatasetError):
+    """An id stands in more than one row; each shard by itself is as promised."""
+
+
+class BeingWrittenError(UsageError):
+    """A process is writing to a dataset, which therefore cannot be copied, or of which a shard cannot be read."""
+
+    def __init__(self, location: str, what: str = "") -> None:
+        super().__init__(f"a run is writing to {location}{what}: wait for it.")
 
 
 class OtherConfigError(UsageError):

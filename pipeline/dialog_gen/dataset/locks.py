@@ -1,7 +1,7 @@
 """Locks on a dataset folder: either one process writes alone, or several processes share it, each with its own shards.
 
     OUT              locked by every writer, exclusively or shared
-    OUT/.tmp         temporary files of an exclusive writer; with several writers:
+    OUT/.tmp         temporary files of an exclusive writer, which locks this folder, too; with several writers:
     OUT/.tmp/X/      temporary files of one writer, which locks this folder
     OUT/.tmp/S.lock  exists while shard S is being made; locked by the writer that makes it
 
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import lock_removable, locked_folder
+from dialog_gen.dataset.errors import BeingWrittenError
 from dialog_gen.dataset.folder import DatasetFolder
 
 TMP = ".tmp"
@@ -37,12 +38,42 @@ def lock_exclusively(folder: DatasetFolder) -> Generator[Path]:
         return
     with locked_folder(folder.local_root, "run"):
         tmp = folder.local_root / TMP
+        if tmp.is_file():
+            tmp.unlink()
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir()
+        lock = lock_removable(tmp, wait=True)
         try:
             yield tmp
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def is_being_written(folder: DatasetFolder) -> bool:
+    """Whether a process writes to a dataset folder now. False if the folder is not on local disk: nobody knows.
+
+    Asking does not get in the way of a writer that starts at the same time.
+    """
+    if folder.local_root is None:
+        return False
+    tmp = folder.local_root / TMP
+    with suppress(OSError):
+        for path in (tmp, *(path for path in tmp.iterdir() if path.is_dir())):
+            try:
+                lock = lock_removable(path)
+            except BlockingIOError:
+                return True
+            if lock is not None:
+                os.close(lock)
+    return False
+
+
+def refuse_while_written(folder: DatasetFolder) -> None:
+    """Raises BeingWrittenError if a process writes to the folder: a copy made now would be a mixture of old and new."""
+    if is_being_written(folder):
+        raise BeingWrittenError(folder.location)
 
 
 class Claims:
@@ -89,7 +120,7 @@ def lock_shared(folder: DatasetFolder, begin: Callable[[Path, bool], None]) -> G
         raise UsageError(f"{folder.location} is not on local disk: only one process at a time can write there.")
     tmp = folder.local_root / TMP
     with locked_folder(folder.local_root, "run", shared=True), ExitStack() as stack:
-        with _membership_lock(tmp):
+        with membership_lock(tmp):
             own = Path(tempfile.mkdtemp(dir=tmp))
             lock = lock_removable(own)
             assert lock is not None  # noqa: S101 - the folder is new, nobody else can have removed it
@@ -101,13 +132,13 @@ def lock_shared(folder: DatasetFolder, begin: Callable[[Path, bool], None]) -> G
 def _leave(tmp: Path, own: Path, lock: int) -> None:
     shutil.rmtree(own, ignore_errors=True)
     os.close(lock)
-    with suppress(OSError), _membership_lock(tmp, make=False):
+    with suppress(OSError), membership_lock(tmp, make=False):
         tmp.rmdir()  # fails while other writers use it
 
 
 @contextmanager
-def _membership_lock(tmp: Path, *, make: bool = True) -> Generator[None]:
-    """A lock on `tmp` that a shared writer takes while it starts and while it ends.
+def membership_lock(tmp: Path, *, make: bool = True) -> Generator[None]:
+    """A lock on `tmp` that a shared writer takes while it starts, while it ends, and for files that all of them write.
 
     Raises OSError if the folder cannot be created, or, without `make`, if it does not exist.
     """

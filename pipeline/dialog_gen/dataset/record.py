@@ -1,11 +1,12 @@
 """The record: the only definition of the columns of a dialogue dataset.
 
-There is one row per image. Rows that could not be used are in `rejects/`, with a schema of their own: nothing is
-dropped silently. Both load with `datasets.load_dataset("parquet", ...)`, and the Hub's viewer shows the images.
+There is one row per image, or per sample of several images. Rows that could not be used are in `rejects/`, with a
+schema of their own: nothing is dropped silently. Both load with `datasets.load_dataset("parquet", ...)`, and the Hub's
+viewer shows the images.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,16 @@ IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 PAIR_TYPE = pa.struct([("user", pa.string()), ("assistant", pa.string())])
 SAMPLING_TYPE = pa.struct(
     [("temperature", pa.float32()), ("top_p", pa.float32()), ("max_tokens", pa.int32()), ("seed", pa.int64())]
+)
+FURTHER_SAMPLING = ("top_k", "repetition_penalty", "stop")
+"""Fields of `sampling` that only datasets have whose configuration sets one of them, as a key in config.json."""
+FULL_SAMPLING_TYPE = pa.struct(
+    [
+        *SAMPLING_TYPE,
+        ("top_k", pa.int32()),
+        ("repetition_penalty", pa.float32()),
+        ("stop", pa.list_(pa.string())),
+    ]
 )
 GATE_TYPE = pa.struct([("gate", pa.string()), ("score", pa.float32()), ("marked", pa.bool_())])
 """What a quality gate says about a pair. `score` is null if the gate cannot score the pair; `marked` is true if the
@@ -48,8 +59,8 @@ def hub_schema(fields: list[pa.Field]) -> pa.Schema:
 
 _IDENTITY = [
     pa.field("image_id", pa.string(), nullable=False),  # unique in the dataset, stable: the source's own key
-    pa.field("image_sha256", pa.string(), nullable=False),  # of the image's bytes as stored; equal for duplicates
-    pa.field("images", pa.list_(IMAGE_TYPE)),  # the image as read, not decoded; may be left out when published
+    pa.field("image_sha256", pa.string(), nullable=False),  # of the bytes as stored (`sha256_images`)
+    pa.field("images", pa.list_(IMAGE_TYPE)),  # as read, not decoded; may be left out when published
     pa.field("url", pa.string()),
     pa.field("source_sha256", pa.string()),  # of the bytes that `url` served, if a downloader re-encoded them
     pa.field("caption", pa.string()),  # the source's caption; never part of a prompt
@@ -74,10 +85,17 @@ _QUALITY = [
 PAIR_COLUMNS = ("answer_logprobs", "gates")
 """Columns that have one entry per question-answer pair if they are not null."""
 
-DIALOGUES: pa.Schema = hub_schema(
-    [*_IDENTITY, pa.field("texts", pa.list_(PAIR_TYPE), nullable=False), *_QUALITY, *_PROVENANCE]
-)
+_TEXTS = [pa.field("texts", pa.list_(PAIR_TYPE), nullable=False)]
+DIALOGUES: pa.Schema = hub_schema([*_IDENTITY, *_TEXTS, *_QUALITY, *_PROVENANCE])
 """Accepted rows: `data/*.parquet`. `texts` are the QA pairs in order."""
+
+STATEMENTS = "statements"
+"""A column that only datasets have whose protocol asks for it: for each pair a sentence that says what question and
+answer say, null where the model gave none. It is also the key in config.json of these datasets."""
+_WITH_STATEMENTS = hub_schema(
+    [*_IDENTITY, *_TEXTS, pa.field(STATEMENTS, pa.list_(pa.string())), *_QUALITY, *_PROVENANCE]
+)
+
 
 REJECTS: pa.Schema = hub_schema(
     [
@@ -93,8 +111,59 @@ REJECTS: pa.Schema = hub_schema(
 )
 """Rows that could not be used: `rejects/*.parquet`."""
 
+
+def _with_full_sampling(schema: pa.Schema) -> pa.Schema:
+    place = schema.get_field_index("sampling")
+    return hub_schema(list(schema.set(place, pa.field("sampling", FULL_SAMPLING_TYPE, nullable=False))))
+
+
+_SCHEMAS = {
+    (kind, full): _with_full_sampling(schema) if full else schema
+    for kind, schema in (("dialogues", DIALOGUES), (STATEMENTS, _WITH_STATEMENTS), ("rejects", REJECTS))
+    for full in (False, True)
+}
+
+
+def dialogues_schema(columns: Collection[str], sampling: Collection[str] = ()) -> pa.Schema:
+    """The schema of accepted rows that have these columns: that of the dialogues, with the optional ones among them.
+
+    `sampling` are the fields of the column `sampling`, which may have the optional ones too.
+    """
+    return _SCHEMAS[STATEMENTS if STATEMENTS in columns else "dialogues", has_further_sampling(sampling)]
+
+
+def rejects_schema(sampling: Collection[str] = ()) -> pa.Schema:
+    """The schema of rows that could not be used; `sampling` as for `dialogues_schema`."""
+    return _SCHEMAS["rejects", has_further_sampling(sampling)]
+
+
+def has_further_sampling(names: Collection[str]) -> bool:
+    """Whether one of the optional fields of `sampling` is among these names."""
+    return any(name in names for name in FURTHER_SAMPLING)
+
+
+def sampling_fields(*settings: Collection[str]) -> tuple[str, ...]:
+    """The fields of the column `sampling` in a dataset whose protocols have these settings, as config.json names them.
+
+    They are the keys of config.json itself, and those of each of its `fallbacks`.
+    """
+    full = any(map(has_further_sampling, settings))
+    return tuple(field.name for field in (FULL_SAMPLING_TYPE if full else SAMPLING_TYPE))
+
+
+def stored_sampling(schema: pa.Schema) -> tuple[str, ...]:
+    """The fields of the column `sampling` in a file with this schema; none if it lacks the column."""
+    kind = schema.field("sampling").type if "sampling" in schema.names else pa.struct([])
+    return tuple(field.name for field in kind) if pa.types.is_struct(kind) else ()
+
+
 # Columns in which two runs with the same input and configuration may differ.
 VOLATILE_COLUMNS = ("created_at", "engine_version")
+
+
+def stored_images(row: Mapping[str, Any]) -> list[bytes]:
+    """The bytes of the images of a row, in order; empty if they were left out. Needs the column `images`."""
+    return [image["bytes"] for image in row["images"] or () if image["bytes"] is not None]
 
 
 def marking_gates(scores: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -102,7 +171,13 @@ def marking_gates(scores: Iterable[Mapping[str, Any]]) -> list[str]:
     return [score["gate"] for score in scores if score["marked"]]
 
 
+def kept_places(row: Mapping[str, Any]) -> list[int]:
+    """The numbers of the pairs that no gate marks; of all pairs if no gate was applied."""
+    gates = row["gates"] or [()] * len(row["texts"])
+    pairs = zip(row["texts"], gates, strict=True)
+    return [place for place, (_, scores) in enumerate(pairs) if not marking_gates(scores)]
+
+
 def kept_pairs(row: Mapping[str, Any]) -> list[dict[str, str]]:
     """The pairs of a row that no gate marks; all pairs if no gate was applied. Needs columns `texts` and `gates`."""
-    gates = row["gates"] or [()] * len(row["texts"])
-    return [pair for pair, scores in zip(row["texts"], gates, strict=True) if not marking_gates(scores)]
+    return [row["texts"][place] for place in kept_places(row)]

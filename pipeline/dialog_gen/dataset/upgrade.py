@@ -10,11 +10,11 @@ from pathlib import Path
 
 from dialog_gen.core.errors import FailedCheckError
 from dialog_gen.core.hashing import sha256_json
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import UPGRADE, DatasetFolder, ShardManifest, Upgrade, open_dataset, upgraded, version_of
 from dialog_gen.dataset.locks import lock_exclusively
 from dialog_gen.dataset.record import SCHEMA_VERSION
-from dialog_gen.dataset.verify import damage
 from dialog_gen.dataset.versions import schema_of
 from dialog_gen.dataset.writer import DatasetWriter
 
@@ -32,7 +32,10 @@ class UpgradeSummary:
     def __str__(self) -> str:
         if self.from_version == self.to_version:
             return f"{self.location}: version {self.to_version} of the record, nothing to do"
-        return f"{self.location}: {self.shards} shards upgraded from version {self.from_version} to {self.to_version}"
+        return (
+            f"{self.location}: {count_of(self.shards, 'shard')} upgraded from version {self.from_version} to "
+            f"{self.to_version}"
+        )
 
 
 def upgrade(dataset: str | Path, *, on_progress: OnProgress = ignore_progress) -> UpgradeSummary:
@@ -57,13 +60,14 @@ def upgrade(dataset: str | Path, *, on_progress: OnProgress = ignore_progress) -
         if before.schema_version != SCHEMA_VERSION:
             writer.put_json(UPGRADE, before.model_dump())
             writer.put_json("config.json", upgraded(config))
+        writer.remove_leftovers()
         names, damaged, done = folder.shards(), list[str](), 0
         for number, name in enumerate(names):
             on_progress("upgrading shards", number, len(names))
             manifest = folder.manifest(name)
             if manifest is not None and manifest.config_sha256 == writer.config_sha256:
-                writer.remove_replaced(manifest)
-            elif (
+                continue
+            if (
                 manifest is None
                 or manifest.config_sha256 != before.config_sha256
                 or not _upgraded(writer, manifest, before)
@@ -80,14 +84,15 @@ def upgrade(dataset: str | Path, *, on_progress: OnProgress = ignore_progress) -
 def _refuse_damaged(location: str, shards: list[str]) -> None:
     if shards:
         raise FailedCheckError(
-            f"{len(shards)} shards of {location} are damaged and were not upgraded, first {shards[0]}: the command "
-            "that made the dataset makes them anew; all others are upgraded."
+            f"{count_of(len(shards), 'shard')} of {location} {'is' if len(shards) == 1 else 'are'} damaged and "
+            f"not upgraded, first {shards[0]}; all "
+            f"others are upgraded: `dialog-gen repair {location}` sets aside what is damaged and makes it anew."
         )
 
 
 def _upgraded(writer: DatasetWriter, manifest: ShardManifest, before: Upgrade) -> bool:
     """Upgrades a shard. Returns False, and changes nothing, if the shard is damaged."""
-    if any(damage(writer, entry) for entry in manifest.files):
+    if any(writer.damage(entry) for entry in manifest.files):
         return False
     parts = [
         part

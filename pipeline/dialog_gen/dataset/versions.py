@@ -13,7 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dialog_gen.core.parquet import open_parquet
-from dialog_gen.dataset.record import DIALOGUES, PAIR_COLUMNS, REJECTS, SCHEMA_VERSION
+from dialog_gen.dataset.record import (
+    DIALOGUES,
+    PAIR_COLUMNS,
+    REJECTS,
+    SCHEMA_VERSION,
+    STATEMENTS,
+    dialogues_schema,
+    rejects_schema,
+    stored_sampling,
+)
 
 _GATES_OF_VERSION_2 = (
     *("empty", "repetition", "truncation", "leak", "near_duplicate", "set_duplicate", "yes_bias", "language"),
@@ -41,22 +50,32 @@ _SCHEMAS: dict[int, tuple[pa.Schema, pa.Schema]] = {
 }
 
 
-def schema_of(path: str, version: int) -> pa.Schema:
-    """The schema of a file (data/* or rejects/*) in a version of the record."""
-    accepted, rejects = _SCHEMAS[version]
-    return accepted if path.startswith("data/") else rejects
+def schema_of(path: str, version: int, stored: pa.Schema | None = None) -> pa.Schema:
+    """The schema of a file (data/* or rejects/*) in a version of the record.
+
+    `stored` is the schema that the file has: of the record's optional columns and fields, its own are in the result.
+    """
+    if version != SCHEMA_VERSION or stored is None:
+        return _SCHEMAS[version][not path.startswith("data/")]
+    return _current(stored, rejects=not path.startswith("data/"))
+
+
+def _current(stored: pa.Schema, *, rejects: bool) -> pa.Schema:
+    sampling = stored_sampling(stored)
+    return rejects_schema(sampling) if rejects else dialogues_schema(stored.names, sampling)
 
 
 def pair_columns(version: int) -> list[str]:
     """The columns that have one entry per question-answer pair if they are not null."""
     names = [*PAIR_COLUMNS, *(field.name for field in _QUALITY_OF_VERSION_2)]
-    return [name for name in names if name in _SCHEMAS[version][0].names]
+    optional = [STATEMENTS] if version == SCHEMA_VERSION else []
+    return [*(name for name in names if name in _SCHEMAS[version][0].names), *optional]
 
 
 def is_known(path: str, schema: pa.Schema) -> bool:
     """Whether the file's columns are exactly those of some version, in the same order."""
     found = _types(schema)
-    return any(found == _types(schema_of(path, version)) for version in _SCHEMAS)
+    return any(found == _types(schema_of(path, version, schema)) for version in _SCHEMAS)
 
 
 def _types(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
@@ -74,7 +93,7 @@ class RowFile:
         self.parquet: pq.ParquetFile = open_parquet(file)
         stored: list[str] = self.parquet.schema_arrow.names
         self._stored = stored
-        self._schema = REJECTS if "status" in stored else DIALOGUES
+        self._schema = _current(self.parquet.schema_arrow, rejects="status" in stored)
         added = [name for name in self._schema.names if name in _SINCE_VERSION_2 and name not in stored]
         self.names = [*stored, *added]
         """The columns that can be read."""

@@ -6,48 +6,27 @@ of the dataset and is written again.
 """
 
 import json
-import os
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.files import fsync, put_file, writing
-from dialog_gen.core.hashing import sha256_json, sha256_of
-from dialog_gen.dataset.errors import OlderVersionError, OtherConfigError, differing_keys
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, other_name, upgraded, version_of
-from dialog_gen.dataset.intact import footer
-from dialog_gen.dataset.locks import TMP, Claims, lock_exclusively, lock_shared
-from dialog_gen.dataset.record import DIALOGUES, REJECTS, SCHEMA_VERSION
-
-# The Hub's viewer cannot show larger row groups of images. A writer keeps at most this number of rows in memory.
-ROWS_PER_GROUP = 100
-_writing = partial(writing, left="finished shards are kept")
-
-
-class WorkUnit(Protocol):
-    """The input of a shard, as far as the writer needs to know it."""
-
-    @property
-    def name(self) -> str:
-        """The shard's name: unique in the dataset, stable, and fit for a file name."""
-        ...
-
-    @property
-    def count(self) -> int:
-        """The number of rows that the shard will have."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of everything that the rows are made from; if it changes, the shard is made again."""
-        ...
+from dialog_gen.core.files import fsync, put_file
+from dialog_gen.core.hashing import sha256_json
+from dialog_gen.core.read_ahead import ReadAhead
+from dialog_gen.dataset.command import COMMAND, Command, recorded_command, updated
+from dialog_gen.dataset.errors import DamagedConfigError, OlderVersionError, OtherConfigError, differing_keys
+from dialog_gen.dataset.folder import DatasetFolder, ShardManifest, other_name, upgraded, version_of
+from dialog_gen.dataset.locks import TMP, Claims, lock_exclusively, lock_shared, membership_lock
+from dialog_gen.dataset.readme import README, described, readme_of
+from dialog_gen.dataset.record import SCHEMA_VERSION
+from dialog_gen.dataset.rewriting import stage_changed, stage_tables
+from dialog_gen.dataset.shard_writer import StagedShard, Staging, WorkUnit, writing_shards
 
 
 class DatasetWriter(DatasetFolder):
@@ -59,18 +38,46 @@ class DatasetWriter(DatasetFolder):
         self.config_sha256 = sha256_json(config)
         self.tmp = tmp
         self._claims = claims
+        self._ahead: ReadAhead[tuple[ShardManifest | None, bool]] | None = None
+        self._changed = set[str]()
+        """Shards that this writer changed: what was read ahead may be older."""
+        self._describing = threading.Lock()
+        self._described = frozenset[str]()
+        """The folders that README.md is known to tell about."""
 
     def is_complete(self, shard: WorkUnit) -> bool:
         """Whether the shard exists, made from the same input. More rows than the unit has are fine: they are kept."""
+        return self.finished(shard) is not None
+
+    def finished(self, shard: WorkUnit) -> ShardManifest | None:
+        """The manifest of a shard that is complete (`is_complete`); None if it is not."""
         found = self.completed(shard.name, shard.fingerprint)
-        return found is not None and found.images >= shard.count
+        return found if found is not None and found.images >= shard.count else None
 
     def completed(self, shard: str, fingerprint: str) -> ShardManifest | None:
         """The manifest of a shard; None if the input or the configuration is another one, or a file is missing."""
-        found = self.manifest(shard)
+        found, is_whole = self._stored(shard)
         if found is None or (found.config_sha256, found.input_fingerprint) != (self.config_sha256, fingerprint):
             return None
-        return found if all(self.size(entry.path) == entry.bytes for entry in found.files) else None
+        return found if is_whole else None
+
+    def _stored(self, shard: str) -> tuple[ShardManifest | None, bool]:
+        """The manifest of a shard, and whether its files are there. At a URL, it is read before it is asked for."""
+        if self.local_root is not None or shard in self._changed:
+            return self._read_stored(shard)
+        if self._ahead is None:
+            self._ahead = ReadAhead(self.shards(), self._read_stored, threads=self.requests)
+        return self._ahead.get(shard) if shard in self._ahead else (None, False)
+
+    def _read_stored(self, shard: str) -> tuple[ShardManifest | None, bool]:
+        found = self.manifest(shard)
+        return found, found is not None and all(self.size(entry.path) == entry.bytes for entry in found.files)
+
+    def update_unused(self, found: ShardManifest, unused: Mapping[str, int]) -> None:
+        """Brings the count of what is not used in a manifest up to date; rewrites the manifest only."""
+        if found.unused != unused:
+            found = found.model_copy(update={"unused": dict(unused)})
+            self.put_json(f"shards/{found.shard}.json", found.model_dump())
 
     def claim(self, shard: WorkUnit) -> bool:
         """Claims a shard. Returns False if the shard is complete or if another writer is making it.
@@ -79,7 +86,7 @@ class DatasetWriter(DatasetFolder):
         """
         if self._claims is None:
             return not self.is_complete(shard)
-        with _writing(self.location):
+        with writing_shards(self.location):
             if not self._claims.take(shard.name):
                 return False
         # Another writer may have completed it just before the claim.
@@ -88,37 +95,81 @@ class DatasetWriter(DatasetFolder):
             return False
         return True
 
-    def engine_log(self) -> Path:
-        """Creates an empty local file for the engine's output; with several writers, each has its own."""
-        name = "engine.log" if self._claims is None else f"engine-{os.getpid()}.log"
-        log = (self.local_root or self.tmp) / name
-        with _writing(self.location):
-            log.write_bytes(b"")
-        return log
+    def reader(self) -> DatasetFolder:
+        """The same folder for reading; plain data, which can be sent to another process."""
+        return DatasetFolder(self.location)
+
+    def staging(self, log_name: str = "engine", *, apart: bool = False) -> Staging:
+        """Where the files of shards are put before they are committed; removed when the writer is closed."""
+        return Staging(
+            location=self.location,
+            config_sha256=self.config_sha256,
+            folder=self.tmp,
+            logs=self.local_root or self.tmp,
+            log_name=log_name,
+            apart=apart,
+        )
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """Only one of several writers is in such a block at a time; on local disk."""
+        with ExitStack() as stack:
+            if self._claims is not None:
+                with writing_shards(self.location):
+                    stack.enter_context(membership_lock(self.tmp.parent))
+            yield
 
     def put(self, name: str, file: Path) -> None:
         """Moves (or uploads) a finished local file into the dataset folder as `name`, atomically."""
-        with _writing(self.location):
+        self._note_change(name)
+        with writing_shards(self.location):
             if self.local_root is None:
                 self.fs.put_file(str(file), self._path(name))
                 file.unlink()
             else:
                 put_file(file, self.local_root / name)
 
+    def _note_change(self, name: str) -> None:
+        if self.local_root is None and name.startswith("shards/"):
+            self._changed.add(name.removeprefix("shards/").removesuffix(".json"))
+
     def put_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a small JSON file, atomically."""
+        self.put_bytes(name, f"{json.dumps(value, indent=2)}\n".encode())
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        """Writes a small file, atomically."""
         part = self.tmp / name.replace("/", "-")
-        with _writing(self.location):
-            with part.open("w", encoding="utf-8") as file:
-                json.dump(value, file, indent=2)
-                file.write("\n")
+        with writing_shards(self.location):
+            part.write_bytes(content)
             fsync(part)
         self.put(name, part)
 
     def remove(self, name: str) -> None:
         """Removes a file if it exists."""
-        with _writing(self.location), suppress(FileNotFoundError):
+        self._note_change(name)
+        with writing_shards(self.location), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
+
+    def record_command(self, made_by: Command) -> None:
+        """Writes command.json if it changes."""
+        before = recorded_command(self)
+        if (now := updated(before, made_by)) != before:
+            self.put_json(COMMAND, now.to_json())
+
+    def record_gates(self, settings: Mapping[str, Any]) -> None:
+        """Writes the settings of the applied gates to command.json, if there is one."""
+        before = recorded_command(self)
+        if before is not None and before.gates != settings:
+            self.put_json(COMMAND, before.model_copy(update={"gates": dict(settings)}).to_json())
+
+    def move(self, name: str, target: str) -> None:
+        """Renames a file or a folder with its content; at a URL it is copied first and removed then."""
+        with writing_shards(self.location):
+            if self.local_root is None:
+                self.fs.mv(self._path(name), self._path(target), recursive=True)
+            else:
+                put_file(self.local_root / name, self.local_root / target)
 
     def rewrite(
         self,
@@ -128,77 +179,81 @@ class DatasetWriter(DatasetFolder):
         parts: Sequence[str] = ("data",),
         **update: Any,
     ) -> ShardManifest:
-        """Rewrites rows of a finished shard, one row group at a time; the shard changes completely or not at all.
+        """Rewrites rows of a finished shard, as `stage_changed` does; the shard changes completely or not at all.
 
-        `change` takes each row group of `parts` ("data", "rejects") in order, as rows of the current version, and
-        returns the same number of rows. `update` contains the fields of the manifest to change. Returns the new
-        manifest. Raises UsageError for a file that cannot be read or whose columns are not those of the record.
+        Returns the new manifest. Raises what `stage_changed` raises, and leaves the shard as it is then.
         """
-        files = [
-            self._rewritten(manifest.shard, entry, change) if entry.path.partition("/")[0] in parts else entry
-            for entry in manifest.files
-        ]
-        manifest = manifest.model_copy(update={"files": files, **update})
+        return self.replace(stage_changed(self, self.staging(), manifest, change, parts=parts, **update))
+
+    def replace(self, staged: StagedShard) -> ShardManifest:
+        """Commits the changed rows of a finished shard; returns its new manifest."""
+        manifest = staged.manifest
+        for name in (*staged.files, *staged.uploaded):
+            self._put_staged(staged, name)
         self.put_json(f"shards/{manifest.shard}.json", manifest.model_dump())
         self.remove_replaced(manifest)
         return manifest
 
-    def _rewritten(self, shard: str, old: FileEntry, change: Callable[[pa.Table], pa.Table]) -> FileEntry:
-        footer(self, old)
-        part = _Part(self.tmp, old.path.partition("/")[0], shard, target=other_name(old.path))
-        for table in self.row_groups(old):
-            changed = change(table)
-            with _writing(self.location):
-                part.write(changed)
-        with _writing(self.location):
-            entry = part.close()
-        assert entry is not None  # noqa: S101 - a file without rows has no entry
-        if entry.rows != old.rows:
-            raise ValueError(f"{shard}: {entry.rows} of {old.rows} rows")
-        self.put(entry.path, part.path)
-        return entry
+    def _put_staged(self, staged: StagedShard, name: str) -> None:
+        if name in staged.uploaded:
+            self.move(staged.uploaded[name], name)
+        else:
+            self.put(name, staged.files[name])
 
     def remove_replaced(self, manifest: ShardManifest) -> None:
         """Removes the files that `rewrite` replaced. A process that was killed may have left them."""
         for entry in manifest.files:
             self.remove(other_name(entry.path))
 
+    def remove_leftovers(self) -> None:
+        """Removes the files that `rewrite` replaced in any shard, and that a process that was killed left."""
+        for part in ("data", "rejects"):
+            # One listing: an object store takes long to say that a file is not there.
+            names = set(self.names(part))
+            for path in (f"{part}/{name}" for name in names):
+                other = other_name(path)
+                both = other.removeprefix(f"{part}/") in names
+                if both and self.owner(path) is None and self.owner(other) is not None:
+                    self.remove(path)
+
     def write_shard(
         self, manifest: ShardManifest, data: Iterable[pa.Table], rejects: Iterable[pa.Table]
     ) -> ShardManifest:
-        """Writes a shard from iterables of tables, one row group per table; the shard is complete or does not appear.
+        """Writes a shard as `stage_tables` does, and raises what that raises; it is complete or does not appear."""
+        return self.commit(stage_tables(self.staging(), manifest, data, rejects))
 
-        `manifest` is complete except for its files. Raises ValueError if the number of rows differs from its counts.
-        """
-        parts = [_Part(self.tmp, name, manifest.shard) for name in ("data", "rejects")]
-        with _writing(self.location):
-            for part, tables in zip(parts, (data, rejects), strict=True):
-                for table in tables:
-                    part.write(table)
-        rows = [part.rows for part in parts]
-        if rows != [manifest.accepted, manifest.rejected + manifest.unreadable]:
-            raise ValueError(f"{manifest.shard}: the numbers of rows {rows} differ from the manifest's counts")
-        return self.commit(manifest, parts)
-
-    def commit(self, manifest: ShardManifest, parts: Sequence["_Part"]) -> ShardManifest:
-        """Adds the written files to the dataset; returns the manifest with these files."""
+    def commit(self, staged: StagedShard) -> ShardManifest:
+        """Adds a staged shard to the dataset; returns its manifest. Several threads may commit different shards."""
+        manifest = staged.manifest
         # From here until the new manifest is written, the shard counts as not done.
         self.remove(f"shards/{manifest.shard}.json")
-        files: list[FileEntry] = []
-        for part in parts:
-            with _writing(self.location):
-                entry = part.close()
-            if entry is None:
-                self.remove(part.target)
+        for name in (f"{folder}/{manifest.shard}.parquet" for folder in ("data", "rejects")):
+            if name in staged.uploaded or name in staged.files:
+                self._put_staged(staged, name)
             else:
-                self.put(entry.path, part.path)
-                files.append(entry)
-            self.remove(other_name(part.target))
-        manifest = manifest.model_copy(update={"files": files})
+                self.remove(name)
+            self.remove(other_name(name))
         self.put_json(f"shards/{manifest.shard}.json", manifest.model_dump())
         if self._claims is not None:
             self._claims.release(manifest.shard)
+        self._describe({entry.path.partition("/")[0] for entry in manifest.files})
         return manifest
+
+    def _describe(self, parts: Collection[str]) -> None:
+        """Writes README.md if it is not there, or does not tell about these folders; another README.md stays."""
+        with self._describing:
+            if self._described.issuperset(parts):
+                return
+            try:
+                before = described(self.read(README))
+            except FileNotFoundError:
+                before = frozenset[str]()
+            except IsADirectoryError:
+                before = None
+            self._described = self._described.union(parts if before is None else before)
+            if not self._described.issuperset(parts):
+                self._described = self._described.union(parts)
+                self.put_bytes(README, readme_of(self._described))
 
     def drop(self, shard: str) -> None:
         """Removes a shard from the dataset."""
@@ -209,12 +264,14 @@ class DatasetWriter(DatasetFolder):
 
 
 @contextmanager
-def open_writer(location: str, config: Mapping[str, Any], *, shared: bool = False) -> Generator[DatasetWriter]:
+def open_writer(
+    location: str, config: Mapping[str, Any], *, made_by: Command | None = None, shared: bool = False
+) -> Generator[DatasetWriter]:
     """Locks a dataset folder for writing and yields its writer. All rows of a dataset have one configuration.
 
     By default one process can write at a time. With `shared` (local disk only), several processes that all set it can
     write at the same time, each the shards that it claims (`DatasetWriter.claim`). Removes the temporary files of
-    writers that were killed.
+    writers that were killed. `made_by` is recorded in command.json, for `repair`.
 
     Raises UsageError if another process has a lock that excludes this one, or if the folder contains something else
     than a dataset; OtherConfigError if the dataset has another configuration; OlderVersionError if it has an older
@@ -224,26 +281,54 @@ def open_writer(location: str, config: Mapping[str, Any], *, shared: bool = Fals
     if version_of(config) != SCHEMA_VERSION:
         raise OlderVersionError(location, version_of(config))
     with ExitStack() as stack:
-        with _writing(location):
+        with writing_shards(location):
             if shared:
-                tmp = stack.enter_context(
-                    lock_shared(folder, lambda tmp, alone: _begin(DatasetWriter(location, config, tmp), config, alone))
-                )
+                tmp = stack.enter_context(lock_shared(folder, partial(_begin_shared, location, config, made_by)))
                 claims = Claims(tmp.parent)
                 stack.callback(claims.release_all)
                 writer = DatasetWriter(location, config, tmp, claims)
             else:
                 writer = DatasetWriter(location, config, stack.enter_context(lock_exclusively(folder)))
-                _begin(writer, config, alone=True)
+                _begin(writer, config, made_by, alone=True)
         yield writer
 
 
-def _begin(writer: DatasetWriter, config: Mapping[str, Any], alone: bool) -> None:
-    if writer.exists("config.json"):
-        _refuse_other(writer, config, alone=alone)
-    elif found := [name for name in writer.list("") if name != TMP]:
-        raise UsageError(f"{writer.location} is no dataset folder, it holds {found[0]!r}: choose another folder.")
+def _begin_shared(location: str, config: Mapping[str, Any], made_by: Command | None, tmp: Path, alone: bool) -> None:
+    _begin(DatasetWriter(location, config, tmp), config, made_by, alone=alone)
+
+
+def _begin(writer: DatasetWriter, config: Mapping[str, Any], made_by: Command | None, *, alone: bool) -> None:
+    try:
+        _refuse_foreign(writer, config, alone=alone)
+    except DamagedConfigError:
+        # The shards themselves say whether this is the configuration that they were made with.
+        manifests = (writer.manifest(name) for name in writer.shards())
+        if {manifest.config_sha256 for manifest in manifests if manifest} != {writer.config_sha256}:
+            raise
     writer.put_json("config.json", config)
+    if made_by is not None:
+        writer.record_command(made_by.model_copy(update={"config": dict(config)}))
+
+
+def _refuse_foreign(folder: DatasetFolder, config: Mapping[str, Any], *, alone: bool) -> None:
+    if folder.exists("config.json"):
+        _refuse_other(folder, config, alone=alone)
+    elif folder.shards():
+        DatasetFolder.existing(folder.location)
+    else:
+        _refuse_full(folder)
+
+
+def _refuse_full(folder: DatasetFolder) -> None:
+    if found := [name for name in folder.list("") if name != TMP]:
+        raise UsageError(f"{folder.location} is no dataset folder, it holds {found[0]!r}: choose another folder.")
+
+
+def check_free(location: str) -> None:
+    """Raises UsageError, as `open_writer` does, if the folder is neither empty nor a dataset; changes nothing."""
+    folder = DatasetFolder(location)
+    if not folder.exists("config.json") and not folder.shards():
+        _refuse_full(folder)
 
 
 def check_config(location: str, config: Mapping[str, Any]) -> None:
@@ -254,106 +339,22 @@ def check_config(location: str, config: Mapping[str, Any]) -> None:
 
 
 def _refuse_other(folder: DatasetFolder, wanted: Mapping[str, Any], *, alone: bool = True) -> None:
-    found = folder.config()
-    # Without any row, no rows can be mixed: a first run with wrong settings must not block the folder.
+    # Without any row, no rows can be mixed: neither a first run with wrong settings, nor a damaged file that it left,
+    # must block the folder.
     if alone and not folder.shards():
+        _refuse_other_program(folder, wanted)
         return
+    found = folder.config()
     if differing_keys(upgraded(found), wanted):
         raise OtherConfigError(folder.location, found=upgraded(found), wanted=wanted)
     if not folder.is_current():
         raise OlderVersionError(folder.location, min(folder.versions().values()))
 
 
-class ShardWriter:
-    """Takes the rows of a shard in any order and writes them in the order of the input.
-
-    A row stays in memory only until all rows before it have arrived. Not thread-safe.
-    """
-
-    def __init__(self, dataset: DatasetWriter, unit: WorkUnit) -> None:
-        """Prepares the shard of `unit`; the first row creates a file."""
-        self._dataset, self._unit = dataset, unit
-        self._waiting: dict[int, tuple[str, dict[str, Any]]] = {}
-        self._next = 0
-        self._parts = {name: _Part(dataset.tmp, name, unit.name) for name in ("data", "rejects")}
-        self._counts = Counter[str]()
-        self._reasons = {"rejected": Counter[str](), "unreadable": Counter[str]()}
-        self._output_tokens = 0
-
-    def add(self, index: int, row: dict[str, Any], output_tokens: int) -> None:
-        """Adds row number `index` of the shard; a row that has a `status` is a reject."""
-        status = row.get("status", "accepted")
-        self._counts[status] += 1
-        if status != "accepted":
-            self._reasons[status][row["reason"]] += 1
-        self._output_tokens += output_tokens
-        self._waiting[index] = ("data" if status == "accepted" else "rejects", row)
-        with _writing(self._dataset.location):
-            while self._next in self._waiting:
-                part, ready = self._waiting.pop(self._next)
-                self._parts[part].add(ready)
-                self._next += 1
-
-    def commit(self) -> ShardManifest:
-        """Adds the shard to the dataset. Raises ValueError if a row is missing."""
-        if self._next != self._unit.count:
-            raise ValueError(f"{self._unit.name}: {self._next} of {self._unit.count} rows")
-        manifest = ShardManifest(
-            shard=self._unit.name,
-            config_sha256=self._dataset.config_sha256,
-            input_fingerprint=self._unit.fingerprint,
-            images=self._unit.count,
-            accepted=self._counts["accepted"],
-            rejected=self._counts["rejected"],
-            unreadable=self._counts["unreadable"],
-            reasons={status: dict(sorted(reasons.items())) for status, reasons in self._reasons.items()},
-            output_tokens=self._output_tokens,
-            files=[],
-        )
-        return self._dataset.commit(manifest, list(self._parts.values()))
-
-
-class _Part:
-    """A Parquet file that is being written; the first row group creates it."""
-
-    def __init__(self, tmp: Path, folder: str, shard: str, *, target: str | None = None) -> None:
-        self.target = target or f"{folder}/{shard}.parquet"
-        self.path = tmp / f"{folder}-{shard}.parquet"
-        self._schema = DIALOGUES if folder == "data" else REJECTS
-        self._rows: list[dict[str, Any]] = []
-        self.rows = 0
-        self._writer: pq.ParquetWriter | None = None
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        if len(self._rows) == ROWS_PER_GROUP:
-            self._flush()
-
-    def close(self) -> FileEntry | None:
-        if self._rows:
-            self._flush()
-        if self._writer is None:
-            return None
-        self._writer.close()
-        fsync(self.path)
-        return FileEntry(path=self.target, rows=self.rows, bytes=self.path.stat().st_size, sha256=sha256_of(self.path))
-
-    def write(self, table: pa.Table) -> None:
-        """Writes a table as one row group."""
-        self._writer = self._writer or self._open()
-        self._writer.write_table(table.cast(self._schema))
-        self.rows += table.num_rows
-
-    def _flush(self) -> None:
-        self.write(pa.Table.from_pylist(self._rows, self._schema))
-        self._rows = []
-
-    def _open(self) -> pq.ParquetWriter:
-        # A dictionary would copy every image in memory once more; captions and answers gain nothing from it.
-        repeated: Any = [name for name in self._schema.names if name in _REPEATED]
-        return pq.ParquetWriter(
-            self.path, self._schema, compression="zstd", use_dictionary=repeated, write_page_index=True
-        )
-
-
-_REPEATED = ("model", "model_revision", "engine", "engine_version", "protocol", "prompt_sha256", "status", "reason")
+def _refuse_other_program(folder: DatasetFolder, wanted: Mapping[str, Any]) -> None:
+    """Raises UsageError if config.json is another program's, such as a model's."""
+    with suppress(DamagedConfigError):
+        if "schema_version" in wanted and "schema_version" not in folder.config():
+            raise UsageError(
+                f"{folder.location} is no dataset folder, its config.json says something else: choose another folder."
+            )

@@ -10,16 +10,17 @@ import re
 import shutil
 import tarfile
 from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import combinations, product
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar, Final
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.files import write_json, writing
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.folder import KEPT, locked, read_json, work_folder
 from dialog_gen.download.http import FetchPolicy
@@ -34,6 +35,8 @@ from dialog_gen.download.manifests import (
     NonEmpty,
     PathBelow,
     SourceFile,
+    check_places_differ,
+    file_name_of,
     of_split,
 )
 from dialog_gen.download.resumable import digest, fetch_file, remove
@@ -42,6 +45,10 @@ from dialog_gen.sources.images import IMAGE_EXTENSIONS
 
 ARCHIVE_EXTENSIONS: Final = (".zip", ".tar", ".tar.gz", ".tgz")
 
+MAX_TARS: Final = 1_000_000
+"""The largest number of tars in a split, so that a slip in a range is an error and not endless work."""
+
+_MAX_DIGITS: Final = 18
 _RANGE: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _IMAGE_ENDINGS: Final = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
@@ -67,7 +74,7 @@ class FilesSummary(DownloadSummary):
         return {**asdict(self), "out": str(self.out)}
 
     def __str__(self) -> str:
-        images = "" if self.images is None else f", {self.images} images"
+        images = "" if self.images is None else f", {count_of(self.images, 'image')}"
         done = f"{self.fetched_bytes / 1e6:,.1f} MB fetched" if self.fetched_bytes else "complete already"
         commands = {
             "images": "dialog-gen run",
@@ -76,7 +83,7 @@ class FilesSummary(DownloadSummary):
             "classification": "dialog-eval classify",
         }
         hints = [f"  {commands[use]} {options} ..." for use, options in self.uses.items()]
-        return "\n".join([f"{self.out}: {self.files} files{images}; {done}", *hints])
+        return "\n".join([f"{self.out}: {count_of(self.files, 'file')}{images}; {done}", *hints])
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +129,7 @@ class PublishedFiles(DownloadSource):
         )
 
     @abstractmethod
-    def items(self, manifest: str, split: str, limit: int | None) -> list[_Item]:
+    def items(self, manifest: str, split: str, limit: int | None) -> Iterable[_Item]:
         """The files of a split, in order. Raises UsageError for an unknown split or a limit that is not supported."""
 
 
@@ -132,16 +139,7 @@ class ArchiveSource(FilesSource[ArchiveFile], PublishedFiles):
 
     has_tars_of_images: ClassVar[bool] = False
 
-    @model_validator(mode="after")
-    def _check_paths_differ(self) -> "ArchiveSource":
-        for split, wanted in self.files.items():
-            places = [file.place for file in wanted]
-            for place, other in combinations(places, 2):
-                if f"{place}/".startswith(f"{other}/") or f"{other}/".startswith(f"{place}/"):
-                    raise ValueError(f"files.{split}: {other} and {place} clash: each archive needs its own folder")
-        return self
-
-    def items(self, manifest: str, split: str, limit: int | None) -> list[_Item]:
+    def items(self, manifest: str, split: str, limit: int | None) -> Iterable[_Item]:
         """All files of the split. Raises UsageError for a limit."""
         if limit is not None:
             raise UsageError(
@@ -158,31 +156,36 @@ class WebdatasetSource(PublishedFiles):
     has_tars_of_images: ClassVar[bool] = True
 
     tars: dict[str, NonEmpty[HttpUrl]] = Field(min_length=1)
-    """Split -> URLs; {0000..0575} stands for a range of numbers with the same number of digits."""
+    """Split -> URLs; {0000..0575} stands for a range of numbers with the same number of digits. A split has at most
+    `MAX_TARS` tars."""
 
     @model_validator(mode="after")
     def _check_names_differ(self) -> "WebdatasetSource":
-        for split in self.tars:
-            names = [PurePosixPath(urlsplit(url).path).name for url in self.urls(split)]
-            if wrong := [name for name in names if not name.endswith(".tar")]:
-                raise ValueError(f"tars.{split}: {wrong[0]!r} is no .tar")
-            if len(set(names)) < len(names):
-                raise ValueError(f"tars.{split}: two tars have the same file name")
+        for split, patterns in self.tars.items():
+            try:
+                if (count := sum(map(_count, patterns))) > MAX_TARS:
+                    raise ValueError(f"stands for {count:,} tars, the most are {MAX_TARS:,}")
+                urls = self.urls(split)
+                if len(patterns) == 1 and _names_differ(patterns[0]):
+                    urls = islice(urls, 1)
+                check_places_differ((_tar_name(url), url) for url in urls)
+            except ValueError as error:
+                raise ValueError(f"tars.{split}: {error}") from None
         return self
 
-    def urls(self, split: str) -> list[str]:
+    def urls(self, split: str) -> Iterator[str]:
         """The URLs of all tars of a split, in order."""
-        return [url for pattern in of_split(self.tars, split) for url in _expand(pattern)]
+        return (url for pattern in of_split(self.tars, split) for url in _expand(pattern))
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that have tars."""
         return tuple(self.tars)
 
-    def items(self, manifest: str, split: str, limit: int | None) -> list[_Item]:
+    def items(self, manifest: str, split: str, limit: int | None) -> Iterable[_Item]:
         """All tars of the split. `limit` is applied while they are fetched, when the number of images is known."""
-        files = [SourceFile(url=url) for url in self.urls(split)]
-        return [_Item(file, f"images/{file.file_name}") for file in files]
+        files = (SourceFile(url=url) for url in self.urls(split))
+        return (_Item(file, f"images/{file.file_name}") for file in files)
 
 
 def fetch_files(
@@ -217,7 +220,7 @@ def fetch_files(
                 break
         shutil.rmtree(work_folder(out), ignore_errors=True)
     if source.has_tars_of_images and not limit and images != manifest.rows.get(split, images):
-        _log.warning("%s: %d images where the manifest expects %d", out, images, manifest.rows[split])
+        _log.warning("%s: %s where the manifest expects %d", out, count_of(images, "image"), manifest.rows[split])
     return FilesSummary(
         out=out,
         files=files,
@@ -253,9 +256,9 @@ class _Download:
         done: dict[str, Any] | None = self._record["files"].get(item.place)
         ready = work_folder(self._out) / "ready" / item.place
         if done is not None:
-            if done["from"] != _origin(file):
+            if done["from"] != file.origin:
                 raise UsageError(
-                    f"{place} was made of {done['from']}, the manifest now says {_origin(file)}: choose another folder."
+                    f"{place} was made of {done['from']}, the manifest now says {file.origin}: choose another folder."
                 )
             if not place.exists() and ready.exists():
                 _move(ready, place)
@@ -281,7 +284,7 @@ class _Download:
         fetched = fetch_file(file, self._fetched(item), self._out, self._policy, self._on_progress)
         is_ours = fetched.parent == self._fetched(item)
         done: dict[str, Any] = {
-            "from": _origin(file),
+            "from": file.origin,
             "size_bytes": fetched.stat().st_size,
             "sha256": file.sha256 or digest(fetched, "sha256"),
         }
@@ -320,22 +323,44 @@ def _count_images(tar: Path) -> int:
     return count
 
 
-def _origin(file: SourceFile) -> str:
-    return file.url or file.path or file.file_name
-
-
 def _move(ready: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     ready.rename(place)
 
 
-def _expand(pattern: str) -> list[str]:
-    """Every string that a pattern with {first..last} stands for."""
-    texts = _RANGE.split(pattern)
-    ranges = [
-        [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-        for first, last in zip(texts[1::3], texts[2::3], strict=True)
-    ]
-    return [
-        "".join(p for pair in zip(texts[::3], (*chosen, ""), strict=True) for p in pair) for chosen in product(*ranges)
-    ]
+def _tar_name(url: str) -> str:
+    name = file_name_of(url)
+    if not name.endswith(".tar"):
+        raise ValueError(f"{name!r} is no .tar")
+    return name
+
+
+def _names_differ(pattern: str) -> bool:
+    """Whether the tars of a pattern have different names for sure: its ranges are in the name, and of a fixed width."""
+    ranges: list[tuple[str, str]] = _RANGE.findall(pattern)
+    same_width = all(len(first) == len(last) for first, last in ranges)
+    return "%" not in pattern and same_width and ranges == _RANGE.findall(file_name_of(pattern))
+
+
+def _count(pattern: str) -> int:
+    """The number of strings that a pattern stands for. Raises ValueError for a range that is empty or too large."""
+    count = 1
+    for first, last in _RANGE.findall(pattern):
+        if max(len(first), len(last)) > _MAX_DIGITS:
+            raise ValueError(f"a range of numbers of more than {_MAX_DIGITS} digits")
+        if int(first) > int(last):
+            raise ValueError(f"the range {{{first}..{last}}} is empty: give the smaller number first")
+        count *= int(last) - int(first) + 1
+    return count
+
+
+def _expand(pattern: str) -> Iterator[str]:
+    """Every string that a pattern with {first..last} stands for, in order."""
+    found = _RANGE.search(pattern)
+    if found is None:
+        yield pattern
+        return
+    first, last = found.groups()
+    for number in range(int(first), int(last) + 1):
+        for rest in _expand(pattern[found.end() :]):
+            yield f"{pattern[: found.start()]}{number:0{len(first)}d}{rest}"

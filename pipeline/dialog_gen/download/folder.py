@@ -1,6 +1,5 @@
 """The output folder of a download: it has one writer at a time, and records the request that it was made for."""
 
-import json
 import shutil
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
@@ -9,6 +8,8 @@ from typing import Any, Final
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import locked_folder, write_json
+from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.plural import count_of
 
 _BEGUN: Final = "request.json"
 _FINISHED: Final = "download.json"
@@ -39,7 +40,7 @@ def work_folder(out: Path) -> Path:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None if the file is missing or is not a JSON object, as after an interrupted write."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -66,7 +67,8 @@ def is_complete(out: Path, request: dict[str, Any], made: Iterable[str]) -> bool
         tars = [f"{number:05d}.tar" for number in range(found.get("shards", 0))]
         if missing := [name for name in tars if not (out / "images" / name).exists()]:
             raise UsageError(
-                f"{out} lacks {len(missing)} tars that its {_FINISHED} counts, first {missing[0]}: put them back"
+                f"{out} lacks {count_of(len(missing), 'tar')} that its {_FINISHED} counts, first {missing[0]}: "
+                f"put them back"
             )
         shutil.rmtree(work_folder(out), ignore_errors=True)
     return found is not None
@@ -88,10 +90,13 @@ def begin(out: Path, request: dict[str, Any]) -> Path:
     return work
 
 
-def finish(out: Path, request: dict[str, Any], *, images: int, shards: int) -> None:
-    """Moves the tars from the work folder to `out` and marks the download as complete; writes the counts."""
+def finish(out: Path, request: dict[str, Any], **results: Any) -> None:
+    """Moves the tars from the work folder to `out` and marks the download as complete; writes the results.
+
+    `results` are JSON values such as the numbers of `images` and `shards`.
+    """
     work = work_folder(out)
     # The order matters: `images` in `out` is always complete, and download.json marks a finished download.
     (work / "images").replace(out / "images")
-    write_json(out / _FINISHED, {**request, "images": images, "shards": shards})
+    write_json(out / _FINISHED, {**request, **results})
     shutil.rmtree(work)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.img2dataset.supervisor import download_list, finished_shards, outcomes_of
 from dialog_gen.download.manifests import DownloadOptions
@@ -39,7 +40,7 @@ class LinkRot:
     @property
     def urls(self) -> int:
         """Number of different URLs."""
-        return self.rows - self.outcomes["duplicate_url"]
+        return self.rows - self.outcomes["duplicate_url"] - self.outcomes["no_url"]
 
     @property
     def success_rate(self) -> float:
@@ -70,7 +71,10 @@ class LinkRot:
             for outcome, count in self._sorted()
             if count
         ]
-        total = f"{self.rows} rows, {self.urls} URLs: {self.success_rate:.1%} stored, {self.alive:.1%} still there"
+        total = (
+            f"{count_of(self.rows, 'row')}, {count_of(self.urls, 'URL')}: {self.success_rate:.1%} stored, "
+            f"{self.alive:.1%} still there"
+        )
         return "\n".join([*lines, f"  {total}"])
 
     def _sorted(self) -> list[tuple[Outcome, int]]:
@@ -97,7 +101,8 @@ def measure(images: Path) -> LinkRot:
         answered = _outcomes(folder)
         if answered.total() != failed:
             raise UsageError(
-                f"{folder} has outcomes of {answered.total()} of the {failed} URLs that it requested: files were lost. "
+                f"{folder} has outcomes of {answered.total()} of the {count_of(failed, 'URL')} that it "
+                f"requested: files were lost. "
                 "Remove it and all later ones; --retry-failed then requests these URLs again."
             )
         outcomes += answered
@@ -109,7 +114,8 @@ def _outcomes(images: Path) -> Counter[Outcome]:
     files = [path.name for pattern in ("*.tar", "*_stats.json") for path in images.glob(pattern)]
     if lost := sorted({name.removesuffix(".tar").removesuffix("_stats.json") for name in files} - set(done)):
         raise UsageError(
-            f"{images} lacks the tar or the statistics of {len(lost)} shards, first {lost[0]}: put them back, or "
+            f"{images} lacks the tar or the statistics of {count_of(len(lost), 'shard')}, first {lost[0]}: put "
+            f"them back, or "
             "download into another folder."
         )
     return sum(map(outcomes_of, done.values()), Counter())

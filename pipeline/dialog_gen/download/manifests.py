@@ -1,6 +1,7 @@
 """Manifests: small TOML files that say what an image dataset is, where it comes from and what it can be used for.
 
-A bare list of URLs (CSV, TSV, Parquet or JSON lines with the columns `url` and `caption`) is also a manifest.
+A bare list of URLs (CSV, TSV, Parquet or JSON lines with columns of URLs and captions, or a text file with one URL per
+line) is also a manifest.
 
 The table `source` of a manifest has a kind. Each kind is a subclass of `DownloadSource`, which defines the settings
 of the table and the way to download. A subclass registers itself in `DOWNLOADS`. It is in a module of this package, or
@@ -9,7 +10,7 @@ of another package that names the module as an entry point of the group `dialog_
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -31,12 +32,13 @@ from pydantic import (
 )
 
 from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.core.files import check_regular, name_key
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.core.registry import Registry
 from dialog_gen.core.toml_files import explain, find_toml, read_toml_model, shipped_toml
 from dialog_gen.download.http import FetchPolicy
 
-ListFormat = Literal["tsv", "csv", "parquet", "jsonl"]
+ListFormat = Literal["tsv", "csv", "parquet", "jsonl", "txt"]
 Use = Literal["images", "retrieval", "vqa", "classification"]
 
 LIST_FORMATS: Final[Mapping[str, ListFormat]] = {
@@ -60,7 +62,8 @@ class Strict(BaseModel):
 def _below(path: str) -> str:
     """Raises ValueError unless `path` is a plain relative path that stays below its folder."""
     parts = path.split("/")
-    if not path or "\\" in path or ":" in path or {"", ".", ".."} & set(parts) or parts[0].startswith("."):
+    marks = "\\" in path or ":" in path or not path.isprintable()
+    if not path or marks or {"", ".", ".."} & set(parts) or parts[0].startswith("."):
         raise ValueError("must be a path below the output folder, such as images/val2014")
     return path
 
@@ -81,6 +84,31 @@ def _template(options: str) -> str:
 
 PathBelow = Annotated[str, AfterValidator(_below)]
 HttpUrl = Annotated[str, AfterValidator(_http)]
+
+
+def file_name_of(url: str) -> str:
+    """The name in the output folder of a file that is fetched from a URL, unless another one is given."""
+    return unquote(urlsplit(url).path).rpartition("/")[2]
+
+
+def check_places_differ(places: Iterable[tuple[str, str]], own_names: Iterable[str] = ()) -> None:
+    """Raises ValueError if two files have the same path in the output folder, or one is in the path of the other.
+
+    `places` are pairs of a path and the location of its file. Paths are the same if only case or normalisation differ,
+    as on many file systems. `own_names` are names in the output folder that the program uses itself.
+    """
+    files: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    for place, location in places:
+        key = name_key(place)
+        if key.partition("/")[0] in own_names:
+            raise ValueError(f"{location} would be stored as {place}, which this program writes itself: set its name")
+        above = [str(parent) for parent in PurePosixPath(key).parents][:-1] if "/" in key else []
+        other = files.get(key) or folders.get(key) or next((files[path] for path in above if path in files), None)
+        if other is not None:
+            raise ValueError(f"{other} and {location} would be stored in the same place, {place}")
+        files[key] = location
+        folders.update(dict.fromkeys(above, location))
 
 
 class SourceFile(Strict):
@@ -111,7 +139,17 @@ class SourceFile(Strict):
     @property
     def file_name(self) -> str:
         """The file's name in the output folder."""
-        return self.name or PurePosixPath(unquote(urlsplit(self.url).path) if self.url else self.path or "").name
+        return self.name or (file_name_of(self.url) if self.url else PurePosixPath(self.path or "").name)
+
+    @property
+    def origin(self) -> str:
+        """The file's URL or local path; the name of a file to download by hand."""
+        return self.url or self.path or self.file_name
+
+    @property
+    def place(self) -> str | None:
+        """Path in the output folder when the file is complete; None for a file that is read where it is."""
+        return None if self.path else self.file_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +204,8 @@ class DownloadSource(Strict, ABC):
     """Whether a seed chooses the images."""
     can_retry_failed: ClassVar[bool] = False
     """Whether failed URLs can be requested again after a download is complete."""
+    own_names: ClassVar[frozenset[str]] = frozenset(("download.json", "manifest.json"))
+    """Names in the output folder that the download uses itself, in lower case."""
 
     kind: str
 
@@ -183,6 +223,14 @@ class DownloadSource(Strict, ABC):
         """A copy of the source in which paths relative to `folder` are absolute."""
         del folder
         return self
+
+    def with_columns(self, url: str | None, caption: str | None) -> "DownloadSource":
+        """A copy that reads URLs and captions from other columns of its lists; None leaves a column as it is.
+
+        Raises UsageError for a source without such columns.
+        """
+        del url, caption
+        raise UsageError("--url-column and --caption-column are for lists of URLs: leave them out here.")
 
     @abstractmethod
     def download(self, request: DownloadRequest) -> DownloadSummary:
@@ -204,6 +252,15 @@ class FilesSource(DownloadSource, Generic[File]):
 
     files: dict[str, NonEmpty[File]] = Field(min_length=1)
     """Split -> its files, in order. A file that belongs to several splits is fetched once."""
+
+    @model_validator(mode="after")
+    def _check_places_differ(self) -> "FilesSource[File]":
+        for split, wanted in self.files.items():
+            try:
+                check_places_differ([(file.place, file.origin) for file in wanted if file.place], self.own_names)
+            except ValueError as error:
+                raise ValueError(f"files.{split}: {error}") from None
+        return self
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -316,7 +373,10 @@ def load_manifest(name_or_file: str) -> Manifest:
     """
     if name_or_file not in shipped_manifests() and (list_format := _list_format(name_or_file)):
         return _of_list(Path(name_or_file), list_format)
-    path = find_toml(name_or_file, shipped_manifests(), "manifest")
+    try:
+        path = find_toml(name_or_file, shipped_manifests(), "manifest")
+    except UsageError as error:
+        raise UsageError(f"{str(error).removesuffix('.')}, or a list of URLs ({', '.join(LIST_FORMATS)}).") from None
     manifest = read_toml_model(path, Manifest, "manifest")
     return manifest.model_copy(update={"source": manifest.source.with_paths_from(path.parent)})
 
@@ -326,8 +386,10 @@ def _list_format(name: str) -> ListFormat | None:
 
 
 def _of_list(path: Path, list_format: ListFormat) -> Manifest:
-    if not path.is_file():
-        raise UsageError(f"list of URLs {path}: no such file.")
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise UsageError(f"list of URLs {path}: {error.strerror}.") from None
     lists = {BARE_LIST_SPLIT: [{"path": str(path.absolute())}]}
     return Manifest.model_validate(
         {
@@ -335,7 +397,7 @@ def _of_list(path: Path, list_format: ListFormat) -> Manifest:
             "description": f"The URLs in {path.name}",
             "licence": "that of each image",
             "source": {"kind": "urls", "format": list_format, "files": lists},
-            "columns": ("url", "caption"),
+            "columns": ("url",) if list_format == "txt" else ("url", "caption"),
             "becomes": {"images": "--images {out}/images"},
         }
     )

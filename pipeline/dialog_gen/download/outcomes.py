@@ -24,6 +24,7 @@ Outcome = Literal[
     "timeout",
     "truncated",
     "redirect_loop",
+    "no_url",
     "bad_url",
     "blocked_scheme",
     "blocked_address",
@@ -53,6 +54,7 @@ MEANING: Final[dict[Outcome, str]] = {
     "timeout": "no answer, or one that is too slow",
     "truncated": "fewer bytes than announced",
     "redirect_loop": "redirects in a circle, or too many",
+    "no_url": "a row of the list that has no URL, or cannot be read",
     "bad_url": "not a URL, or one with a user name",
     "blocked_scheme": "not http or https, perhaps after a redirect",
     "blocked_address": "a private, loopback, link-local or reserved address, perhaps after a redirect",
@@ -71,7 +73,7 @@ STILL_THERE: Final[frozenset[Outcome]] = frozenset(
 """Outcomes of URLs whose server still has an image, even if the image could not be stored."""
 
 FINAL: Final[frozenset[Outcome]] = frozenset(
-    ("success", "duplicate_url", "opted_out", "bad_url", "blocked_scheme", "blocked_address")
+    ("success", "duplicate_url", "opted_out", "no_url", "bad_url", "blocked_scheme", "blocked_address")
 )
 """Outcomes after which another request would be wrong or useless. `--retry-failed` skips these URLs."""
 

@@ -6,11 +6,11 @@ images.
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json
-from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.folder import Count, DatasetFolder
 from dialog_gen.download.manifests import Manifest
 
 NAME = "images.json"
@@ -23,11 +23,11 @@ class LinkRotRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    urls: int
-    success_rate: float
-    alive: float
-    opted_out: int
-    outcomes: dict[str, int]
+    urls: Count
+    success_rate: FiniteFloat
+    alive: FiniteFloat
+    opted_out: Count
+    outcomes: dict[str, Count]
 
 
 class ImageProvenance(BaseModel):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
-from dialog_gen.core.files import write_json
+from dialog_gen.core.files import check_regular, open_regular, write_json
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.folder import read_json
 from dialog_gen.download.http import FetchPolicy, open_url, with_retries
@@ -36,6 +36,7 @@ def fetch_file(
     """
     own = Path(file.path) if file.path else out / file.file_name
     if (file.path or file.by_hand) and own.exists():
+        require_regular(own)
         if wrong := _wrong(own, file):
             raise UsageError(f"{own} {wrong}: is it the right file?")
         return own
@@ -62,6 +63,14 @@ def fetch_file(
         part.rename(complete)
         remove(_state_of(part))
     return complete
+
+
+def require_regular(path: Path) -> None:
+    """Raises UsageError unless `path` is a regular file that can be read."""
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.") from None
 
 
 def _fetch(url: str, part: Path, size_bytes: int | None, policy: FetchPolicy, on_progress: OnProgress) -> None:
@@ -136,8 +145,8 @@ def _wrong(path: Path, file: SourceFile) -> str | None:
 
 
 def digest(path: Path, algorithm: str) -> str:
-    """A checksum of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
+    """A checksum of a regular file, in hexadecimal digits. Raises OSError if it cannot be read."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 

@@ -20,6 +20,8 @@ def download_images(
     limit: int | None = None,
     seed: int = 0,
     retry_failed: bool = False,
+    url_column: str | None = None,
+    caption_column: str | None = None,
     processes: int | None = None,
     threads: int = 64,
     timeout: float = 10,
@@ -29,19 +31,24 @@ def download_images(
 ) -> DownloadSummary:
     """Downloads a split of an image set into the folder `out`; a second call continues an interrupted download.
 
-    `manifest` is the name of a shipped manifest, a TOML file, a list of images with the columns url and caption, or a
-    loaded manifest. `split` is by default the first split of the manifest. `limit` is the largest number of images.
-    `seed` chooses the images of a source that draws them. `retry_failed` requests failed URLs once more when the
-    download is complete. The other parameters limit requests: there are at most `threads` simultaneous requests in each
-    of `processes` processes (default: one per CPU core); a request waits at most `timeout` seconds for the next bytes
-    and takes at most three times that; an image has at most `max_bytes`. The origin of the images is written to
-    `out`/manifest.json.
+    `manifest` is the name of a shipped manifest, a TOML file, a list of URLs, or a loaded manifest. The columns of a
+    list are `url_column` (default: url, or a usual name such as URL) and `caption_column` (default: caption, or a usual
+    name such as TEXT; "" for none). `split` is by default the first split of the manifest. `limit` is the largest
+    number of images. `seed` chooses the images of a source that draws them. `retry_failed` requests failed URLs once
+    more when the download is complete.
+
+    The other parameters limit requests: there are at most `threads` simultaneous requests in each of `processes`
+    processes (default: one per CPU core); a request waits at most `timeout` seconds for the next bytes and takes at
+    most three times that; an image has at most `max_bytes`. The origin of the images is written to `out`/manifest.json.
 
     Raises UsageError for an unknown manifest or split, for a seed or a retry that the source does not support, and if
     `out` contains something else; MissingExtraError if img2dataset is needed and not installed; FailedCheckError if
     something could not be fetched.
     """
     manifest = manifest if isinstance(manifest, Manifest) else load_manifest(str(manifest))
+    if url_column is not None or caption_column is not None:
+        changed = manifest.source.with_columns(url_column, caption_column)
+        manifest = manifest.model_copy(update={"source": changed})
     out = Path(out)
     split = manifest.splits[0] if split is None else split
     if split not in manifest.splits:

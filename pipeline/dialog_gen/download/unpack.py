@@ -11,7 +11,6 @@ import lzma
 import shutil
 import stat
 import tarfile
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import IO, Final, cast
 
 from dialog_gen.core.errors import FailedCheckError
+from dialog_gen.core.files import name_key
 
 _CHUNK_BYTES: Final = 1 << 20
 _GZIP_MAGIC: Final = b"\x1f\x8b"
@@ -155,7 +155,7 @@ class _Unpacking:
 
     def _check_unique(self, name: str, *, is_folder: bool) -> None:
         """Raises FailedCheckError if another member has the same name."""
-        key = unicodedata.normalize("NFC", name).casefold()
+        key = name_key(name)
         if key not in self.seen:
             self._count(_ENTRY_BYTES)
         known = self.seen.setdefault(key, (is_folder, name, self.members))

@@ -3,10 +3,11 @@
 The tars are in OUT/.download until all of them are complete; then they are moved to OUT/images.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -16,13 +17,16 @@ import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.files import whole_folder, write_json, writing
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.download.folder import KEPT, begin, finish, has_begun, is_complete, locked, work_folder
+from dialog_gen.core.toml_files import fit_model
+from dialog_gen.download.folder import KEPT, begin, finish, has_begun, is_complete, locked, read_json, work_folder
 from dialog_gen.download.http import FetchPolicy
 from dialog_gen.download.img2dataset.resize import IMAGE_SIZE_PX
 from dialog_gen.download.img2dataset.supervisor import download_list, finished_shards, require_img2dataset
 from dialog_gen.download.link_rot import LinkRot, fetch_failed, measure, retry_folders
 from dialog_gen.download.list_formats import ListOptions, Row, list_rows
+from dialog_gen.download.list_notes import ListNotes, describe
 from dialog_gen.download.manifests import (
     DOWNLOADS,
     DownloadOptions,
@@ -32,7 +36,7 @@ from dialog_gen.download.manifests import (
     SourceFile,
     of_split,
 )
-from dialog_gen.download.resumable import digest, fetch_file
+from dialog_gen.download.resumable import digest, fetch_file, require_regular
 
 SCHEMA: Final = pa.schema([("url", pa.string()), ("caption", pa.string())])
 """Columns of a list in the form that img2dataset reads."""
@@ -41,6 +45,9 @@ ROWS_PER_FILE: Final = 1 << 18
 
 _BATCH_ROWS: Final = 8192
 _MADE: Final = ("images", "link_rot.json")
+_NOTES: Final = "notes.json"
+
+_log = logging.getLogger(__name__)
 
 
 @DOWNLOADS.register("urls")
@@ -48,6 +55,18 @@ class UrlSource(ListOptions, FilesSource[SourceFile]):
     """Lists of image URLs with captions."""
 
     can_retry_failed: ClassVar[bool] = True
+    own_names: ClassVar[frozenset[str]] = frozenset(("download.json", "manifest.json", *_MADE))
+
+    def with_columns(self, url: str | None, caption: str | None) -> "UrlSource":
+        """A copy with other columns. A list without a header has numbers, counted from 0, instead of names."""
+        asked = {"url": url, "caption": caption}
+        columns = {
+            key: int(column) if not self.header and column.isdecimal() else column
+            for key, column in asked.items()
+            if column is not None
+        }
+        flags = ", ".join(f"--{key}-column {column}" for key, column in columns.items())
+        return fit_model({**self.model_dump(), **columns}, UrlSource, flags)
 
     def download(self, request: DownloadRequest) -> "ImagesSummary":
         """Prepares the list and downloads its images; see `download_url_list` for the errors."""
@@ -74,11 +93,16 @@ class ImagesSummary(DownloadSummary):
     already_complete: bool
     link_rot: LinkRot | None = None
     """None if the images do not come from a list of URLs."""
+    list_notes: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What could not be used of the rows of the list, in the form of `ListNotes.to_json`."""
 
     def __str__(self) -> str:
         found = "complete already, nothing to do" if self.already_complete else "downloaded"
-        text = f"{self.out}: {found}: {self.images} images in {self.shards} tars"
-        return text if self.link_rot is None else f"{text}\n{self.link_rot}"
+        text = f"{self.out}: {found}: {count_of(self.images, 'image')} in {count_of(self.shards, 'tar')}"
+        return text if self.link_rot is None else "\n".join([text, str(self.link_rot), *self._notes()])
+
+    def _notes(self) -> list[str]:
+        return [f"  {line}" for line in describe(self.list_notes)]
 
     def to_json(self) -> dict[str, Any]:
         """The fields, with `out` as text."""
@@ -101,24 +125,36 @@ def prepare_url_list(
     """Writes the first `limit` rows of a split to `into`/00000.parquet and so on; returns the number of rows.
 
     The files have the columns of `SCHEMA` and `rows_per_file` rows each; the last file has the rest. Fetched lists are
-    stored in the folder `out`, where lists that were downloaded by hand are also expected. `into` becomes visible when
-    it is complete; if it exists already, it is left unchanged.
+    stored in the folder `out`, where lists that were downloaded by hand are also expected. What could not be used of
+    the rows is logged, and written to `into`/notes.json. `into` becomes visible when it is complete; if it exists
+    already, it is left unchanged.
 
     Raises UsageError for a list that is missing, cannot be read, lacks a column or has no URL; FailedCheckError for a
     list that cannot be fetched.
     """
     if not into.exists():
         lists = [fetch_file(file, out, out, policy, on_progress) for file in of_split(source.files, split)]
-        rows = islice(chain.from_iterable(list_rows(path, source) for path in lists), limit)
+        notes = ListNotes()
+        rows = islice(chain.from_iterable(list_rows(path, source, notes) for path in lists), limit)
         with whole_folder(into) as part:
             _write_list(part, rows, rows_per_file, ", ".join(map(str, lists)))
+            if notes.rows:
+                write_json(part / _NOTES, notes.to_json())
+        for line in describe(notes.to_json()):
+            _log.warning("%s", line)
     return sum(pq.read_metadata(path).num_rows for path in into.glob("*.parquet"))
 
 
 def list_request(name: str, source: UrlSource, split: str, limit: int | None) -> dict[str, Any]:
-    """The request that identifies a download of a URL list. Local lists are identified by their name and content."""
+    """The request that identifies a download of a URL list. Local lists are identified by their name and content.
+
+    Raises UsageError for a local list that cannot be read or is not a regular file.
+    """
     files = of_split(source.files, split)
     paths = [None if file.url else Path(file.path or file.file_name) for file in files]
+    for path in paths:
+        if path and path.exists():
+            require_regular(path)
     return {
         "manifest": name,
         "split": split,
@@ -158,15 +194,22 @@ def download_url_list(
         if retry_failed and fetch_failed(out, options, on_progress):
             nothing_done = False
             link_rot = measure(out / "images")
-        write_json(out / "link_rot.json", link_rot.to_json())
+        list_notes = (read_json(out / "download.json") or {}).get("list_notes", {})
+        write_json(out / "link_rot.json", {**link_rot.to_json(), "list_notes": list_notes})
     images = link_rot.outcomes["success"]
     summary = ImagesSummary(
-        out=out, images=images, shards=_shards(out), already_complete=nothing_done, link_rot=link_rot
+        out=out,
+        images=images,
+        shards=_shards(out),
+        already_complete=nothing_done,
+        link_rot=link_rot,
+        list_notes=list_notes,
     )
     if not images:
         causes = ", ".join(f"{count} x {outcome}" for outcome, count in link_rot.outcomes.most_common(3))
         raise FailedCheckError(
-            f"not one of {link_rot.rows} URLs gave an image ({causes}): is there a network, and do a few of them "
+            f"not one of {count_of(link_rot.rows, 'URL')} gave an image ({causes}): is there a network, and do "
+            f"a few of them "
             f"open in a browser? The same command with --retry-failed tries again; all counts: {out / 'link_rot.json'}"
         )
     return summary
@@ -196,7 +239,9 @@ def _download(
     begin(out, request)
     download_list(work, options, "downloading", on_progress)
     done = finished_shards(work / "images")
-    finish(out, request, images=sum(stats["successes"] for stats in done.values()), shards=len(done))
+    notes = read_json(work / "urls" / _NOTES) or {}
+    images = sum(stats["successes"] for stats in done.values())
+    finish(out, request, images=images, shards=len(done), list_notes=notes)
 
 
 def _shards(out: Path) -> int:

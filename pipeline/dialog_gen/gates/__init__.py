@@ -2,6 +2,7 @@
 
     base.py         the base classes of gates and limits, and the registry; each gate has its own file
     settings.py     which gates are applied, and with which settings
+    in_run.py       the gates that a run applies while it makes the dialogues
     apply.py        the pass over a dataset, which writes scores and marks exactly once
     summary.py      the counts of scores and marks, as gates.json and as a table
 

@@ -17,13 +17,19 @@ Other packages add gates with the same code and an entry point of the group `dia
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.registry import Registry
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dialog_gen.engines.base import Engine
+    from dialog_gen.engines.start import EngineSpec
 
 Row = Mapping[str, Any]
 """Column name -> value of one record; it has at least `texts` and the columns that the gate reads."""
@@ -91,6 +97,8 @@ class Gate(Generic[Settings]):
     """The columns of the record that the gate reads."""
     needs_model: ClassVar[bool] = False
     """Whether the gate runs a model. `--gates text` selects the gates that do not."""
+    unscored: ClassVar[str] = ""
+    """Why a dataset may have no score of this gate, as a clause with the names of settings in braces."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Installed distributions whose version can change the score. After an upgrade, a dataset is scored again."""
     order: ClassVar[int] = 1000
@@ -132,6 +140,23 @@ class SetGate(Gate[Settings]):
         raise NotImplementedError
 
 
+class EngineGate(Gate[Settings]):
+    """A gate that asks an engine about the image.
+
+    If the engine of the dialogues can answer, a run asks it as soon as a dialogue is complete, while the image is in
+    its cache. `score` scores all other dialogues; both ways give the same scores. An instance can be pickled before
+    `score` was called: the run's workers receive it.
+    """
+
+    def can_ask(self, engine: "EngineSpec") -> bool:
+        """Whether the engine that makes the dialogues can answer the gate's questions."""
+        raise NotImplementedError
+
+    async def ask(self, engine: "Engine", images: "tuple[Image.Image, ...]", row: Row) -> Scores:
+        """The scores of one row, one per pair; `images` are its decoded images. Raises EngineDiedError."""
+        raise NotImplementedError
+
+
 GATES: Registry[type[Gate[Any]]] = Registry("gate", "dialog_gen.gates", base=Gate, classes=True)
 
 
@@ -142,6 +167,14 @@ def gates_in_order(names: Iterable[str] | None = None) -> dict[str, type[Gate[An
     """
     found = GATES.all() if names is None else {name: GATES.get(name) for name in names}
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
+
+
+def why_unscored(name: str, settings: Mapping[str, Any]) -> str:
+    """Why no pair of a dataset has a score of the gate; empty if the gate does not say so or is not installed here."""
+    try:
+        return GATES.get(name).unscored.format_map(settings)
+    except (UsageError, KeyError):
+        return ""
 
 
 def description_of(name: str) -> str:

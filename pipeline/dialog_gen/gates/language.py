@@ -1,5 +1,6 @@
 """Pairs that are not in the expected language."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,14 @@ from pydantic import Field
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.gates.base import GATES, Gate, Limit, Limits, Row, Scores
 from dialog_gen.gates.words import pair_text, words
+
+
+@functools.cache
+def classifier() -> Any:
+    """py3langid's classifier of all languages that it knows. It is read once a process: that takes most of a second."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 class LanguageSettings(Limits):
@@ -37,10 +46,8 @@ class Language(Gate[LanguageSettings]):
     order = 80
 
     def __init__(self, settings: LanguageSettings, dataset_config: Mapping[str, Any]) -> None:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
         super().__init__(settings, dataset_config)
-        self._identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+        self._identifier = classifier()
         if settings.expected not in self._identifier.labels:
             hint = did_you_mean(settings.expected, self._identifier.labels)
             raise UsageError(

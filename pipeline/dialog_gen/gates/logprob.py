@@ -15,6 +15,7 @@ class Logprob(Gate[LogprobSettings]):
 
     description = "mean log-probability of the answer's tokens when they were sampled"
     settings_class = LogprobSettings
+    unscored = "log-probabilities are recorded only in a run with --gates logprob"
     columns = ("texts", "answer_logprobs")
     order = 110
 

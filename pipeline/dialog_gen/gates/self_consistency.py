@@ -16,10 +16,15 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.engines.base import ENGINES, Engine, EngineOptions, RefusedRequestError, Request
+from dialog_gen.dataset.record import stored_images
+from dialog_gen.engines.base import ENGINES, IMAGES_PER_PROMPT, Engine, EngineOptions, RefusedRequestError, Request
+from dialog_gen.engines.processes import children
 from dialog_gen.engines.start import EngineSpec
-from dialog_gen.gates.base import GATES, Gate, Limit, Limits, Row, Scores
+from dialog_gen.engines.watchdog import EngineLoop
+from dialog_gen.gates.base import GATES, EngineGate, Limit, Limits, Row, Scores
 from dialog_gen.gates.words import FUNCTION_WORDS, words
+from dialog_gen.models.checks import check_several_images
+from dialog_gen.models.context import context_for_questions
 from dialog_gen.models.registry import MODELS, GeneratorModel
 from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, SHORT_ANSWER
 from dialog_gen.protocols.parsing import MalformedAnswer, parse_answer, without_special_tokens
@@ -60,7 +65,7 @@ class SelfConsistencySettings(Limits):
 
 
 @GATES.register("self_consistency")
-class SelfConsistency(Gate[SelfConsistencySettings]):
+class SelfConsistency(EngineGate[SelfConsistencySettings]):
     """Mean `agreement`, in [0, 1], of an answer with the answers to the same question when it is asked again.
 
     None for a row without image bytes, and if the engine refused the request. With `samples = 1` and
@@ -77,13 +82,19 @@ class SelfConsistency(Gate[SelfConsistencySettings]):
         super().__init__(settings, dataset_config)
         self._revision = None if settings.model else dataset_config.get("model_revision")
         self._entry = ENGINES.get(settings.engine or dataset_config["engine"], where="self_consistency: engine")
+        model = self._resolve(settings.model or dataset_config["model"], download=False)
+        images = IMAGES_PER_PROMPT[dataset_config.get("images_per_sample", "first")]
         self._spec = EngineSpec(
             name=self._entry.name,
-            model=self._resolve(settings.model or dataset_config["model"], download=False),
+            model=model,
             sampling=Sampling(temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens),
             options=EngineOptions(
                 max_in_flight=_IN_FLIGHT,
                 max_model_len=dataset_config.get("max_model_len"),
+                context=context_for_questions(model, images),
+                images_per_prompt=images,
+                min_pixels=dataset_config.get("min_pixels"),
+                max_pixels=dataset_config.get("max_pixels"),
                 dtype=None if settings.model else dataset_config.get("dtype"),
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 tensor_parallel_size=settings.tensor_parallel_size,
@@ -92,23 +103,36 @@ class SelfConsistency(Gate[SelfConsistencySettings]):
             ),
         )
         self._spec.check()
-        self._engine: Engine | None = None
+        if images > 1 and model.folder is not None:
+            check_several_images(model)
+        self._pixels = self._spec.options.resizing(self._spec.model)
         # One event loop for all calls: vLLM's engine is bound to the loop of its first answer.
-        self._loop = asyncio.Runner()
+        self._loop: EngineLoop | None = None
 
     def score(self, rows: Sequence[Row]) -> list[Scores]:
         """The scores of each row. The engine starts at the first call. Raises EngineDiedError."""
-        if self._engine is None:
+        if self._loop is None:
+            others = children()
             log = Path(tempfile.mkdtemp(prefix="dialog-gen-")) / "engine.log"
             model = self._resolve(self.settings.model or self._spec.model.name, download=True)
-            self._engine = replace(self._spec, model=model).start(log)
-        return self._loop.run(self._score(self._engine, rows))
+            engine = replace(self._spec, model=model).start(log)
+            self._loop = EngineLoop(engine, self._spec.options.timeout_s, keep=others)
+        return self._loop.run(self._score(self._loop.engine, rows))
+
+    def can_ask(self, engine: EngineSpec) -> bool:
+        """Whether the settings name no other model or engine, and this engine takes sampling per request."""
+        own = self.settings.model is None and self._entry.name == engine.name
+        return own and self._entry.samples_per_request
+
+    async def ask(self, engine: Engine, images: tuple[Image.Image, ...], row: Row) -> Scores:
+        """The scores of one row. Its questions are sent together: they begin with the same images."""
+        asked = (self._pair(engine, images, row["image_sha256"], pair) for pair in row["texts"])
+        return list(await asyncio.gather(*asked))
 
     def close(self) -> None:
         """Stops the engine."""
-        if self._engine is not None:
-            self._loop.run(self._engine.close())
-        self._loop.close()
+        if self._loop is not None:
+            self._loop.close()
 
     def _resolve(self, name: str, *, download: bool) -> GeneratorModel:
         entry = MODELS.get(name) if name in MODELS.names() else None
@@ -123,44 +147,48 @@ class SelfConsistency(Gate[SelfConsistencySettings]):
 
     async def _score(self, engine: Engine, rows: Sequence[Row]) -> list[Scores]:
         slots = asyncio.Semaphore(_IN_FLIGHT)
-        async with asyncio.TaskGroup() as tasks:
-            scored = [tasks.create_task(self._row(engine, row, slots)) for row in rows]
-        return [task.result() for task in scored]
+        # Not a task group, which would wrap the error of an engine that died.
+        return list(await asyncio.gather(*(self._row(engine, row, slots) for row in rows)))
 
     async def _row(self, engine: Engine, row: Row, slots: asyncio.Semaphore) -> Scores:
-        data = row["images"][0]["bytes"] if row["images"] else None
-        if data is None:
+        stored = stored_images(row)
+        if not stored:
             return [None] * len(row["texts"])
-        # All questions about an image are sent together, while the image's prefix is in the engine's cache.
+        # Images take turns, so that the prefix of each is in the engine's cache while it is asked about.
         async with slots:
             try:
-                image = await asyncio.to_thread(decode_image, data)
+                images = tuple([self._pixels.fit(await asyncio.to_thread(decode_image, data)) for data in stored])
             except UnreadableImage:
                 return [None] * len(row["texts"])
-            return list(
-                await asyncio.gather(*(self._pair(engine, image, row["image_sha256"], pair) for pair in row["texts"]))
-            )
+            return await self.ask(engine, images, row)
 
     async def _pair(
-        self, engine: Engine, image: Image.Image, image_sha256: str, pair: Mapping[str, str]
+        self, engine: Engine, images: tuple[Image.Image, ...], image_sha256: str, pair: Mapping[str, str]
     ) -> float | None:
-        question = without_special_tokens(pair["user"])
+        special = self._spec.model.tokens.texts
+        question = without_special_tokens(pair["user"], special)
         messages = conversation(self._form().replace("{question}", question))
 
-        async def ask(sample: int) -> float:
+        async def ask(sample: int) -> float | None:
             digest = hashlib.sha256(f"{image_sha256}/{question}/{sample}".encode()).digest()
             seed = int.from_bytes(digest[:8]) >> 2
-            again = await engine.answer(Request(messages=messages, image=image, image_sha256=image_sha256, seed=seed))
+            request = Request(
+                messages=messages, images=images, image_sha256=image_sha256, seed=seed, sampling=self._spec.sampling
+            )
             try:
-                return agreement(pair["assistant"], parse_answer(again.text, question=question))
+                again = await engine.answer(request)
+                if not again.saw_image:
+                    return None
+                return agreement(pair["assistant"], parse_answer(again.text, question=question, special=special))
             except MalformedAnswer:
                 return 0.0
+            except RefusedRequestError:
+                return None
 
-        try:
-            agreements = await asyncio.gather(*map(ask, range(self.settings.samples)))
-        except RefusedRequestError:
-            return None
-        return sum(agreements) / len(agreements)
+        # All requests have ended when this returns: the image is not used any more.
+        agreements = await asyncio.gather(*map(ask, range(self.settings.samples)))
+        known = [agreement for agreement in agreements if agreement is not None]
+        return sum(known) / len(known) if len(known) == len(agreements) else None
 
     def _form(self) -> str:
         if self.settings.prompt is not None:

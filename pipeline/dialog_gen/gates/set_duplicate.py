@@ -46,6 +46,7 @@ class SetDuplicate(SetGate[SetDuplicateSettings]):
 
     description = "place among the pairs of the dataset that are nearly identical to it; 1 for the first"
     settings_class = SetDuplicateSettings
+    unscored = "it scores pairs of {least_words} words or more, question and answer together (least_words)"
     columns = ("image_id", "texts")
     libraries = ("datasketch",)
     order = 60

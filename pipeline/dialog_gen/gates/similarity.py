@@ -1,10 +1,13 @@
 """Pairs that do not match their image according to a CLIP model, as LAION was filtered (arXiv 2111.02114)."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
+from dialog_gen.dataset.record import stored_images
 from dialog_gen.gates.base import GATES, Gate, Limits, Row, Scores
 from dialog_gen.gates.words import pair_text
 
@@ -32,7 +35,8 @@ class SimilaritySettings(Limits):
 class Similarity(Gate[SimilaritySettings]):
     """Cosine of the image's vector and the pair's (question and answer as one text); in [-1, 1].
 
-    None for a row without a readable image. A text that is longer than the model's context is truncated.
+    Of several images it is the largest cosine. None for a row without a readable image. A text that is longer than the
+    model's context is truncated.
     """
 
     description = "cosine of image and pair under a CLIP model"
@@ -73,26 +77,29 @@ def _cosines(clip: "Clip", rows: Sequence[Row]) -> list[Scores]:
 
     device = next(clip.model.parameters()).device
     scores: list[Scores] = [[None] * len(row["texts"]) for row in rows]
-    pixels = {i: image for i, row in enumerate(rows) if row["texts"] and (image := _pixels(clip, row)) is not None}
+    pixels = {i: images for i, row in enumerate(rows) if row["texts"] and (images := _pixels(clip, row))}
     if not pixels:
         return scores
     texts = [pair_text(pair) for i in pixels for pair in rows[i]["texts"]]
-    images = normalize(clip.model.encode_image(torch.stack([*pixels.values()]).to(device)), dim=-1)
+    images = normalize(clip.model.encode_image(torch.stack([*chain(*pixels.values())]).to(device)), dim=-1)
     words = normalize(clip.model.encode_text(clip.tokenizer(texts).to(device)), dim=-1)
-    counts = torch.tensor([len(scores[i]) for i in pixels], device=device)
-    cosines = (images.repeat_interleave(counts, dim=0) * words).sum(dim=-1).tolist()
-    for i in pixels:
-        scores[i], cosines = cosines[: len(scores[i])], cosines[len(scores[i]) :]
+    # Every pair with every image of its row.
+    together, pair, first = list[tuple[int, int]](), 0, 0
+    for i, of_row in pixels.items():
+        together += [(pair + k, first + n) for k in range(len(scores[i])) for n in range(len(of_row))]
+        pair, first = pair + len(scores[i]), first + len(of_row)
+    of_word, of_image = torch.tensor(together, device=device).unbind(dim=1)
+    cosines = iter((images[of_image] * words[of_word]).sum(dim=-1).tolist())
+    for i, of_row in pixels.items():
+        scores[i] = [max(islice(cosines, len(of_row))) for _ in scores[i]]
     return scores
 
 
-def _pixels(clip: "Clip", row: Row) -> "torch.Tensor | None":
+def _pixels(clip: "Clip", row: Row) -> "list[torch.Tensor]":
     from dialog_gen.sources.images import UnreadableImage, decode_image
 
-    data = row["images"][0]["bytes"] if row["images"] else None
-    if data is None:
-        return None
-    try:
-        return clip.preprocess(decode_image(data))
-    except UnreadableImage:
-        return None
+    found: list[torch.Tensor] = []
+    for data in stored_images(row):
+        with suppress(UnreadableImage):
+            found.append(clip.preprocess(decode_image(data)))
+    return found

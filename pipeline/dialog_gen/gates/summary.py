@@ -4,9 +4,10 @@ from collections import Counter
 from typing import Any
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import kept_pairs, marking_gates
-from dialog_gen.gates.base import Limits
+from dialog_gen.gates.base import Limits, why_unscored
 from dialog_gen.gates.settings import GateSettings, versions
 from dialog_gen.gates.yes_bias import YesBiasSettings, says_yes
 
@@ -52,15 +53,19 @@ def gate_summary(folder: DatasetFolder, settings: GateSettings) -> dict[str, Any
 
 def summary_text(location: str, summary: dict[str, Any]) -> str:
     """The summary as a table with one line per gate, and a last line for the dataset at `location`."""
-    lines = [_line("gate", "limits", "scored", "marked", "alone", "rate")]
+    lines = [_line("gate", "limits", "scored", "marked", "only by it", "share")]
     for name, found in summary["gates"].items():
         limits = Limits(**{key: summary["settings"][name][key] for key in ("min", "max")})
         counts = (found[key] for key in ("scored", "marked", "marked_alone"))
         lines.append(_line(name, limits.limits_text(), *counts, _percent(found["rate"])))
+    for name, found in summary["gates"].items():
+        if summary["pairs"] and not found["scored"]:
+            why = why_unscored(name, summary["settings"][name])
+            lines.append(f"{name} scored no pair{why and f': {why}'}")
     yes = "" if summary["yes_share"] is None else f"; of the yes/no answers {_percent(summary['yes_share'])} are yes"
     lines.append(
-        f"{location}: {summary['kept']} of {summary['pairs']} pairs kept, on {summary['images_kept']} of "
-        f"{summary['images']} images{yes}"
+        f"{location}: {summary['kept']} of {count_of(summary['pairs'], 'pair')} kept, on {summary['images_kept']} of "
+        f"{count_of(summary['images'], 'image')}{yes}"
     )
     return "\n".join(lines)
 
@@ -74,7 +79,7 @@ def _percent(share: float | None) -> str:
 
 
 def _line(gate: str, limits: str, *rest: object) -> str:
-    return f"{gate:<17} {limits:<14}" + "".join(f"{cell!s:>10}" for cell in rest)
+    return f"{gate:<17} {limits:<14}" + "".join(f"{cell!s:>11}" for cell in rest)
 
 
 def without_gates(location: str, shard: str, option: str) -> UsageError:

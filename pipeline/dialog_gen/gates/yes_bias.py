@@ -39,6 +39,7 @@ class YesBias(SetGate[YesBiasSettings]):
 
     description = "for a yes: the dataset's share of yes if it were the last that is kept"
     settings_class = YesBiasSettings
+    unscored = "it scores a yes if the dataset has {least_answers} yes/no answers or more (least_answers)"
     columns = ("image_id", "texts")
     order = 70
 

@@ -1,5 +1,6 @@
 """A model's confidence in each answer: the mean log-probability of the tokens that the answer was parsed from."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -13,7 +14,8 @@ def answer_logprobs(
 
     `text` is what the model wrote. `tokens` are its tokens, each decoded on its own, with their log-probabilities.
     `questions_in_text` says that the model also wrote the questions, each before its answer. The result is None for an
-    answer that is not found in the text after the previous one, and for all answers if there are no tokens.
+    answer that is not found in the text after the previous one, for one with a log-probability that is NaN, and for all
+    answers if there are no tokens.
     """
     spans = _token_spans(text, [token for token, _ in tokens])
     found: list[float | None] = []
@@ -31,7 +33,9 @@ def answer_logprobs(
             for (start, end), (_, log_prob) in zip(spans, tokens, strict=True)
             if max(start, answer.start()) < min(end, answer.end())
         ]
-        found.append(sum(log_probs) / len(log_probs) if log_probs else None)
+        mean = sum(log_probs) / len(log_probs) if log_probs else math.nan
+        # A gate would compare NaN, which a broken model gives, with its limits in vain.
+        found.append(None if math.isnan(mean) else mean)
     return found
 
 

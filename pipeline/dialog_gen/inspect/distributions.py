@@ -60,8 +60,12 @@ class Spread:
 
     count: int
     mean: float
+    lowest: float
     median: float
     p95: float
+    highest: float
+    whole: bool
+    """Whether all values are whole numbers."""
     bins: list[Bin]
 
     @classmethod
@@ -70,8 +74,11 @@ class Spread:
         return cls(
             count=len(values),
             mean=round(values.mean, 4),
+            lowest=values.quantile(0),
             median=values.quantile(0.5),
             p95=values.quantile(0.95),
+            highest=values.quantile(1),
+            whole=all(value.is_integer() for value, _ in values.items()),
             bins=_bins(values),
         )
 

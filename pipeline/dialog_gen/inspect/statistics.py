@@ -4,18 +4,19 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from PIL import Image
 
-from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder, open_dataset
-from dialog_gen.dataset.record import marking_gates
-from dialog_gen.dataset.verify import totals
+from dialog_gen.dataset.record import STATEMENTS, marking_gates, stored_images
+from dialog_gen.dataset.verify import Verdict
 from dialog_gen.gates.words import words
+from dialog_gen.inspect.by_question import AnswersByQuestion, QuestionType
 from dialog_gen.inspect.distributions import Distribution, Spread
 from dialog_gen.inspect.sampling import sample_rows
 from dialog_gen.inspect.sketches import DistinctItems, FrequentItems
@@ -25,6 +26,8 @@ TOP = 20
 """Number of the most frequent question types and answers that are listed."""
 
 _SIZED_IMAGES = 1000
+_KEY_CHARS = 1000
+"""Of texts that are counted, so that memory is bounded: longer texts with the same beginning count as one."""
 _NUMBERS = frozenset(
     ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 )
@@ -33,6 +36,7 @@ _COLUMNS = (
     "caption",
     "texts",
     "gates",
+    STATEMENTS,
     "model",
     "protocol",
     "engine",
@@ -97,6 +101,8 @@ class Stats:
     """Accepted images whose bytes are equal to those of an earlier one."""
     repeated_images_is_exact: bool
     pairs: int
+    statements: int | None
+    """Pairs with a statement; None if the dataset has no column of statements."""
     pairs_per_image: dict[int, int]
     """Number of pairs -> number of images with this number of pairs."""
     pairs_gated: int
@@ -107,6 +113,8 @@ class Stats:
     answers: Utterances
     answer_types: dict[str, int]
     """"yes/no", "number" or "other" -> number of pairs."""
+    by_question: dict[str, QuestionType]
+    """The most frequent types of questions (the first two words) with what is answered to them."""
     captions: Spread
     """Words per caption, over the images that have one."""
     gates: dict[str, GateStats]
@@ -115,25 +123,29 @@ class Stats:
     """None if the dataset contains no images."""
     models: dict[str, int]
     protocols: dict[str, int]
+    fallbacks: dict[str, int]
+    """Those of the protocols that were fallbacks: they made these dialogues after another one had failed."""
     engines: dict[str, int]
 
 
 def stats(dataset: str | Path | DatasetFolder, *, on_progress: OnProgress = ignore_progress) -> Stats:
     """Computes statistics of a dataset from all its texts and the headers of 1,000 images.
 
-    Raises UsageError for a missing or damaged file, because statistics of a part would be misleading.
+    Raises DamagedDatasetError for a missing or damaged file, because statistics of a part would be misleading.
     """
     folder = open_dataset(dataset)
-    counted = totals(folder)
-    if counted.problems:
-        raise UsageError(f"{folder.location}: {counted.problems[0]}.")
     sizes = _image_sizes(folder)
-    counts = _RowCounts()
-    for done, manifest in enumerate(folder.manifests(), 1):
+    counted, counts, file_bytes = Verdict(), _RowCounts(), 0
+    total = len(folder.shards())
+    # One pass: a run may add shards meanwhile.
+    for manifest in folder.manifests():
+        counted.count(manifest)
+        file_bytes += sum(entry.bytes for entry in manifest.files)
         for table in folder.row_groups(manifest.data, _COLUMNS) if manifest.data else ():
             for row in table.to_pylist():
                 counts.add(row)
-        on_progress("reading shards", done, counted.shards)
+        on_progress("reading shards", counted.shards, max(total, counted.shards))
+    questions = counts.questions.summary()
     return Stats(
         shards=counted.shards,
         images=counted.images,
@@ -141,17 +153,19 @@ def stats(dataset: str | Path | DatasetFolder, *, on_progress: OnProgress = igno
         rejected=counted.rejected,
         unreadable=counted.unreadable,
         reasons=counted.reasons,
-        bytes=sum(entry.bytes for manifest in folder.manifests() for entry in manifest.files),
+        bytes=file_bytes,
         repeated_images=counts.images.repeated,
         repeated_images_is_exact=counts.images.exact,
         pairs=counts.answer_types.total(),
+        statements=counts.statements if folder.config().get(STATEMENTS) else None,
         pairs_per_image=dict(sorted(counts.pairs_per_image.items())),
         pairs_gated=counts.pairs_gated,
         pairs_kept=counts.pairs_kept,
         images_without_kept_pair=counts.images_without_kept_pair,
-        questions=counts.questions.summary(),
+        questions=questions,
         answers=counts.answers.summary(),
         answer_types={kind: counts.answer_types[kind] for kind in ("yes/no", "number", "other")},
+        by_question=counts.by_question.summary(questions.top),
         captions=Spread.of(counts.captions),
         gates={
             name: GateStats(scored=len(scores), marked=counts.marked[name], scores=Spread.of(scores))
@@ -161,6 +175,7 @@ def stats(dataset: str | Path | DatasetFolder, *, on_progress: OnProgress = igno
         image_sizes=sizes,
         models=counts.models.top(TOP),
         protocols=counts.protocols.top(TOP),
+        fallbacks=counted.fallbacks,
         engines=counts.engines.top(TOP),
     )
 
@@ -179,7 +194,8 @@ def answer_type(question: str, answer: str) -> str:
     return "number" if is_number or question_type(question) == "how many" else "other"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A text without case and final punctuation: texts that are equal then count as the same."""
     return text.casefold().strip().rstrip(".!?").rstrip()
 
 
@@ -188,7 +204,7 @@ class _UtteranceCounts:
         self._distinct, self._words, self._top = DistinctItems(), Distribution(), FrequentItems()
 
     def add(self, text: str, kind: str) -> None:
-        self._distinct.add(_plain(text))
+        self._distinct.add(plain(text))
         self._words.add(len(words(text)))
         self._top.add(kind)
 
@@ -214,9 +230,11 @@ class _RowCounts:
     answer_types: Counter[str] = field(default_factory=Counter[str])
     marked: Counter[str] = field(default_factory=Counter[str])
     scores: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(Distribution))
+    by_question: AnswersByQuestion = field(default_factory=AnswersByQuestion)
     pairs_gated: int = 0
     pairs_kept: int = 0
     images_without_kept_pair: int = 0
+    statements: int = 0
     models: FrequentItems = field(default_factory=FrequentItems)
     protocols: FrequentItems = field(default_factory=FrequentItems)
     engines: FrequentItems = field(default_factory=FrequentItems)
@@ -229,17 +247,21 @@ class _RowCounts:
         if row["caption"]:
             self.captions.add(len(words(row["caption"])))
         self.pairs_per_image[len(row["texts"])] += 1
-        for pair in row["texts"]:
-            question, answer = pair["user"], pair["assistant"]
-            self.questions.add(question, question_type(question))
-            self.answers.add(answer, _plain(answer))
-            self.answer_types[answer_type(question, answer)] += 1
-        if (gates := row["gates"]) is not None:
+        self.statements += sum(statement is not None for statement in row.get(STATEMENTS) or ())
+        gates = row["gates"]
+        marks = [marking_gates(scores) for scores in gates or ()]
+        for place, pair in enumerate(row["texts"]):
+            question, answer = pair["user"], plain(pair["assistant"])[:_KEY_CHARS]
+            kind = question_type(question)[:_KEY_CHARS]
+            self.questions.add(question, kind)
+            self.answers.add(pair["assistant"], answer)
+            self.answer_types[answer_type(question, pair["assistant"])] += 1
+            self.by_question.add(kind, answer, bool(marks and marks[place]))
+        if gates is not None:
             for score in chain.from_iterable(gates):
                 scores, value = self.scores[score["gate"]], score["score"]
-                if value is not None and value == value:
+                if value is not None and isfinite(value):
                     scores.add(value)
-            marks = [marking_gates(scores) for scores in gates]
             kept = sum(not marking for marking in marks)
             self.pairs_gated += len(marks)
             self.pairs_kept += kept
@@ -252,8 +274,7 @@ def _image_sizes(folder: DatasetFolder) -> ImageSizes | None:
     lengths: list[int] = []
     formats = Counter[str]()
     for row in sample_rows(folder, ["images"], _SIZED_IMAGES):
-        data = row["images"][0]["bytes"] if row["images"] else None
-        if data is not None:
+        for data in stored_images(row):
             lengths.append(len(data))
             try:
                 with Image.open(BytesIO(data), formats=FORMATS) as image:

@@ -1,38 +1,48 @@
 """Statistics as text, as `dialog-gen stats` prints them."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
+from dialog_gen.core.plural import count_of
+from dialog_gen.core.visible import visible
 from dialog_gen.inspect.distributions import Spread
 from dialog_gen.inspect.statistics import Stats, Utterances
 
 _SHOWN = 10
+_count = partial(count_of, grouped=True)
 
 
 def stats_text(stats: Stats) -> str:
     """The statistics as lines of text. The first line has the totals."""
-    first = f"{stats.images:,} images in {stats.shards:,} shards, {_size(stats.bytes)} of Parquet"
+    first = f"{_count(stats.images, 'image')} in {_count(stats.shards, 'shard')}, {_size(stats.bytes)} of Parquet"
     return "\n".join([first, *_lines(stats)])
 
 
 def _lines(stats: Stats) -> Iterator[str]:
     for status in ("accepted", "rejected", "unreadable"):
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in stats.reasons.get(status, {}).items())
+        reasons = ", ".join(f"{visible(reason)} {count:,}" for reason, count in stats.reasons.get(status, {}).items())
         yield _line(status, getattr(stats, status), stats.images, reasons)
     if stats.repeated_images:
         note = "equal to an earlier image" + ("" if stats.repeated_images_is_exact else " (estimate)")
         yield _line("repeated", stats.repeated_images, stats.accepted, note)
     if sizes := stats.image_sizes:
-        formats = ", ".join(f"{name} {count:,}" for name, count in sizes.formats.items())
+        formats = ", ".join(f"{visible(name)} {count:,}" for name, count in sizes.formats.items())
         yield (
             f"  image sizes     median {sizes.width:g} x {sizes.height:g} pixels, {_size(round(sizes.bytes))}; "
             f"{formats} of {sizes.sampled:,} sampled"
         )
     for name, counts in (("models", stats.models), ("protocols", stats.protocols), ("engines", stats.engines)):
-        yield f"  {name:<15} {', '.join(f'{value} {count:,}' for value, count in counts.items()) or '-'}"
+        yield f"  {name:<15} {', '.join(f'{visible(value)} {count:,}' for value, count in counts.items()) or '-'}"
+    if stats.fallbacks:
+        yield _line(
+            "by fallback", sum(stats.fallbacks.values()), stats.accepted, ", ".join(map(visible, stats.fallbacks))
+        )
     if not stats.pairs:
         return
-    spread = ", ".join(f"{pairs}: {images:,} images" for pairs, images in stats.pairs_per_image.items())
+    spread = ", ".join(f"{pairs}: {_count(images, 'image')}" for pairs, images in stats.pairs_per_image.items())
     yield f"  {'pairs':<12} {stats.pairs:>12,}   {stats.pairs / stats.accepted:.2f} per image ({spread})"
+    if stats.statements is not None:
+        yield _line("statements", stats.statements, stats.pairs, "of the pairs have a sentence that says the same")
     if stats.pairs_gated:
         yield _line("kept", stats.pairs_kept, stats.pairs_gated, "of the pairs that gates scored")
     yield from _utterances("questions", "first words", stats.questions, stats.pairs)
@@ -44,7 +54,7 @@ def _lines(stats: Stats) -> Iterator[str]:
         yield f"\n{'gates':<18}{'scored':>12}{'marked':>12}{'':9}{'median score':>14}"
         for name, gate in stats.gates.items():
             share = f"{gate.marked / stats.pairs_gated:8.1%}" if stats.pairs_gated else ""
-            yield f"  {name:<16}{gate.scored:>12,}{gate.marked:>12,}{share:>9}{gate.scores.median:>14g}"
+            yield f"  {visible(name):<16}{gate.scored:>12,}{gate.marked:>12,}{share:>9}{gate.scores.median:>14g}"
 
 
 def _utterances(name: str, of: str, found: Utterances, pairs: int) -> Iterator[str]:
@@ -70,7 +80,7 @@ def _line(name: str, count: int, whole: int, note: str) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 

@@ -2,14 +2,18 @@
 
 import hashlib
 import io
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dialog_gen.clip.mammut.layout import PROTOCOL_FILE
 from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.models.architectures import known_to_transformers, known_to_vllm_alone
+from dialog_gen.models.json_files import read_object
+from dialog_gen.models.template_trial import try_template
 from dialog_gen.models.templates import render_chat
+from dialog_gen.models.tokens import SpecialTokens
+from dialog_gen.models.weights import ADAPTER
 from dialog_gen.protocols.protocol import conversation
 
 _FINGERPRINT_BYTES = 4 << 20
@@ -19,7 +23,7 @@ def fingerprint(folder: Path) -> str:
     """Identifies a folder without a commit: a hash of the small files, and of the size and both ends of the weights."""
     digest = hashlib.sha256()
     for file in sorted(
-        p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt", ".model", ".safetensors")
+        p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt", ".model", ".safetensors") and p.is_file()
     ):
         with file.open("rb") as opened:
             size = opened.seek(0, io.SEEK_END)
@@ -68,34 +72,52 @@ def fetch(hub_id: str, revision: str | None, *, weights: bool, known: Iterable[s
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads config.json. Raises UsageError if the folder is not a model folder."""
     if not (folder / "config.json").is_file():
+        if (folder / ADAPTER).is_file():
+            raise UsageError(f"{folder} holds an adapter alone: merge it into its model (peft's merge_and_unload).")
         raise UsageError(f"{folder} is no model folder: it holds no config.json.")
-    config = _read_object(folder / "config.json")
-    if "architectures" not in config:
+    config = read_object(folder / "config.json")
+    named: Any = config.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise UsageError(f"{folder / 'config.json'}: architectures is no list of names. Fetch the file again.")
+    if not named and "model_type" not in config:
         raise UsageError(f"{folder / 'config.json'} names no architecture.")
+    for key in ("text_config", "vision_config"):
+        if not isinstance(config.get(key, {}), dict):
+            raise UsageError(f"{folder / 'config.json'}: {key} is no JSON object. Fetch the file again.")
+    if not isinstance(config.get("model_type", ""), str):
+        raise UsageError(f"{folder / 'config.json'}: model_type is no text. Fetch the file again.")
     return config
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} holds no JSON object.")
-    return content
+def check_kind(name: str, config: Mapping[str, Any]) -> None:
+    """Raises UsageError for a model that reads no images, needs code from its repository, or is of an unknown type."""
+    kind = str(config.get("model_type", "no model_type"))
+    known = known_to_transformers(kind)
+    if not known and config.get("auto_map"):
+        raise UsageError(
+            f"{name} ({kind}) needs code from its repository, which is never run: choose a version in the format "
+            "of transformers, whose name often ends in -hf."
+        )
+    if not known and not known_to_vllm_alone(kind):
+        raise UsageError(
+            f"{name} ({kind}): the installed transformers has no such model_type. Choose another model, or install a "
+            "newer transformers."
+        )
+    if not any(word in key for key in config for word in ("vision", "visual", "image")) and _is_language_model(config):
+        raise UsageError(f"{name} ({kind}) is a model for text alone: choose one that takes images and text.")
 
 
-def check_weights(folder: Path) -> None:
-    """Raises UsageError if the folder has no safetensors."""
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
-    found = f"only pickled weights ({', '.join(pickled)}), which can run code when read" if pickled else "no weights"
-    raise UsageError(f"{folder} holds {found}: safetensors are needed. Convert them, or choose another revision.")
+def _is_language_model(config: Mapping[str, Any]) -> bool:
+    architectures = [str(architecture) for architecture in config.get("architectures") or ()]
+    return bool(config.get("is_encoder_decoder")) or any(a.endswith("ForCausalLM") for a in architectures)
 
 
-def chat_template_of(folder: Path, fallback: str | None) -> str:
-    """The folder's chat template, or `fallback` if it has none. Raises UsageError if there is none or it fails."""
+def chat_template_of(folder: Path, fallback: str | None, tokens: SpecialTokens) -> str:
+    """The folder's chat template, or `fallback` if it has none.
+
+    Raises UsageError if there is none, or if it fails, takes too long or too much memory, or writes the time of day or
+    something random.
+    """
     from jinja2 import TemplateError
 
     template = _stored_template(folder)
@@ -106,10 +128,11 @@ def chat_template_of(folder: Path, fallback: str | None) -> str:
             f"{folder} has no chat template (chat_template.jinja, or the key chat_template in tokenizer_config.json): "
             "without one the prompt would be guessed. Add the model's own template to the folder."
         )
+    try_template(folder, template, tokens.named)
     try:
-        prompt = render_chat(template, conversation("question", "answer", "question"))
+        prompt = render_chat(template, conversation("question"), tokens.named)
     # Templates for text only try to add strings to the list of contents.
-    except (TemplateError, TypeError) as error:
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         raise UsageError(f"the chat template of {folder} fails: {error}. Is it made for images?") from None
     if "'type': 'image'" in prompt:
         raise UsageError(f"the chat template of {folder} is made for text alone: it would render images as {prompt!r}.")
@@ -117,13 +140,46 @@ def chat_template_of(folder: Path, fallback: str | None) -> str:
 
 
 def _stored_template(folder: Path) -> str | None:
+    """The template that the model's processor uses: of several with names, the one named "default"."""
     if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file} cannot be read: {error}.") from None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        if (file := folder / name).is_file() and (template := _default(read_object(file).get("chat_template"), file)):
+            return template
+    return None
+
+
+def _default(template: Any, file: Path) -> str | None:
+    """The template itself, or that named "default" in a list of named ones or in a map."""
+    if isinstance(template, list):
+        try:
+            template = {item["name"]: item["template"] for item in template}
+        except (KeyError, TypeError):
+            raise UsageError(f"{file}: chat_template lists no templates with names.") from None
+    if isinstance(template, dict):
+        if "default" not in template:
+            raise UsageError(
+                f"{file} has chat templates named {', '.join(template)}, and none named default: rename the one to use."
+            )
+        template = template["default"]
+    return template if isinstance(template, str) else None
+
+
+def max_pixels_of(folder: Path) -> int | None:
+    """The pixels of an image at most by the settings of the folder's image processor; None if they do not say."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
         if (file := folder / name).is_file():
-            template = _read_object(file).get("chat_template")
-            if isinstance(template, str) and template:
-                return template
+            stored = read_object(file)
+            settings: Any = stored.get("image_processor") or stored
+            if not isinstance(settings, dict):
+                raise UsageError(f"{file}: image_processor is no JSON object. Fetch the file again.")
+            size: Any = settings.get("size") or {}
+            found = settings.get("max_pixels") or (size.get("longest_edge") if isinstance(size, dict) else None)
+            if isinstance(found, int):
+                return found
     return None
 
 

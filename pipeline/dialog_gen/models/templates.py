@@ -1,8 +1,9 @@
 """Chat templates of the released generators, and the rendering of conversations."""
 
+from functools import lru_cache
 from typing import Any, cast
 
-from dialog_gen.protocols.protocol import Conversation
+from dialog_gen.protocols.protocol import Conversation, image_place
 
 # As published with llava-hf/llava-1.5-7b-hf: the Vicuna form, `USER: <image>\n... ASSISTANT:`.
 LLAVA_CHAT_TEMPLATE = (
@@ -26,18 +27,42 @@ BLIP2_CHAT_TEMPLATE = (
 )
 
 
-def render_chat(chat_template: str, messages: Conversation) -> str:
-    """Renders a conversation as the prompt for the next answer; the image is part of the first message.
+# PaliGemma was published without a template. A prompt is one line: "answer en what is it?" (arXiv 2412.03555).
+# Its processors put the image, the start token and the final line break in their places.
+PALIGEMMA_CHAT_TEMPLATE = (
+    "{% if messages | length > 1 %}{{ raise_exception('the model takes one question: choose a protocol with "
+    'context = "none"\') }}{% endif %}'
+    "{% for content in messages[0]['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }}"
+    "{% endfor %}"
+)
 
-    transformers renders the template in its sandbox. Raises jinja2's TemplateError if the template fails.
+
+OWN_TEMPLATES = frozenset({LLAVA_CHAT_TEMPLATE, BLIP2_CHAT_TEMPLATE, PALIGEMMA_CHAT_TEMPLATE})
+
+
+# Cached: the first turn is the same for every image, and a gate asks each question several times.
+@lru_cache(maxsize=1024)
+def render_chat(
+    chat_template: str, messages: Conversation, variables: tuple[tuple[str, str], ...] = (), *, images: int = 1
+) -> str:
+    """Renders a conversation as the prompt for the next answer; the images are part of the message at `image_place`.
+
+    `variables` are names and texts that the template may use, such as `bos_token`. transformers renders the template in
+    its sandbox. Raises jinja2's TemplateError if the template fails, and TypeError if it is made for other messages.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    content = [[{"type": "text", "text": message.text}] for message in messages]
-    content[0].insert(0, {"type": "image"})
     rendered, _ = cast("Any", render_jinja_template)(
-        [[{"role": message.role, "content": parts} for message, parts in zip(messages, content, strict=True)]],
+        [contents(messages, images=images)],
         chat_template=chat_template,
         add_generation_prompt=True,
+        **dict(variables),
     )
     return rendered[0]
+
+
+def contents(messages: Conversation, *, images: int = 1) -> list[dict[str, Any]]:
+    """A conversation in the form that templates read; the images are part of the message at `image_place`."""
+    content = [[{"type": "text", "text": message.text}] for message in messages]
+    content[image_place(messages)][:0] = [{"type": "image"}] * images
+    return [{"role": message.role, "content": parts} for message, parts in zip(messages, content, strict=True)]

@@ -5,29 +5,47 @@ so that they are shown literally and cannot become links or HTML.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from huggingface_hub import DatasetCardData
 
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.version import __version__
-from dialog_gen.dataset.record import DIALOGUES, REJECTS, SCHEMA_VERSION
+from dialog_gen.dataset.folder import DatasetFolder, open_dataset
+from dialog_gen.dataset.readme import metadata_of
+from dialog_gen.dataset.record import (
+    DIALOGUES,
+    REJECTS,
+    SCHEMA_VERSION,
+    STATEMENTS,
+    dialogues_schema,
+    rejects_schema,
+    sampling_fields,
+)
 from dialog_gen.gates.base import description_of
 from dialog_gen.protocols.protocol import load_protocol, shipped_protocols
-from dialog_gen.publish.card_data import CardData, GateNotes, KnownModel, known_model
+from dialog_gen.publish.bucket import Bucket
+from dialog_gen.publish.card_data import CardData, GateNotes, KnownModel, card_data, known_model
+from dialog_gen.publish.card_data import without_images as leave_out_images
 from dialog_gen.publish.compact import has_images
+from dialog_gen.publish.hub import check_name
 from dialog_gen.publish.markdown import Markdown, markdown_template, plain, rate
 
 COLUMN_NOTES = {
     "image_id": "the source's own key, unique in the dataset",
-    "image_sha256": "hash of the image's bytes as stored",
-    "images": "a list with one image, as it was read; null if the image was left out",
+    "image_sha256": "hash of the image's bytes as stored; of several images, the hash of their hashes",
+    "images": "a list with the image as it was read, or with all of a sample; null if they were left out",
     "url": "where the image came from",
     "source_sha256": "hash of the bytes that the URL served, if the image was stored in another form",
     "caption": "the source's caption of the image; the model never saw it",
     "texts": "the question-answer pairs, in order",
+    "statements": "for each pair a sentence in which the model says the same; null where it gave none",
     "answer_logprobs": "for each pair the mean log-probability of the answer's tokens",
     "gates": "for each pair the quality gates with their scores, and whether they marked it; null if none was applied",
     "model": "the model that generated the texts",
@@ -45,7 +63,7 @@ COLUMN_NOTES = {
     "detail": "details of the reason",
     "raw": "the answers as the model wrote them",
 }
-"""Column of DIALOGUES or REJECTS -> description of its content in the card."""
+"""Column of the record -> description of its content in the card."""
 
 _SIZES = (
     (10**3, "n<1K"),
@@ -66,10 +84,39 @@ _LICENCES = (
 _DECODING = ("temperature", "top_p", "max_tokens", "seed", "attempts", "dtype", "deterministic")
 
 
-def make_card(data: CardData, repo: str, *, licence: str | None = None) -> str:
-    """The text of the card for a dataset in the repository `repo` (USER/NAME).
+def card(
+    dataset: str | Path | DatasetFolder,
+    repo: str,
+    *,
+    licence: str | None = None,
+    link_rot: Path | None = None,
+    without_images: bool = False,
+) -> str:
+    """The dataset card that `push` would publish with these arguments, as Markdown. Needs no network and no token.
 
-    `licence` is chosen by the publisher: an SPDX identifier or the terms in words.
+    Raises UsageError for wrong arguments, and for a damaged dataset.
+    """
+    check_licence(licence)
+    bucket = Bucket.of(repo)
+    if bucket is None:
+        check_name(repo)
+    data = card_data(open_dataset(dataset), link_rot=link_rot)
+    if without_images:
+        leave_out_images(data)
+    return make_card(data, bucket.url if bucket else repo, licence=licence)
+
+
+def check_licence(licence: str | None) -> None:
+    """Raises UsageError for a licence without any character."""
+    if licence is not None and not licence.strip():
+        raise UsageError("--licence is empty: give an SPDX identifier such as cc-by-4.0, or the terms in words.")
+
+
+def make_card(data: CardData, repo: str, *, licence: str | None = None, thumbnails: str | None = None) -> str:
+    """The text of the card for a dataset in the repository `repo` (USER/NAME), or in a bucket (hf://buckets/...).
+
+    `licence` is chosen by the publisher: an SPDX identifier or the terms in words. `thumbnails` is the path of a
+    picture in the repository.
     """
     families = {name: known_model(name) for name in dict.fromkeys(made[0] for made in data.made_with)}
     template = markdown_template(files("dialog_gen.publish").joinpath("card.md.jinja").read_text(encoding="utf-8"))
@@ -82,22 +129,51 @@ def make_card(data: CardData, repo: str, *, licence: str | None = None) -> str:
         licence=licence,
         name=repo.rpartition("/")[2],
         repo=Markdown(repo),
+        in_bucket=Bucket.of(repo) is not None,
+        thumbnails=thumbnails and Markdown(thumbnails),
+        citation=_citation(data, repo),
         version=Markdown(__version__),
         schema_version=SCHEMA_VERSION,
         with_images=has_images(data.config),
         models=list(families),
-        columns=_columns(DIALOGUES),
+        columns=_columns(dialogues_schema(data.config, _sampling(data))),
+        null_columns=[Markdown(f"`{name}`") for name in data.null_columns.get("data", [])],
         rejects_columns=_columns(REJECTS, without=DIALOGUES.names),
         counts=_counts(data),
         reasons=[(status, *item) for status, counts in data.totals.reasons.items() for item in counts.items()],
         made_with=[(*made, count) for made, count in sorted(data.made_with.items())],
-        decoding=[f"{key} {data.config[key]}" for key in _DECODING if data.config.get(key) is not None],
+        decoding=_decoding(data.config),
+        fallbacks=[(made["protocol"], _decoding(made)) for made in data.config.get("fallbacks", [])],
         protocols=[_protocol(name) for name in sorted({made[4] for made in data.made_with})],
         gate_rows=_gates(data.gates) if data.gates else [],
         terms=dict.fromkeys(_terms(name, family) for name, family in families.items()),
         contamination=[_contamination(name, family) for name, family in families.items()],
     )
     return text.rstrip("\n") + "\n"
+
+
+def _citation(data: CardData, repo: str) -> Markdown:
+    """An entry for BibTeX. Of the characters that a repository's name may contain, LaTeX obeys one."""
+    bucket = Bucket.of(repo)
+    user, _, name = (bucket.id if bucket else repo).partition("/")
+    latex = name.replace("_", r"\_")
+    url = f"https://huggingface.co/{'buckets' if bucket else 'datasets'}/{user}/{name}"
+    fields = {
+        "title": f"{latex}: question-answer dialogues about {count_of(data.totals.accepted, 'image', grouped=True)}",
+        "author": f"{{{user}}}",
+        "year": data.year,
+        "howpublished": f"\\url{{{url}}}",
+        "note": f"Made with dialog-gen {__version__}",
+    }
+    lines = [f"  {key} = {{{value}}}," for key, value in fields.items() if value is not None]
+    return Markdown("\n".join([f"@misc{{{re.sub('[^A-Za-z0-9]+', '-', name)},", *lines, "}"]))
+
+
+def _decoding(settings: Mapping[str, Any]) -> list[str]:
+    # That --deterministic was not asked for does not say that the texts are not reproducible.
+    return [
+        f"{key} {settings[key]}" for key in _DECODING if settings.get(key) is not None and settings[key] is not False
+    ]
 
 
 def _terms(name: str, family: KnownModel | None) -> Markdown:
@@ -139,7 +215,12 @@ def _counts(data: CardData) -> list[tuple[object, ...]]:
     return [
         (Markdown("images given to the model"), found.images, ""),
         *((Markdown(name), count, rate(count, found.images)) for name, count in shares.items()),
+        *(
+            (Markdown(f"accepted dialogues of the fallback protocol {plain(name)}"), count, rate(count, found.images))
+            for name, count in found.fallbacks.items()
+        ),
         (Markdown("question-answer pairs"), data.pairs, ""),
+        *([(Markdown("pairs with a statement"), data.statements, "")] if STATEMENTS in data.config else []),
     ]
 
 
@@ -172,24 +253,38 @@ def _header(data: CardData, repo: str, licence: str | None) -> list[str]:
     return ["---", *DatasetCardData(**_metadata(data, repo, licence)).to_yaml(line_break="\n").splitlines(), "---"]
 
 
+def _sampling(data: CardData) -> tuple[str, ...]:
+    return sampling_fields(data.config, *data.config.get("fallbacks", ()))
+
+
 def _metadata(data: CardData, repo: str, licence: str | None) -> dict[str, Any]:
-    parts = [("default", "data", DIALOGUES, data.totals.accepted)]
-    parts += [("rejects", "rejects", REJECTS, data.totals.rejected + data.totals.unreadable)]
+    parts = [("default", "data", dialogues_schema(data.config, _sampling(data)), data.totals.accepted)]
+    parts += [("rejects", "rejects", rejects_schema(_sampling(data)), data.totals.rejected + data.totals.unreadable)]
     present = [part for part in parts if part[3]]
-    wanted = (licence or "unknown").lower()
+    configs, infos = metadata_of([folder for _, folder, _, _ in present]), list[dict[str, Any]]()
+    for config, (name, folder, schema, _) in zip(configs, present, strict=True):
+        features = yaml_features(schema)
+        if null := data.null_columns.get(folder):
+            features = [feature for feature in features if feature["name"] not in null]
+            config["columns"] = [feature["name"] for feature in features]
+        infos.append({"config_name": name, "features": features})
     return {
-        "license": wanted if wanted in _LICENCES else "other",
-        **({} if wanted in _LICENCES else {"license_name": "see-the-card"}),
+        **licence_fields(licence),
+        **({"language": data.languages} if data.languages else {}),
+        "annotations_creators": ["machine-generated"],
         "pretty_name": repo.rpartition("/")[2],
         "task_categories": ["visual-question-answering", "image-text-to-text"],
         "size_categories": [next((name for size, name in _SIZES if data.totals.accepted < size), "n>100M")],
         "tags": ["dialog-gen", "synthetic", "image"],
-        "configs": [
-            {"config_name": name, "data_files": [{"split": "train", "path": f"{folder}/*.parquet"}]}
-            for name, folder, _, _ in present
-        ],
-        "dataset_info": [{"config_name": name, "features": yaml_features(schema)} for name, _, schema, _ in present],
+        "configs": configs,
+        "dataset_info": infos,
     }
+
+
+def licence_fields(licence: str | None) -> dict[str, str]:
+    """The keys of a card's header for the publisher's licence; terms in words are in the card itself."""
+    wanted = (licence or "unknown").lower()
+    return {"license": wanted} if wanted in _LICENCES else {"license": "other", "license_name": "see-the-card"}
 
 
 def yaml_features(schema: pa.Schema) -> list[dict[str, Any]]:

@@ -4,19 +4,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from dialog_gen.core.duplicates import DuplicateFinder
 from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.files import whole_folder
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder, open_dataset
-from dialog_gen.dataset.intact import footer, intact_manifests
-from dialog_gen.dataset.record import kept_pairs
+from dialog_gen.dataset.intact import footer, intact_manifests, refuse_repeated_ids
+from dialog_gen.dataset.record import STATEMENTS, kept_places, stored_images
 from dialog_gen.dataset.verify import totals
 from dialog_gen.gates.summary import without_gates
 from dialog_gen.publish.formats.base import FORMATS, Sample
 
-_COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", "gates")
+_COLUMNS = ("image_id", "image_sha256", "images", "url", "source_sha256", "caption", "texts", STATEMENTS, "gates")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +34,17 @@ class ExportSummary:
 
     def __str__(self) -> str:
         left_out = [
-            f"{count} {what}"
-            for count, what in (
-                (self.marked_pairs_left_out, "marked pairs"),
-                (self.images_without_kept_pairs, "images without a pair that is kept"),
-                (self.images_without_bytes, "rows without their image"),
+            f"{count_of(count, noun)}{rest}"
+            for count, noun, rest in (
+                (self.marked_pairs_left_out, "marked pair", ""),
+                (self.images_without_kept_pairs, "image", " without a pair that is kept"),
+                (self.images_without_bytes, "row", " without image"),
             )
             if count
         ]
-        text = f"{self.out}: {self.images} images, {self.pairs} question-answer pairs as {self.to}"
+        text = (
+            f"{self.out}: {count_of(self.images, 'image')}, {count_of(self.pairs, 'question-answer pair')} as {self.to}"
+        )
         return f"{text}; left out: {', '.join(left_out)}" if left_out else text
 
 
@@ -70,8 +73,8 @@ def export(
     `to` is the name of an export format, `limit` the highest number of images. `kept_only` leaves out pairs that a
     gate marked, and images that have no other pairs.
 
-    Raises UsageError for an unknown format, a damaged dataset, a shard without gates (with `kept_only`), an `out` that
-    exists or is a URL, and if there is nothing to write; DialogGenError if the disk fails.
+    Raises UsageError for an unknown format, a damaged dataset, a repeated id, a shard without gates (with `kept_only`),
+    an `out` that exists or is a URL, and if there is nothing to write; DialogGenError if the disk fails.
     """
     new_writer = FORMATS.get(to, where="--to")
     if "://" in str(out):
@@ -82,13 +85,15 @@ def export(
     accepted = totals(folder).accepted
     total = accepted if limit is None else min(limit, accepted)
     counts = _Counts()
-    with whole_folder(Path(out)) as part:
+    with whole_folder(Path(out)) as part, DuplicateFinder() as ids:
         writer = new_writer(part)
         for sample in islice(_samples(folder, counts, kept_only=kept_only), limit):
             writer.add(sample)
+            ids.add([sample.image_id])
             counts.images += 1
             counts.pairs += len(sample.pairs)
             on_progress("exporting images", counts.images, total, "images")
+        refuse_repeated_ids([folder], ids)
         # Not called after an error: a second error would hide the first one.
         writer.close()
         if not counts.images:
@@ -105,28 +110,24 @@ def _samples(folder: DatasetFolder, counts: _Counts, *, kept_only: bool) -> Iter
             for row in table.to_pylist():
                 if kept_only and row["gates"] is None:
                     raise without_gates(folder.location, manifest.shard, "--kept-only")
-                pairs = kept_pairs(row) if kept_only else row["texts"]
+                places = kept_places(row) if kept_only else range(len(row["texts"]))
+                pairs, statements = [row["texts"][place] for place in places], row.get(STATEMENTS)
                 counts.marked_pairs_left_out += len(row["texts"]) - len(pairs)
                 if not pairs:
                     counts.images_without_kept_pairs += 1
-                elif not (data := image_bytes(row)):
+                elif not (stored := stored_images(row)) or not all(stored):
                     counts.images_without_bytes += 1
                 else:
                     yield Sample(
                         image_id=row["image_id"],
-                        image=data,
+                        images=tuple(stored),
                         image_sha256=row["image_sha256"],
                         source_sha256=row["source_sha256"],
                         url=row["url"],
                         caption=row["caption"],
                         pairs=pairs,
+                        statements=statements and [statements[place] for place in places],
                     )
-
-
-def image_bytes(row: dict[str, Any]) -> bytes | None:
-    """The bytes of a row's image; None if they were left out."""
-    images = row["images"] or ()
-    return images[0]["bytes"] if images else None
 
 
 def _nothing_to_export(folder: DatasetFolder, counts: _Counts) -> str:

@@ -1,15 +1,14 @@
-"""The client of the Hub for `push` and `pull`: the state of a repository, its valid files, errors with explanations."""
+"""The client of the Hub, for datasets and checkpoints: repositories, their valid files, errors with explanations."""
 
-import json
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import pyarrow as pa
 from huggingface_hub import HfApi, HfFileSystem, RepoFile, get_token
@@ -22,7 +21,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.parquet import open_parquet
+from dialog_gen.core.visible import visible
 from dialog_gen.dataset.folder import upgraded
 from dialog_gen.dataset.record import SCHEMA_VERSION
 from dialog_gen.publish.compact import COMPACTED
@@ -51,7 +52,7 @@ class HubError(DialogGenError):
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A dataset repository at one commit."""
+    """A repository at one commit."""
 
     name: str
     commit: str
@@ -73,12 +74,18 @@ class Repository:
 
 
 class Hub:
-    """A client of the Hub that uses the stored token, or the one in HF_TOKEN."""
+    """A client of the Hub for one kind of repositories that uses the stored token, or the one in HF_TOKEN."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Literal["dataset", "model"] = "dataset") -> None:
+        self.kind: Literal["dataset", "model"] = kind
         self.token = get_token()
         self.api = HfApi(token=self.token or False, library_name="dialog-gen")
         if not sys.stderr.isatty():
+            disable_progress_bars()
+
+    def keep_off_bars(self, names: Iterable[str]) -> None:
+        """Shows no progress bars if a file has a name with control characters, which they would print."""
+        if any(name != visible(name) for name in names):
             disable_progress_bars()
 
     def check_login(self) -> None:
@@ -93,6 +100,18 @@ class Hub:
     def repository(self, name: str, revision: str | None = None) -> Repository | None:
         """The repository at `revision` (default: the newest commit); None if it does not exist or is not visible."""
         return self.call(lambda: self._repository(name, revision))
+
+    def url(self, name: str) -> str:
+        """The page of a repository."""
+        return f"{self.api.endpoint}/{'datasets/' if self.kind == 'dataset' else ''}{name}"
+
+    def new_repository(self, name: str, *, private: bool) -> Repository:
+        """Creates a repository that does not exist. Raises HubError if the Hub does not show it then."""
+        self.call(lambda: self.api.create_repo(name, repo_type=self.kind, private=private, exist_ok=True))
+        found = self.repository(name)
+        if found is None:
+            raise HubError(f"{name} was created, but the Hub does not show it: try again.")
+        return found
 
     def first_images(self, repository: Repository) -> set[str]:
         """The `image_sha256` of the first row group (about 100 rows); fetches little more. Empty if there are no rows.
@@ -160,20 +179,20 @@ class Hub:
 
     def _repository(self, name: str, revision: str | None) -> Repository | None:
         try:
-            info = self.api.dataset_info(name, revision=revision)
+            info = self.api.repo_info(name, revision=revision, repo_type=self.kind)
         except RepositoryNotFoundError:
             return None
         assert info.sha is not None  # noqa: S101 - always there
-        tree = self.api.list_repo_tree(name, recursive=True, revision=info.sha, repo_type="dataset")
+        tree = self.api.list_repo_tree(name, recursive=True, revision=info.sha, repo_type=self.kind)
         files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile) and entry.path != GIT_ATTRIBUTES}
         config = self._config(name, info.sha) if _is_small(files.get("config.json")) else None
         return Repository(name, info.sha, bool(info.private), files, config)
 
     def _config(self, name: str, commit: str) -> dict[str, Any] | None:
         with tempfile.TemporaryDirectory(prefix="dialog-gen-") as folder:
-            file = self.api.hf_hub_download(name, "config.json", repo_type="dataset", revision=commit, local_dir=folder)
+            file = self.api.hf_hub_download(name, "config.json", repo_type=self.kind, revision=commit, local_dir=folder)
             try:
-                found: Any = json.loads(Path(file).read_bytes())
+                found: Any = parse_json(Path(file).read_bytes())
             except ValueError:
                 return None
         return found if isinstance(found, dict) and "schema_version" in found else None

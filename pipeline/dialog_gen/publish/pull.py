@@ -4,13 +4,16 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
-from dialog_gen.core.files import writing
+from dialog_gen.core.files import write_json, writing
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.dataset.command import COMMAND, command_of
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import Verdict, verify
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.publish.hub import NOTES, Hub, HubError, Repository, check_name, is_content
 
 _PATTERNS = (*NOTES, "data/*.parquet", "rejects/*.parquet", "shards/*.json")
@@ -32,8 +35,9 @@ class PullSummary:
 
     def __str__(self) -> str:
         return (
-            f"{self.out}: {self.repo} at {self.commit[:12]}: {self.accepted} dialogues, {self.pairs} question-answer "
-            f"pairs, {self.images} images in {self.shards} shards: all as promised"
+            f"{self.out}: {self.repo} at {self.commit[:12]}: {count_of(self.accepted, 'dialogue')}, "
+            f"{count_of(self.pairs, 'question-answer pair')}, {count_of(self.images, 'image')} in "
+            f"{count_of(self.shards, 'shard')}: all as promised"
         )
 
 
@@ -60,6 +64,7 @@ def pull(
     if strange := [path for path in fetched if not is_content(path)]:
         raise UsageError(f"{repo} holds {strange[0]!r}, which is no file of a dialog-gen dataset: do not use it.")
     _check_out(out, repository)
+    hub.keep_off_bars(fetched)
     with writing(str(out), left="the same command goes on"), hub.errors():
         out.mkdir(parents=True, exist_ok=True)
         hub.api.snapshot_download(
@@ -68,15 +73,45 @@ def pull(
         _tidy(out, repository)
     # If the Hub cannot be reached, snapshot_download raises no error if there are local files.
     if missing := [path for path in fetched if not (out / path).is_file()]:
-        raise HubError(f"{len(missing)} files of {repo} did not come, the first is {missing[0]}: pull again.")
+        raise HubError(
+            f"{count_of(len(missing), 'file')} of {repo} did not come, the first is {missing[0]}: pull again."
+        )
+    arguments = {"repo": repo, "revision": repository.commit}
+    made_by = command_of("pull", arguments, paths=[]).model_copy(update={"config": repository.config})
+    with writing(str(out)):
+        write_json(out / COMMAND, made_by.to_json())
     folder = DatasetFolder(str(out))
     verdict = verify(folder, on_progress=on_progress)
     if verdict.problem_count:
         raise FailedCheckError(
-            f"{verdict.problem_count} problems in {out}, the first is: {verdict.problems[0]}. The same command fetches "
-            "damaged files again; if it does not help, the repository is damaged."
+            f"{count_of(verdict.problem_count, 'problem')} in {out}, the first is: {verdict.problems[0]}. "
+            "The same command fetches damaged files again; if it does not help, the repository is damaged."
         )
     return _summary(out, repository, verdict)
+
+
+def fetch_missing(location: str, repo: str, revision: str) -> None:
+    """Downloads the shards that a dataset folder lacks, and the other files that it lacks, from one commit.
+
+    Raises UsageError if the commit has another configuration or does not exist, and HubError if the Hub fails.
+    """
+    hub = Hub()
+    repository = hub.repository(repo, revision)
+    if repository is None or not repository.is_dataset or repository.config is None:
+        raise UsageError(f"there is no dataset {repo} at {revision} on the Hub any more, or it is private.")
+    with open_writer(location, repository.config) as store:
+        there = set(store.shards())
+        paths = [path for path in repository.files if any(fnmatchcase(path, pattern) for pattern in _PATTERNS)]
+        # Manifests last: they mark shards as complete.
+        for path in sorted(filter(is_content, paths), key=lambda path: path.startswith("shards/")):
+            shard = PurePosixPath(path).stem
+            new = not store.exists(path) if "/" not in path else not there & {shard, shard.removesuffix(".v2")}
+            if new:
+                with hub.errors():
+                    fetched = hub.api.hf_hub_download(
+                        repo, path, repo_type="dataset", revision=repository.commit, local_dir=store.tmp / "hub"
+                    )
+                store.put(path, Path(fetched))
 
 
 def _check_out(out: Path, repository: Repository) -> None:
@@ -84,17 +119,19 @@ def _check_out(out: Path, repository: Repository) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise UsageError(f"--out {out} is a file: choose another one.")
+        raise UsageError(f"--out {out} is a file: choose another folder.")
     folder = DatasetFolder(str(out))
     if not folder.exists("config.json"):
         if any(out.iterdir()) and not out.joinpath(*_PROGRESS).is_dir():
-            raise UsageError(f"--out {out} is no dataset folder and not empty: choose another one.")
+            raise UsageError(f"--out {out} is no dataset folder and not empty: choose another folder.")
     elif folder.config() != repository.config:
         raise UsageError(
-            f"--out {out} holds a dataset with another configuration than {repository.name}: choose another one."
+            f"--out {out} holds a dataset with another configuration than {repository.name}: choose another folder."
         )
     elif own := [name for name in folder.shards() if f"shards/{name}.json" not in repository.files]:
-        raise UsageError(f"--out {out} has shards that {repository.name} lacks, such as {own[0]}: choose another one.")
+        raise UsageError(
+            f"--out {out} has shards that {repository.name} lacks, such as {own[0]}: choose another folder."
+        )
 
 
 def _tidy(out: Path, repository: Repository) -> None:

@@ -5,30 +5,31 @@ continues where it stopped.
 """
 
 import shutil
-import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-from huggingface_hub.errors import HfHubHTTPError
+from typing import Protocol
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder, open_dataset
-from dialog_gen.dataset.intact import footer, intact_manifests
+from dialog_gen.dataset.intact import check_unique_ids, footer, intact_manifests
+from dialog_gen.dataset.locks import refuse_while_written
 from dialog_gen.dataset.verify import verify as verify_dataset
 from dialog_gen.download.provenance import NAME as IMAGES_JSON
 from dialog_gen.download.provenance import ImageProvenance
-from dialog_gen.publish.card import make_card
+from dialog_gen.publish.bucket import Bucket, bucket_files, check_bucket, fill_bucket
+from dialog_gen.publish.card import check_licence, make_card
 from dialog_gen.publish.card_data import CardData, card_data
-from dialog_gen.publish.compact import has_images, merge_shards
-from dialog_gen.publish.hub import NOTES, PAUSES_S, Hub, HubError, Repository, check_name, differences, is_transient
+from dialog_gen.publish.commit import commit_files
+from dialog_gen.publish.compact import has_images, merge_shards, rows_without_url
+from dialog_gen.publish.hub import NOTES, Hub, Repository, check_name, differences
+from dialog_gen.publish.thumbnails import THUMBNAILS, thumbnail_grid
 
 _STAGE = ".publish"
 _STAGE_SHARD_MB = 500
-_PRECONDITION_FAILED = 412
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +37,21 @@ class PushSummary:
     """The version that was published."""
 
     repo: str
-    commit: str
+    commit: str | None
+    """The commit's hash; None in a bucket, and for a push that was only tried."""
     url: str
     images: int
     pairs: int
     files: int
     bytes: int
+    dry_run: bool = False
 
     def __str__(self) -> str:
-        return f"{self.url}: {self.images} images, {self.pairs} question-answer pairs, {self.bytes / 1e6:.1f} MB"
+        text = (
+            f"{self.url}: {count_of(self.images, 'image')}, {count_of(self.pairs, 'question-answer pair')}, "
+            f"{self.bytes / 1e6:.1f} MB"
+        )
+        return f"{text}, in {count_of(self.files, 'file')}; nothing was sent" if self.dry_run else text
 
 
 def push(
@@ -56,54 +63,118 @@ def push(
     licence: str | None = None,
     link_rot: Path | None = None,
     message: str | None = None,
+    thumbnails: bool = False,
     replace: bool = False,
     verify: bool = True,
+    dry_run: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> PushSummary:
     """Publishes a dataset with its card as the whole content of the repository `repo` (USER/NAME).
 
-    `without_images` publishes URLs and checksums instead of the bytes of images. `private` makes a new repository
-    private. `licence` is an SPDX identifier or the terms in words. `link_rot` is a link_rot.json that replaces the one
-    next to the images. `message` is the message of the commit. `replace` allows overwriting a repository that contains
-    something else. With `verify`, every byte is checked first, otherwise only sizes.
+    `repo` may also be a storage bucket, or a folder in one: hf://buckets/USER/NAME. It has no commits, so readers may
+    see an incomplete version during the upload.
 
-    Raises UsageError for wrong arguments, a missing token, and a repository that contains something else;
+    `without_images` publishes URLs and checksums instead of the bytes of images; then each accepted row must have a
+    URL. `private` makes a new repository private. `licence` is an SPDX identifier or the terms in words. `link_rot` is
+    a link_rot.json that replaces the one next to the images. `message` is the message of the commit. `replace` allows
+    overwriting a repository that contains something else. With `verify`, every byte is checked first, otherwise only
+    sizes and that ids are unique. `thumbnails` adds a picture of 24 images to the card, if their licence allows that.
+    With `dry_run`, everything here is checked and made, but the Hub is not asked and nothing is sent: no token needed.
+
+    Raises UsageError for wrong arguments, a missing token, a dataset that a process writes to, and a repository that
+    contains something else;
     FailedCheckError for a damaged dataset; HubError if the Hub fails. After an error, the repository is unchanged.
     """
-    if licence is not None and not licence.strip():
-        raise UsageError("--licence is empty: give an SPDX identifier such as cc-by-4.0, or the terms in words.")
+    check_licence(licence)
     folder = open_dataset(dataset)
-    check_name(repo)
+    bucket = Bucket.of(repo)
+    if bucket is None:
+        check_name(repo)
+    else:
+        repo = bucket.url
+    refuse_while_written(folder)
     if folder.local_root is None:
         raise UsageError(f"{folder.location} is not on this machine: `dialog-gen compact` it to a local folder first.")
-    for entry in (entry for manifest in intact_manifests(folder) for entry in manifest.files):
+    manifests = intact_manifests(folder)
+    for entry in (entry for manifest in manifests for entry in manifest.files):
         footer(folder, entry)
+    if not verify:
+        check_unique_ids([folder], ((folder, manifest) for manifest in manifests))
+    if without_images or not has_images(folder.config()):
+        if thumbnails:
+            raise UsageError("--thumbnails shows images, and this dataset is published without them: leave it out.")
+        _check_urls(folder)
     hub = Hub()
-    hub.check_login()
-    repository = hub.repository(repo)
-    if repository:
-        _check_repository(hub, repository, folder, private=private, replace=replace)
+    place: _Place | None = None
+    if not dry_run:
+        hub.check_login()
+        place = _InBucket(hub, bucket) if bucket else _InRepository(hub, repo)
+        place.check(folder, private=private, replace=replace)
     with _staged(folder, without_images=without_images, on_progress=on_progress) as (staged, root):
         if verify:
             _verify(staged, folder.location, on_progress)
         data = card_data(staged, link_rot=link_rot)
-        files = _files(staged, root, data, make_card(data, repo, licence=licence))
-        if repository is None:
-            hub.call(lambda: hub.api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True))
-            repository = hub.repository(repo)
-            if repository is None:
-                raise HubError(f"{repo} was created, but the Hub does not show it: try again.")
+        picture = thumbnail_grid(staged) if thumbnails else None
+        text = make_card(data, repo, licence=licence, thumbnails=THUMBNAILS if picture else None)
+        files = _files(staged, root, data, text)
+        if picture:
+            files[THUMBNAILS] = picture
         accepted = data.totals.accepted
-        commit = _commit(hub, repository, files, message or f"{data.pairs} dialogue pairs about {accepted} images")
+        message = message or f"{count_of(data.pairs, 'dialogue pair')} about {count_of(accepted, 'image')}"
         return PushSummary(
             repo=repo,
-            commit=commit,
-            url=f"{hub.api.endpoint}/datasets/{repo}",
+            commit=place.fill(files, message, private=private) if place else None,
+            url=repo if bucket else hub.url(repo),
             images=accepted,
             pairs=data.pairs,
             files=len(files),
             bytes=sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in files.values()),
+            dry_run=dry_run,
         )
+
+
+class _Place(Protocol):
+    """Where on the Hub a dataset is published."""
+
+    def check(self, folder: DatasetFolder, *, private: bool, replace: bool) -> None:
+        """Raises UsageError if there is something that must not be overwritten."""
+        ...
+
+    def fill(self, files: dict[str, Path | bytes], message: str, *, private: bool) -> str | None:
+        """Makes these files the whole content; returns the hash of the commit, if there is one."""
+        ...
+
+
+class _InRepository:
+    def __init__(self, hub: Hub, name: str) -> None:
+        self._hub, self._name = hub, name
+        self._there = hub.repository(name)
+
+    def check(self, folder: DatasetFolder, *, private: bool, replace: bool) -> None:
+        if self._there:
+            _check_repository(self._hub, self._there, folder, private=private, replace=replace)
+
+    def fill(self, files: dict[str, Path | bytes], message: str, *, private: bool) -> str | None:
+        repository = self._there or self._hub.new_repository(self._name, private=private)
+        return commit_files(self._hub, repository, files, message)
+
+
+class _InBucket:
+    def __init__(self, hub: Hub, bucket: Bucket) -> None:
+        self._hub, self._bucket = hub, bucket
+        self._there = bucket_files(hub, bucket)
+
+    def check(self, folder: DatasetFolder, *, private: bool, replace: bool) -> None:
+        if self._there is None:
+            return
+        if private:
+            raise UsageError(f"{self._bucket.url} exists: --private is for new buckets. Change it on its page.")
+        check_bucket(self._hub, self._bucket, self._there, folder.config(), replace=replace)
+
+    def fill(self, files: dict[str, Path | bytes], message: str, *, private: bool) -> str | None:
+        del message  # a bucket has no commits
+        fill_bucket(self._hub, self._bucket, files, self._there, private=private)
+        return None
 
 
 def _verify(folder: DatasetFolder, location: str, on_progress: OnProgress) -> None:
@@ -111,8 +182,20 @@ def _verify(folder: DatasetFolder, location: str, on_progress: OnProgress) -> No
     verdict = verify_dataset(folder, on_progress=on_progress)
     if verdict.problem_count:
         raise FailedCheckError(
-            f"{location} is damaged, nothing was pushed: {verdict.problem_count} problems, the first is: "
+            f"{location} is damaged, nothing was pushed: {count_of(verdict.problem_count, 'problem')}, the first is: "
             f"{verdict.problems[0]}."
+        )
+
+
+def _check_urls(folder: DatasetFolder) -> None:
+    """Raises UsageError if there are accepted rows whose images nobody could fetch."""
+    rows, lacking = rows_without_url(folder)
+    if lacking:
+        here = has_images(folder.config())
+        advice = "push it with its images, without --without-images" if here else "push the one that has the images"
+        raise UsageError(
+            f"{folder.location}: without a URL (http or https) are {lacking} of {count_of(rows, 'dialogue')}, "
+            f"so nobody could fetch their images: {advice}."
         )
 
 
@@ -174,7 +257,7 @@ def _staged(
         yield folder, folder.local_root
         return
     stage = folder.local_root / _STAGE
-    merge_shards(folder, str(stage), shard_mb=_STAGE_SHARD_MB, images=not without_images, on_progress=on_progress)
+    merge_shards([folder], str(stage), shard_mb=_STAGE_SHARD_MB, images=not without_images, on_progress=on_progress)
     yield DatasetFolder(str(stage)), stage
     shutil.rmtree(stage, ignore_errors=True)
 
@@ -189,46 +272,3 @@ def _files(folder: DatasetFolder, root: Path, data: CardData, card: str) -> dict
         for name in (f"shards/{manifest.shard}.json", *(entry.path for entry in manifest.files)):
             files[name] = root / name
     return files
-
-
-def _commit(hub: Hub, repository: Repository, files: Mapping[str, Path | bytes], message: str) -> str:
-    """Uploads the large files, then makes a single commit; returns its hash."""
-    with hub.errors():
-        additions = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in files.items()]
-        deletions = [CommitOperationDelete(path_in_repo=path) for path in repository.files if path not in files]
-        hub.api.preupload_lfs_files(repository.name, additions, repo_type="dataset", free_memory=False)
-        for pause_s in (*PAUSES_S, None):
-            try:
-                return hub.api.create_commit(
-                    repository.name,
-                    [*additions, *deletions],
-                    repo_type="dataset",
-                    commit_message=message,
-                    # The Hub refuses the commit if the repository has a newer one.
-                    parent_commit=repository.commit,
-                ).oid
-            except Exception as error:
-                overtaken = isinstance(error, HfHubHTTPError) and error.response.status_code == _PRECONDITION_FAILED
-                if not overtaken and not is_transient(error):
-                    raise
-                # Perhaps the commit succeeded, and only the answer was lost.
-                now = hub.repository(repository.name)
-                if now and now.commit != repository.commit:
-                    if _has_exactly(now, additions):
-                        return now.commit
-                    raise HubError(
-                        f"someone else changed {repository.name} meanwhile: look at it, and push again."
-                    ) from None
-                if pause_s is None:
-                    raise
-                time.sleep(pause_s)
-    raise AssertionError("unreachable")
-
-
-def _has_exactly(repository: Repository, additions: list[CommitOperationAdd]) -> bool:
-    """Whether a repository has exactly these files, compared by size and hash."""
-    wanted = {addition.path_in_repo: addition.upload_info for addition in additions}
-    return repository.files.keys() == wanted.keys() and all(
-        file.size == wanted[path].size and (file.lfs is None or file.lfs.sha256 == wanted[path].sha256.hex())
-        for path, file in repository.files.items()
-    )

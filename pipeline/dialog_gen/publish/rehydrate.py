@@ -6,33 +6,39 @@ missing shards, it tries rows again that failed earlier and may succeed now. A s
 Rows that need no further try are listed in settled/SHARD.json.
 """
 
-import json
 import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dialog_gen.core.errors import UsageError, check_at_least
-from dialog_gen.core.hashing import sha256_json
+from dialog_gen.core.errors import check_at_least
+from dialog_gen.core.hashing import sha256_images, sha256_json
+from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
-from dialog_gen.dataset.folder import DatasetFolder, FileEntry, ShardManifest, open_dataset, upgraded
-from dialog_gen.dataset.intact import check_bytes, footer, intact_manifests
-from dialog_gen.dataset.record import DIALOGUES
+from dialog_gen.core.visible import visible
+from dialog_gen.dataset.command import command_of
+from dialog_gen.dataset.folder import DatasetFolder, ShardManifest, open_dataset, upgraded
+from dialog_gen.dataset.intact import footer, intact_manifests
+from dialog_gen.dataset.joined import check_apart
+from dialog_gen.dataset.locks import refuse_while_written
+from dialog_gen.dataset.record import DIALOGUES, stored_images
+from dialog_gen.dataset.repair import SET_ASIDE
 from dialog_gen.dataset.verify import totals
+from dialog_gen.dataset.versions import RowFile
 from dialog_gen.dataset.writer import DatasetWriter, open_writer
 from dialog_gen.download.http import FetchPolicy
 from dialog_gen.download.img2dataset.supervisor import require_img2dataset
 from dialog_gen.download.outcomes import MEANING as OUTCOME_MEANING
-from dialog_gen.publish.compact import COMPACTED, check_apart, copy_notes, regrouped
-from dialog_gen.publish.export import image_bytes
+from dialog_gen.publish.compact import COMPACTED, regrouped
+from dialog_gen.publish.notes import copy_notes
 
 if TYPE_CHECKING:
     from dialog_gen.publish.refetch import Fetched, Refetcher
@@ -72,7 +78,7 @@ class RehydrateSummary:
         found = [item for item in self._sorted() if item[0] not in ("present", "no_url")]
         classes = ", ".join(f"{count} {outcome} ({meaning[outcome]})" for outcome, count in found[:3])
         advice = " Is there a network?" if found[0][0] in _NO_ANSWER else ""
-        return f"not one of {self.missing} images could be restored: {classes}.{advice}"
+        return f"not one of {count_of(self.missing, 'image')} could be restored: {classes}.{advice}"
 
     def to_json(self) -> dict[str, Any]:
         """All counts as JSON values, for programs."""
@@ -83,7 +89,11 @@ class RehydrateSummary:
 
         total, meaning = self.outcomes.total(), _meaning()
         without = f", {self.outcomes['no_url']} have no URL" if self.outcomes["no_url"] else ""
-        back = f"{self.restored} of {self.missing} images are back" if self.missing else "there was nothing to fetch"
+        back = (
+            f"{self.restored} of {count_of(self.missing, 'image')} restored"
+            if self.missing
+            else "there was nothing to fetch"
+        )
         lines = [f"{self.out}: {back}{without}"]
         lines += [
             f"  {outcome:<20}{count:>12}  {count / total:>6.1%}  {meaning.get(outcome, '')}"
@@ -91,7 +101,7 @@ class RehydrateSummary:
         ]
         if failed := sum(count for outcome, count in self.outcomes.items() if outcome not in SETTLED):
             lines.append(f"  {failed} may still be restored: the same command tries them again")
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
     def _sorted(self) -> list[tuple[str, int]]:
         return sorted(self.outcomes.items(), key=lambda item: (item[0] != "restored", -item[1], item[0]))
@@ -127,24 +137,31 @@ def rehydrate_with(
     *,
     threads: int = 64,
     on_progress: OnProgress = ignore_progress,
+    only_missing: bool = False,
 ) -> RehydrateSummary:
-    """Does the work of `rehydrate`, with any `FetchPolicy`."""
+    """Does the work of `rehydrate`, with any `FetchPolicy`. With `only_missing`, shards of `out` stay as they are."""
+    refuse_while_written(source)
     check_apart(source.location, out)
     require_img2dataset()
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's import would look for updates
     from dialog_gen.publish.refetch import Refetcher
 
     manifests = intact_manifests(source)
-    with closing(Refetcher(policy, threads)) as refetcher, open_writer(out, _config(source)) as store:
+    arguments = {"dataset": source.location, "threads": threads, "allow_loopback": policy.allow_loopback}
+    made_by = command_of("rehydrate", arguments, paths=["dataset"])
+    with closing(Refetcher(policy, threads)) as refetcher, open_writer(out, _config(source), made_by=made_by) as store:
         work = _Rehydration(source, store, refetcher, on_progress)
         # Shards with earlier failures come last, so that dead links do not delay the shards that are still missing.
         for manifest in sorted(manifests, key=lambda manifest: work.done(manifest) is not None):
-            work.make_shard(manifest)
-        for name in set(store.shards()) - {manifest.shard for manifest in manifests}:
+            if not only_missing or work.is_unknown(manifest.shard):
+                work.make_shard(manifest)
+        stale = set() if only_missing else set(store.shards()) - {manifest.shard for manifest in manifests}
+        for name in stale:
             store.drop(name)
             store.remove(_settled(name))
         copy_notes(source, store, overwrite=False)
-        work.outcomes = {manifest.shard: work.outcomes[manifest.shard] for manifest in manifests}
+        there = set(store.shards())
+        work.outcomes = {name: outcomes for name, outcomes in work.outcomes.items() if name in there}
         work.note()
     return RehydrateSummary(out, sum(work.outcomes.values(), Outcomes()))
 
@@ -190,6 +207,10 @@ class _Rehydration:
         if manifest.shard not in self.outcomes:
             return None
         return self._store.completed(manifest.shard, sha256_json(manifest.model_dump()))
+
+    def is_unknown(self, shard: str) -> bool:
+        """Whether `out` lacks a shard or the record of its outcomes."""
+        return shard not in self.outcomes or self._store.manifest(shard) is None
 
     def make_shard(self, manifest: ShardManifest) -> None:
         """Makes a shard unless it is complete. In a complete shard, rows that may succeed now are tried again."""
@@ -243,35 +264,38 @@ class _Rehydration:
         ahead: deque[tuple[pa.Table, list[Fetched | Future[Fetched]]]] = deque()
         kept = self._kept(work.manifest.shard, part) if work.rows is self._source else iter(())
         for entry in (entry for entry in work.manifest.files if entry.path.startswith(f"{part}/")):
-            check_bytes(work.rows, entry)
             footer(work.rows, entry)
             for table in work.rows.row_groups(entry):
                 rows = table.select(_COLUMNS).to_pylist()
-                ahead.append((table, [self._image(work, row, next(kept, None)) for row in rows]))
+                ahead.append((table, [self._image(work, row, next(kept, ())) for row in rows]))
                 if len(ahead) > _GROUPS_AHEAD:
                     yield self._with_images(work, *ahead.popleft())
         while ahead:
             yield self._with_images(work, *ahead.popleft())
 
-    def _kept(self, shard: str, part: str) -> Iterator[bytes | None]:
+    def _kept(self, shard: str, part: str) -> Iterator[list[bytes]]:
         """Yields the images, row by row, that `out` already has of a shard that is not done.
 
-        There are some if a process was killed while it committed the shard, or if the source has changed.
+        There are some if a process was killed while it committed the shard, if the source has changed, or if a repair
+        set the shard aside.
         """
-        for path in (f"{part}/{shard}.parquet", f"{part}/{shard}.v2.parquet"):
+        places = ["", *(f"{SET_ASIDE}/{name}/" for name in reversed(self._store.list(SET_ASIDE)))]
+        names = (f"{part}/{shard}.parquet", f"{part}/{shard}.v2.parquet")
+        for path in (f"{place}{name}" for place in places for name in names):
             if self._store.exists(path):
-                entry = FileEntry(path=path, rows=0, bytes=0, sha256="")
-                with suppress(UsageError):
-                    for table in self._store.row_groups(entry, ["images"]):
-                        yield from map(image_bytes, table.to_pylist())
+                # No manifest names the file: each image is compared with its own hash.
+                with suppress(pa.ArrowException, OSError), self._store.open(path) as file:
+                    for table in RowFile(file).row_groups(["images"]):
+                        yield from map(stored_images, table.to_pylist())
                 return
 
-    def _image(self, work: _Shard, row: dict[str, Any], kept: bytes | None) -> "Fetched | Future[Fetched]":
+    def _image(self, work: _Shard, row: dict[str, Any], kept: Sequence[bytes]) -> "Fetched | Future[Fetched]":
         number, work.submitted = work.submitted, work.submitted + 1
-        if image_bytes(row) is not None:
+        if stored_images(row):
             return None, "present"
-        if kept is not None and sha256(kept).hexdigest() == row["image_sha256"]:
-            return kept, "restored"
+        # Images are fetched by URL, which rows with several images do not have.
+        if len(kept) == 1 and sha256_images(kept) == row["image_sha256"]:
+            return kept[0], "restored"
         if (outcome := work.settled_before.get(number)) and not self._refetcher.may_change(outcome):
             return None, outcome
         return self._refetcher.submit(row)
@@ -291,7 +315,7 @@ class _Rehydration:
 
     def _settled_before(self, shard: str) -> dict[int, str]:
         try:
-            settled = json.loads(self._store.read(_settled(shard)))
+            settled = parse_json(self._store.read(_settled(shard)))
             return {int(number): str(outcome) for outcome, numbers in settled.items() for number in numbers}
         except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return {}
@@ -309,7 +333,7 @@ def _meaning() -> dict[str, str]:
 
 def _noted(store: DatasetWriter) -> dict[str, Outcomes]:
     try:
-        noted = json.loads(store.read(_RECORD))["shards"]
+        noted = parse_json(store.read(_RECORD))["shards"]
         return {str(name): Outcomes({str(key): int(n) for key, n in counts.items()}) for name, counts in noted.items()}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -11,7 +11,6 @@ import sys
 import tarfile
 import threading
 from collections import Counter
-from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.files import replacing, write_json, writing
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.folder import KEPT, begin, finish, is_complete, locked, read_json
 from dialog_gen.download.http import FetchPolicy
@@ -33,13 +33,10 @@ from dialog_gen.download.img2dataset.supervisor import (
 )
 from dialog_gen.download.manifests import DownloadOptions
 from dialog_gen.download.url_lists import SCHEMA, ImagesSummary
-from dialog_gen.shapes.files import ShapesSubset, write_files
-from dialog_gen.shapes.language import web_caption
-from dialog_gen.shapes.render import render_png
-from dialog_gen.shapes.scenes import Split, draw_scene
+from dialog_gen.shapes.files import ANNOTATIONS, ShapesSubset, write_files
+from dialog_gen.shapes.worlds import FIRST, World
 
 _HOST = "127.0.0.1"
-_ANNOTATIONS = ("truth.jsonl", "vqa", "retrieval", "classification")
 _STATS_KEPT = ("count", "successes", "failed_to_download", "failed_to_resize", "status_dict")
 _URL_BATCH = 8192
 _POLL_S = 0.1
@@ -48,10 +45,11 @@ _POLL_S = 0.1
 def download_shapes(
     out: Path,
     *,
-    split: Split,
+    split: str,
     seed: int,
     limit: int,
     shard_size: int = 1024,
+    world: World[Any] = FIRST,
     on_progress: OnProgress = ignore_progress,
 ) -> ImagesSummary:
     """Downloads the first `limit` images of a split into `out`/images and writes the annotations next to them.
@@ -65,14 +63,14 @@ def download_shapes(
     for name, value in (("limit", limit), ("shard size", shard_size)):
         if value < 1:
             raise UsageError(f"the {name} must be at least 1, got {value}")
-    subset = ShapesSubset(split=split, seed=seed, limit=limit, shard_size=shard_size)
-    request = {"manifest": "shapes", **asdict(subset)}
+    subset = ShapesSubset(split=split, seed=seed, limit=limit, shard_size=shard_size, world=world)
+    request = {"manifest": world.name, "split": split, "seed": seed, "limit": limit, "shard_size": shard_size}
     with writing(out, left=KEPT), locked(out):
-        complete = is_complete(out, request, ("images", *_ANNOTATIONS))
+        complete = is_complete(out, request, ("images", *ANNOTATIONS))
         if not complete:
             require_img2dataset()
             _download(out, subset, request, on_progress)
-        elif not all((out / name).exists() for name in _ANNOTATIONS):
+        elif not all((out / name).exists() for name in ANNOTATIONS):
             write_files(out, subset)
     return ImagesSummary(out=out, images=limit, shards=len(subset.shards()), already_complete=complete)
 
@@ -89,9 +87,9 @@ def _download(out: Path, subset: ShapesSubset, request: dict[str, Any], on_progr
         processes=min(2, len(shards)),
         threads=16,
     )
-    with _Server() as server:
+    with _Server(subset.world) as server:
         _write_urls(work / "urls", subset, server.server_port)
-        download_list(work, options, "downloading shapes", on_progress)
+        download_list(work, options, f"downloading {subset.world.name}", on_progress)
     _check(work, subset)
     for name, scenes in shards.items():
         _normalise(images, name, [subset.url(index) for index in scenes])
@@ -100,13 +98,14 @@ def _download(out: Path, subset: ShapesSubset, request: dict[str, Any], on_progr
 
 
 class _Server(ThreadingHTTPServer):
-    """A context manager that serves /{split}/{seed}/{index}.png on a free port."""
+    """A context manager that serves a world's images as /{split}/{seed}/{index}.png on a free port."""
 
     # Every thread of img2dataset opens a connection for each image.
     request_queue_size = 128
 
-    def __init__(self) -> None:
+    def __init__(self, world: World[Any]) -> None:
         super().__init__((_HOST, 0), _Handler)
+        self.world = world
 
     def __enter__(self) -> "_Server":
         self._thread = threading.Thread(target=self.serve_forever, args=(_POLL_S,), daemon=True)
@@ -126,11 +125,12 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        match = re.fullmatch(r"/(train|val|test)/(-?\d+)/(\d+)\.png", self.path)
+        world = cast("_Server", self.server).world
+        match = re.fullmatch(rf"/({'|'.join(world.splits)})/(-?\d+)/(\d+)\.png", self.path)
         if not match:
             self.send_error(404)
             return
-        png = render_png(draw_scene(cast("Split", match[1]), int(match[2]), int(match[3])))
+        png = world.render_png(world.draw_scene(match[1], int(match[2]), int(match[3])))
         self.send_response(200)
         self.send_header("Content-Type", "image/png")
         self.send_header("Content-Length", str(len(png)))
@@ -147,7 +147,7 @@ def _write_urls(folder: Path, subset: ShapesSubset, port: int) -> None:
         for start in range(0, subset.limit, _URL_BATCH):
             batch = range(start, min(start + _URL_BATCH, subset.limit))
             urls = [f"http://{_HOST}:{port}/{subset.split}/{subset.seed}/{i}.png" for i in batch]
-            captions = [web_caption(subset.scene(i), subset.rng("web", i)) for i in batch]
+            captions = [subset.caption(i) for i in batch]
             writer.write_table(pa.table({"url": urls, "caption": captions}, SCHEMA))
 
 
@@ -160,7 +160,8 @@ def _check(work: Path, subset: ShapesSubset) -> None:
     if succeeded < subset.limit:
         listed = ", ".join(f"{count} x {outcome}" for outcome, count in outcomes.most_common(3))
         raise FailedCheckError(
-            f"{succeeded} of {subset.limit} images were downloaded, {subset.limit - succeeded} were not ({listed}); "
+            f"downloaded: {succeeded} of {count_of(subset.limit, 'image')}, missing: {subset.limit - succeeded} "
+            f"({listed}); "
             f"img2dataset's log is {work / LOG_NAME}; run again to fetch the rest"
         )
 

@@ -9,8 +9,8 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from dialog_gen.shapes.questions import Question, QuestionKind, draw_questions, kind_of_question, plain
 from dialog_gen.shapes.scenes import BACKGROUNDS, COLORS, MAX_OBJECTS, POSITIONS, SHAPES, SIZES, Scene, SceneObject
 
 DESCRIBE_QUESTION = "What do you see in this image?"
@@ -19,33 +19,6 @@ UNIQUE_QUESTION = "What makes this image unique?"
 _COLOR, _SHAPE, _POSITION = (f"({'|'.join(words)})" for words in (COLORS, SHAPES, POSITIONS))
 _SIZED_OBJECT = re.compile(rf"(?:a )?(?:({'|'.join(SIZES)}) )?{_COLOR} {_SHAPE}")
 _COUNTS = ("no", "one", "two", "three")
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question about a scene and its true answer; `kind` is its key in `QUESTION_KINDS`."""
-
-    kind: str
-    question: str
-    answer: str
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionKind:
-    """One kind of question.
-
-    `vqa_type` and `answer_type` are fields of VQAv1's annotations. `template` has slots such as {color}; `pattern`
-    matches a question and captures its slots. `answer` maps a scene and slots to the true answer, or to None if the
-    question is not well-posed. `ask` draws slots that give a well-posed question about a scene, or returns None if
-    there are none.
-    """
-
-    vqa_type: str
-    answer_type: str
-    template: str
-    answer: Callable[..., str | None]
-    ask: Callable[[Scene, random.Random], tuple[str, ...] | None]
-    pattern: re.Pattern[str]
 
 
 def _only(objects: list[SceneObject]) -> SceneObject | None:
@@ -109,15 +82,12 @@ def _kind(
     template: str,
     answer: Callable[..., str | None],
     ask: Callable[[Scene, random.Random], tuple[str, ...] | None],
-) -> QuestionKind:
-    slots = {"{color}": _COLOR, "{shape}": _SHAPE, "{position}": _POSITION}
-    pattern = re.escape(template)
-    for slot, words in slots.items():
-        pattern = pattern.replace(re.escape(slot), words)
-    return QuestionKind(vqa_type, answer_type, template, answer, ask, re.compile(pattern, re.IGNORECASE))
+) -> QuestionKind[Scene]:
+    words = {"color": COLORS, "shape": SHAPES, "position": POSITIONS}
+    return QuestionKind.of(vqa_type, answer_type, template, answer, ask, words=words)
 
 
-QUESTION_KINDS: dict[str, QuestionKind] = {
+QUESTION_KINDS: dict[str, QuestionKind[Scene]] = {
     "color": _kind(
         "what color is the",
         "other",
@@ -171,15 +141,13 @@ QUESTION_KINDS: dict[str, QuestionKind] = {
     ),
 }
 
-ANSWERS: tuple[str, ...] = (
-    *("yes", "no"),
-    *(str(n) for n in range(MAX_OBJECTS + 1)),
-    *COLORS,
-    *SHAPES,
-    *POSITIONS,
-    *SIZES,
-    *BACKGROUNDS,
+ANSWER_GROUPS: tuple[tuple[str, ...], ...] = (
+    ("yes", "no"),
+    tuple(str(n) for n in range(MAX_OBJECTS + 1)),
+    *(COLORS, SHAPES, POSITIONS, SIZES, BACKGROUNDS),
 )
+"""All answers, in groups of those that answer the same questions."""
+ANSWERS: tuple[str, ...] = tuple(answer for group in ANSWER_GROUPS for answer in group)
 
 
 def ask(scene: Scene, rng: random.Random, count: int) -> list[Question]:
@@ -187,18 +155,7 @@ def ask(scene: Scene, rng: random.Random, count: int) -> list[Question]:
 
     Raises ValueError if fewer kinds are possible for the scene (at least five always are).
     """
-    questions: list[Question] = []
-    for name in rng.sample(list(QUESTION_KINDS), len(QUESTION_KINDS)):
-        kind = QUESTION_KINDS[name]
-        slots = kind.ask(scene, rng)
-        answer = None if slots is None else kind.answer(scene, *slots)
-        if slots is None or answer is None:
-            continue
-        names = re.findall(r"\{(\w+)\}", kind.template)
-        questions.append(Question(name, kind.template.format(**dict(zip(names, slots, strict=True))), answer))
-        if len(questions) == count:
-            return questions
-    raise ValueError(f"the scene offers {len(questions)} kinds of question, {count} were requested")
+    return draw_questions(QUESTION_KINDS, scene, rng, count)
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
@@ -231,6 +188,16 @@ _WEB_TEMPLATES = (
 
 CLASS_TEMPLATES = tuple(t.replace("{nouns}", "{}") for t in _WEB_TEMPLATES if re.findall(r"{\w+}", t) == ["{nouns}"])
 """Templates of web captions that name only the objects, for zero-shot classification."""
+
+
+CLASSES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
+"""The classes of images."""
+
+
+def class_of(scene: Scene) -> str | None:
+    """The class of a scene: color and shape of its only large object; None if it has not exactly one."""
+    large = [o for o in scene.objects if o.size == "large"]
+    return f"{large[0].color} {large[0].shape}" if len(large) == 1 else None
 
 
 def web_caption(scene: Scene, rng: random.Random) -> str:
@@ -267,8 +234,8 @@ def judge(scene: Scene, question: str, answer: str) -> bool:
 
     Also False if the question is not well-posed for the scene, or if question or answer has an unknown form.
     """
-    question, answer = _plain(question), _plain(answer)
-    if question in (_plain(DESCRIBE_QUESTION), _plain(UNIQUE_QUESTION)):
+    question, answer = plain(question), plain(answer)
+    if question in (plain(DESCRIBE_QUESTION), plain(UNIQUE_QUESTION)):
         return _true_statement(scene, answer)
     for kind in QUESTION_KINDS.values():
         if match := kind.pattern.fullmatch(question + "?"):
@@ -279,16 +246,8 @@ def judge(scene: Scene, question: str, answer: str) -> bool:
 
 def question_kind(question: str) -> str:
     """The kind of a model's question: a name of `QUESTION_KINDS`, "describe", "unique", or "other" for the rest."""
-    plain = _plain(question)
-    if plain in (_plain(DESCRIBE_QUESTION), _plain(UNIQUE_QUESTION)):
-        return "describe" if plain == _plain(DESCRIBE_QUESTION) else "unique"
-    return next((name for name, kind in QUESTION_KINDS.items() if kind.pattern.fullmatch(plain + "?")), "other")
-
-
-def _plain(text: str) -> str:
-    """The text in lower case with single spaces, without a leading article and final punctuation."""
-    text = " ".join(text.lower().split()).rstrip(" .!?")
-    return re.sub(r"^(?:in )?(?:the|a) ", "", text)
+    named = {plain(DESCRIBE_QUESTION): "describe", plain(UNIQUE_QUESTION): "unique"}
+    return named.get(plain(question)) or kind_of_question(QUESTION_KINDS, question)
 
 
 def _true_statement(scene: Scene, statement: str) -> bool:

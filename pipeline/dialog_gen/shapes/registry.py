@@ -2,17 +2,29 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar, cast, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from dialog_gen.clip.base import CLIP_MODELS
 from dialog_gen.core.errors import UsageError
 from dialog_gen.download.manifests import DOWNLOADS, DownloadRequest, DownloadSource, DownloadSummary
 from dialog_gen.models.registry import MODELS, ModelEntry
-from dialog_gen.shapes.scenes import Split
+from dialog_gen.shapes import scenes
+from dialog_gen.shapes.second import scenes as scenes_2
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _CHECKPOINTS = Path(str(files("dialog_gen.shapes"))) / "checkpoints"
 
-CLIP_MODELS.register("shapes-clip")(_CHECKPOINTS / "shapes-clip")
+for _clip in ("shapes-clip", "shapes2-clip"):
+    CLIP_MODELS.register(_clip)(_CHECKPOINTS / _clip)
+
+
+def _is_drawn(image: "Image.Image") -> bool:
+    from dialog_gen.shapes.recognise import is_drawn
+
+    return is_drawn(image)
+
 
 for _name, _protocol, _architecture in (
     ("shapes-blip2", "blip2-two-turn", "BLIP-2-OPT"),
@@ -23,8 +35,10 @@ for _name, _protocol, _architecture in (
             source=_name,
             folder=_CHECKPOINTS / _name,
             protocol=_protocol,
-            description=f"{_architecture}'s architecture at 2 M parameters for the embedded world; "
-            "ships with the package",
+            description=f"{_architecture}'s architecture at 2 M parameters; knows drawn shapes only; ships with the "
+            "package",
+            knows="drawn shapes",
+            recognises=_is_drawn,
             dtype="float32",
             max_model_len=512,
         )
@@ -33,21 +47,28 @@ for _name, _protocol, _architecture in (
 
 @DOWNLOADS.register("embedded")
 class EmbeddedSource(DownloadSource):
-    """The world `shapes`, drawn on demand and served over loopback."""
+    """A version of the embedded world, drawn on demand and served over loopback."""
 
     draws_images: ClassVar[bool] = True
 
+    world: Literal["shapes", "shapes-2"] = "shapes"
+    """Which version."""
+
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits of the world: train, val and test."""
-        return get_args(Split)
+        """The splits of the world: train, val and test; compositional, too, in `shapes-2`."""
+        return get_args(scenes.Split if self.world == "shapes" else scenes_2.Split)
 
     def download(self, request: DownloadRequest) -> DownloadSummary:
         """Draws and downloads the split. The default limit is the number of images in the manifest."""
         from dialog_gen.shapes.fetch import download_shapes
+        from dialog_gen.shapes.worlds import WORLDS
 
-        name, split, out = request.manifest.name, cast("Split", request.split), request.out
+        name, split, out = request.manifest.name, request.split, request.out
         limit = request.limit or request.manifest.rows.get(split)
         if limit is None:
             raise UsageError(f"{name} does not say how many images its split {split!r} has: give a --limit.")
-        return download_shapes(out, split=split, seed=request.seed, limit=limit, on_progress=request.on_progress)
+        world = WORLDS[self.world]
+        return download_shapes(
+            out, split=split, seed=request.seed, limit=limit, world=world, on_progress=request.on_progress
+        )

@@ -12,7 +12,7 @@ OUTLINE_PX = 2
 # Scenes are drawn at four times the size and reduced, which gives smooth edges and the same pixels on every machine.
 _SCALE = 4
 _RADIUS_PX = {"small": 7, "large": 13}
-_RGB = {
+RGB = {
     "red": (220, 40, 40),
     "green": (40, 160, 60),
     "blue": (40, 80, 220),
@@ -27,7 +27,7 @@ _RGB = {
 
 def render(scene: Scene) -> Image.Image:
     """The scene as a 64 x 64 RGB image."""
-    canvas = Image.new("RGB", (IMAGE_SIZE_PX * _SCALE, IMAGE_SIZE_PX * _SCALE), _RGB[scene.background])
+    canvas = Image.new("RGB", (IMAGE_SIZE_PX * _SCALE, IMAGE_SIZE_PX * _SCALE), RGB[scene.background])
     draw = ImageDraw.Draw(canvas)
     for scene_object in scene.objects:
         _draw_object(draw, scene_object)
@@ -54,7 +54,7 @@ def _draw_object(draw: ImageDraw.ImageDraw, o: SceneObject) -> None:
     y = (quadrant // 2 * half + half // 2 + o.offset_px[1]) * _SCALE
     r = _RADIUS_PX[o.size] * _SCALE
     # The outline is a larger black copy below the shape, so that its width is even at sharp corners.
-    for radius, fill in ((r, (0, 0, 0)), (r - OUTLINE_PX * _SCALE, _RGB[o.color])):
+    for radius, fill in ((r, (0, 0, 0)), (r - OUTLINE_PX * _SCALE, RGB[o.color])):
         match o.shape:
             case "circle":
                 draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill)

@@ -4,16 +4,20 @@ This is the only module that compares dialogues with scene graphs; the pipeline 
 """
 
 import argparse
-import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from dialog_gen.core.console import say
+from dialog_gen.core.files import open_regular
+from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.plural import count_of
+from dialog_gen.core.visible import visible
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import marking_gates
-from dialog_gen.shapes.language import judge, question_kind
-from dialog_gen.shapes.scenes import Scene
+from dialog_gen.shapes.worlds import FIRST, WORLDS, AnyScene, world_of
 
 _ALL = "all gates"
 
@@ -77,21 +81,24 @@ class Truth:
         return _fraction(self.true.total(), self.asked.total())
 
 
-def load_scenes(shapes: Path) -> dict[str, Scene]:
-    """`image_id` -> scene graph, from a folder that `dialog-gen download shapes` wrote."""
-    with (shapes / "truth.jsonl").open(encoding="utf-8") as file:
-        records = map(json.loads, file)
-        return {record["image_id"]: Scene.from_json(record["scene"]) for record in records}
+def load_scenes(shapes: Path) -> dict[str, AnyScene]:
+    """`image_id` -> scene graph, from a folder that `dialog-gen download` wrote for a world.
+
+    Records of the first world name none.
+    """
+    with open_regular(shapes / "truth.jsonl") as file:
+        records = map(parse_json, file)
+        return {r["image_id"]: WORLDS[r.get("world", FIRST.name)].scene_from_json(r["scene"]) for r in records}
 
 
-def measure_truth(dataset: DatasetFolder, scenes: dict[str, Scene]) -> Truth:
+def measure_truth(dataset: DatasetFolder, scenes: Mapping[str, AnyScene]) -> Truth:
     """Judges every accepted pair of a dataset. Raises KeyError for an image without a scene graph."""
     truth = Truth()
     for row in dataset.rows(["image_id", "texts", "gates"]):
         truth.images += 1
         for place, pair in enumerate(row["texts"]):
-            kind = question_kind(pair["user"])
-            true = judge(scenes[row["image_id"]], pair["user"], pair["assistant"])
+            kind = world_of(scenes[row["image_id"]]).question_kind(pair["user"])
+            true = _is_true(scenes[row["image_id"]], pair["user"], pair["assistant"])
             truth.asked[kind] += 1
             truth.true[kind] += true
             if row["gates"] is not None:
@@ -114,27 +121,34 @@ def main() -> None:
         _show(dataset, scenes, arguments.show)
     truth = measure_truth(dataset, scenes)
     for kind, asked in truth.asked.most_common():
-        print(f"  {kind:<12} {truth.true[kind] / asked:6.1%} of {asked}")
-    print(f"truth rate {truth.rate:.1%}: {truth.true.total()} of {truth.asked.total()} pairs on {truth.images} images")
+        say(f"  {kind:<12} {truth.true[kind] / asked:6.1%} of {asked}")
+    say(
+        f"truth rate {truth.rate:.1%}: {truth.true.total()} of {count_of(truth.asked.total(), 'pair')} "
+        f"on {count_of(truth.images, 'image')}"
+    )
     if truth.gates:
-        print(f"{'marked by':<17} {'pairs':>7} {'precision':>10} {'recall':>7} {'kept':>7} {'truth rate of kept':>19}")
+        say(f"{'marked by':<17} {'pairs':>7} {'precision':>10} {'recall':>7} {'kept':>7} {'truth rate of kept':>19}")
     for name, gate in sorted(truth.gates.items(), key=lambda item: item[0] == _ALL):
-        print(
+        say(
             f"{name:<17} {gate.marked:>7} {gate.precision:>10.1%} {gate.recall:>7.1%} {gate.kept:>7.1%} "
             f"{gate.kept_rate:>19.1%}"
         )
+
+
+def _is_true(scene: AnyScene, question: str, answer: str) -> bool:
+    return world_of(scene).judge(scene, question, answer)
 
 
 def _fraction(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _show(dataset: DatasetFolder, scenes: dict[str, Scene], count: int) -> None:
+def _show(dataset: DatasetFolder, scenes: Mapping[str, AnyScene], count: int) -> None:
     for row in islice(dataset.rows(["image_id", "caption", "texts"]), count):
-        print(f"{row['image_id']}   caption: {row['caption']}")
+        say(visible(f"{row['image_id']}   caption: {row['caption']}"))
         for pair in row["texts"]:
-            verdict = "true" if judge(scenes[row["image_id"]], pair["user"], pair["assistant"]) else "FALSE"
-            print(f"  {pair['user']} {pair['assistant']}   [{verdict}]")
+            verdict = "true" if _is_true(scenes[row["image_id"]], pair["user"], pair["assistant"]) else "FALSE"
+            say(visible(f"  {pair['user']} {pair['assistant']}   [{verdict}]"))
 
 
 if __name__ == "__main__":

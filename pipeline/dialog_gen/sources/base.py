@@ -15,7 +15,7 @@ under its entry points `dialog_gen.sources`. A kind reads files with certain ext
         def of_files(cls, files: FileSet) -> Iterator[SourcePart]: ...
         def identity(self) -> object: ...
         def shard_name(self, number: int) -> str: ...
-        def index(self) -> Iterator[ImageReference]: ...
+        def index(self) -> Iterator[ImageReference | Unused]: ...
         def read(self, references: tuple[ImageReference, ...]) -> Iterator[SourceImage]: ...
 """
 
@@ -24,25 +24,37 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
-from itertools import chain, count, islice
+from itertools import chain
 from typing import ClassVar, Final, NamedTuple
 
 import fsspec
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.registry import Registry
-from dialog_gen.sources.listing import FileSet, printable, stem
+from dialog_gen.sources.listing import FileSet, ListedFile, printable
+from dialog_gen.sources.unused import UNSUPPORTED_EXTENSIONS, Unused, UnusedReason, UnusedTally
 
 _PRECEDENCE: Final = ("webdataset", "images", "parquet")
 """The order in which kinds are tried if a folder has files of several kinds; all other kinds follow in the registry's
 order."""
 
 
+class StoredImage(NamedTuple):
+    """The bytes of an image as stored, and its file name. `missing` is as in `SourceImage`."""
+
+    data: bytes
+    path: str | None = None
+    missing: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """One image as stored, and what its source says about it; `path` is its file name."""
+    """One image as stored, and what its source says about it; `path` is its file name.
+
+    A sample of several images has them in `more`, without the first.
+    """
 
     image_id: str
     data: bytes
@@ -51,19 +63,30 @@ class SourceImage:
     caption: str | None = None
     source_sha256: str | None = None
     """Hash of the bytes that `url` served; None if the source does not say."""
+    missing: str | None = None
+    """Why there are no bytes although the source names a file; None if there are bytes, or if nothing is named."""
+    more: tuple[StoredImage, ...] = ()
+    """The further images of the sample; empty unless `SourcePart.with_all_images` was asked for."""
+
+    @property
+    def images(self) -> tuple[StoredImage, ...]:
+        """All images of the sample, in order."""
+        return (StoredImage(self.data, self.path, self.missing), *self.more)
 
 
 class ImageReference(NamedTuple):
     """The location of one image in a `SourcePart`. Each kind uses the fields in its own way, except `image_id`.
 
     `sizes` are the sizes in bytes of the image and of the texts that belong to it, None for a missing one; the shard's
-    fingerprint covers them. `places` says where each of them begins.
+    fingerprint covers them. `places` says where each of them begins. `more` are the names of further images, whose
+    sizes and places are the last ones.
     """
 
     image_id: str
     name: str = ""
     sizes: tuple[int | None, ...] = ()
     places: tuple[int, ...] = ()
+    more: tuple[str, ...] = ()
 
 
 class SourcePart(ABC):
@@ -97,9 +120,38 @@ class SourcePart(ABC):
     def shard_name(self, number: int) -> str:
         """The name of shard `number` of this part, counted from 0: unique in the source, valid as a file name."""
 
+    def id_prefix(self) -> str | None:
+        """What each id of this part begins with if the part itself ensures that its ids are unique in it.
+
+        It ends with a slash, or is empty if the source has one part. None if ids are taken from data, which may
+        contain duplicates.
+        """
+        return None
+
+    def path_in_source(self) -> str:
+        """The part's path in its source as printable text, unique in the source: ids can be prefixed with it."""
+        return str(self.identity())
+
+    def with_all_images(self) -> "SourcePart":
+        """The part with all images of each sample (`SourceImage.more`), with the same ids.
+
+        By default the part itself: a kind whose samples have one image each.
+        """
+        return self
+
+    @classmethod
+    def unused_files(cls, files: FileSet) -> Iterator[Unused]:
+        """The files of a source of this kind that no part of it indexes."""
+        for file in files.files():
+            if file.extension not in cls.extensions:
+                yield unused_file(files, file)
+
     @abstractmethod
-    def index(self) -> Iterator[ImageReference]:
-        """All images, in a stable order. Raises UsageError if the part is damaged or not complete."""
+    def index(self) -> Iterator[ImageReference | Unused]:
+        """All images, in a stable order, and whatever else is in the part and is not used, at any place between them.
+
+        Raises UsageError if the part is damaged or not complete.
+        """
 
     @abstractmethod
     def read(self, references: tuple[ImageReference, ...]) -> Iterator[SourceImage]:
@@ -126,14 +178,28 @@ class InputShard:
     fingerprint: str
     _part: SourcePart = field(repr=False)
     _references: tuple[ImageReference, ...] = field(repr=False)
+    unused: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
+    """Reason (`UNUSED_REASONS`) -> number of things that are there and not used: those before the shard's first image
+    if it is the first of its part, and those up to the first image of the next shard. Not in the fingerprint."""
+    unused_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]], hash=False)
+    """Reason -> the first names."""
 
     def image_ids(self) -> list[str]:
         """The ids of the images, in order; reads no files."""
         return [reference.image_id for reference in self._references]
 
+    def image_sizes(self) -> list[int]:
+        """The sizes of the images in bytes, of those whose size the index knows; reads no files."""
+        return [reference.sizes[0] for reference in self._references if reference.sizes and reference.sizes[0]]
+
     def read(self) -> Iterator[SourceImage]:
         """The images, in order. Raises UsageError if a file is missing, unreadable, or changed since it was indexed."""
         return self._part.read(self._references)
+
+    def only(self, image_ids: Set[str]) -> "InputShard":
+        """Those of its images that have one of the ids, with the same name and fingerprint; others are not read."""
+        kept = tuple(reference for reference in self._references if reference.image_id in image_ids)
+        return replace(self, count=len(kept), _references=kept)
 
     def head(self, count: int) -> "InputShard":
         """The first `count` images, with the same name and fingerprint. Raises ValueError if `count` is negative."""
@@ -142,20 +208,41 @@ class InputShard:
         return self if count >= self.count else replace(self, count=count, _references=self._references[:count])
 
 
-def open_source(spec: str, *, shard_size: int) -> Iterator[InputShard]:
+def open_source(
+    spec: str, *, shard_size: int, prefix_ids: bool = False, all_images: bool = False
+) -> Iterator[InputShard]:
     """Divides the images at `spec` into shards of at most `shard_size` images, in a stable order.
 
     Only one kind is read: tars if there are any, otherwise image files, otherwise Parquet files, otherwise files of
-    another package's kind. Raises UsageError if there are no images. While it is iterated, raises UsageError for a file
-    that is damaged, incomplete or has a duplicate id. Raises ValueError if `shard_size` is less than 1.
+    another package's kind. Whatever else is there is counted in `InputShard.unused`; a part of a source that has no
+    image at all gives a shard of 0 images. With `prefix_ids`, ids from data get the path of their file as a prefix.
+    With `all_images`, a sample has all its images; otherwise it has the first, and the others are counted as unused.
+
+    Raises UsageError if there are no images. While it is iterated, raises UsageError for a file that is damaged,
+    incomplete or has a duplicate id in a shard. Raises ValueError if `shard_size` is less than 1.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size must be 1 or more, got {shard_size}")
-    shards = (shard for part in _parts(spec) for shard in _shards(part, shard_size))
-    first = next(shards, None)
-    if first is None:
-        raise UsageError(f"no images in {spec}: looked for {accepted_forms()}")
-    return chain([first], shards)
+    source = Source.of(spec)
+    if all_images:
+        source = source._replace(parts=(part.with_all_images() for part in source.parts))
+    shards, first = _all_shards(source, shard_size, prefix_ids), list[InputShard]()
+    for shard in shards:
+        first.append(shard)
+        if shard.count:
+            return chain(first, shards)
+    tally = UnusedTally()
+    tally.add(source.unused)
+    for shard in first:
+        tally.merge(shard.unused, shard.unused_names)
+    found = f"; found {'; '.join(tally.lines())}" if tally.counts else ""
+    raise UsageError(f"no images in {spec}: looked for {accepted_forms()}{found}")
+
+
+def check_exists(spec: str) -> None:
+    """Raises UsageError if nothing is at a local path. Lists no folder, and does not look at URLs and globs."""
+    if "://" not in spec and not re.search(r"[*?[]", spec):
+        FileSet.of(spec, accepted_forms)
 
 
 def with_limit(shards: Iterable[InputShard], limit: int | None) -> Iterator[InputShard]:
@@ -178,13 +265,27 @@ def accepted_forms() -> str:
     return f"{', '.join(forms)} or {last}; in a folder, a glob or a URL"
 
 
-def safe_shard_name(relative: str, number: int) -> str:
-    """A shard's name, made from the path of its file and its number in that file."""
-    readable = printable(stem(relative))
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", readable)[:100]
-    if safe != readable:
-        safe += "-" + hashlib.sha256(readable.encode()).hexdigest()[:8]
+def safe_shard_name(path: str, number: int, *, is_repeated: bool = False) -> str:
+    """A shard's name, made from the path of its part (`SourcePart.path_in_source`) and its number in that part.
+
+    `is_repeated`: whether the path of another part differs in upper case only, which some file systems ignore.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", path)[:100]
+    if safe != path or is_repeated:
+        safe += "-" + hashlib.sha256(path.encode()).hexdigest()[:8]
     return f"{safe}-{number:03d}"
+
+
+def unused_file(files: FileSet, file: ListedFile) -> Unused:
+    """A file that is not used, with the reason."""
+    reason: UnusedReason = "other_file"
+    if file.is_dead_link:
+        reason = "link"
+    elif file.extension in UNSUPPORTED_EXTENSIONS:
+        reason = "unsupported_format"
+    elif any(file.extension in kind.extensions for kind in SOURCES.own().values()):
+        reason = "other_source"
+    return Unused(printable(files.relative(file.path)), reason)
 
 
 def _kinds() -> Iterator[type[SourcePart]]:
@@ -195,32 +296,78 @@ def _kinds() -> Iterator[type[SourcePart]]:
     yield from (SOURCES.get(name) for name in SOURCES.names() if name not in _PRECEDENCE)
 
 
-def _parts(spec: str) -> Iterable[SourcePart]:
-    scheme, separator, _ = spec.partition("://")
-    if separator and scheme not in fsspec.available_protocols():
-        for kind in _kinds():
-            if scheme in kind.schemes:
-                return kind.of_url(spec)
-    files = FileSet.of(spec, accepted_forms)
-    first, found = next(_kinds()), set[str]()
-    for file in files.files():
-        found.add(file.extension)
-        if file.extension in first.extensions:
-            break
-    kind = next((kind for kind in _kinds() if found.intersection(kind.extensions)), None)
-    return () if kind is None else kind.of_files(files)
+class Source(NamedTuple):
+    """A source that is not indexed yet."""
+
+    parts: Iterable[SourcePart]
+    unused: Iterable[Unused]
+    """The files that no part indexes."""
+
+    @classmethod
+    def of(cls, spec: str) -> "Source":
+        """Lists a source. Raises UsageError if it cannot be listed."""
+        scheme, separator, _ = spec.partition("://")
+        if separator and scheme not in fsspec.available_protocols():
+            for kind in _kinds():
+                if scheme in kind.schemes:
+                    return cls(kind.of_url(spec), iter(()))
+        files = FileSet.of(spec, accepted_forms)
+        first, found = next(_kinds()), set[str]()
+        for file in files.files():
+            found.add(file.extension)
+            if file.extension in first.extensions:
+                break
+        kind = next((kind for kind in _kinds() if found.intersection(kind.extensions)), None)
+        if kind is None:
+            return cls((), (unused_file(files, file) for file in files.files()))
+        return cls(kind.of_files(files), kind.unused_files(files))
 
 
-def _shards(part: SourcePart, shard_size: int) -> Iterator[InputShard]:
-    index = part.index()
-    for number in count():
-        references = tuple(islice(index, shard_size))
-        if not references:
-            return
+def references_of(part: SourcePart, prefix_ids: bool) -> Iterator[ImageReference | Unused]:
+    """The index of a part; with `prefix_ids`, an id from data is prefixed with the part's path."""
+    if not prefix_ids or part.id_prefix() is not None:
+        return part.index()
+    prefix = f"{part.path_in_source()}/"
+    return (
+        item if isinstance(item, Unused) else item._replace(image_id=prefix + item.image_id) for item in part.index()
+    )
+
+
+def _all_shards(source: Source, shard_size: int, prefix_ids: bool) -> Iterator[InputShard]:
+    unused = source.unused
+    for part in source.parts:
+        yield from _shards(part, shard_size, chain(unused, references_of(part, prefix_ids)))
+        unused = ()
+
+
+def _shards(part: SourcePart, shard_size: int, items: Iterable[ImageReference | Unused]) -> Iterator[InputShard]:
+    references, tally, number = list[ImageReference](), UnusedTally(), 0
+    for item in items:
+        if isinstance(item, Unused):
+            tally.add([item])
+            continue
+        if len(references) == shard_size:
+            yield _shard(part, number, references, tally)
+            references, tally, number = [], UnusedTally(), number + 1
+        references.append(item)
+    if references or tally.counts:
+        yield _shard(part, number, references, tally)
+
+
+def _shard(part: SourcePart, number: int, references: list[ImageReference], tally: UnusedTally) -> InputShard:
+    if references:
         image_id, times = Counter(reference.image_id for reference in references).most_common(1)[0]
         if times > 1:
             raise UsageError(f"{part.identity()} has the image id {image_id!r} {times} times: ids must be unique")
-        digest = hashlib.sha256()
-        for value in chain([part.identity()], ((reference.image_id, reference.sizes) for reference in references)):
-            digest.update(json.dumps(value).encode() + b"\n")
-        yield InputShard(part.shard_name(number), len(references), digest.hexdigest(), part, references)
+    digest = hashlib.sha256()
+    for value in chain([part.identity()], ((reference.image_id, reference.sizes) for reference in references)):
+        digest.update(json.dumps(value).encode() + b"\n")
+    return InputShard(
+        part.shard_name(number),
+        len(references),
+        digest.hexdigest(),
+        part,
+        tuple(references),
+        dict(sorted(tally.counts.items())),
+        tally.names,
+    )

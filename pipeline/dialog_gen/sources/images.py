@@ -3,10 +3,13 @@
 Reasons of `UnreadableImage` (`UNREADABLE_REASONS`):
 
 empty_file      there are no bytes
+missing_file    there are no bytes, but the source names a file, which cannot be read
 not_an_image    no usable header of a supported format: a web page with the name of an image, random bytes, zero width
 truncated       the file ends before the end of its pixels
 too_large       the header announces more pixels than allowed; nothing was decoded
 decode_error    the header is valid, the rest is not
+
+Texts and colour profiles in a PNG of more than 1 MB (unpacked) are skipped: an image never needs more memory for them.
 """
 
 import re
@@ -16,8 +19,11 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
+from pillow_heif import register_heif_opener
 
-Reason = Literal["empty_file", "not_an_image", "truncated", "too_large", "decode_error"]
+from dialog_gen.sources.png_chunks import is_refused_for_texts, without_large_texts
+
+Reason = Literal["empty_file", "missing_file", "not_an_image", "truncated", "too_large", "decode_error"]
 UNREADABLE_REASONS: Final[tuple[str, ...]] = get_args(Reason)
 
 _ENDINGS: Final = {
@@ -29,6 +35,8 @@ _ENDINGS: Final = {
     "BMP": ("bmp",),
     "TIFF": ("tif", "tiff"),
     "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
+    "AVIF": ("avif", "avifs"),
+    "HEIF": ("heic", "heif", "hif", "heics", "heifs"),
 }
 FORMATS: Final = tuple(_ENDINGS)
 """Supported formats, by Pillow's names."""
@@ -39,6 +47,8 @@ IMAGE_EXTENSIONS: Final = tuple(ending for endings in _ENDINGS.values() for endi
 DEFAULT_MAX_PIXELS: Final = 89_478_485
 
 _ORIENTATION_TAG = 274
+# EXIF data, and XMP data, which PNGs may compress. Not all formats spell them alike.
+_ORIENTATION_MARKS = (b"Exif", b"eXIf", b"EXIF", b"type exif", b"tiff:Orientation", b"XML:com.adobe.xmp")
 _BITS_PER_SAMPLE_TAG = 258
 _SAMPLE_FORMAT_TAG = 339
 _SIGNED = 2
@@ -56,6 +66,7 @@ _SILENT_PIL = ("ignore", None, Warning, re.compile(_PIL_MODULES), 0)
 
 # Registers all formats now, in one thread: otherwise Pillow does it at the first use, without a lock.
 Image.init()
+register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 
 class UnreadableImage(Exception):  # noqa: N818 - an outcome that is counted, not a fault of the program
@@ -80,17 +91,15 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
     """
     if not data:
         raise UnreadableImage("empty_file", "0 bytes")
-    # One filter for the whole process, because catch_warnings replaces the filters of all threads. It is added again
-    # only if another filter comes before it.
-    if not warnings.filters or warnings.filters[0] != _SILENT_PIL:
-        warnings.filterwarnings("ignore", module=_PIL_MODULES)
+    _silence_pillow()
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise UnreadableImage("too_large", f"{image.width} x {image.height} is over {max_pixels} pixels")
-            image.load()
-            rgb = _upright(_to_rgb(image), image)
+        try:
+            return _decoded(data, max_pixels)
+        except ValueError as error:
+            if not is_refused_for_texts(error):
+                raise
+        return _decoded(without_large_texts(data), max_pixels)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -101,24 +110,65 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
         truncated = isinstance(error, EOFError) or "truncated" in str(error).lower()
         reason = "truncated" if truncated else "decode_error"
         raise UnreadableImage(reason, f"{type(error).__name__}: {error}") from error
+
+
+def _decoded(data: bytes, max_pixels: int) -> Image.Image:
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > max_pixels:
+            raise UnreadableImage("too_large", f"{image.width} x {image.height} is over {max_pixels} pixels")
+        image.load()
+        rgb = _upright(_to_rgb(image), image)
     # Otherwise a later reader would find the old orientation there and rotate the image again.
     rgb.info.clear()
     return rgb
 
 
+def pixels_of(data: bytes) -> int:
+    """The number of pixels that `decode_image` will decode, from the image's header; 0 if it refuses the header."""
+    _silence_pillow()
+    try:
+        try:
+            pixels = _pixels_of(data)
+        except ValueError as error:
+            if not is_refused_for_texts(error):
+                raise
+            pixels = _pixels_of(without_large_texts(data))
+    except Exception:  # noqa: BLE001 - `decode_image` will say what is wrong
+        return 0
+    return pixels if pixels <= DEFAULT_MAX_PIXELS else 0
+
+
+def _pixels_of(data: bytes) -> int:
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        return image.width * image.height
+
+
 def is_plain(data: bytes) -> bool:
     """Whether any decoder shows the file as `decode_image` does; decodes no pixels.
 
-    This is so if the image is stored upright, with at most 8 bits per sample, and is not a CMYK JPEG without Adobe's
-    marker. True for a file that is not an image.
+    This is so if the image is stored upright, with at most 8 bits per sample, is not a CMYK JPEG without Adobe's
+    marker, and is neither AVIF nor HEIF, which many decoders do not know. True for a file that is not an image.
     """
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            # Most files have no EXIF data. A search for the marks is cheap, while Pillow decodes a whole PNG to know.
-            is_turned = any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")) and _orientation(image) in _UPRIGHT
-            return not (is_turned or _is_deep(image) or _is_plain_cmyk(image))
+        return _is_plain(data)
+    except ValueError as error:
+        return not is_refused_for_texts(error) or _is_plain(without_large_texts(data))
     except Exception:  # noqa: BLE001 - whoever decodes the file will report what is wrong
         return True
+
+
+def _is_plain(data: bytes) -> bool:
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        # Most files have no such data. A search for the marks is cheap, while Pillow decodes a whole PNG to know.
+        is_turned = any(mark in data for mark in _ORIENTATION_MARKS) and _orientation(image) in _UPRIGHT
+        return not (is_turned or _is_deep(image) or _is_plain_cmyk(image) or image.format in ("AVIF", "HEIF"))
+
+
+def _silence_pillow() -> None:
+    # One filter for the whole process, because catch_warnings replaces the filters of all threads. It is added again
+    # only if another filter comes before it.
+    if not warnings.filters or warnings.filters[0] != _SILENT_PIL:
+        warnings.filterwarnings("ignore", module=_PIL_MODULES)
 
 
 def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:

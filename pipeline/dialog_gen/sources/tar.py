@@ -1,31 +1,56 @@
 """Webdataset tars: a sample is an image, its caption (.txt) and its metadata (.json), which have the same key."""
 
-import json
-import logging
+import gzip
+import shutil
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, ClassVar
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
+from typing import Any, ClassVar, Final
 
-from dialog_gen.core.errors import UsageError
-from dialog_gen.sources.base import SOURCES, ImageReference, SourceImage, SourcePart, safe_shard_name
-from dialog_gen.sources.images import IMAGE_EXTENSIONS
-from dialog_gen.sources.listing import FileSet, Folder, name_of, printable, stem
+from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.sources.base import (
+    SOURCES,
+    ImageReference,
+    SourceImage,
+    SourcePart,
+    StoredImage,
+    safe_shard_name,
+    unused_file,
+)
+from dialog_gen.sources.kept import KeptReaders
+from dialog_gen.sources.listing import FileSet, Folder, ListedFile, name_of, printable, stem
+from dialog_gen.sources.samples import Member, Sample, kind_of, samples_of
+from dialog_gen.sources.sidecars import read_texts
+from dialog_gen.sources.tar_members import members_of
+from dialog_gen.sources.unused import UNSUPPORTED_EXTENSIONS, Unused, UnusedReason
 
-_log = logging.getLogger(__name__)
+_COMPRESSED: Final = ("tar.gz", "tgz")
+_UNPACKED: Final = KeptReaders[Any]()
 
 
 @SOURCES.register("webdataset")
 @dataclass(frozen=True, slots=True)
 class Tar(SourcePart):
-    """One tar. The id of an image is the tar's path without extension, a slash, and the sample's key."""
+    """One tar. The id of an image is the tar's label, a slash, and the sample's key (see `samples`).
 
-    accepted: ClassVar[str] = "*.tar (webdataset)"
-    extensions: ClassVar[tuple[str, ...]] = ("tar",)
+    The label is the tar's path without extension. If another tar in the folder has the same path without extension
+    (`a.tar` and `a.TAR`), one of them keeps its extension (`Folder.labels`).
+    """
+
+    accepted: ClassVar[str] = "*.tar, *.tar.gz (webdataset)"
+    extensions: ClassVar[tuple[str, ...]] = ("tar", *_COMPRESSED)
 
     files: FileSet
     path: str
+    label: str
+    is_repeated: bool
+    is_compressed: bool
+    all_images: bool = False
 
     @classmethod
     def of_files(cls, files: FileSet) -> Iterator["Tar"]:
@@ -39,57 +64,85 @@ class Tar(SourcePart):
                     raise UsageError(
                         f"{tar.path} is not complete: it has no _stats.json yet. Finish the download first"
                     )
-                yield cls(files, tar.path)
+                name = name_of(tar.path)
+                label, is_repeated = folder.labels(cls.extensions)[name]
+                path = files.relative(tar.path).removesuffix(name) + label
+                yield cls(files, tar.path, path, is_repeated, tar.extension in _COMPRESSED)
+
+    @classmethod
+    def unused_files(cls, files: FileSet) -> Iterator[Unused]:
+        """All other files but the tables and statistics that img2dataset writes beside each tar."""
+        for file in files.files():
+            if file.extension not in cls.extensions and not _is_about_tar(file):
+                yield unused_file(files, file)
+
+    def with_all_images(self) -> "Tar":
+        """The tar with all images of each key."""
+        return replace(self, all_images=True)
 
     def identity(self) -> str:
         """The tar's URL."""
         return self.files.url(self.path)
 
-    def shard_name(self, number: int) -> str:
-        """The tar's path and the number."""
-        return safe_shard_name(self.files.relative(self.path), number)
+    def path_in_source(self) -> str:
+        """The tar's label."""
+        return printable(self.label)
 
-    def index(self) -> Iterator[ImageReference]:
-        """The samples in the order of the tar. As in webdataset, a key is the path up to the first dot in the name."""
-        samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    def id_prefix(self) -> str:
+        """The tar's label and a slash."""
+        return f"{self.path_in_source()}/"
+
+    def shard_name(self, number: int) -> str:
+        """The tar's label and the number."""
+        return safe_shard_name(self.path_in_source(), number, is_repeated=self.is_repeated)
+
+    def index(self) -> Iterator[ImageReference | Unused]:
+        """What is not used, then the samples in the order of the tar."""
+        keys, others, first = dict[str, dict[str, Member]](), Counter[UnusedReason](), dict[UnusedReason, str]()
+        plain = set[str]()
         try:
-            with self.files.open(self.path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
+            with self._opened() as file:
+                for member in members_of(file):
                     folder, slash, name = member.name.removeprefix("./").rpartition("/")
                     key, _, ending = name.partition(".")
-                    # A sparse member is not stored in one piece.
-                    if not key or not member.isreg() or member.issparse():
-                        continue
-                    kind = ending.rpartition(".")[2].lower()
-                    if kind not in (*IMAGE_EXTENSIONS, "txt", "json"):
-                        continue
-                    sample = samples.setdefault(folder + slash + key, {})
-                    if any(name_of(member.name) == name_of(other.name) for other in sample.values()):
-                        raise UsageError(
-                            f"{self.path} has {folder + slash + key!r} twice: keys must be unique in a tar"
-                        )
-                    sample.setdefault("image" if kind in IMAGE_EXTENSIONS else kind, member)
-                # tarfile treats a truncated or damaged header as the end of the tar. The real end is a block of zeros.
-                file.seek(tar.offset)
-                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                    raise tarfile.ReadError("no end mark")
+                    key = key and folder + slash + key
+                    reason = _reason(member, key, ending)
+                    if reason is not None:
+                        others[reason] += 1
+                        first.setdefault(reason, printable(member.name))
+                        if "." not in ending:
+                            plain.add(key)
+                    elif key and member.isreg():
+                        if ending in keys.setdefault(key, {}):
+                            raise UsageError(f"{self.path} has {key!r} twice: keys must be unique in a tar")
+                        keys[key][ending] = Member(name, ending, member.size, member.offset_data)
         except (tarfile.TarError, ValueError) as error:
             raise UsageError(f"{self.path} is damaged or cut short ({error}): download it again") from error
-        prefix = stem(self.files.relative(self.path))
-        without = [key for key, sample in samples.items() if "image" not in sample]
-        if without:
-            _log.warning("%s: %d samples have no image and are skipped, %r first", self.path, len(without), without[0])
-        for key, sample in samples.items():
-            if "image" in sample:
-                members = [sample.get(kind) for kind in ("image", "txt", "json")]
-                sizes = tuple(member and member.size for member in members)
-                places = tuple(member.offset_data if member else 0 for member in members)
-                name = printable(name_of(sample["image"].name))
-                yield ImageReference(printable(f"{prefix}/{key}"), name, sizes, places)
+        for reason, number in others.items():
+            yield Unused(f"{self.path_in_source()}/{first[reason]}", reason, number)
+        samples = chain.from_iterable(
+            samples_of(key, members, key in plain, all_images=self.all_images) for key, members in keys.items()
+        )
+        for item in samples:
+            yield self._reference(item) if isinstance(item, Sample) else self._unused(item)
+
+    def _reference(self, sample: Sample) -> ImageReference:
+        first, *more = sample.images
+        members = first, sample.caption, sample.metadata, *more
+        return ImageReference(
+            printable(f"{self.label}/{sample.key}"),
+            printable(first.name),
+            tuple(member and member.size for member in members),
+            tuple(member.place if member else 0 for member in members),
+            tuple(printable(member.name) for member in more),
+        )
+
+    def _unused(self, item: Unused) -> Unused:
+        return item._replace(name=printable(f"{self.label}/{item.name}"))
 
     def read(self, references: tuple[ImageReference, ...]) -> Iterator[SourceImage]:
         """Reads the members at their indexed offsets, without reading the headers again."""
-        with self.files.open(self.path) as file:
+        with self._opened() as file:
             for reference in references:
                 parts: list[bytes | None] = []
                 for size, place in zip(reference.sizes, reference.places, strict=True):
@@ -97,12 +150,55 @@ class Tar(SourcePart):
                     parts.append(None if size is None else file.read(size))
                     if size is not None and len(parts[-1] or b"") < size:
                         raise UsageError(f"{self.path} was cut short since it was indexed: download it again")
-                image, text, metadata = parts
-                about = _metadata(metadata or b"{}", reference.image_id)
-                caption = about.get("caption") if text is None else text.decode("utf-8", "replace").strip() or None
-                # img2dataset's hash covers the bytes that it fetched, before it resized and encoded them again.
-                sha256 = about.get("sha256")
-                yield SourceImage(reference.image_id, image or b"", reference.name, about.get("url"), caption, sha256)
+                image, caption, metadata, *others = parts
+                texts = read_texts(caption, metadata, reference.image_id)
+                more = tuple(StoredImage(data or b"", name) for data, name in zip(others, reference.more, strict=True))
+                yield SourceImage(reference.image_id, image or b"", reference.name, *texts, more=more)
+
+    @contextmanager
+    def _opened(self) -> Generator[Any]:
+        """Opens the tar. A compressed tar is unpacked once and kept for the next shard, without a name on disk."""
+        if not self.is_compressed:
+            with self.files.open(self.path) as file:
+                yield file
+            return
+        unpacked = _UNPACKED.take(self) or self._unpack()
+        try:
+            unpacked.seek(0)
+            yield unpacked
+        finally:
+            _UNPACKED.keep(self, unpacked)
+
+    def _unpack(self) -> Any:
+        unpacked = tempfile.TemporaryFile(prefix="dialog-gen-")  # noqa: SIM115 - it stays open
+        try:
+            with self.files.open(self.path) as file, gzip.open(file) as content:
+                shutil.copyfileobj(content, unpacked, 1 << 20)
+            unpacked.flush()
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            unpacked.close()
+            raise UsageError(f"{self.path} is damaged or cut short ({error}): download it again") from error
+        except OSError as error:
+            unpacked.close()
+            raise DialogGenError(
+                f"{self.path} cannot be unpacked in {tempfile.gettempdir()}: {error}. Unpack it yourself, or "
+                "set TMPDIR to a larger disk."
+            ) from error
+        except BaseException:
+            unpacked.close()
+            raise
+        return unpacked
+
+
+def _reason(member: tarfile.TarInfo, key: str, ending: str) -> UnusedReason | None:
+    """Why a member is not part of a sample; None for one that is, and for what is no file, such as a folder."""
+    if member.issym() or member.islnk():
+        return "link"
+    if not member.isreg():
+        return None
+    if key and kind_of(ending) and not member.issparse():  # a sparse member is not stored in one piece
+        return None
+    return "unsupported_format" if ending.rpartition(".")[2].lower() in UNSUPPORTED_EXTENSIONS else "other_file"
 
 
 def _has_statistics(folder: Folder) -> bool:
@@ -111,14 +207,8 @@ def _has_statistics(folder: Folder) -> bool:
     return any(f"{name.removesuffix('_stats.json')}.tar" in names for name in names if name.endswith("_stats.json"))
 
 
-def _metadata(data: bytes, image_id: str) -> dict[str, str]:
-    try:
-        parsed: Any = json.loads(data)
-    except (ValueError, RecursionError):
-        _log.warning("%s: its .json cannot be read and is ignored", image_id)
-        return {}
-    if not isinstance(parsed, dict):
-        return {}
-    # JSON may contain half a surrogate pair ("\\ud83d"), which UTF-8 cannot encode.
-    texts = {key: value for key, value in parsed.items() if isinstance(value, str)}
-    return {key: value.encode("utf-8", "replace").decode() for key, value in texts.items()}
+def _is_about_tar(file: ListedFile) -> bool:
+    """Whether it is one of the files that img2dataset writes beside a tar: a table, or statistics."""
+    name = name_of(file.path)
+    of = name.removesuffix("_stats.json") if name.endswith("_stats.json") else stem(name)
+    return file.extension in ("json", "parquet") and f"{of}.tar" in file.folder.sizes

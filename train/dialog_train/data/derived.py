@@ -15,15 +15,18 @@ from typing import Any
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.core.files import fsync
+from dialog_gen.core.files import fsync, read_regular
 from dialog_gen.core.hashing import sha256_json
-from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.dataset.record import kept_pairs
+from dialog_gen.core.json_text import parse_json
+from dialog_gen.dataset.folder import DatasetFolder, FileEntry
+from dialog_gen.dataset.record import kept_pairs, stored_images
 from dialog_gen.dataset.versions import RowFile
 from dialog_gen.dataset.writer import DatasetWriter, open_writer
 from dialog_gen.gates.summary import without_gates
 
 CONFIG_FILE = "config.json"
+NO_IMAGE, SEVERAL_IMAGES = "no_image", "several_images"
+"""Why a row is left out that has no single image."""
 
 # The name of the model, the location of the dataset and the repr of the transform do not change a vector.
 _NOT_COMPARED = ("model", "dialogues", "transform")
@@ -34,27 +37,35 @@ class Source:
     """The accepted rows of one dialogues shard."""
 
     shard: str
-    path: str
-    """Relative to the dataset folder."""
-    rows: int
-    sha256: str
-    """SHA-256 of the file's bytes, as recorded in the shard's manifest."""
+    file: FileEntry
+
+    @property
+    def path(self) -> str:
+        """Relative to the dataset folder."""
+        return self.file.path
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return self.file.rows
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file's bytes, as recorded in the shard's manifest."""
+        return self.file.sha256
 
 
 def sources_of(dataset: DatasetFolder) -> Iterator[Source]:
     """Yields the finished shards that contain dialogues, in order.
 
-    Raises UsageError for a damaged manifest, or if no shard contains dialogues.
+    Raises DamagedDatasetError for a damaged manifest, and UsageError if no shard contains dialogues.
     """
     found = False
-    for name in dataset.shards():
-        manifest = dataset.manifest(name)
-        if manifest is None:
-            raise UsageError(f"{dataset.location}: shards/{name}.json is damaged: run `dialog-gen run` again.")
+    for manifest in dataset.manifests():
         for entry in manifest.files:
             if entry.path.startswith("data/") and entry.rows:
                 found = True
-                yield Source(name, entry.path, entry.rows, entry.sha256)
+                yield Source(manifest.shard, entry)
     if not found:
         raise UsageError(f"{dataset.location} holds no dialogues: `dialog-gen status` shows what it contains.")
 
@@ -62,7 +73,7 @@ def sources_of(dataset: DatasetFolder) -> Iterator[Source]:
 @contextmanager
 def open_shard(dataset: DatasetFolder, source: Source, columns: list[str], advice: str) -> Generator[RowFile]:
     """Opens the data file of a shard. Raises UsageError if it is missing or damaged, or lacks one of the columns."""
-    with dataset.row_file(source.path) as file:
+    with dataset.row_file(source.file) as file:
         if missing := [name for name in columns if name not in file.names]:
             raise UsageError(f"{dataset.location}/{source.path} has no column {', '.join(missing)}: {advice}.")
         yield file
@@ -85,6 +96,12 @@ def read_rows(
                     raise without_gates(dataset.location, source.shard, "data.kept_only")
                 rows = [{**row, "texts": kept_pairs(row)} for row in rows]
             yield rows
+
+
+def single_image(row: dict[str, Any]) -> bytes | str:
+    """The bytes of the image of a row; or `NO_IMAGE`, or `SEVERAL_IMAGES` since one vector cannot stand for all."""
+    stored = stored_images(row)
+    return stored[0] if len(stored) == 1 else SEVERAL_IMAGES if stored else NO_IMAGE
 
 
 def identity_of(clip: Clip) -> dict[str, Any]:
@@ -111,9 +128,11 @@ def identity_of_dataset(dataset: DatasetFolder) -> dict[str, Any]:
 def read_json(file: Path, what: str) -> dict[str, Any]:
     """Reads a JSON file; `what` names the content in errors. Raises UsageError if the file is missing or damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(read_regular(file))
     except FileNotFoundError:
         raise UsageError(f"{file.parent} holds no finished {what} (it has no {file.name}).") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}.") from None
     except ValueError:
         raise UsageError(f"{file} is damaged: remove {file.parent} and make it again.") from None
 

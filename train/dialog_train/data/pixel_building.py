@@ -29,8 +29,10 @@ from torch.utils.data import DataLoader
 from dialog_gen.clip.base import Clip
 from dialog_gen.clip.text.tokens import TextEncoder
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 from dialog_gen.dataset.writer import DatasetWriter
 from dialog_gen.sources.images import UnreadableImage, decode_image
+from dialog_train.data.checked_rows import rows_writer
 from dialog_train.data.derived import open_derived, put, read_json, remove_others
 from dialog_train.data.pixel_set import KIND, PART, SUMMARY_FILE, PixelSet
 from dialog_train.data.pixel_sources import PixelShard, PixelSource, StoredImage
@@ -71,7 +73,8 @@ def build_pixel_set(source: PixelSource, clip: Clip, out: Path, *, workers: int 
     pixel_set = PixelSet(out)
     dropped = {**summary.dropped, "duplicate_image": summary.rows - len(pixel_set)}
     left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
-    _log.info("pixel set: %d images, %d QA pairs; left out: %s", len(pixel_set), summary.pairs, left_out)
+    pairs = count_of(summary.pairs, "question-answer pair")
+    _log.info("pixel set: %s, %s; left out: %s", count_of(len(pixel_set), "image"), pairs, left_out)
     return pixel_set
 
 
@@ -122,13 +125,13 @@ class _Decoder:
 
     def __getitem__(self, item: _Item) -> tuple[_Item, int, Tensor | str]:
         image = item.image
-        bare = item._replace(image=image._replace(data=None))
+        bare = item._replace(image=image._replace(data=b""))
         if not (image.caption or "").strip():
             return bare, 0, "without_caption"
         if image.dialogues == []:
             return bare, 0, "without_dialogue"
-        if image.data is None:
-            return bare, 0, "no_image"
+        if isinstance(image.data, str):
+            return bare, 0, image.data
         try:
             pixels = self._resize(decode_image(image.data))
         except UnreadableImage as error:
@@ -161,9 +164,9 @@ def _write_shard(
     schema = rows_schema(
         pa.field("image_hash", pa.uint64(), nullable=False),
         pa.field("pixels", pa.list_(pa.uint8(), numbers), nullable=False),
-    ).with_metadata({"fingerprint": fingerprint})
+    )
     part, dropped = store.tmp / f"{shard}.arrow", Counter[str]()
-    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with rows_writer(part, schema, fingerprint) as writer:
         for batch in batches:
             dropped.update(batch.dropped)
             if batch.pixels is None:

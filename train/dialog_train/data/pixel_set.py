@@ -13,13 +13,16 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import InterpolationMode, resized_crop
 
+from dialog_gen.clip.text.texts import Texts
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import sha256_json
 from dialog_train.config import DialogueUse, PixelRecipe
 from dialog_train.data.derived import CONFIG_FILE, read_json
-from dialog_train.data.row_files import RowFiles, TokenBatches
+from dialog_train.data.row_files import RowFiles
+from dialog_train.data.stores import MappedStore, captions_of, dialogues_of
+from dialog_train.data.token_batches import LazyStrings, TokenBatches
 from dialog_train.data.training_set import EpochOrder, TrainingSetSummary, columns_of
-from dialog_train.system import Share, share_of_repeated, to_device
+from dialog_train.system import Share, pinned, share_of_repeated, to_device
 
 KIND = "pixel set"
 PART = "rows"
@@ -30,13 +33,13 @@ SUMMARY_FILE = "summary.json"
 class PixelBatch:
     """N images, each with a caption and, on request, a dialogue."""
 
-    image_ids: list[str]
+    image_ids: Sequence[str]
     pixels: Tensor
     """(N, 3, H, W) uint8, resized for the model; `Normalization` turns them into the model's input."""
-    caption_tokens: Tensor
-    """(N, L) int64, padded to the longest of the batch."""
-    dialogue_tokens: Tensor | None
-    """(N, L') int64, padded to the longest of the batch."""
+    captions: Texts
+    """N texts, padded to the longest of the batch."""
+    dialogues: Texts | None
+    """N texts, padded to the longest of the batch."""
     position_boxes: Tensor | None = None
     """(N, 4) float32: x1, y1, x2, y2 of the regions whose positions the image tower uses, from 0 to 1; see
     `mammut.training.cropped_positions`."""
@@ -45,9 +48,9 @@ class PixelBatch:
         """A copy with its tensors on `device`."""
         return to_device(self, device)
 
-    def statistics(self) -> dict[str, float]:
+    def statistics(self) -> dict[str, float | Tensor]:
         """`duplicate_captions`: share (0 to 1) of captions that another image of the batch has too: false negatives."""
-        return {"duplicate_captions": share_of_repeated(self.caption_tokens)}
+        return {"duplicate_captions": share_of_repeated(self.captions.tokens)}
 
 
 class Normalization(nn.Module):
@@ -88,6 +91,8 @@ class PixelSet:
         self.config = read_json(out / CONFIG_FILE, KIND)
         self.has_dialogues = "dialogues" in self.config
         self._tokens = TokenBatches(self.config["tokenizer"])
+        self.pins = False
+        """Whether batches are in pinned memory, from which they are copied to a GPU without waiting."""
         self._shape: tuple[int, ...] = tuple(self.config["shape"])
         self._files = RowFiles(out / PART, self.summary.shards, "pixels", self._shape)
         # With 64 bits, the chance of a collision among three million images is about one in four million.
@@ -110,21 +115,18 @@ class PixelSet:
         `dialogues` selects the QA pair of this epoch, all pairs joined, or none. `full_length` pads to the model's
         context length, for text towers that see the padding. Raises IndexError for a row that does not exist.
         """
-        places = self._files.places(self._rows[rows])
-        pixels = np.empty((len(places), *self._shape), np.uint8)
-        for place, (piece, row) in zip(pixels, places, strict=True):
-            place[:] = piece.values[row]
+        of = self._files.at(self._rows[rows])
+        source = self._files, MappedStore(self._files), self._tokens, of
         pairs = None
         if dialogues:
-            pairs = self._tokens.dialogues(
-                places, epoch, concatenate=dialogues == "concatenate", full_length=full_length
-            )
-        return PixelBatch(
-            image_ids=[piece.image_ids[row].as_py() for piece, row in places],
-            pixels=torch.from_numpy(pixels),
-            caption_tokens=self._tokens.captions(places, full_length=full_length),
-            dialogue_tokens=pairs,
+            pairs = dialogues_of(*source, epoch, concatenate=dialogues == "concatenate", full_length=full_length)
+        batch = PixelBatch(
+            image_ids=LazyStrings(len(of.piece), lambda: self._files.image_ids(of)),
+            pixels=torch.from_numpy(self._files.images(of)),
+            captions=captions_of(*source, full_length=full_length),
+            dialogues=pairs,
         )
+        return pinned(batch) if self.pins else batch
 
 
 class PixelBatches:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.sources.base import InputShard, open_source
 from dialog_train.config import PixelSettings
-from dialog_train.data.derived import Source, identity_of_dataset, read_rows, sources_of
+from dialog_train.data.derived import Source, identity_of_dataset, read_rows, single_image, sources_of
 from dialog_train.data.training_set import DIALOGUE_FORMATS, DialogueFormat
 
 _SHARD_SIZE = 1024
@@ -21,7 +21,8 @@ class StoredImage(NamedTuple):
     """An image's bytes and texts."""
 
     image_id: str
-    data: bytes | None
+    data: bytes | str
+    """The bytes, or why there is no image (`derived.single_image`)."""
     caption: str | None
     dialogues: list[str] | None
     """The text of each question-answer pair; None if the source has no dialogues."""
@@ -98,9 +99,8 @@ class DialogueImages:
         text = DIALOGUE_FORMATS[self.dialogue_format]
         for rows in read_rows(self.dataset, source, _COLUMNS, kept_only=self.kept_only, batch_size=_ROWS_PER_BATCH):
             for row in rows:
-                data = row["images"][0]["bytes"] if row["images"] else None
                 texts = [text.format_map(pair) for pair in row["texts"]]
-                yield StoredImage(row["image_id"], data, row["caption"], texts)
+                yield StoredImage(row["image_id"], single_image(row), row["caption"], texts)
 
 
 def frequent_questions(settings: PixelSettings, count: int = 3) -> list[str]:

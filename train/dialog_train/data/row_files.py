@@ -3,21 +3,21 @@
 This module is the only definition of their columns.
 """
 
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Sized
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
-from torch import Tensor
 
-from dialog_gen.clip.text.tokens import Ids, TextEncoder, join_ids, padded
-from dialog_gen.core.errors import UsageError
+from dialog_gen.clip.text.tokens import Ids, TextEncoder
+from dialog_train.data.checked_rows import CHECKSUM
+from dialog_train.data.columns import Elements, Lists, Numbers, crc32_of, expand
+from dialog_train.data.row_table import RowTable
+from dialog_train.data.token_batches import Spans
 
 # pyarrow.compute creates its functions at import time, so the type checker does not know them.
 _compute: Any = pyarrow.compute
@@ -37,184 +37,146 @@ def rows_schema(*image_fields: pa.Field) -> pa.Schema:
     return pa.schema([pa.field("image_id", pa.string(), nullable=False), *image_fields, *fields])
 
 
-def text_columns(encoder: TextEncoder, captions: list[str], dialogues: list[list[str]]) -> list[pa.Array]:
-    """The columns of `rows_schema` from `caption` on; `dialogues` contains the text of each QA pair of each image."""
-    caption_ids, captions_cut = encoder(captions)
-    pair_ids, pairs_cut = encoder([text for texts in dialogues for text in texts])
+def text_columns(
+    encoder: TextEncoder, captions: list[str], dialogues: list[list[str]], *, per_pair: int = 1
+) -> list[pa.Array]:
+    """The columns of `rows_schema` from `caption` on; `dialogues` contains the text of each QA pair of each image.
+
+    With `per_pair` texts of each pair, only the first one of each counts as truncated, and where texts are joined.
+    """
+    caption_ids, caption_ends, captions_cut = encoder.flat(captions)
+    pair_ids, pair_ends, pairs_cut = encoder.flat([text for texts in dialogues for text in texts])
     ends = np.cumsum([0, *map(len, dialogues)])
-    rows = [slice(start, end) for start, end in pairwise(ends.tolist())]
     frame = len(encoder.start) + len(encoder.end)
-    joined = [sum(len(ids) - frame for ids in pair_ids[row]) + frame for row in rows]
-    too_long = [
-        length > encoder.context_length or any(pairs_cut[row]) for length, row in zip(joined, rows, strict=True)
-    ]
+    first, of_pairs = slice(None, None, per_pair), ends // per_pair
+    lengths = np.cumsum(np.diff(_from_0(pair_ends))[first] - frame)
+    joined = np.diff(_from_0(lengths)[of_pairs]) + frame
+    too_long = (joined > encoder.context_length) | (np.diff(_from_0(np.cumsum(pairs_cut[first]))[of_pairs]) > 0)
     offsets = pa.array(ends, pa.int32())
     return [
-        id_lists(caption_ids),
+        id_lists(caption_ids, caption_ends),
         pa.array(captions_cut, pa.bool_()),
-        pa.ListArray.from_arrays(offsets, id_lists(pair_ids)),
-        pa.ListArray.from_arrays(offsets, pa.array(pairs_cut, pa.bool_())),
+        pa.ListArray.from_arrays(offsets, id_lists(pair_ids, pair_ends)),
+        pa.ListArray.from_arrays(pa.array(of_pairs, pa.int32()), pa.array(pairs_cut[first], pa.bool_())),
         pa.array(too_long, pa.bool_()),
     ]
 
 
-def id_lists(texts: Sequence[Ids]) -> pa.ListArray:
-    """A column of token id lists, one per text."""
-    offsets = np.cumsum([0, *map(len, texts)])
-    return pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()), pa.array(np.concatenate([np.empty(0, np.int32), *texts]))
-    )
+def id_lists(ids: Ids, ends: Numbers) -> pa.ListArray:
+    """A column of token id lists, from what `TextEncoder.flat` gives."""
+    return pa.ListArray.from_arrays(pa.array(_from_0(ends), pa.int32()), pa.array(ids))
 
 
-class Piece:
-    """A view of a record batch of a file; it copies nothing."""
-
-    def __init__(self, batch: pa.RecordBatch, column: str, shape: Sequence[int]) -> None:
-        """`column`: the numbers that represent the image; `shape`: their shape per row."""
-        columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
-        self.columns = columns
-        self.image_ids = columns["image_id"]
-        self.values: npt.NDArray[Any] = columns[column].values.to_numpy().reshape(-1, *shape)
-        """Shape (rows, *shape)."""
-        self._caption_ends: npt.NDArray[np.int32] = columns["caption"].offsets.to_numpy()
-        self._caption_ids: Ids = columns["caption"].values.to_numpy()
-        self._pair_ends: npt.NDArray[np.int32] = columns["dialogues"].offsets.to_numpy()
-        self._dialogue_ends: npt.NDArray[np.int32] = columns["dialogues"].values.offsets.to_numpy()
-        self._dialogue_ids: Ids = columns["dialogues"].values.values.to_numpy()
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def caption(self, row: int) -> Ids:
-        """Token ids of the caption."""
-        return self._caption_ids[self._caption_ends[row] : self._caption_ends[row + 1]]
-
-    def pair_count(self, row: int) -> int:
-        """Number of QA pairs of the image."""
-        return int(self._pair_ends[row + 1] - self._pair_ends[row])
-
-    def pair(self, row: int, number: int) -> Ids:
-        """Token ids of QA pair `number`, counted from 0."""
-        place = self._pair_ends[row] + number
-        return self._dialogue_ids[self._dialogue_ends[place] : self._dialogue_ends[place + 1]]
+def _from_0(ends: Any) -> Numbers:
+    return np.concatenate([np.zeros(1, np.int64), ends])
 
 
-Place = tuple[Piece, int]
-"""A record batch and the number of a row in it."""
-
-
-AnyPiece = TypeVar("AnyPiece", bound=Sized)
-
-
-class MappedRows(Generic[AnyPiece]):
-    """Random access to the rows of all files of a set."""
-
-    def __init__(
-        self, folder: Path, shards: Iterable[tuple[str, int]], piece: Callable[[pa.RecordBatch], AnyPiece]
-    ) -> None:
-        """`shards`: name and number of rows of each; `piece`: makes the view of a record batch.
-
-        Raises UsageError for a file that is missing, damaged or has another number of rows.
-        """
-        self._pieces: list[AnyPiece] = []
-        for shard, count in shards:
-            file = folder / f"{shard}.arrow"
-            try:
-                pieces = [piece(batch) for batch in open_rows(file).to_batches()]
-            except (OSError, ValueError, KeyError) as error:
-                raise UsageError(
-                    f"{file} cannot be read ({error}): remove {folder.parent} and make it again."
-                ) from error
-            if sum(map(len, pieces)) != count:
-                raise UsageError(
-                    f"{file} has not the {count} rows it should have: remove {folder.parent} and make it again."
-                )
-            self._pieces += pieces
-        self._starts = np.cumsum([0, *map(len, self._pieces)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def places(self, rows: Sequence[int] | npt.NDArray[Any]) -> list[tuple[AnyPiece, int]]:
-        """Locates the given rows. Raises IndexError for a row that does not exist."""
-        order = np.asarray(rows, np.int64)
-        if len(order) and not 0 <= order.min() <= order.max() < len(self):
-            raise IndexError(f"rows must be from 0 to {len(self) - 1}, got {order.min()} to {order.max()}")
-        which = np.searchsorted(self._starts, order, side="right") - 1
-        return [
-            (self._pieces[number], row)
-            for number, row in zip(which.tolist(), (order - self._starts[which]).tolist(), strict=True)
-        ]
-
-
-class RowFiles(MappedRows[Piece]):
+class RowFiles(RowTable):
     """The rows of a training or pixel set."""
 
-    def __init__(self, folder: Path, shards: Iterable[tuple[str, int]], column: str, shape: Sequence[int]) -> None:
-        """Opens the files; `column` and `shape` as in `Piece`, the other parameters as in `MappedRows`."""
-        super().__init__(folder, shards, lambda batch: Piece(batch, column, shape))
+    def __init__(
+        self, folder: Path, shards: Iterable[tuple[str, int]], column: str, shape: Sequence[int], per_pair: int = 1
+    ) -> None:
+        """`column`: the numbers that represent the image; `shape`: their shape per row; see `RowTable`.
 
-    def numbers(self, column: str) -> npt.NDArray[Any]:
-        """The values of a numeric column in all rows, in order."""
-        return np.concatenate([piece.columns[column].to_numpy() for piece in self._pieces])
-
-
-class TokenBatches:
-    """Token ids of rows as int64 tensors (N, L).
-
-    Texts are padded to the longest text or, with `full_length`, to the context length.
-    """
-
-    def __init__(self, tokenizer: dict[str, Any], context_length: int | None = None) -> None:
-        """`tokenizer`: as in `TextEncoder.config`. `context_length`: truncates texts to fewer tokens than stored."""
-        self.context_length: int = context_length or tokenizer["context_length"]
-        self._pad_id: int = tokenizer["pad_id"]
-        self._start: list[int] = tokenizer["start"]
-        self._end: list[int] = tokenizer["end"]
-
-    def captions(self, places: Sequence[Place], *, full_length: bool) -> Tensor:
-        """The captions of the rows at `places`."""
-        return self.tensor([piece.caption(row) for piece, row in places], full_length=full_length)
-
-    def dialogues(self, places: Sequence[Place], epoch: int, *, concatenate: bool, full_length: bool) -> Tensor:
-        """One QA pair per image, chosen by `epoch`, or all pairs joined if `concatenate` is set.
-
-        An image with P pairs uses each of them once in P epochs; the image's id determines the first one.
+        `per_pair`: the texts of each QA pair, of which the first one is the pair's own.
         """
-        texts: list[Ids] = []
-        for piece, row in places:
-            pairs = piece.pair_count(row)
-            if concatenate:
-                parts = [piece.pair(row, pair) for pair in range(pairs)]
-                texts.append(join_ids(parts, self._start, self._end, self.context_length))
-            else:
-                first = zlib.crc32(piece.image_ids[row].as_py().encode())
-                texts.append(piece.pair(row, (epoch + first) % pairs))
-        return self.tensor(texts, full_length=full_length)
+        super().__init__(folder, shards)
+        self.per_pair = per_pair
+        self.shape = tuple(shape)
+        self._column = column
 
-    def tensor(self, texts: Sequence[Ids], *, full_length: bool) -> Tensor:
-        """Texts as token ids -> (N, L), truncated to the context length and padded."""
-        cut = [
-            join_ids([ids], self._start, self._end, self.context_length) if len(ids) > self.context_length else ids
-            for ids in texts
-        ]
-        return padded(cut, self._pad_id, self.context_length if full_length else 0)
+    def images(self, of: Elements) -> npt.NDArray[Any]:
+        """The numbers of each row's image (N, *shape)."""
+        return self.vectors(self._column, of).reshape(-1, *self.shape)
+
+    def views(self, of: Elements, views: Numbers) -> npt.NDArray[Any]:
+        """One view of each image: row `views` (N,) of its numbers (N, shape[1])."""
+        return self.vectors(self._column, of, self.shape[0], views)
+
+    def image_id_crcs(self, of: Elements) -> npt.NDArray[np.uint32]:
+        """The CRC-32 of each image's id."""
+        return crc32_of(self.columns["image_id"], of)
+
+    def id_blocks(self, column: str) -> Spans:
+        """For each piece, where all token ids of its captions or dialogues are."""
+        texts: Lists = self.columns[column]
+        if isinstance(texts.inner, Lists):
+            texts = texts.inner
+        pieces = np.arange(len(texts.values.lengths))
+        return Spans(texts.values.places(Elements(pieces, pieces * 0, texts.values.lengths)), texts.values.lengths)
+
+    def image_ids(self, of: Elements) -> list[str]:
+        """The ids of the images."""
+        return self.strings("image_id", of)
+
+    def captions(self, of: Elements) -> Spans:
+        """Where the captions' token ids are."""
+        return _spans(self.columns["caption"], of)
+
+    def pair_counts(self, of: Elements) -> Numbers:
+        """The number of QA pairs of each image."""
+        pairs = self.columns["dialogues"].elements(of)
+        return (pairs.end - pairs.start) // self.per_pair
+
+    def pairs(self, of: Elements, numbers: Numbers) -> Spans:
+        """Where the token ids of one QA pair of each image are; `numbers` counts them from 0."""
+        dialogues = self.columns["dialogues"]
+        start = dialogues.elements(of).start + numbers * self.per_pair
+        return _spans(dialogues.inner, Elements(of.piece, start, start + 1))
+
+    def candidates(self, of: Elements, numbers: Numbers) -> Spans:
+        """Where the token ids of all texts of one QA pair of each image are, row by row."""
+        dialogues = self.columns["dialogues"]
+        first = dialogues.elements(of).start + numbers * self.per_pair
+        start = expand(first, np.full(len(first), self.per_pair))
+        return _spans(dialogues.inner, Elements(np.repeat(of.piece, self.per_pair), start, start + 1))
+
+    def all_pairs(self, of: Elements) -> tuple[Spans, Numbers]:
+        """Where the token ids of all QA pairs are, and the number of pairs of each image."""
+        dialogues = self.columns["dialogues"]
+        pairs = dialogues.elements(of)
+        counts = (pairs.end - pairs.start) // self.per_pair
+        start = np.repeat(pairs.start, counts) + expand(counts * 0, counts) * self.per_pair
+        return _spans(dialogues.inner, Elements(np.repeat(of.piece, counts), start, start + 1)), counts
+
+
+def _spans(texts: Lists, of: Elements) -> Spans:
+    ids = texts.elements(of)
+    return Spans(texts.values.places(ids), ids.end - ids.start)
 
 
 def open_rows(file: Path) -> Any:
     """Memory-maps a file as an Arrow table. Raises OSError or ValueError."""
     # The mapping outlives the file descriptor. Keeping one open descriptor per shard could exceed the system's limit.
-    with pa.memory_map(str(file)) as source:
-        return pa.ipc.open_file(source).read_all()
+    try:
+        with pa.memory_map(str(file)) as source:
+            table: Any = pa.ipc.open_file(source).read_all()
+        table.validate()
+    except OSError:
+        raise
+    except pa.ArrowException as error:  # a damaged schema may look like one of another version
+        raise ValueError(str(error)) from None
+    return table
+
+
+def are_there(folder: Path, shards: Iterable[tuple[str, int]]) -> bool:
+    """Whether the files of `shards` (name and number of rows of each) exist and can be opened."""
+    try:
+        tables = ((open_rows(folder / f"{name}.arrow"), count) for name, count in shards)
+        return all(len(table) == count and CHECKSUM in table.schema.names for table, count in tables)
+    except (OSError, ValueError):
+        return False
 
 
 def rows_made_from(file: Path, fingerprint: str) -> Any:
-    """Like `open_rows`, but returns None if the file is missing, damaged or has another fingerprint."""
+    """Like `open_rows`, but returns None if the file is missing, damaged, without checksums or not made from this."""
     try:
         table = open_rows(file)
     except (OSError, ValueError):
         return None
-    return table if (table.schema.metadata or {}).get(b"fingerprint") == fingerprint.encode() else None
+    same = (table.schema.metadata or {}).get(b"fingerprint") == fingerprint.encode()
+    return table if same and CHECKSUM in table.schema.names else None
 
 
 def count_rows(file: Path, fingerprint: str) -> Counter[str] | None:
@@ -228,7 +190,7 @@ def count_rows(file: Path, fingerprint: str) -> Counter[str] | None:
 
     return Counter(
         rows=len(table),
-        pairs=total(_compute.list_value_length(table["dialogues"])),
+        pairs=total(_compute.list_value_length(table["dialogues_truncated"])),
         captions=total(table["caption_truncated"]),
         dialogues=total(_compute.list_flatten(table["dialogues_truncated"])),
         concatenated=total(table["concatenated_truncated"]),

@@ -12,9 +12,10 @@ import json
 import math
 import os
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,12 +29,16 @@ from torch.utils.data import DataLoader
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.mapping import Advance, Map, map_here
 from dialog_gen.core.progress import OnProgress, counter, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.dataset.writer import DatasetWriter
+from dialog_gen.engines.devices import VARIABLE, visible_gpus
+from dialog_gen.executors.processes import ProcessMap
 from dialog_gen.sources.images import UnreadableImage, decode_image
 from dialog_train.data.derived import (
     CONFIG_FILE,
+    NO_IMAGE,
     Source,
     identity_of,
     identity_of_dataset,
@@ -43,17 +48,28 @@ from dialog_train.data.derived import (
     read_json,
     refuse_other,
     remove_others,
+    single_image,
     sources_of,
 )
 
 _KIND = "image vectors"
 _PART = "vectors"
 _COLUMNS = ["image_id", "image_sha256", "images"]
-_NO_IMAGE = "no_image"
 _CROP_AREA = (0.5, 1.0)
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 DECODERS = min(16, _CORES - 1)
 """Default number of processes that decode images; one core is left for the image tower."""
+
+
+def all_gpus() -> ProcessMap | None:
+    """A `Map` with a process for each GPU of this machine; None if there are fewer than two."""
+    gpus = visible_gpus()
+    return ProcessMap([{VARIABLE: gpu} for gpu in gpus]) if len(gpus) > 1 else None
+
+
+def decoders_per_gpu() -> int:
+    """Default number of processes that decode images for each of several GPUs; they share this machine's cores."""
+    return max(1, min(DECODERS, _CORES // max(1, len(visible_gpus())) - 1))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,7 +81,8 @@ class EmbedSummary:
     """Number of shards that were already embedded."""
     vectors: int = 0
     lost: Counter[str] = field(default_factory=Counter[str])
-    """Reason -> number of images without a vector. Reasons are those of `dialog_gen.sources.images`, and "no_image"."""
+    """Reason -> number of images without a vector: those of `dialog_gen.sources.images`, "no_image", and
+    "several_images" for a dialogue about several, of which no single vector is that of its texts."""
 
 
 class VectorStore:
@@ -75,7 +92,7 @@ class VectorStore:
         self.out = out
         self.config = read_json(out / CONFIG_FILE, _KIND)
         if self.config.get("kind") != _KIND:
-            raise UsageError(f"{out} is no folder of image vectors: give the --out of train/embed.py.")
+            raise UsageError(f"{out} is no folder of image vectors: give the --out of `dialog-train embed`.")
 
     @property
     def width(self) -> int:
@@ -101,8 +118,14 @@ class VectorStore:
         return metadata["source"] if metadata else None
 
     def read(self, shard: str) -> pa.Table:
-        """The rows of a shard: columns image_id, image_sha256, vector."""
-        return pq.read_table(self.out / _PART / f"{shard}.parquet")
+        """The rows of a shard: columns image_id, image_sha256, vector. Raises UsageError if the file is damaged."""
+        file = self.out / _PART / f"{shard}.parquet"
+        try:
+            return pq.read_table(file, page_checksum_verification=True)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UsageError(
+                f"{file} is damaged ({error}): remove it and run again, which computes its vectors anew."
+            ) from None
 
 
 def embed_dataset(
@@ -114,13 +137,15 @@ def embed_dataset(
     device: torch.device | str = "cpu",
     workers: int = 0,
     crops: int = 0,
+    map_shards: Map = map_here,
     on_progress: OnProgress = ignore_progress,
 ) -> EmbedSummary:
     """Computes the vectors that are missing. The model is left on `device`.
 
-    Images are decoded in `workers` processes, or in this process if `workers` is 0. `crops` is the number of additional
-    views per image, see `crop_boxes`; training uses another view each epoch. Memory use depends neither on the size of
-    the dataset nor on the size of a shard. An image that cannot be read is left out and counted.
+    `map_shards` decides where shards are worked on: in other processes on their own devices, but never with more than
+    one shard at a time. Images are decoded in `workers` processes, or in this process if `workers` is 0. `crops` is the
+    number of additional views per image, see `crop_boxes`; training uses another view each epoch. Memory use depends
+    neither on the size of the dataset nor on the size of a shard. An image that cannot be read is left out and counted.
 
     Raises UsageError for a dataset without images, for an `out` with vectors of another model, dataset or number of
     crops, and for a model whose vectors are not finite; DialogGenError if `out` cannot be written.
@@ -142,18 +167,22 @@ def embed_dataset(
         todo: list[Source] = []
         for source in sources.values():
             metadata = _metadata(out, source.shard)
-            if metadata is None or metadata["source"] != source.sha256:
+            if metadata is None or metadata["source"] != source.sha256 or _count(metadata) != source.rows:
                 todo.append(source)
                 continue
             summary.skipped_shards += 1
             _add(summary, metadata)
             advance(source.rows)
-        rows = _Batches(dataset, todo, batch_size)
-        decoder: Any = _Decoder(clip.preprocess, crops)
-        loader: Any = DataLoader(decoder, batch_sampler=rows, num_workers=workers, collate_fn=_collate)
-        model = clip.model.to(device)
-        for shard, batches in groupby(loader, lambda batch: batch.shard):
-            _add(summary, _embed_shard(store, sources[shard], batches, model, (1 + crops) * _width(clip), advance))
+        embed = _Embed(dataset, clip, store.tmp, batch_size, workers, crops)
+        if map_shards.elsewhere:
+            shared = [*dataset.shared(), *store.shared()]
+            found = (result for _, result in map_shards(embed, todo, advance, gpu=True, shared=shared))
+        else:
+            # All at once: the processes that decode go on to the next shard.
+            found = embed.shards(todo, torch.device(device), advance)
+        for shard, metadata, file in found:
+            put(store, f"{_PART}/{shard}.parquet", file)
+            _add(summary, metadata)
         remove_others(store, _PART, {f"{shard}.parquet" for shard in sources})
     return summary
 
@@ -178,7 +207,8 @@ class _Row(NamedTuple):
     shard: str
     image_id: str
     image_sha256: str
-    data: bytes | None
+    data: bytes | str
+    """The bytes of its image, or why it has none."""
 
 
 class _Batch(NamedTuple):
@@ -206,15 +236,14 @@ class _Batches:
             with open_shard(self._dataset, source, _COLUMNS, advice) as file:
                 for batch in file.batches(self._batch_size, _COLUMNS):
                     rows = [_row(source.shard, row) for row in batch.to_pylist()]
-                    has_image = has_image or any(row.data is not None for row in rows)
+                    has_image = has_image or any(row.data != NO_IMAGE for row in rows)
                     yield rows
             if not has_image:
                 raise UsageError(f"{self._dataset.location}/{source.path} holds no images: {advice}.")
 
 
 def _row(shard: str, row: dict[str, Any]) -> _Row:
-    images = row["images"] or []
-    return _Row(shard, row["image_id"], row["image_sha256"], images[0]["bytes"] if images else None)
+    return _Row(shard, row["image_id"], row["image_sha256"], single_image(row))
 
 
 class _Decoder:
@@ -224,16 +253,16 @@ class _Decoder:
         self._preprocess, self._crops = preprocess, crops
 
     def __getitem__(self, row: _Row) -> tuple[_Row, Tensor | str]:
-        if row.data is None:
-            return row, _NO_IMAGE
+        if isinstance(row.data, str):
+            return row, row.data
         try:
             image = decode_image(row.data)
             boxes = crop_boxes(image.size, row.image_sha256, self._crops)
             views = [image, *(image.crop(box) for box in boxes)]
             # Without the bytes, less data is sent back from the worker.
-            return row._replace(data=None), torch.stack([self._preprocess(view) for view in views])
+            return row._replace(data=b""), torch.stack([self._preprocess(view) for view in views])
         except UnreadableImage as error:
-            return row._replace(data=None), error.reason
+            return row._replace(data=b""), error.reason
 
 
 def _collate(items: list[tuple[_Row, Tensor | str]]) -> _Batch:
@@ -247,13 +276,42 @@ def _collate(items: list[tuple[_Row, Tensor | str]]) -> _Batch:
     )
 
 
+_Embedded = tuple[str, dict[str, Any], Path]
+"""Name of the shard, metadata, finished file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Embed:
+    """Computes the vectors of shards into temporary files."""
+
+    dataset: DatasetFolder
+    clip: Clip
+    tmp: Path
+    batch_size: int
+    workers: int
+    crops: int
+
+    def __call__(self, source: Source, advance: Advance) -> _Embedded:
+        """One shard, on a GPU if this process has one."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Another process may still write the same shard to a file of another name, if it was given up.
+        folder = Path(tempfile.mkdtemp(dir=self.tmp))
+        (found,) = replace(self, tmp=folder).shards([source], device, advance)
+        return found
+
+    def shards(self, sources: list[Source], device: torch.device, advance: Advance) -> Iterator[_Embedded]:
+        by_name = {source.shard: source for source in sources}
+        rows = _Batches(self.dataset, sources, self.batch_size)
+        decoder: Any = _Decoder(self.clip.preprocess, self.crops)
+        loader: Any = DataLoader(decoder, batch_sampler=rows, num_workers=self.workers, collate_fn=_collate)
+        model, width = self.clip.model.to(device), (1 + self.crops) * _width(self.clip)
+        for shard, batches in groupby(loader, lambda batch: batch.shard):
+            file = self.tmp / f"{shard}.parquet"
+            yield shard, _embed_shard(file, by_name[shard], batches, model, width, advance), file
+
+
 def _embed_shard(
-    store: DatasetWriter,
-    source: Source,
-    batches: Iterator[_Batch],
-    model: Any,
-    width: int,
-    advance: Callable[[int], None],
+    file: Path, source: Source, batches: Iterator[_Batch], model: Any, width: int, advance: Advance
 ) -> dict[str, Any]:
     schema = pa.schema(
         [
@@ -262,10 +320,14 @@ def _embed_shard(
             pa.field("vector", pa.list_(pa.float16(), width), nullable=False),
         ]
     )
-    part, count, lost = store.tmp / f"{source.shard}.parquet", 0, Counter[str]()
+    count, lost = 0, Counter[str]()
     # Vectors do not compress.
-    compression: Any = {"image_id": "zstd", "image_sha256": "zstd", "vector": "none"}
-    with pq.ParquetWriter(part, schema, compression=compression, use_dictionary=False) as writer:
+    options: Any = {
+        "compression": {"image_id": "zstd", "image_sha256": "zstd", "vector": "none"},
+        "use_dictionary": False,
+        "write_page_checksum": True,
+    }
+    with pq.ParquetWriter(file, schema, **options) as writer:
         for batch in batches:
             lost.update(batch.lost)
             if batch.pixels is not None:
@@ -280,7 +342,6 @@ def _embed_shard(
             )
         metadata = {"source": source.sha256, "rows": str(count), "lost": json.dumps(dict(sorted(lost.items())))}
         writer.add_key_value_metadata(metadata)
-    put(store, f"{_PART}/{source.shard}.parquet", part)
     return metadata
 
 
@@ -299,13 +360,22 @@ def _width(clip: Clip) -> int:
 
 
 def _metadata(out: Path, shard: str) -> dict[str, Any] | None:
+    """The file's key-value metadata; None if the file is missing, or damaged as far as its footer shows."""
     try:
-        found = pq.read_metadata(out / _PART / f"{shard}.parquet").metadata or {}
-        return {key: found[key.encode()].decode() for key in ("source", "rows", "lost")}
-    except (OSError, ValueError, KeyError):
+        footer = pq.read_metadata(out / _PART / f"{shard}.parquet")
+        found = {key: (footer.metadata or {})[key.encode()].decode() for key in ("source", "rows", "lost")}
+        lost = json.loads(found["lost"])
+        good = int(found["rows"]) == footer.num_rows and all(isinstance(count, int) for count in lost.values())
+    except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException):
         return None
+    return found if good else None
+
+
+def _count(metadata: dict[str, Any]) -> int:
+    """Number of images with and without a vector."""
+    return int(metadata["rows"]) + sum(json.loads(metadata["lost"]).values())
 
 
 def _add(summary: EmbedSummary, metadata: dict[str, Any]) -> None:
     summary.vectors += int(metadata["rows"])
-    summary.lost.update(json.loads(metadata["lost"]))
+    summary.lost.update(parse_json(metadata["lost"]))

@@ -31,8 +31,12 @@ class PairLoss:
     description: str
     """One line, for lists and help."""
     function: "Callable[..., Tensor]"
-    """(image_features, text_features, logit_scale, **options) -> scalar. The features are (N, D) float32, unit-norm,
-    from the batch of all processes. The options are those in `options`, and `logit_bias` if the loss takes one."""
+    """(image_features, text_features, logit_scale, **options) -> scalar, the loss of the batch of all processes. The
+    features are (N, D) float32, unit-norm. The options are those in `options`, and `logit_bias` if the loss takes
+    one."""
+    takes_own_rows: bool = False
+    """Whether the function takes the rows of its process, as `blocks.over_rows` does. Otherwise it takes the rows of
+    all processes."""
     label: str = "contrastive_loss"
     """Name of the loss in logs; it ends in "loss"."""
     options: tuple[str, ...] = ()
@@ -41,6 +45,15 @@ class PairLoss:
     """Initial logarithm of the logit scale in a model without a logit bias. None: the model keeps its own scale."""
     init_logit_bias: float | None = None
     """Initial logit bias in a model that has none yet. None: the loss takes no bias."""
+
+    def __call__(self, image_features: "Tensor", text_features: "Tensor", *scale: "Tensor", **options: Any) -> "Tensor":
+        """The loss of the batch of all processes, from this process's rows."""
+        from dialog_train.processes import gather_rows
+
+        features = (image_features, text_features)
+        if not self.takes_own_rows:
+            features = (gather_rows(image_features), gather_rows(text_features))
+        return self.function(*features, *scale, **options)
 
     def options_of(self, recipe: object) -> dict[str, Any]:
         """The recipe's values of `options`."""

@@ -19,9 +19,9 @@ def third_tower_loss(
 
     L = a CE(I(x), G(z)) + (1 - a) CE(T(y), G(z))
 
-    All features are (N, D), unit-norm; row i of each belongs to image i. With several processes they are the gathered
-    global batch. Only `dialogue_features`, from the third tower G, need a gradient: I and T are frozen. `direction`
-    applies to both parts; `t2i`, the softmax over images and over captions for each dialogue, is the thesis' equation.
+    All features are the rows (N / processes, D) of this process, unit-norm; row i of each belongs to image i. Only
+    `dialogue_features`, from the third tower G, need a gradient: I and T are frozen. `direction` applies to both parts;
+    `t2i`, the softmax over images and over captions for each dialogue, is the thesis' equation.
 
     Raises ValueError for `a` outside [0, 1], shapes that do not match, or an unknown direction.
     """

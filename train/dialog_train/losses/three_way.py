@@ -21,9 +21,8 @@ def three_way_loss(
 
     L = a CE(I, T) + b CE(T, M) + (1 - a - b) CE(M, I)
 
-    CE is the symmetric `contrastive_loss`. All features are (N, D), unit-norm; row i of each belongs to image i. With
-    several processes they are the gathered global batch. `fused_features` contains one M per view; their losses are
-    averaged.
+    CE is the symmetric `contrastive_loss`. All features are the rows (N / processes, D) of this process, unit-norm; row
+    i of each belongs to image i. `fused_features` contains one M per view; their losses are averaged.
 
     Raises ValueError for weights that violate 0 < a, 0 < b, a + b < 1, for an empty `fused_features`, and for shapes
     that do not match.

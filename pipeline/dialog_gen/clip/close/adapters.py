@@ -3,11 +3,11 @@
     none     normalise(t + w n)
     mean     normalise(t + mean(i - t) + w n)
     linear   normalise(normalise(A t + b) + w n), the least squares fit of i
-    cov      normalise(t + mean(i - t) + c + w n), c ~ N(0, covariance of i - t)
+    cov      normalise(t + mean(i - t) + 3 c + w n), c ~ N(0, covariance of i - t)
 
-t, i: unit-norm vectors of paired texts and images; n ~ N(0, 1) in each dimension; w: the noise. In evaluation the
-decoder gets the unchanged unit-norm image vector: adapters and noise are used only in training, as in the published
-code.
+t, i: unit-norm vectors of paired texts and images; n ~ N(0, 1) in each dimension; w: the noise. The factor 3 is that of
+the published code. In evaluation the decoder gets the unchanged unit-norm image vector: adapters and noise are used
+only in training, as in the published code.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,10 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip.close.layout import AdapterKind
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.files import check_regular
 from dialog_gen.core.tensors import save_tensors
+
+_COVARIANCE_SCALE = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +40,15 @@ class Adapter:
     """(D, D)"""
 
     def noise_root(self, noise: float) -> Tensor | float:
-        """R with R R^T = covariance + w^2 I, w = `noise`: R times standard normal numbers gives both noises at once.
+        """R with R R^T = 9 covariance + w^2 I, w = `noise`: R times standard normal numbers gives both noises at once.
 
         R is (D, D), or just w if the kind has no covariance.
         """
         if self.covariance is None:
             return noise
         values, vectors = torch.linalg.eigh(self.covariance.double())
-        return ((vectors * (values.clamp_min(0) + noise**2).sqrt()) @ vectors.T).float()
+        variances = _COVARIANCE_SCALE**2 * values.clamp_min(0) + noise**2
+        return ((vectors * variances.sqrt()) @ vectors.T).float()
 
     def __call__(self, texts: Tensor, normal: Tensor, root: Tensor | float) -> Tensor:
         """Unit-norm text vectors (N, D), standard normal numbers (N, D) and the `noise_root` -> (N, D), unit-norm."""
@@ -102,6 +106,7 @@ def save_adapter(adapter: Adapter, file: Path) -> None:
 
 def load_adapter(file: Path) -> Adapter:
     """Reads an adapter that `save_adapter` wrote. Raises OSError or SafetensorError if the file cannot be read."""
+    check_regular(file)
     with safe_open(file, "pt") as content:
         kind: AdapterKind = content.metadata()["kind"]
         return Adapter(kind=kind, **{name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118

@@ -1,7 +1,6 @@
 """Loads and saves a CLOSE decoder, and loads the CLIP whose vectors it reads."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
@@ -19,8 +17,9 @@ from dialog_gen.clip.close.decoder import CloseDecoder, load_t5, no_progress_bar
 from dialog_gen.clip.close.layout import CLOSE, CLOSE_FILE, PROMPTS
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.files import write_json
-from dialog_gen.core.tensors import save_tensors, sha256_of_weights
+from dialog_gen.core.files import read_regular, write_json
+from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.tensors import load_tensors, save_tensors, sha256_of_weights
 
 _FORMAT = "dialog-train close 1"
 _DECODER, _PROJECTION, _ADAPTER = "decoder", "projection.safetensors", "adapter.safetensors"
@@ -106,16 +105,16 @@ def load_close(folder: Path) -> CloseClip:
     """
     file = folder / CLOSE_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(read_regular(file))
         reference, recipe = dict(content["clip"]), dict(content["recipe"])
         location = dict(reference)
         wanted, name = location.pop("weights_sha256"), location.pop("model")
         if content["format"] != _FORMAT:
             raise UsageError(f"{file} has the format {content['format']!r}; this version reads {_FORMAT!r}.")
-        projection = load_file(folder / _PROJECTION)
+        projection = load_tensors(folder / _PROJECTION)
         adapter = load_adapter(folder / _ADAPTER)
     except FileNotFoundError:
-        raise UsageError(f"{folder} is no folder that train/close.py wrote: {_missing_file(folder)}.") from None
+        raise UsageError(f"{folder} is no folder that `dialog-train close` wrote: {_missing_file(folder)}.") from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(f"{folder} is damaged ({error}): train it again.") from None
     t5, tokenizer = load_t5(str(folder / _DECODER), local=True)

@@ -110,13 +110,26 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=_PAD, eos_token=_END, unk_token=_UNKNOWN)
 
 
-def new_t5(tokenizer: Any, *, width: int, layers: int, heads: int, dropout: float) -> Any:
-    """A T5 with random weights and `layers` layers each in the encoder and the decoder."""
+def new_t5(
+    tokenizer: Any,
+    *,
+    width: int,
+    layers: int,
+    heads: int,
+    dropout: float = 0.1,
+    vocabulary: int | None = None,
+    inner: int | None = None,
+    head_width: int | None = None,
+) -> Any:
+    """A T5 with random weights and `layers` layers each in the encoder and the decoder.
+
+    By default the vocabulary is the tokenizer's, `inner` is four times the width, and the heads share the width.
+    """
     config = T5Config(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary or len(tokenizer),
         d_model=width,
-        d_kv=width // heads,
-        d_ff=4 * width,
+        d_kv=head_width or width // heads,
+        d_ff=inner or 4 * width,
         num_layers=layers,
         num_heads=heads,
         dropout_rate=dropout,

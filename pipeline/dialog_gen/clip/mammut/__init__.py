@@ -3,7 +3,6 @@
 As a `Clip` it is used for search; as a generator it answers questions about images (`dialog-gen run --model`).
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 from typing_extensions import override
 
 from dialog_gen.clip.base import FORMATS, Clip, ClipFormat
-from dialog_gen.clip.mammut.layout import CONFIG_FILE, MODEL_TYPE
+from dialog_gen.clip.mammut.layout import CONFIG_FILE, MODEL_TYPE, PROTOCOL_FILE
+from dialog_gen.core.files import read_regular
+from dialog_gen.core.json_text import parse_json
 
 
 class MammutFormat(ClipFormat):
@@ -19,11 +20,12 @@ class MammutFormat(ClipFormat):
 
     kind = "MaMMUT"
     can = frozenset({"embed images", "embed texts", "generate texts", "be tuned"})
+    free_files = frozenset({PROTOCOL_FILE})
 
     @override
     def recognises(self, folder: Path) -> bool:
         try:
-            return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
+            return parse_json(read_regular(folder / CONFIG_FILE))["model_type"] == MODEL_TYPE
         except (OSError, ValueError, KeyError, TypeError):
             return False
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
@@ -24,10 +23,10 @@ from dialog_gen.clip.mammut.model import (
     register_mammut,
     tokenizer_of,
 )
-from dialog_gen.clip.text.tokens import TextEncoder
+from dialog_gen.clip.text.tokens import TextEncoder, save_tokenizer
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json
-from dialog_gen.core.tensors import save_tensors, sha256_of_weights
+from dialog_gen.core.tensors import load_tensors, save_tensors, sha256_of_weights
 
 _PREFIX = "mammut."
 _ANSWER_TOKENS = 48
@@ -43,7 +42,7 @@ class MammutClip(Clip):
     """A CLIP whose `model` is a `Mammut`, which also writes texts."""
 
     format: ClassVar[str] = MODEL_TYPE
-    trained_by: ClassVar[str | None] = "train/mammut.py"
+    trained_by: ClassVar[str | None] = "`dialog-train mammut`"
 
     @override
     def writer(self, device: torch.device | str) -> TextWriter:
@@ -105,7 +104,7 @@ def save_mammut(clip: MammutClip, folder: Path, changed: Mapping[str, Tensor]) -
     write_json(folder / "generation_config.json", generation)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
-        clip.tokenizer.save_pretrained(folder)
+        save_tokenizer(clip.tokenizer, folder)
     state = {**clip.model.state_dict(), **changed}
     save_tensors({_PREFIX + name: value for name, value in state.items()}, folder / WEIGHTS_FILE)
 
@@ -117,7 +116,7 @@ def load_mammut(folder: Path) -> MammutClip:
     try:
         config: Any = MammutConfig.from_pretrained(folder)
         model = Mammut(config.new_clip(), config)
-        state = load_file(folder / WEIGHTS_FILE)
+        state = load_tensors(folder / WEIGHTS_FILE)
         model.load_state_dict({name.removeprefix(_PREFIX): value for name, value in state.items()})
         tokenizer = tokenizer_of(config, folder)
         preprocess = image_transform_v2(PreprocessCfg(**config.preprocess), is_train=False)

@@ -175,8 +175,12 @@ class MammutProcessor:
         return cls(config, tokenizer_of(config, folder))
 
     def __call__(self, images: list[Any], text: list[str], **_: Any) -> BatchFeature:
-        """PIL images and prompts -> input_ids and attention_mask (N, L), left-padded; pixel_values (N, 3, H, W)."""
-        pixels = torch.stack([self._transform(image) for image in images])
+        """PIL images and prompts -> input_ids and attention_mask (N, L), left-padded; pixel_values (N, 3, H, W).
+
+        An image may be in a list of its own, as transformers' processors take it.
+        """
+        singles = [image[0] if isinstance(image, list) else image for image in images]
+        pixels = torch.stack([self._transform(image) for image in singles])
         return BatchFeature({**self.padded([self.tokenizer.encode(prompt) for prompt in text]), "pixel_values": pixels})
 
     def padded(self, prompts: list[list[int]]) -> dict[str, Tensor]:

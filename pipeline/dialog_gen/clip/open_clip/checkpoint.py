@@ -1,7 +1,8 @@
 """Loads open_clip's models by name or from a folder, and checks that the activation fits the weights."""
 
-import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,19 @@ import open_clip
 import torch
 from open_clip.hf_configs import arch_dict
 from open_clip.hf_model import HFTextEncoder
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from safetensors import SafetensorError
 
 from dialog_gen.clip.base import CLIP_MODELS, Clip
 from dialog_gen.clip.open_clip.layout import CONFIG_FILE, WEIGHTS_FILE
+from dialog_gen.clip.text.tokens import save_tokenizer
+from dialog_gen.core.checksums import check_checksums
 from dialog_gen.core.errors import UsageError, did_you_mean
-from dialog_gen.core.files import write_json
+from dialog_gen.core.files import read_regular, write_json
+from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.tensors import save_tensors, sha256_of_weights
 
+_log = logging.getLogger(__name__)
 _QUICK_GELU = "-quickgelu"
 _HF_CONFIG_FILE = "config.json"
 # open_clip lists only the multilingual T5; T5 has the same architecture.
@@ -30,7 +35,38 @@ def load_named(name: str, pretrained: str | None, *, allow_activation_mismatch: 
     Raises UsageError like `load_clip`.
     """
     config = check_named(name, pretrained, allow_activation_mismatch=allow_activation_mismatch)
+    if pretrained is not None and (file := Path(pretrained)).is_file():
+        check_checksums(file.parent, file.name)
+    elif pretrained is not None:
+        _fetch_weights(name, pretrained)
     return _load(name, pretrained, name=name, config=config)
+
+
+@contextmanager
+def _no_retries_told() -> Generator[None]:
+    """Without a network, the Hub's library warns of each of its many retries; the error then says it once."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _fetch_weights(name: str, tag: str) -> None:
+    """Downloads the weights of a pretrained tag, unless they are there. open_clip would then say that they misfit."""
+    _log.info("fetching the weights %s of %s, unless they are in the cache", tag, name)
+    try:
+        with _no_retries_told():
+            download_pretrained(get_pretrained_cfg(name, tag))
+    except Exception as error:  # noqa: BLE001 - open_clip raises what its libraries raise
+        # The error of an error of an error, each with the next one's text, and the last one over several lines.
+        said = str(error).rpartition("Last error: ")[2].strip().split("\n")[0]
+        raise UsageError(
+            f"the weights {tag!r} of {name} cannot be downloaded: {said} Or give a safetensors file in place of the "
+            "tag."
+        ) from None
 
 
 def check_named(name: str, pretrained: str | None, *, allow_activation_mismatch: bool = False) -> dict[str, Any]:
@@ -73,7 +109,9 @@ def new_of_folder(folder: Path, seed: int) -> Clip:
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads open_clip's model configuration from a folder. Raises UsageError if the file is damaged."""
     try:
-        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+        return parse_json(read_regular(folder / CONFIG_FILE), finite=False)["model_cfg"]
+    except OSError as error:
+        raise UsageError(f"{folder / CONFIG_FILE} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{folder / CONFIG_FILE} is damaged: it holds no model_cfg.") from None
 
@@ -82,7 +120,7 @@ def save_folder(clip: Clip, folder: Path, changed: Mapping[str, torch.Tensor]) -
     """Writes a folder for `load_folder`, the weights last; the tensors in `changed` replace those of the model."""
     write_json(folder / CONFIG_FILE, {"model_cfg": clip.config, "preprocess_cfg": clip.preprocess_config})
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
-        clip.tokenizer.save_pretrained(folder)
+        save_tokenizer(clip.tokenizer, folder)
     if isinstance(text := getattr(clip.model, "text", None), HFTextEncoder):
         config: Any = text.config
         config.save_pretrained(folder)
@@ -152,7 +190,7 @@ def _model_config(name: str) -> dict[str, Any]:
 def _register(file: Path) -> tuple[str, dict[str, Any]]:
     """Registers a configuration with open_clip under the file's stem; returns this name and the configuration."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(read_regular(file), finite=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"model configuration {file} cannot be read: {error}.") from None
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):

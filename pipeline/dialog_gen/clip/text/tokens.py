@@ -1,6 +1,9 @@
 """Converts texts to token ids without padding, with any of open_clip's tokenizers."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dialog_gen.clip.text.word_ids import fast_ids
 from dialog_gen.core.hashing import sha256_json
 
 Ids = npt.NDArray[np.int32]
@@ -23,9 +27,15 @@ class TextEncoder:
         self.context_length: int = tokenizer.context_length
         self.pad_id: int = 0 if inner is None else inner.pad_token_id
         self._ends_with_pad = inner is not None and inner.eos_token_id == self.pad_id
-        vocabulary: dict[str, int] = tokenizer.encoder if inner is None else inner.get_vocab()
-        self.vocabulary_sha256 = sha256_json(vocabulary)
+        self._fast_ids = fast_ids(tokenizer)
         self.start, self.end = self._frame()
+
+    @cached_property
+    def vocabulary_sha256(self) -> str:
+        """SHA-256 of the vocabulary as JSON. Most encoders are never asked for it, and it takes a tenth of a second."""
+        inner: Any = getattr(self._tokenizer, "tokenizer", None)
+        vocabulary: dict[str, int] = self._tokenizer.encoder if inner is None else inner.get_vocab()
+        return sha256_json(vocabulary)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -35,29 +45,40 @@ class TextEncoder:
 
     def __call__(self, texts: Sequence[str]) -> tuple[list[Ids], list[bool]]:
         """The ids of each text, and whether the text was truncated."""
-        if not texts:
-            return [], []
-        # With one token more than the context, texts that are too long can be recognised for every tokenizer.
-        ids = self._encode(texts, self.context_length + 1)
-        cut = [len(row) > self.context_length for row in ids]
-        places = [i for i, is_cut in enumerate(cut) if is_cut]
-        if places:
-            again = self._encode([texts[i] for i in places], self.context_length)
-            for i, row in zip(places, again, strict=True):
-                ids[i] = row
-        return ids, cut
+        ids, ends, cut = self.flat(texts)
+        return [ids[start:end] for start, end in pairwise([0, *ends.tolist()])], cut.tolist()
 
-    def _encode(self, texts: Sequence[str], length: int) -> list[Ids]:
-        padded: npt.NDArray[Any] = self._tokenizer(list(texts), context_length=length).numpy()
-        lengths = padded.shape[1] - np.argmax((padded != self.pad_id)[:, ::-1], axis=1)
-        lengths[(padded == self.pad_id).all(1)] = 0
-        if self._ends_with_pad:
-            lengths = np.minimum(lengths + 1, padded.shape[1])
-        return [row[:end].astype(np.int32) for row, end in zip(padded, lengths, strict=True)]
+    def flat(self, texts: Sequence[str]) -> tuple[Ids, npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """The ids of all texts, one after another; the end of each text in them; which texts were truncated."""
+        # With one token more than the context, texts that are too long can be recognised for every tokenizer.
+        rows = self._encode(texts, self.context_length + 1)
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        cut = lengths > self.context_length
+        places: list[int] = np.flatnonzero(cut).tolist()
+        for place, row in zip(places, self._encode([texts[i] for i in places], self.context_length), strict=True):
+            rows[place], lengths[place] = row, len(row)
+        ends = np.cumsum(lengths)
+        return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), ends, cut
+
+    def _encode(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        if not texts:
+            return []
+        if self._fast_ids is not None:
+            rows = self._fast_ids(texts, length)
+        else:
+            rows = self._tokenizer(list(texts), context_length=length).tolist()
+        return [self._without_padding(row, length) for row in rows]
+
+    def _without_padding(self, row: list[int], length: int) -> list[int]:
+        end = len(row)
+        while end and row[end - 1] == self.pad_id:
+            end -= 1
+        ends = [self.pad_id] if self._ends_with_pad and end < length else []
+        return row if end == len(row) and not ends else [*row[:end], *ends]
 
     def _frame(self) -> tuple[list[int], list[int]]:
         """The ids with which every text begins and ends. Raises ValueError if they cannot be determined."""
-        special, probe = (row.tolist() for row in self._encode(["", "a"], self.context_length))
+        special, probe = self._encode(["", "a"], self.context_length)
         for start in range(len(special) + 1):
             content = probe[start : len(probe) - (len(special) - start)]
             if content and special[:start] + content + special[start:] == probe:
@@ -72,14 +93,6 @@ def join_ids(texts: Iterable[Ids], start: Sequence[int], end: Sequence[int], con
     return np.concatenate([np.asarray(start, np.int32), content, np.asarray(end, np.int32)])
 
 
-def padded(texts: Sequence[Ids], pad_id: int, length: int) -> Tensor:
-    """The ids of texts as an int64 tensor (N, L); L is the length of the longest text, but at least `length`."""
-    rows = np.full((len(texts), max([length, *map(len, texts)])), pad_id, np.int64)
-    for row, ids in zip(rows, texts, strict=True):
-        row[: len(ids)] = ids
-    return torch.from_numpy(rows)
-
-
 def last_tokens(tokens: Tensor, pad_id: int) -> Tensor:
     """Token ids (N, L), padded at the end -> index of the last token of each text (N,), ignoring the padding."""
     places = torch.arange(tokens.shape[1], device=tokens.device)
@@ -89,3 +102,15 @@ def last_tokens(tokens: Tensor, pad_id: int) -> Tensor:
 def padding_of(tokens: Tensor, pad_id: int) -> Tensor:
     """Token ids (N, L), padded at the end -> True after the last token of each text (N, L)."""
     return torch.arange(tokens.shape[1], device=tokens.device) > last_tokens(tokens, pad_id).unsqueeze(-1)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes a tokenizer of Hugging Face's, or open_clip's wrapper of one.
+
+    The truncation and padding of its last call are left out: transformers would keep them for whoever loads it.
+    """
+    backend = getattr(getattr(tokenizer, "tokenizer", tokenizer), "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    tokenizer.save_pretrained(folder)

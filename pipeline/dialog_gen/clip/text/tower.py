@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import normalize
 
+from dialog_gen.clip.text.packed import make_packable, run_packed
+from dialog_gen.clip.text.texts import Lengths, Texts, joined, passes
 from dialog_gen.clip.text.tokens import Ids, TextEncoder, last_tokens
 from dialog_gen.core.errors import UsageError
 
@@ -37,6 +39,7 @@ class TextTower(nn.Module):
         source = getattr(model, "text", model)
         self.is_native = hasattr(source, "token_embedding")
         self.whole: Any = None
+        self.packs = False
         if not self.is_native:
             is_hf = hasattr(source, "transformer") and hasattr(source, "pooler")
             if not is_hf and not hasattr(source, "pad_id"):
@@ -63,39 +66,77 @@ class TextTower(nn.Module):
             if source is model:
                 raise TypeError(f"a CLIP whose text tower pools by {self.pool_type!r} is not supported")
             self.whole = source
+        self.packs = self.whole is None and make_packable(self.transformer)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids (N, L) -> unit-norm text vectors (N, D).
+    def forward(self, *texts: Texts) -> tuple[Tensor, ...]:
+        """Sets of N texts -> unit-norm text vectors (N, D) of each set.
 
-        L is at most the context length. If the tower sees padding (`whole` is set), L must be the context length;
-        otherwise raises ValueError.
+        A text is at most as long as the context. If the tower sees padding (`whole` is set), texts must be padded to
+        the context length; otherwise raises ValueError.
         """
+        together = joined(texts, self.pad_id)
+        vectors = normalize(self._vectors(together), dim=-1)
+        return vectors.split([len(one) for one in texts])
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Token ids (N, L), padded at the end -> unit-norm text vectors (N, D).
+
+        It reads the lengths from the device; raises ValueError as the forward does.
+        """
+        lengths: Lengths = (self._ends(tokens) + 1).numpy(force=True)
+        return self(Texts(tokens, lengths))[0]
+
+    def layers(self) -> tuple[str, list[nn.Module]]:
+        """The name of the stack of transformer layers in this module, and the layers; "" and none if there is none."""
+        stacks = [(name, module) for name, module in self.named_modules() if isinstance(module, nn.ModuleList)]
+        name, stack = max(stacks, key=lambda pair: len(pair[1]), default=("", nn.ModuleList()))
+        return name, list(stack)
+
+    def _vectors(self, texts: Texts) -> Tensor:
+        """Texts -> vectors (N, D), not unit-norm."""
+        tokens = texts.tokens
         if self.whole is not None:
             if tokens.shape[1] != self.whole.context_length:
                 raise ValueError(f"this tower sees padding: give all {self.whole.context_length} tokens")
-            return normalize(self.whole(tokens), dim=-1)
-        ends = self._ends(tokens)
-        order = ends.argsort()
-        lengths: list[int] = (ends[order] + 1).tolist()
-        sizes = passes(lengths, _PASS_COST_TOKENS.get(tokens.device.type, _PASS_COST_TOKENS_GPU))
-        if len(sizes) == 1:
-            return normalize(self._encode(tokens[:, : lengths[-1]], ends), dim=-1)
-        groups, longest = order.split(sizes), np.asarray(lengths)[np.cumsum(sizes) - 1]
-        vectors = [
-            self._encode(tokens[rows, :length], ends[rows])
-            for rows, length in zip(groups, longest.tolist(), strict=True)
-        ]
-        return normalize(torch.cat(vectors)[order.argsort()], dim=-1)
+            return self.whole(tokens)
+        if self.packs:
+            filled = tokens.is_cuda and torch.is_autocast_enabled("cuda")
+            return self._projected(run_packed(self, texts, self._ends(tokens), filled=filled))
+        # A text without tokens has one of padding.
+        lengths = np.maximum(texts.lengths, 1)
+        order = lengths.argsort(kind="stable")
+        sizes = passes(lengths[order], _PASS_COST_TOKENS.get(tokens.device.type, _PASS_COST_TOKENS_GPU))
+        if len(sizes) <= 1:
+            return self._encode(tokens[:, : lengths.max(initial=1)])
+        longest = lengths[order][np.cumsum(sizes) - 1]
+        ranks = torch.from_numpy(np.stack([order, order.argsort()])).to(tokens.device, non_blocking=True)
+        # cuDNN would plan anew for each shape.
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            vectors = [
+                self._encode(tokens[rows, :length])
+                for rows, length in zip(ranks[0].split(sizes), longest.tolist(), strict=True)
+            ]
+        return torch.cat(vectors)[ranks[1]]
 
-    def _encode(self, tokens: Tensor, ends: Tensor) -> Tensor:
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compiles the layers of a tower that runs on packed rows; the first steps then take longer."""
+        if self.packs:
+            for block in self.transformer.resblocks:
+                block.compile(backend=backend)
+
+    def _encode(self, tokens: Tensor) -> Tensor:
         if not self.is_native:
             return self.text(tokens)
-        length = tokens.shape[1]
+        ends, length = self._ends(tokens), tokens.shape[1]
         dtype = self.transformer.get_cast_dtype()
         x = self.token_embedding(tokens).to(dtype) + self.positional_embedding[:length].to(dtype)
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])  # (N, L, width)
         # The norm treats each position alone: pooling first gives the same result with one position per text to norm.
-        x = self.ln_final(x[torch.arange(len(x), device=x.device), ends])
+        return self._projected(x[torch.arange(len(x), device=x.device), ends])
+
+    def _projected(self, x: Tensor) -> Tensor:
+        """States of the pooled tokens (N, width) -> vectors (N, D), not unit-norm."""
+        x = self.ln_final(x)
         if isinstance(self.text_projection, nn.Linear):
             return self.text_projection(x)
         return x if self.text_projection is None else x @ self.text_projection
@@ -130,11 +171,9 @@ def encode_ids(
     parts: list[Tensor] = []
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
-            rows = [torch.from_numpy(ids[text]).long() for text in order[start : start + batch_size]]
-            tokens = pad_sequence(rows, batch_first=True, padding_value=encoder.pad_id)
-            if tower.whole is not None:
-                tokens = pad(tokens, (0, encoder.context_length - tokens.shape[1]), value=encoder.pad_id)
-            parts.append(tower(tokens.to(device)).float())
+            rows = [ids[text] for text in order[start : start + batch_size]]
+            texts = Texts.of(rows, encoder.pad_id, 0 if tower.whole is None else encoder.context_length)
+            parts.append(tower(texts.to(device))[0].float())
             advance(len(rows))
         vectors = torch.cat(parts)
         if not bool(vectors.isfinite().all()):
@@ -152,25 +191,3 @@ def mixed(shares: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
         return first
     rest = zip(shares[1:], others, strict=True)
     return normalize(shares[0] * first + sum(share * of_tower for share, of_tower in rest), dim=-1)
-
-
-def passes(lengths: Sequence[int], pass_cost_tokens: int) -> list[int]:
-    """Divides texts, sorted by length, into passes with the least total cost; returns the number of texts in each pass.
-
-    The cost is the number of tokens with padding, plus `pass_cost_tokens` per pass. Exact, by dynamic programming over
-    the distinct lengths.
-    """
-    distinct, counts = np.unique(np.asarray(lengths), return_counts=True)
-    before = np.concatenate([[0], np.cumsum(counts)])
-    least = np.zeros(len(before), np.int64)
-    start = np.zeros(len(before), np.int64)
-    for end in range(1, len(before)):
-        tokens = least[:end] + (before[end] - before[:end]) * distinct[end - 1]
-        start[end] = tokens.argmin()
-        least[end] = tokens[start[end]] + pass_cost_tokens
-    sizes: list[int] = []
-    end = len(distinct)
-    while end:
-        sizes.append(int(before[end] - before[start[end]]))
-        end = start[end]
-    return sizes[::-1]

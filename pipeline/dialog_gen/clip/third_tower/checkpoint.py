@@ -9,17 +9,16 @@ from typing import Any, ClassVar, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
-from dialog_gen.clip.base import Clip, TextPart
-from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.clip.base import FORMATS, TUNING, Clip, TextPart
+from dialog_gen.clip.loader import format_of
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.clip.third_tower.layout import CONFIG_FILE, THIRD_TOWER, WEIGHTS_FILE
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.files import write_json
-from dialog_gen.core.tensors import save_tensors, sha256_of_weights
+from dialog_gen.core.files import read_regular, write_json
+from dialog_gen.core.tensors import load_tensors, save_tensors, sha256_of_weights
 
 PREFIX = "third."
 """The prefix of the third tower's parameter names in the hashed weights and in `changed`."""
@@ -33,6 +32,7 @@ class _Config(BaseModel):
     base: str
     base_weights_sha256: str
     beta: float = Field(ge=0, le=1)
+    question_beta: float | None = Field(default=None, ge=0, le=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +50,13 @@ class ThirdTowerClip(Clip):
     """G, the third tower."""
     base_share: float
     """beta, from 0 (only the third tower) to 1 (only the base model)."""
+    question_share: float | None = None
+    """beta for texts that were made of a question (see `for_questions`); None: the same."""
 
     @property
     @override
-    def beta(self) -> float:
-        return self.base_share
+    def beta(self) -> float | None:
+        return self.base_share if self.question_share is None else None
 
     @property
     @override
@@ -63,7 +65,11 @@ class ThirdTowerClip(Clip):
 
     @override
     def with_beta(self, beta: float) -> Self:
-        return replace(self, base_share=beta)
+        return replace(self, base_share=beta, question_share=None)
+
+    @override
+    def for_questions(self) -> "ThirdTowerClip":
+        return self if self.question_share is None else self.with_beta(self.question_share)
 
     @override
     def to(self, device: torch.device | str) -> Self:
@@ -78,12 +84,14 @@ class ThirdTowerClip(Clip):
         return [part for part in (of_base, of_third) if part.share]
 
 
-def new_third_tower(clip: Clip, beta: float) -> ThirdTowerClip:
+def new_third_tower(clip: Clip, beta: float, question_beta: float | None = None) -> ThirdTowerClip:
     """Adds a third tower, a copy of the text tower of `clip`, to `clip`, which is not changed.
+
+    `beta`, `question_beta`: `ThirdTowerClip.base_share` and `question_share`.
 
     Raises UsageError if the text tower is of an unknown kind.
     """
-    return _with_third_tower(clip, clip, copy.deepcopy(text_tower(clip)), beta)
+    return _with_third_tower(clip, clip, copy.deepcopy(text_tower(clip)), beta, question_beta)
 
 
 def load_third_tower(folder: Path) -> ThirdTowerClip:
@@ -91,9 +99,11 @@ def load_third_tower(folder: Path) -> ThirdTowerClip:
 
     Raises UsageError if the folder is damaged, or if the third tower belongs to another base model.
     """
-    clip = load_clip(str(folder))
+    clip = format_of(str(folder), folder, None, TUNING).load(folder)
     try:
-        config = _Config.model_validate_json((folder / CONFIG_FILE).read_bytes())
+        config = _Config.model_validate_json(read_regular(folder / CONFIG_FILE))
+    except OSError as error:
+        raise UsageError(f"{folder / CONFIG_FILE} cannot be read: {error.strerror}.") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -102,7 +112,7 @@ def load_third_tower(folder: Path) -> ThirdTowerClip:
         raise UsageError(f"the third tower in {folder} was trained beside another model than the one there.")
     third = copy.deepcopy(text_tower(clip))
     _load_weights(third, folder / WEIGHTS_FILE)
-    return _with_third_tower(clip, replace(clip, name=config.base), third.eval(), config.beta)
+    return _with_third_tower(clip, replace(clip, name=config.base), third.eval(), config.beta, config.question_beta)
 
 
 def save_third_tower(clip: ThirdTowerClip, folder: Path, changed: Mapping[str, Tensor]) -> None:
@@ -112,10 +122,15 @@ def save_third_tower(clip: ThirdTowerClip, folder: Path, changed: Mapping[str, T
     """
     weights = _weights(clip.third)
     weights |= {name.removeprefix(PREFIX): value for name, value in changed.items() if name.startswith(PREFIX)}
-    config = _Config(base=clip.base.name, base_weights_sha256=clip.base.weights_sha256, beta=clip.beta)
+    config = _Config(
+        base=clip.base.name,
+        base_weights_sha256=clip.base.weights_sha256,
+        beta=clip.base_share,
+        question_beta=clip.question_share,
+    )
     save_tensors(weights, folder / WEIGHTS_FILE)
-    write_json(folder / CONFIG_FILE, config.model_dump(mode="json"))
-    save_clip(clip.base, folder)
+    write_json(folder / CONFIG_FILE, config.model_dump(mode="json", exclude_none=True))
+    FORMATS.get(clip.base.format).save(clip.base, folder, {})
 
 
 def text_tower(clip: Clip) -> TextTower:
@@ -126,11 +141,13 @@ def text_tower(clip: Clip) -> TextTower:
         raise UsageError(f"{clip.name} cannot have a third tower: {error}.") from None
 
 
-def _with_third_tower(clip: Clip, base: Clip, third: TextTower, beta: float) -> ThirdTowerClip:
+def _with_third_tower(
+    clip: Clip, base: Clip, third: TextTower, beta: float, question_beta: float | None
+) -> ThirdTowerClip:
     own: dict[str, Any] = {field.name: getattr(clip, field.name) for field in fields(Clip)}
     weights = {f"{PREFIX}{name}": value for name, value in _weights(third).items()}
     own["weights_sha256"] = sha256_of_weights({**clip.model.state_dict(), **weights})
-    return ThirdTowerClip(**own, base=base, third=third, base_share=beta)
+    return ThirdTowerClip(**own, base=base, third=third, base_share=beta, question_share=question_beta)
 
 
 def _weights(tower: TextTower) -> dict[str, Tensor]:
@@ -140,7 +157,7 @@ def _weights(tower: TextTower) -> dict[str, Tensor]:
 
 def _load_weights(tower: TextTower, file: Path) -> None:
     try:
-        found = load_file(file)
+        found = load_tensors(file)
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{file} cannot be read ({error}): get it again.") from None
     expected = _weights(tower)

@@ -22,6 +22,7 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import FailedCheckError, MissingExtraError, UsageError
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.download.folder import read_json
 from dialog_gen.download.img2dataset.job import DownloadJob, OutcomePipe, write_duplicates
@@ -90,7 +91,8 @@ def run_img2dataset(job: DownloadJob, log: Path, description: str, on_progress: 
         )
     if left := shards - len(finished_shards(images)):
         raise FailedCheckError(
-            f"{left} of {shards} shards were not finished: img2dataset ended with {exit_code} ({_last_line(log)}), "
+            f"{left} of {count_of(shards, 'shard')} were not finished: img2dataset ended with {exit_code} "
+            f"({_last_line(log)}), "
             f"its log is {log}; run the same command again to continue"
         )
 

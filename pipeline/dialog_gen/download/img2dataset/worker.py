@@ -114,7 +114,9 @@ class _Fetch:
         key, url = row
 
         def attempt() -> bytes:
-            with open_url(url or "", self._policy) as response:
+            if not url:
+                raise FetchError("no_url", "the row of the list has none")
+            with open_url(url, self._policy) as response:
                 if is_disallowed(response.headers, user_agent_token, disallowed_header_directives):
                     raise FetchError("opted_out", "X-Robots-Tag")
                 return response.read()

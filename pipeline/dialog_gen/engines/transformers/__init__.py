@@ -1,7 +1,10 @@
 """The engine `transformers`: slower than vLLM, but it supports every architecture that transformers knows."""
 
+from dialog_gen.core.output import quiet
 from dialog_gen.engines.base import ENGINES, Engine, EngineEntry, EngineOptions
+from dialog_gen.models.quantized import method_of
 from dialog_gen.models.registry import GeneratorModel
+from dialog_gen.models.weights import check_index
 from dialog_gen.protocols.protocol import Sampling
 
 
@@ -12,11 +15,22 @@ class TransformersEntry(EngineEntry):
     description = "transformers' generate with small batches; needs no extra"
     needs = "folder"
     default_rank = 1
+    start_s = 20
+    samples_per_request = True
 
     def check(self, model: GeneratorModel, options: EngineOptions) -> None:
-        """Raises MissingExtraError if the architecture needs an extra that is not installed."""
+        """Raises MissingExtraError for a missing extra, and UsageError for weights that cannot be read here."""
         super().check(model, options)
         model.architecture.check_installed(model.name)
+        check_index(model.files)
+
+    def check_here(self, model: GeneratorModel, options: EngineOptions) -> None:
+        """Raises UsageError for quantised weights that transformers cannot read on this machine."""
+        if method := method_of(model.config):
+            with quiet():
+                from dialog_gen.engines.transformers.quantized import check_quantized  # imports torch
+
+                check_quantized(model, method)
 
     def start(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> Engine:
         """Loads the model onto the first device."""

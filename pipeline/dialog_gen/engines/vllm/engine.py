@@ -4,16 +4,16 @@
 end of each chunk. `AsyncLLM` runs the engine in another process; this process tokenises and preprocesses images.
 """
 
+import asyncio
 import functools
 import itertools
 import logging
 import os
-import signal
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
 
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -22,69 +22,146 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 import torch
 import vllm
+from pydantic import ValidationError
 from vllm import AsyncEngineArgs, SamplingParams
+from vllm.config import StructuredOutputsConfig, VllmConfig
+from vllm.config.cache import CacheDType
 from vllm.exceptions import VLLMClientError
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from dialog_gen.engines.base import Answer, EngineDiedError, EngineOptions, RefusedRequestError, Request
+from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.engines.base import (
+    Answer,
+    CoreAddress,
+    EngineDiedError,
+    EngineOptions,
+    RefusedRequestError,
+    Request,
+)
+from dialog_gen.engines.load import EngineLoad, StageClock
+from dialog_gen.engines.vllm.core import VllmCore, connect, when_core_ends
 from dialog_gen.engines.vllm.guard import Guard
+from dialog_gen.engines.vllm.statistics import REPORTS_STEPS, StepStatistics
+from dialog_gen.models.quantized import method_of, unreadable
 from dialog_gen.models.registry import GeneratorModel
 from dialog_gen.protocols.protocol import Sampling
 
 # Prompt tokens per engine step: enough for the images of several requests, but few enough that new requests start soon.
 _STEP_TOKENS = 8192
+_SMALL_BYTES = 64 << 20
+"""Weights of fewer bytes, such as those of the models that ship with this package, are a small model's."""
 _SHUTDOWN_S = 3
+# vLLM ends a request without an answer if its core does not have the pixels that this process believes it has cached;
+# it sends them with the next request (MultiModalCacheMissError). Several requests of one image may have to learn that.
+_SENDINGS = 4
+# These quantise ordinary weights while they are loaded; all other names of vLLM need a checkpoint made for them.
+_QUANTIZATIONS = ("fp8", "fp8_per_tensor", "fp8_per_channel", "fp8_per_block", "mxfp8", "bitsandbytes")
 
 
 class VllmEngine:
-    """One engine on the visible device."""
+    """One engine on the visible devices, or a client of a core that other processes use, too."""
 
     name = "vllm"
     version = vllm.__version__
 
-    def __init__(self, model: GeneratorModel, sampling: Sampling, options: EngineOptions) -> None:
-        arguments = AsyncEngineArgs(**engine_arguments(model, options))
-        with Guard() as self._guard, _let_ctrl_c_through():
-            self._engine = AsyncLLM.from_engine_args(arguments)
+    def __init__(
+        self, model: GeneratorModel, sampling: Sampling, options: EngineOptions, address: CoreAddress | None = None
+    ) -> None:
+        arguments = engine_arguments(model, options) | REPORTS_STEPS
+        self._guard: Guard | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if address is None:
+            with Guard() as self._guard:
+                self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        else:
+            self._engine = connect(arguments, address)
+            when_core_ends(address, self._core_ended)
         # vLLM's messages from this process would overwrite the progress bar. The engine process still logs.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
         self._sampling, self._logprobs = sampling, options.logprobs
-        self._render = model.render
+        self._render, self._tokens = model.render, model.tokens
         self._ids = itertools.count()
+        self._rendering, self._waiting = StageClock(), StageClock()
+        self._statistics = StepStatistics(self._engine, self._waiting)
+        self.gpus = 0 if current_platform.is_cpu() else options.tensor_parallel_size
         tokenizer = self._engine.get_tokenizer()
-        # The first turn's prompt is the same for every image.
-        self._tokenize = functools.lru_cache(maxsize=1024)(lambda text: list(tokenizer.encode(text)))
+        self._tokenize = tokenizes(tokenizer, model)
         resolved = self._engine.model_config.dtype
         self.deterministic = resolved == torch.float32 if current_platform.is_cpu() else options.deterministic
 
     async def answer(self, request: Request) -> Answer:
         """The model's answer. Raises RefusedRequestError, or EngineDiedError if the engine process has ended."""
-        token_ids = self._tokenize(self._render(request.messages))
-        prompt: Any = {
-            "prompt_token_ids": token_ids,
-            "multi_modal_data": {"image": request.image},
-            # Prefix caching identifies images by this id; without it, vLLM would compute a hash of the content.
-            "multi_modal_uuids": {"image": request.image_sha256},
-        }
-        parameters = SamplingParams(
-            temperature=self._sampling.temperature,
-            top_p=self._sampling.top_p,
-            max_tokens=self._sampling.max_tokens,
-            seed=request.seed,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            # 0: only for the sampled tokens.
-            logprobs=0 if self._logprobs else None,
-            flat_logprobs=True,
+        self._loop = asyncio.get_running_loop()
+        for _ in range(_SENDINGS):
+            with self._rendering:
+                token_ids, rendered = await self._rendered(request)
+            with self._waiting:
+                final = await self._generated(rendered, request.sampling or self._sampling, request)
+            completion = final.outputs[0]
+            if completion.finish_reason != "error":
+                break
+        else:
+            raise RefusedRequestError("engine_error", "vLLM ended the request with an error, and no answer")
+        flat: Any = completion.logprobs
+        return Answer(
+            text=completion.text,
+            finish_reason=completion.finish_reason or "unknown",
+            output_tokens=len(completion.token_ids),
+            # vLLM does not warn if no image replaced the placeholder; then the prompt has not become longer.
+            saw_image=len(final.prompt_token_ids or ()) - len(token_ids) >= len(request.images),
+            prompt_tokens=len(final.prompt_token_ids or ()),
+            tokens=[*zip((t or "" for t in flat.decoded_tokens), flat.logprobs, strict=True)] if flat else (),
         )
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """The number of tokens for which the KV cache has room."""
+        cache = self._engine.vllm_config.cache_config
+        return (cache.num_gpu_blocks or 0) * cache.block_size
+
+    def load(self) -> EngineLoad:
+        """The work since the engine started; of a shared core, the steps that this client was told of."""
+        return replace(self._statistics.load, render_s=self._rendering.busy_s, waiting_s=self._waiting.work_s)
+
+    async def close(self) -> None:
+        """Stops the engine process, or leaves the core."""
+        self._engine.shutdown(timeout=_SHUTDOWN_S)
+        if self._guard is not None:
+            self._guard.dismiss()
+
+    async def _rendered(self, request: Request) -> tuple[list[int], Any]:
+        """The prompt's tokens before the image's take their places, and what vLLM's core wants."""
+        token_ids = self._tokenize(self._render(request.messages, len(request.images)))
+        prompt: Any = {"prompt_token_ids": token_ids, **image_inputs(request)}
         try:
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt])
         # Such an error depends only on prompt and image. vLLM and the models' processors raise errors of any kind here.
         except Exception as error:
             raise RefusedRequestError("engine_refused", f"{type(error).__name__}: {error}") from error
+        return token_ids, rendered
+
+    async def _generated(self, rendered: Any, sampling: Sampling, request: Request) -> Any:
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            repetition_penalty=sampling.repetition_penalty,
+            stop=list(sampling.stop),
+            # Without its marks, what the model thinks could not be told from its answer.
+            skip_special_tokens=not self._tokens.mark_thoughts,
+            max_tokens=sampling.max_tokens,
+            seed=request.seed,
+            structured_outputs=_structured(request.schema),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            # 0: only for the sampled tokens.
+            logprobs=0 if self._logprobs else None,
+            flat_logprobs=True,
+        )
         final: Any = None
         try:
             # There is only one output. Without a break, the generator is exhausted and needs no later closing.
@@ -98,60 +175,59 @@ class VllmEngine:
             raise RefusedRequestError("engine_refused", f"{type(error).__name__}: {error}") from error
         if final is None:
             raise EngineDiedError("vLLM ended a request without an answer")
-        completion = final.outputs[0]
-        flat: Any = completion.logprobs
-        return Answer(
-            text=completion.text,
-            finish_reason=completion.finish_reason or "unknown",
-            output_tokens=len(completion.token_ids),
-            # vLLM does not warn if no image replaced the placeholder; then the prompt has not become longer.
-            saw_image=len(final.prompt_token_ids or ()) > len(token_ids),
-            tokens=[*zip((t or "" for t in flat.decoded_tokens), flat.logprobs, strict=True)] if flat else (),
-        )
+        return final
 
-    async def close(self) -> None:
-        """Stops the engine process."""
-        self._engine.shutdown(timeout=_SHUTDOWN_S)
-        self._guard.dismiss()
+    def _core_ended(self) -> None:
+        """Ends all requests. Another process started the core, so vLLM's client does not notice."""
+        self._engine.engine_core.resources.engine_dead = True  # type: ignore[attr-defined]
+        if self._loop is not None and not self._loop.is_closed():
+            with suppress(RuntimeError):  # it is being closed
+                self._loop.call_soon_threadsafe(self._engine.output_processor.propagate_error, EngineDeadError())
 
 
-class _CtrlC(BaseException):
-    """Replaces a KeyboardInterrupt, which vLLM would swallow."""
+def _structured(schema: Mapping[str, Any] | None) -> StructuredOutputsParams | None:
+    return None if schema is None else StructuredOutputsParams(json=dict(schema))
 
 
-@contextmanager
-def _let_ctrl_c_through() -> Generator[None]:
-    """Makes Ctrl-C work in the block: vLLM swallows a KeyboardInterrupt while it waits for its engine process."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def image_inputs(request: Request) -> dict[str, Any]:
+    """The images of a request as a part of vLLM's prompt.
 
-    def end(number: int, frame: FrameType | None) -> None:
-        raise _CtrlC
+    Prefix caching identifies images by their uuids; without those, vLLM would compute a hash of the content.
+    """
+    uuids = [request.image_sha256]
+    if len(request.images) > 1:
+        uuids = [f"{request.image_sha256}/{number}" for number in range(len(request.images))]
+    return {"multi_modal_data": {"image": list(request.images)}, "multi_modal_uuids": {"image": uuids}}
 
-    signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    except _CtrlC:
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, handler)
+
+def tokenizes(tokenizer: Any, model: GeneratorModel) -> Callable[[str], list[int]]:
+    """Makes token ids of a rendered prompt. The first turn's prompt is the same for every image."""
+
+    @functools.lru_cache(maxsize=1024)
+    def tokenize(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=model.tokens.added_to(text)))
+
+    return tokenize
+
+
+def start_core(model: GeneratorModel, options: EngineOptions, clients: int) -> VllmCore:
+    """A core on the visible devices, with addresses for a number of clients."""
+    return VllmCore(engine_arguments(model, options) | REPORTS_STEPS, clients)
 
 
 def engine_arguments(model: GeneratorModel, options: EngineOptions) -> dict[str, Any]:
     """Arguments for `AsyncEngineArgs` or `vllm.LLM`. Also sets the environment variables that vLLM reads."""
     cpu = bool(current_platform.is_cpu())
     dtype = options.dtype or model.dtype
-    max_model_len = options.max_model_len or model.max_model_len
+    max_model_len = options.context_of(model)
     arguments: dict[str, Any] = {
         "model": str(model.files),
         "dtype": "auto" if dtype == "auto" else getattr(torch, dtype),
         "max_model_len": max_model_len,
-        "max_num_seqs": options.max_in_flight,
-        "max_num_batched_tokens": max(_STEP_TOKENS, max_model_len or 0),
-        # With the default, 999 images per prompt, memory profiling would reserve too much.
-        "limit_mm_per_prompt": {"image": 1},
+        "max_num_seqs": options.max_num_seqs or options.max_in_flight,
+        "max_num_batched_tokens": options.max_num_batched_tokens or max(_STEP_TOKENS, max_model_len or 0),
+        # With the default, 999 images and videos per prompt, memory profiling would reserve too much and take long.
+        "limit_mm_per_prompt": {"image": options.images_per_prompt, "video": 0, "audio": 0},
         # A dialogue has few requests: keeping an image's processed pixels for them is not worthwhile.
         "mm_processor_cache_gb": 1 if options.reuse_images else 0,
         "gpu_memory_utilization": options.gpu_memory_utilization or (0.4 if cpu else 0.9),
@@ -161,6 +237,18 @@ def engine_arguments(model: GeneratorModel, options: EngineOptions) -> dict[str,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
+    if options.structured:
+        # Where white space of any length is allowed, some models write nothing else.
+        arguments["structured_outputs_config"] = StructuredOutputsConfig(
+            backend="xgrammar", disable_any_whitespace=True
+        )
+    limits = options.pixel_limits(model)
+    if model.architecture.takes_max_pixels and (kwargs := limits.processor_kwargs()):
+        # vLLM reserves memory for the largest image that the processor takes, too.
+        arguments["mm_processor_kwargs"] = kwargs
+    arguments |= {
+        name: value for name in ("kv_cache_dtype", "quantization") if (value := getattr(options, name)) is not None
+    }
     if not cpu:
         if options.deterministic:
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
@@ -168,7 +256,7 @@ def engine_arguments(model: GeneratorModel, options: EngineOptions) -> dict[str,
     arguments["enforce_eager"] = True
     # Seeded sampling kills the CPU engine as soon as a prompt is split ("CPU Generator does not use offset").
     arguments["enable_chunked_prefill"] = False
-    if model.shipped and options.tensor_parallel_size == 1:
+    if _is_small(model.files) and options.tensor_parallel_size == 1:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         # In a model this small, several threads only wait for each other, and on a busy machine they wait long.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -176,3 +264,59 @@ def engine_arguments(model: GeneratorModel, options: EngineOptions) -> dict[str,
         # waits in a busy loop for each step, which occupies a core, and the start takes twice as long.
         arguments["distributed_executor_backend"] = UniProcExecutor
     return arguments
+
+
+def _is_small(folder: Path) -> bool:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) < _SMALL_BYTES
+
+
+def kv_cache_dtypes() -> list[str]:
+    """The names that `--kv-cache-dtype` takes on this device."""
+    if not current_platform.is_cpu():
+        return list(get_args(CacheDType))
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    return list(CPUAttentionBackend.supported_kv_cache_dtypes)
+
+
+def quantizations() -> list[str]:
+    """The names that `--quantization` takes on this device; none on a CPU, where vLLM dies with them."""
+    if current_platform.is_cpu():
+        return []
+    supported = current_platform.supported_quantization or QUANTIZATION_METHODS
+    return [name for name in _QUANTIZATIONS if name in QUANTIZATION_METHODS and name in supported]
+
+
+def check_types(model: GeneratorModel, options: EngineOptions) -> None:
+    """Raises UsageError if vLLM does not know `kv_cache_dtype` or `quantization`, or not on this device or model."""
+    if (name := options.kv_cache_dtype) is not None and name not in (known := kv_cache_dtypes()):
+        raise UsageError(f"--kv-cache-dtype {name}: vLLM has no such type here; {did_you_mean(name, known)}.")
+    if (name := options.quantization) is None:
+        return
+    if not quantizations():
+        raise UsageError(f"--quantization {name}: vLLM's build for CPUs does not quantise weights; leave it out.")
+    if name not in (known := quantizations()):
+        raise UsageError(
+            f"--quantization {name}: vLLM cannot quantise ordinary weights so here; {did_you_mean(name, known)}."
+        )
+    if method := method_of(model.config):
+        raise UsageError(f"--quantization {name}: the weights of {model.name} are quantised already ({method}).")
+    if (options.dtype or model.dtype) == "float32":
+        raise UsageError(f"--quantization {name}: vLLM cannot use it with float32; add --dtype bfloat16.")
+
+
+def check_quantized(model: GeneratorModel, options: EngineOptions, method: str) -> None:
+    """Raises UsageError if vLLM cannot read the model's quantised weights on this device; `method` names their format.
+
+    vLLM reads its settings as at its start, which takes seconds.
+    """
+    arguments = AsyncEngineArgs(**engine_arguments(model, options))
+    known = method in QUANTIZATION_METHODS
+    try:
+        VllmConfig.get_quantization_config(arguments.create_model_config(), arguments.create_load_config())
+    except ValidationError as error:
+        problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise unreadable(model.name, method, "vLLM", problem, known=known) from error
+    # Each format has checks of its own.
+    except Exception as error:
+        raise unreadable(model.name, method, "vLLM", error, known=known) from error

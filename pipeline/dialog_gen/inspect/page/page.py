@@ -1,13 +1,13 @@
 """Writes the HTML report: a template with its own style and script, and the content as one JSON block.
 
-The template escapes everything (Jinja2's autoescape) except the package's own style and script. The script shows the
-content of the JSON block as text.
+The template escapes everything (Jinja2's autoescape) except the package's own style and script. The script, which is
+kept in several files, shows the content of the JSON block as text.
 """
 
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,13 +19,18 @@ from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.files import write_file
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder, open_dataset
-from dialog_gen.inspect.page.content import gallery, overview
-from dialog_gen.inspect.page.thumbnails import SIZES, Size, fit
-from dialog_gen.inspect.statistics import stats
+from dialog_gen.inspect.page.compare import compare as compare_datasets
+from dialog_gen.inspect.page.compare import comparison_line
+from dialog_gen.inspect.page.content import gallery, gate_names, overview
+from dialog_gen.inspect.page.pictures import Pictures
+from dialog_gen.inspect.page.thumbnails import SIZES, Size
+from dialog_gen.inspect.statistics import Stats, stats
 
 _MB = 10**6
-_DATA_URI = "data:image/webp;base64,"
-_IMAGE = f',"image":"{_DATA_URI}"'
+_SCRIPTS = ("elements", "charts", "overview", "sections", "gallery", "cards", "zoom", "main")
+_TEXT_SHARE = 0.7
+_SHORTEST, _LONGEST = 200, 4000
+_TEXTS_PER_PAIR, _TEXTS_PER_ROW = 3, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,24 +41,29 @@ class ReportSummary:
     samples: int
     """Number of images in the gallery."""
     of: int
-    """Number of images with a dialogue in the dataset."""
+    """Number of images with a dialogue in the dataset; of a comparison, of those that both datasets have."""
     bytes: int
     thumbnails: Size | None
-    """None if the gallery has no images."""
+    """None if the page has no images."""
+    verdict: str
+    """What the page says first."""
 
     def __str__(self) -> str:
         if not self.of:
-            return f"no image with a dialogue, {self.bytes / _MB:.1f} MB"
+            return f"{self.verdict}\nno image with a dialogue to show, {self.bytes / _MB:.1f} MB"
         drawn = f"{self.samples:,} of {self.of:,} images" if self.samples < self.of else f"all {self.of:,} images"
+        if self.of == 1:
+            drawn = "1 image"
         size = self.thumbnails
         thumbnails = f", thumbnails of {size.side} pixels and quality {size.quality}" if size else ""
-        return f"{drawn}, {self.bytes / _MB:.1f} MB{thumbnails}"
+        return f"{self.verdict}\n{drawn}, {self.bytes / _MB:.1f} MB{thumbnails}"
 
 
 def report(
     dataset: str | Path | DatasetFolder,
     out: str | Path,
     *,
+    compare: str | Path | DatasetFolder | None = None,
     samples: int = 1000,
     seed: int = 0,
     max_mb: float = 20,
@@ -61,34 +71,89 @@ def report(
 ) -> ReportSummary:
     """Writes a dataset's statistics and a gallery as one self-contained HTML file `out`.
 
-    The gallery shows `samples` images, drawn uniformly with `seed`. The thumbnails have the best quality with which the
-    file is not larger than `max_mb` (of 10^6 bytes). The same dataset and arguments give the same bytes. After an
-    error, no incomplete file is left.
+    The gallery shows `samples` images, drawn uniformly with `seed`. With `compare`, a second dataset, it shows images
+    that both have, with both dialogues side by side. The thumbnails have the best quality with which the file is not
+    larger than `max_mb` (of 10^6 bytes). The same datasets and arguments give the same bytes. After an error, no
+    incomplete file is left.
 
-    Raises UsageError for an `out` that cannot be written, for a missing or damaged file of the dataset, and if even the
+    Raises UsageError for an `out` that cannot be written, for a missing or damaged file of a dataset, and if even the
     smallest thumbnails are too large; DialogGenError if the disk fails.
     """
     check_at_least("--samples", samples, 0)
-    folder, out = open_dataset(dataset), Path(out)
+    folders, out = [open_dataset(dataset)], Path(out)
+    if compare is not None:
+        folders.append(open_dataset(compare))
+        if folders[0].location.rstrip("/") == folders[1].location.rstrip("/"):
+            raise UsageError(f"--compare {folders[1].location} is the same dataset: name another one.")
     _check_out(out)
-    found = stats(folder, on_progress=on_progress)
-    rows, originals = gallery(folder, samples=min(samples, found.accepted), seed=seed, on_progress=on_progress)
-    content = overview(folder, found, seed=seed) | {"gallery": _gallery(seed, rows, SIZES[0])}
-    frame_bytes = len(_page(content)) + len(rows) * len(_IMAGE)
-    fitted = fit(originals, int(max_mb * _MB) - frame_bytes)
-    if fitted is None:
+    pictures = Pictures()
+    content, of = _content(folders, pictures, samples=samples, seed=seed, max_mb=max_mb, on_progress=on_progress)
+    shown: dict[str, Any] = content["gallery"]
+    frame_bytes = len(_page(content))
+    size = pictures.place(int(max_mb * _MB) - frame_bytes)
+    if size is None:
         raise UsageError(
-            f"--max-mb {max_mb:g} is too little for {len(rows):,} images: the page without images takes "
+            f"--max-mb {max_mb:g} is too little for {len(shown['rows']):,} images: the page without images takes "
             f"{frame_bytes / _MB:.2f} MB, and thumbnails of {SIZES[-1].side} pixels do not fit in addition. "
             "Give more, or fewer --samples."
         )
-    thumbnails, size = fitted
-    for row, data in zip(rows, thumbnails, strict=True):
-        row["image"] = data and _DATA_URI + base64.b64encode(data).decode()
-    used = size if any(thumbnails) else None
-    page = _page(content | {"gallery": _gallery(seed, rows, used)})
+    used = size if pictures.count else None
+    shown["thumbnails"] = used and asdict(used)
+    page = _page(content)
     write_file(out, page)
-    return ReportSummary(out=str(out), samples=len(rows), of=found.accepted, bytes=len(page), thumbnails=used)
+    return ReportSummary(
+        out=str(out), samples=len(shown["rows"]), of=of, bytes=len(page), thumbnails=used, verdict=content["line"]
+    )
+
+
+def _content(
+    folders: Sequence[DatasetFolder],
+    pictures: Pictures,
+    *,
+    samples: int,
+    seed: int,
+    max_mb: float,
+    on_progress: OnProgress,
+) -> tuple[dict[str, Any], int]:
+    """The content of the page about one dataset or two, and of how many images its gallery is a sample."""
+    found = [stats(folder, on_progress=on_progress) for folder in folders]
+    gates = [gate_names(of) for of in found]
+    sides = [overview(folder, of, pictures, seed=seed) for folder, of in zip(folders, found, strict=True)]
+    most_chars = _most_chars(samples, found, max_mb)
+    told = None
+    if len(folders) == 1:
+        count = min(samples, found[0].accepted)
+        rows = gallery(
+            folders[0], gates[0], pictures, samples=count, seed=seed, most_chars=most_chars, on_progress=on_progress
+        )
+        of, line, name = found[0].accepted, sides[0]["verdict"]["line"], sides[0]["name"]
+    else:
+        compared = compare_datasets(
+            folders, gates, pictures, samples=samples, seed=seed, most_chars=most_chars, on_progress=on_progress
+        )
+        rows, of, told = compared.rows, compared.shared, compared.told
+        line = comparison_line(told, [(side.pairs_kept, side.pairs_gated) for side in found])
+        name = " and ".join(_names(sides, folders))
+    # The final size of thumbnails is not known yet; another one does not take more characters.
+    shown = {"seed": seed, "rows": rows, "thumbnails": asdict(SIZES[0])}
+    return {"name": name, "line": line, "of": of, "sides": sides, "comparison": told, "gallery": shown}, of
+
+
+def _most_chars(samples: int, found: Sequence[Stats], max_mb: float) -> int:
+    """The longest text in the gallery: most of the page, if every text were as long."""
+    texts = sum(
+        min(samples, side.accepted) * (_TEXTS_PER_ROW + _TEXTS_PER_PAIR * side.pairs / (side.accepted or 1))
+        for side in found
+    )
+    return int(max(_SHORTEST, min(_LONGEST, _TEXT_SHARE * max_mb * _MB / (texts or 1))))
+
+
+def _names(sides: Sequence[dict[str, Any]], folders: Sequence[DatasetFolder]) -> list[str]:
+    """The names of two datasets; with the names of their parent folders if they are called the same."""
+    if sides[0]["name"] == sides[1]["name"]:
+        for side, folder in zip(sides, folders, strict=True):
+            side["name"] = "/".join(folder.root.rsplit("/", 2)[-2:])
+    return [side["name"] for side in sides]
 
 
 def _check_out(out: Path) -> None:
@@ -100,23 +165,26 @@ def _check_out(out: Path) -> None:
         raise UsageError(f"--out {out} cannot be written: {nearest} is no folder. Choose another place.")
 
 
-def _gallery(seed: int, rows: list[dict[str, Any]], size: Size | None) -> dict[str, Any]:
-    return {"seed": seed, "rows": rows, "thumbnails": size and asdict(size)}
-
-
 def _page(content: Mapping[str, Any]) -> bytes:
     """The HTML page that shows this content; `content["name"]` is its title.
 
     Nothing in the content can become markup: characters that could end the JSON block are escaped, and the content
     security policy allows only this package's own script, and no network access.
     """
-    style, script = _own_file("page.css"), _own_file("page.js")
+    style, script = _own_file("page.css"), "\n".join(_own_file(f"script/{name}.js") for name in _SCRIPTS)
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
         "require-trusted-types-for 'script'; base-uri 'none'; form-action 'none'"
     )
     page = _environment().from_string(_own_file("page.html"))
-    text = page.render(policy=policy, title=str(content["name"]), style=style, script=script, content=content)
+    text = page.render(
+        policy=policy,
+        title=str(content["name"]),
+        line=str(content["line"]),
+        style=style,
+        script=script,
+        content=content,
+    )
     return text.encode("utf-8", "replace")  # file names and JSON may contain lone surrogates
 
 
@@ -133,7 +201,7 @@ def _dumps(value: Any, **_: Any) -> str:
 
 
 def _own_file(name: str) -> str:
-    return files("dialog_gen.inspect.page").joinpath(name).read_text(encoding="utf-8")
+    return files("dialog_gen.inspect.page").joinpath(*name.split("/")).read_text(encoding="utf-8")
 
 
 def _source(text: str) -> str:

@@ -17,8 +17,15 @@ class Size:
     quality: int
 
 
-SIZES = (Size(320, 80), Size(320, 60), Size(256, 55), Size(192, 50), Size(144, 45), Size(96, 40), Size(64, 35))
+SIZES = tuple(
+    Size(*size)
+    for size in (
+        (640, 80), (480, 75), (320, 75), (320, 60), (256, 55), (192, 50), (144, 45), (96, 40), (64, 35)
+    )
+)  # fmt: skip
 """Sizes to try, the best first."""
+
+_TINY, _TINY_QUALITY = 128, 95
 
 
 def thumbnail(data: bytes) -> bytes | None:
@@ -29,7 +36,7 @@ def thumbnail(data: bytes) -> bytes | None:
         return None
 
 
-def fit(thumbnails: Iterable[bytes | None], budget_bytes: int) -> tuple[list[bytes | None], Size] | None:
+def fit(thumbnails: Iterable[bytes], budget_bytes: int) -> tuple[list[bytes], Size] | None:
     """Makes all thumbnails smaller until their base64 text fits into the budget; returns them and their size.
 
     Returns None if even the smallest thumbnails do not fit.
@@ -37,8 +44,8 @@ def fit(thumbnails: Iterable[bytes | None], budget_bytes: int) -> tuple[list[byt
     made = list(thumbnails)
     for size in SIZES:
         if size is not SIZES[0]:
-            made = [data and _encode(Image.open(io.BytesIO(data)), size) for data in made]
-        if sum(-(-len(data) // 3) * 4 for data in made if data) <= budget_bytes:
+            made = [_encode(Image.open(io.BytesIO(data)), size) for data in made]
+        if sum(-(-len(data) // 3) * 4 for data in made) <= budget_bytes:
             return made, size
     return None
 
@@ -46,5 +53,7 @@ def fit(thumbnails: Iterable[bytes | None], budget_bytes: int) -> tuple[list[byt
 def _encode(image: Image.Image, size: Size) -> bytes:
     image.thumbnail((size.side, size.side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=size.quality)
+    # A tiny image is shown enlarged, and takes little space in any quality.
+    quality = _TINY_QUALITY if size is SIZES[0] and max(image.size) <= _TINY else size.quality
+    image.save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()

@@ -17,15 +17,16 @@ from dialog_gen.sources.images import FORMATS as IMAGE_FORMATS
 _NAME_LENGTH = 80
 _HASH_LENGTH = 12
 # Many phones write MPO files: a JPEG followed by a second one.
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """An image with its dialogue."""
+    """An image, or several, with the dialogue."""
 
     image_id: str
-    image: bytes
+    images: tuple[bytes, ...]
+    """At least one."""
     image_sha256: str
     source_sha256: str | None
     """SHA-256 of the bytes that the URL served, if the image was stored in another form."""
@@ -33,6 +34,8 @@ class Sample:
     caption: str | None
     pairs: list[dict[str, str]]
     """Question-answer pairs in order, each with the keys `user` and `assistant`."""
+    statements: list[str | None] | None = None
+    """For each pair a sentence that says the same, if there is one; None if the dataset has no such column."""
 
     @property
     def name(self) -> str:
@@ -46,10 +49,19 @@ class Sample:
         return f"{plain}-{hashlib.sha256(self.image_id.encode()).hexdigest()[:_HASH_LENGTH]}"
 
     @property
-    def extension(self) -> str:
-        """The file extension for the format of the image. Raises UsageError for bytes that are not an image."""
+    def files(self) -> list[tuple[str, bytes]]:
+        """The name and the bytes of each image: NAME.jpg, then NAME.2.png, with the extension of the image's format.
+
+        No name is that of another sample. Raises UsageError for bytes that are not an image.
+        """
+        return [
+            (f"{self.name}{f'.{number}' if number > 1 else ''}.{self._extension(data)}", data)
+            for number, data in enumerate(self.images, 1)
+        ]
+
+    def _extension(self, data: bytes) -> str:
         try:
-            with Image.open(BytesIO(self.image), formats=IMAGE_FORMATS) as image:
+            with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as image:
                 return _EXTENSIONS.get(image.format or "", (image.format or "").lower())
         except (UnidentifiedImageError, OSError, ValueError) as error:
             raise UsageError(f"image {self.image_id!r} cannot be exported, it is no image: {error}.") from None

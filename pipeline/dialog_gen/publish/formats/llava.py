@@ -5,12 +5,15 @@ from pathlib import Path
 
 from dialog_gen.publish.formats.base import FORMATS, Sample, SampleWriter
 
-_IMAGES_PER_FOLDER = 1000
+_SAMPLES_PER_FOLDER = 1000
 
 
 @FORMATS.register("llava")
 class LlavaWriter(SampleWriter):
-    """OUT/llava.json, one JSON list, and OUT/images, LLaVA's `--image_folder`, with a thousand images per subfolder."""
+    """OUT/llava.json, one JSON list, and OUT/images, LLaVA's `--image_folder`, with a thousand samples per subfolder.
+
+    Of a sample with several images, "image" is the list of their paths, as LLaVA-NeXT and LLaVA-OneVision read it.
+    """
 
     description = "OUT/llava.json, a training file of LLaVA, and OUT/images, its image folder"
 
@@ -21,17 +24,19 @@ class LlavaWriter(SampleWriter):
         self._count = 0
 
     def add(self, sample: Sample) -> None:
-        """Writes the image and appends the conversation to the list."""
-        path = f"{self._count // _IMAGES_PER_FOLDER:05d}/{sample.name}.{sample.extension}"
-        file = self._images / path
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(sample.image)
+        """Writes the images and appends the conversation to the list."""
+        folder = f"{self._count // _SAMPLES_PER_FOLDER:05d}"
+        (self._images / folder).mkdir(exist_ok=True)
+        paths: list[str] = []
+        for name, data in sample.files:
+            paths.append(f"{folder}/{name}")
+            (self._images / paths[-1]).write_bytes(data)
         turns: list[dict[str, str]] = []
         for pair in sample.pairs:
             turns.append({"from": "human", "value": _without_image_token(pair["user"])})
             turns.append({"from": "gpt", "value": _without_image_token(pair["assistant"])})
-        turns[0]["value"] = f"<image>\n{turns[0]['value']}"
-        item = {"id": sample.image_id, "image": path, "conversations": turns}
+        turns[0]["value"] = "<image>\n" * len(paths) + turns[0]["value"]
+        item = {"id": sample.image_id, "image": paths[0] if len(paths) == 1 else paths, "conversations": turns}
         self._json.write((",\n" if self._count else "[\n") + json.dumps(item, ensure_ascii=False))
         self._count += 1
 

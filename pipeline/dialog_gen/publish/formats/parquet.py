@@ -7,13 +7,11 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dialog_gen.dataset.record import IMAGE_TYPE, hub_schema
-from dialog_gen.dataset.writer import ROWS_PER_GROUP
+from dialog_gen.dataset.record import IMAGE_TYPE, STATEMENTS, hub_schema
+from dialog_gen.dataset.shard_writer import BYTES_PER_GROUP, ROWS_PER_GROUP
 from dialog_gen.publish.formats.base import Sample, SampleWriter
 
 _FILE_BYTES = 500 * 10**6
-# The Hub's viewer does not show row groups over 286 MiB.
-_GROUP_BYTES = 200 << 20
 
 
 class DialogueParquetWriter(SampleWriter):
@@ -23,11 +21,12 @@ class DialogueParquetWriter(SampleWriter):
     """Name of the column with the dialogue."""
     turn_type: ClassVar[pa.DataType]
     """Arrow type of one element of that column."""
+    with_statements: ClassVar[bool] = False
+    """Whether there is a further column `statements` if the dataset has one."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        fields = [pa.field("images", pa.list_(IMAGE_TYPE)), pa.field(self.column, pa.list_(self.turn_type))]
-        self._schema = hub_schema(fields)
+        self._schema: pa.Schema | None = None
         self._rows: list[dict[str, Any]] = []
         self._rows_bytes, self._file_bytes, self._files = 0, 0, 0
         self._writer: pq.ParquetWriter | None = None
@@ -38,10 +37,13 @@ class DialogueParquetWriter(SampleWriter):
 
     def add(self, sample: Sample) -> None:
         """Collects samples until a row group is full, then writes it."""
-        image = {"bytes": sample.image, "path": f"{sample.name}.{sample.extension}"}
-        self._rows.append({"images": [image], self.column: self.dialogue(sample)})
-        self._rows_bytes += len(sample.image)
-        if len(self._rows) == ROWS_PER_GROUP or self._rows_bytes > _GROUP_BYTES:
+        images = [{"bytes": data, "path": name} for name, data in sample.files]
+        has_statements = self.with_statements and sample.statements is not None
+        self._schema = self._schema or self._columns(has_statements)
+        statements = {STATEMENTS: sample.statements} if has_statements else {}
+        self._rows.append({"images": images, self.column: self.dialogue(sample), **statements})
+        self._rows_bytes += sum(map(len, sample.images))
+        if len(self._rows) == ROWS_PER_GROUP or self._rows_bytes >= BYTES_PER_GROUP:
             self._flush()
 
     def close(self) -> None:
@@ -51,6 +53,11 @@ class DialogueParquetWriter(SampleWriter):
         if self._writer:
             self._writer.close()
 
+    def _columns(self, has_statements: bool) -> pa.Schema:
+        statements = [pa.field(STATEMENTS, pa.list_(pa.string()))] if has_statements else []
+        fields = [pa.field("images", pa.list_(IMAGE_TYPE)), pa.field(self.column, pa.list_(self.turn_type))]
+        return hub_schema([*fields, *statements])
+
     def _flush(self) -> None:
         if self._writer and self._file_bytes + self._rows_bytes > _FILE_BYTES:
             self._writer.close()
@@ -58,7 +65,12 @@ class DialogueParquetWriter(SampleWriter):
         if self._writer is None:
             path = self._out / f"{self._files:05d}.parquet"
             self._writer = pq.ParquetWriter(
-                path, self._schema, compression="zstd", use_dictionary=False, write_page_index=True
+                path,
+                self._schema,
+                compression="zstd",
+                use_dictionary=False,
+                write_page_index=True,
+                use_content_defined_chunking=True,
             )
             self._files += 1
         self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))

@@ -11,10 +11,11 @@ from dialog_gen.publish.formats.parquet import DialogueParquetWriter
 
 @FORMATS.register("texts")
 class TextsWriter(DialogueParquetWriter):
-    """OUT/*.parquet with `images` and `texts`, a list of {user, assistant}."""
+    """OUT/*.parquet with `images`, `texts`, a list of {user, assistant}, and `statements` if there are some."""
 
     description = "OUT/*.parquet with images and texts, a list of {user, assistant}"
     column = "texts"
+    with_statements = True
     turn_type: ClassVar[pa.DataType] = PAIR_TYPE
 
     def dialogue(self, sample: Sample) -> list[dict[str, str]]:

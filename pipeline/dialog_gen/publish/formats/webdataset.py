@@ -14,14 +14,19 @@ _SAMPLES_PER_TAR = 1000
 class WebdatasetWriter(SampleWriter):
     """OUT/*.tar with 1,000 samples each. Equal samples give equal bytes.
 
-    A sample is KEY.jpg (or another extension for the format of the image), KEY.json and, if it has a caption, KEY.txt.
+    A sample is KEY.jpg (or another extension for the format of the image), KEY.json and KEY.txt, the caption, which is
+    empty if there is none. All samples have the same names, because `datasets.load_dataset("webdataset")` takes the
+    columns from the first: so all images have the extension of the first, and readers see the format of each in its
+    content. Further images of a sample are KEY.2.jpg, ...: `--images-per-sample all` reads them as one sample again,
+    and `datasets` reads them if all samples have as many.
     """
 
-    description = "OUT/*.tar with KEY.jpg (or another image format), KEY.json and the caption as KEY.txt"
+    description = "OUT/*.tar with KEY.jpg (or the first image's format), KEY.json and the caption as KEY.txt"
 
     def __init__(self, out: Path) -> None:
         self._out, self._count = out, 0
         self._tar: tarfile.TarFile | None = None
+        self._extension: str | None = None
 
     def add(self, sample: Sample) -> None:
         """Adds the files of the sample to the tar; begins a new tar after 1,000 samples."""
@@ -37,10 +42,13 @@ class WebdatasetWriter(SampleWriter):
             "image_id": sample.image_id,
             "image_sha256": sample.image_sha256,
             "texts": sample.pairs,
+            **({} if sample.statements is None else {"statements": sample.statements}),
         }
-        _add_member(self._tar, f"{key}.{sample.extension}", sample.image)
-        if sample.caption is not None:
-            _add_member(self._tar, f"{key}.txt", sample.caption.encode())
+        for name, data in sample.files:
+            stem, _, extension = name.rpartition(".")
+            self._extension = self._extension or extension
+            _add_member(self._tar, f"{stem}.{self._extension}", data)
+        _add_member(self._tar, f"{key}.txt", (sample.caption or "").encode())
         _add_member(self._tar, f"{key}.json", json.dumps(metadata, ensure_ascii=False).encode())
         self._count += 1
 

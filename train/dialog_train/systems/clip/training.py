@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dialog_gen.clip.base import Clip
-from dialog_gen.clip.loader import load_clip, new_clip, save_clip
+from dialog_gen.clip.loader import load_clip, new_clip
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.errors import UsageError
 from dialog_train.config import TowersRecipe
 from dialog_train.data.pixel_set import Normalization, PixelBatch
+from dialog_train.lora import save_tuned
 from dialog_train.losses.base import LOSSES, PairLoss
+from dialog_train.mini_batches import in_mini_batches
 from dialog_train.optim import select_trainable
-from dialog_train.system import gather_rows
 from dialog_train.systems.clip.config import ClipRecipe
 
 
@@ -31,6 +32,8 @@ def starting_point(recipe: TowersRecipe) -> Clip:
 
 class ClipTraining:
     """A `System` that trains the towers of `clip` in place, by the loss that the recipe names."""
+
+    may_be_sharded = True
 
     def __init__(self, clip: Clip, recipe: ClipRecipe) -> None:
         """Raises UsageError for towers of an unknown kind, and for settings that cannot be combined."""
@@ -47,8 +50,8 @@ class ClipTraining:
             raise UsageError(f"{clip.name} is a {clip.kind}: {clip.trained_by} trains it.")
         if recipe.lock_image:
             select_trainable(model, self.tower, recipe.optim)
-        elif recipe.optim.train_last_layers is not None:
-            raise UsageError("optim.train_last_layers is for the text tower: set lock_image = true, or leave it out.")
+        elif recipe.optim.partial:
+            raise UsageError(f"{recipe.optim.partial} is for the text tower: set lock_image = true, or leave it out.")
         elif any(isinstance(module, nn.BatchNorm2d) for module in model.visual.modules()):
             raise UsageError(
                 f"{clip.name} has batch norm, whose statistics would differ between processes: take an image tower "
@@ -71,7 +74,7 @@ class ClipTraining:
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
         """Writes a checkpoint folder."""
-        save_clip(self.clip, folder, changed)
+        save_tuned(self.clip, self.model, self.tower, folder, changed)
 
 
 class _Towers(nn.Module):
@@ -82,7 +85,7 @@ class _Towers(nn.Module):
         self.logit_scale: nn.Parameter = clip.model.logit_scale
         self.logit_bias: nn.Parameter | None = clip.model.logit_bias if loss.init_logit_bias is not None else None
         self._loss, self._options = loss, loss.options_of(recipe)
-        self._locked = recipe.lock_image
+        self._locked, self._mini_batch_size = recipe.lock_image, recipe.optim.mini_batch_size
 
     def train(self, mode: bool = True) -> "_Towers":
         """Sets the mode of the trained towers; a locked image tower stays in evaluation mode."""
@@ -92,14 +95,17 @@ class _Towers(nn.Module):
 
     def forward(self, batch: PixelBatch) -> dict[str, Tensor]:
         with torch.no_grad() if self._locked else nullcontext():
-            images = self.visual(self.normalization(batch.pixels))
-        texts = self.text(batch.caption_tokens)
+            images = in_mini_batches(self._images, batch.pixels, self._mini_batch_size)
+        texts = in_mini_batches(lambda of: self.text(of)[0], batch.captions, self._mini_batch_size)
         # Mixed precision is for the towers only; losses need full float32.
         with torch.autocast(texts.device.type, enabled=False):
-            images, texts = (gather_rows(normalize(rows.float(), dim=-1)) for rows in (images, texts))
+            images, texts = (normalize(rows.float(), dim=-1) for rows in (images, texts))
             bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
-            value = self._loss.function(images, texts, self.logit_scale.exp(), **bias, **self._options)
+            value = self._loss(images, texts, self.logit_scale.exp(), **bias, **self._options)
             return {self._loss.label: value}
+
+    def _images(self, pixels: Tensor) -> Tensor:
+        return self.visual(self.normalization(pixels))
 
 
 def _with_bias(clip: Clip, loss: PairLoss) -> Clip:

@@ -68,8 +68,8 @@ class CloseRecipe(Recipe):
 
     @model_validator(mode="after")
     def _applies(self) -> Self:
-        if self.optim.train_last_layers is not None:
-            raise ValueError("optim.train_last_layers is for text towers: CLOSE trains all of its decoder")
+        if self.optim.partial:
+            raise ValueError(f"{self.optim.partial} is for text towers: CLOSE trains all of its decoder")
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks must be different, got {list(self.tasks)}")
         return self

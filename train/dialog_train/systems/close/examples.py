@@ -2,13 +2,16 @@
 
 | task       | vector            | prompt                      | target             |
 |------------|-------------------|-----------------------------|--------------------|
-| vqa        | context           | question: QUESTION          | the answer         |
-| captioning | the caption's own | caption:                    | the caption        |
+| vqa        | context           | question: QUESTION          | the answer, lower  |
+| captioning | the caption's own | caption:                    | the caption, lower |
 | entailment | context           | entailment: QUESTION ANSWER | yes or no          |
 
 Entailment: the statement is a question with an answer. It follows from the context if the answer is the one in the
 dialogue. It contradicts the context if the answer belongs to another image's question of the same type
 (`question_type`).
+
+Targets are in lower case, as in the published code: VQA's official accuracy compares a unanimous answer as it is, so
+that "Yes" does not count as "yes".
 """
 
 from collections.abc import Iterable
@@ -35,13 +38,13 @@ class Example(NamedTuple):
 
 
 def vqa_example(pair: Pair) -> Example:
-    """The VQA example of a pair: the question is the prompt, the answer the target."""
-    return Example("vqa", PROMPTS["vqa"].format(question=pair.question), pair.answer)
+    """The VQA example of a pair: the question is the prompt, the answer in lower case the target."""
+    return Example("vqa", PROMPTS["vqa"].format(question=pair.question), pair.answer.lower())
 
 
 def captioning_example(caption: str) -> Example:
-    """The captioning example of an image: the caption is the target."""
-    return Example("captioning", PROMPTS["captioning"], caption)
+    """The captioning example of an image: the caption in lower case is the target."""
+    return Example("captioning", PROMPTS["captioning"], caption.lower())
 
 
 def entailment_example(pair: Pair, wrong: str | None) -> Example:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from dialog_gen.clip.text.tower import TextTower, encode_ids
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import sha256_json
 from dialog_gen.dataset.folder import DatasetFolder
+from dialog_train.data.checked_rows import rows_writer
 from dialog_train.data.derived import (
     CONFIG_FILE,
     Source,
@@ -37,7 +39,8 @@ from dialog_train.data.derived import (
     remove_others,
     sources_of,
 )
-from dialog_train.data.row_files import MappedRows, open_rows
+from dialog_train.data.row_files import are_there
+from dialog_train.data.row_table import RowTable
 from dialog_train.data.training_set import DIALOGUE_FORMATS
 from dialog_train.systems.close.config import Context
 from dialog_train.systems.close.examples import Pair
@@ -108,7 +111,7 @@ def build_texts(
     with open_derived(out, config, _PART) as store:
         if (out / _SUMMARY_FILE).exists():
             found = read_json(out / _SUMMARY_FILE, _KIND)
-            if found.pop("fingerprint") == fingerprint:
+            if found.pop("fingerprint") == fingerprint and are_there(out / _PART, found["shards"]):
                 return TextsSummary(**found)
             store.remove(_SUMMARY_FILE)
         text_vectors = TextVectors(clip, device)
@@ -116,7 +119,7 @@ def build_texts(
         for source in sources:
             part, count = store.tmp / f"{source.shard}.arrow", 0
             schema = _schema(int(clip.config["embed_dim"]))
-            with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            with rows_writer(part, schema, source.sha256) as writer:
                 for rows in _usable(dataset, source, kept_only):
                     writer.write_batch(_encode(rows, text_vectors, schema))
                     count += len(rows)
@@ -141,20 +144,21 @@ class Texts:
         self.summary = TextsSummary(**found)
         self.config = read_json(out / CONFIG_FILE, _KIND)
         self._out = out
-        self._rows = MappedRows[pa.RecordBatch](out / _PART, self.summary.shards, lambda batch: batch)
+        self._rows = RowTable(out / _PART, self.summary.shards)
 
     def __len__(self) -> int:
-        return self.summary.rows
+        return len(self._rows)
 
     def __getitem__(self, number: int) -> TextRow:
-        ((piece, row),) = self._rows.places([number])
+        of = self._rows.at([number])
+        (questions,), (answers,) = (self._rows.string_lists(name, of) for name in ("questions", "answers"))
         return TextRow(
-            image_id=piece["image_id"][row].as_py(),
-            caption=piece["caption"][row].as_py(),
-            pairs=list(map(Pair, piece["questions"][row].as_py(), piece["answers"][row].as_py())),
+            image_id=self._rows.strings("image_id", of)[0],
+            caption=self._rows.strings("caption", of)[0],
+            pairs=list(map(Pair, questions, answers)),
             vectors={
-                "caption": piece["caption_vector"][row].values.to_numpy(),
-                "dialogue": piece["dialogue_vector"][row].values.to_numpy(),
+                "caption": self._rows.vectors("caption_vector", of)[0],
+                "dialogue": self._rows.vectors("dialogue_vector", of)[0],
             },
         )
 
@@ -163,15 +167,21 @@ class Texts:
 
     def vectors(self, context: Context) -> Iterator[tuple[str, list[str], Tensor]]:
         """Yields for each shard its name, image ids and context vectors (rows, D) in float32, unit-norm."""
-        for shard, _ in self.summary.shards:
-            rows = open_rows(self._out / _PART / f"{shard}.arrow")
-            yield shard, rows["image_id"].to_pylist(), matrix(rows[f"{context}_vector"])
+        first = 0
+        for shard, count in self.summary.shards:
+            of = self._rows.at(np.arange(first, first + count))
+            first += count
+            yield shard, self._rows.strings("image_id", of), _normalized(self._rows.vectors(f"{context}_vector", of))
 
 
 def matrix(vectors: Any) -> Tensor:
     """A column of float16 vectors -> (rows, D) float32, normalised again because rounding changed the norms."""
     values = np.concatenate([chunk.flatten().to_numpy() for chunk in vectors.chunks])
-    return normalize(torch.from_numpy(values.reshape(len(vectors), -1).astype(np.float32)), dim=-1)
+    return _normalized(values.reshape(len(vectors), -1))
+
+
+def _normalized(vectors: npt.NDArray[np.float16]) -> Tensor:
+    return normalize(torch.from_numpy(vectors.astype(np.float32)), dim=-1)
 
 
 def _schema(width: int) -> pa.Schema:

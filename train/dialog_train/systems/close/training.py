@@ -27,7 +27,8 @@ from dialog_train.data.prepare import prepare_vectors
 from dialog_train.data.training_set import EpochOrder, columns_of
 from dialog_train.data.vectors import VectorStore
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
-from dialog_train.system import Share, gather_rows, to_device
+from dialog_train.processes import gather_rows
+from dialog_train.system import Share, to_device
 from dialog_train.systems.close.config import CloseRecipe, DecoderSettings
 from dialog_train.systems.close.examples import (
     Example,

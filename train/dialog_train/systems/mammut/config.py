@@ -31,6 +31,6 @@ class MammutRecipe(TowersRecipe):
             raise ValueError("contrastive_weight and captioning_weight are both 0: nothing would be learned")
         if "loss" in self.model_fields_set and LOSSES.get(self.loss).init_logit_bias is not None:
             raise ValueError(f"loss = {self.loss!r} needs a logit bias, which MaMMUT does not have")
-        if self.optim.train_last_layers is not None:
-            raise ValueError("optim.train_last_layers is for text towers: MaMMUT trains all of its model")
+        if self.optim.partial:
+            raise ValueError(f"{self.optim.partial} is for text towers: MaMMUT trains all of its model")
         return self

@@ -23,7 +23,8 @@ from dialog_train.data.pixel_set import Normalization, PixelBatch, PixelBatches
 from dialog_train.data.training_set import columns_of
 from dialog_train.losses.base import LOSSES
 from dialog_train.losses.next_token import IGNORED, next_token_loss, next_token_sums
-from dialog_train.system import Share, gather_rows
+from dialog_train.processes import gather_rows
+from dialog_train.system import Share
 from dialog_train.systems.mammut.config import MammutRecipe
 
 # Smallest share of the image's area that a region of cropped positions may have.
@@ -81,20 +82,20 @@ class _TwoPasses(nn.Module):
         if batch.position_boxes is not None:
             positions["positional_embedding"] = cropped_positions(visual.positional_embedding, batch.position_boxes)
         images, tokens = functional_call(visual, positions, self.normalization(batch.pixels))
-        texts = self.text(batch.caption_tokens)
+        (texts,) = self.text(batch.captions)
         image = decoder.read(tokens)
-        sums = [_sums(decoder, with_image(batch.caption_tokens, decoder), image)]
-        if batch.dialogue_tokens is not None:
+        sums = [_sums(decoder, with_image(batch.captions.tokens, decoder), image)]
+        if batch.dialogues is not None:
             # A pair has the image's token instead of the start token, a caption has both, so the decoder can tell them
             # apart.
-            pairs = with_image(batch.dialogue_tokens[:, 1:], decoder)
+            pairs = with_image(batch.dialogues.tokens[:, 1:], decoder)
             sums.append(_sums(decoder, pairs, image))
         # Mixed precision is for the towers only; losses need full float32.
         with torch.autocast(texts.device.type, enabled=False):
             captioning = next_token_loss(gather_rows(torch.cat(sums)))
-            images, texts = (gather_rows(normalize(rows.float(), dim=-1)) for rows in (images, texts))
+            images, texts = (normalize(rows.float(), dim=-1) for rows in (images, texts))
             scale = self.mammut.logit_scale.exp()
-            contrastive = self._loss.function(images, texts, scale, **self._loss.options_of(self._recipe))
+            contrastive = self._loss(images, texts, scale, **self._loss.options_of(self._recipe))
             return {
                 "contrastive_loss": self._recipe.contrastive_weight * contrastive,
                 "captioning_loss": self._recipe.captioning_weight * captioning,

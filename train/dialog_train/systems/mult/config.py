@@ -1,6 +1,6 @@
 """The recipe of MulT augmentation: a CLIP training with fusion settings and the weights of three losses."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,7 @@ class ThreeWayWeights(Settings):
 class MultRecipe(ClipRecipe):
     """CLIP training with a third, fused vector of each image-text pair (thesis, section 4.2)."""
 
+    takes_mini_batches: ClassVar[bool] = False
     fusion: FusionSettings
     weights: ThreeWayWeights = ThreeWayWeights()
 

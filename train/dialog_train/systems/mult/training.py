@@ -21,7 +21,6 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.tensors import save_tensors
 from dialog_train.data.pixel_set import Normalization, PixelBatch
 from dialog_train.losses.three_way import three_way_loss
-from dialog_train.system import gather_rows
 from dialog_train.systems.clip.training import ClipTraining
 from dialog_train.systems.mult.config import FusionSettings, MultRecipe, View
 
@@ -127,13 +126,13 @@ class _Towers(nn.Module):
         self._views, self._weights = recipe.fusion.views, recipe.weights
 
     def forward(self, batch: PixelBatch) -> dict[str, Tensor]:
-        pixels, tokens = self.normalization(batch.pixels), batch.caption_tokens
-        images, texts = self.clip.visual(pixels), self.text(tokens)
+        pixels, tokens = self.normalization(batch.pixels), batch.captions.tokens
+        images, (texts,) = self.clip.visual(pixels), self.text(batch.captions)
         embedded, padding = self.token_embedding(tokens), padding_of(tokens, self.text.pad_id)
         fused = [self.fusion(pixels, embedded, padding, view) for view in self._views]
         # Mixed precision is for the towers only; losses need full float32.
         with torch.autocast(texts.device.type, enabled=False):
-            image, text, *fused = (gather_rows(normalize(rows.float(), dim=-1)) for rows in (images, texts, *fused))
+            image, text, *fused = (normalize(rows.float(), dim=-1) for rows in (images, texts, *fused))
             return three_way_loss(image, text, fused, self.clip.logit_scale.exp(), **self._weights.model_dump())
 
 

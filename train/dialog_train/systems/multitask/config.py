@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from dialog_gen.core.hashing import hash_64
-from dialog_train.config import DialogueRecipe, DialogueUse, Settings
+from dialog_train.config import ContextLength, DialogueRecipe, DialogueUse, Settings
 
 TextTask = Literal["pairs", "triplets"]
 _OF_STAGE = ("lr", "batch_size", "max_steps", "warmup_steps")
@@ -37,7 +37,7 @@ class StageSettings(Settings):
     """"pairs": InfoNCE; "triplets": InfoNCE+, with hard negatives."""
     captions: Literal["short", "long"]
     """The texts that are aligned with the images: captions ("short") or dialogues ("long")."""
-    context_length: int | None = Field(default=None, ge=2)
+    context_length: ContextLength | None = None
     """Tokens per text. If the model reads fewer, its positional embedding is stretched. None: the model's length."""
     text_batch_size: int | None = Field(default=None, ge=2)
     """Pairs or triplets per step, over all processes. None: the same as `batch_size`."""

@@ -6,12 +6,10 @@ OUT/rows/PART.arrow   texts: token ids of the query, of its target, and of the w
 OUT/summary.json      rows of each part, and the sums of these counts; written last
 """
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,12 +20,18 @@ import pyarrow.compute
 import torch
 from torch import Tensor
 
-from dialog_gen.clip.text.tokens import Ids, TextEncoder
+from dialog_gen.clip.text.texts import Texts
+from dialog_gen.clip.text.tokens import TextEncoder
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import sha256_json
+from dialog_gen.core.plural import count_of
 from dialog_gen.dataset.writer import DatasetWriter
+from dialog_train.data.checked_rows import rows_writer
+from dialog_train.data.columns import Elements, Lists, expand
 from dialog_train.data.derived import CONFIG_FILE, open_derived, put, read_json, remove_others
-from dialog_train.data.row_files import MappedRows, TokenBatches, id_lists, rows_made_from
+from dialog_train.data.row_files import are_there, id_lists, rows_made_from
+from dialog_train.data.row_table import RowTable
+from dialog_train.data.token_batches import Spans, TokenBatches, TokenIds, keys_of
 from dialog_train.system import share_of_repeated, to_device
 
 _KIND = "text pairs"
@@ -96,12 +100,12 @@ class TextPairsSummary:
 class TextBatch:
     """A batch of N pairs, or of N triplets with K wrong answers each."""
 
-    query_tokens: Tensor
-    """(N, L) int64, padded to the longest of the batch."""
-    target_tokens: Tensor
-    """(N, L') int64, padded to the longest of the batch."""
-    negative_tokens: Tensor
-    """(N * K, L'') int64, row by row."""
+    queries: Texts
+    """N texts, padded to the longest of the batch."""
+    targets: Texts
+    """N texts, padded to the longest of the batch."""
+    negatives: Texts
+    """N * K texts, row by row."""
     text_ids: Tensor
     """(N, 2 + K) int64: hashes of query, target and wrong answers. Equal texts have equal hashes."""
 
@@ -110,9 +114,9 @@ class TextBatch:
         return to_device(self, device)
 
     @property
-    def duplicate_targets(self) -> float:
+    def duplicate_targets(self) -> Tensor:
         """Share (0 to 1) of targets that another pair of the batch also has: false negatives."""
-        return share_of_repeated(self.text_ids[:, 1])
+        return share_of_repeated(self.text_ids[:, 1:2])
 
 
 def build_text_pairs(source: PairSource, encoder: TextEncoder, out: Path) -> TextPairsSummary:
@@ -127,7 +131,7 @@ def build_text_pairs(source: PairSource, encoder: TextEncoder, out: Path) -> Tex
         fingerprint = sha256_json({part.name: part.fingerprint for part in parts})
         if (out / _SUMMARY_FILE).exists():
             found = TextPairsSummary(**read_json(out / _SUMMARY_FILE, _KIND))
-            if found.fingerprint == fingerprint:
+            if found.fingerprint == fingerprint and are_there(out / _PART, found.parts):
                 return found
             store.remove(_SUMMARY_FILE)
         counts, rows = Counter[str](), list[tuple[str, int]]()
@@ -147,12 +151,12 @@ def build_text_pairs(source: PairSource, encoder: TextEncoder, out: Path) -> Tex
         )
         store.put_json(_SUMMARY_FILE, asdict(summary))
     _log.info(
-        "%s: %d rows with %d wrong answers each, %d of these from another question type; %d texts cut",
+        "%s: %s with %s each, %d of these from another question type; %s cut",
         out.name,
-        summary.rows,
-        source.negatives,
+        count_of(summary.rows, "row"),
+        count_of(source.negatives, "wrong answer"),
         summary.substitutes,
-        summary.truncated,
+        count_of(summary.truncated, "text"),
     )
     return summary
 
@@ -167,43 +171,33 @@ class TextPairs:
         config = read_json(out / CONFIG_FILE, _KIND)
         self._texts = 2 + config["negatives"]
         self._tokens = TokenBatches(config["tokenizer"], context_length)
-        self._rows = MappedRows(out / _PART, self.summary.parts, lambda batch: _Piece(batch, self._texts))
+        self._whole = TokenBatches(config["tokenizer"])
+        self._rows = RowTable(out / _PART, self.summary.parts)
+        self._ids = TokenIds(self._rows.memory.view(torch.int32))
 
     def __len__(self) -> int:
-        return self.summary.rows
+        return len(self._rows)
 
     def batch(self, rows: Sequence[int] | npt.NDArray[Any], *, full_length: bool = False) -> TextBatch:
         """The given rows. `full_length` pads to the context length, for text towers that see the padding."""
-        texts = [piece.texts(row) for piece, row in self._rows.places(rows)]
-        hashes = [_hash(ids) for row in texts for ids in row]
+        of = self._rows.at(rows)
+        texts: Any = self._rows.columns["texts"].elements(of)
+        start = expand(texts.start, texts.end - texts.start)
+        ids: Lists = self._rows.columns["texts"].inner
+        found = ids.elements(Elements(np.repeat(of.piece, self._texts), start, start + 1))
+        place, length = (n.reshape(-1, self._texts) for n in (ids.values.places(found), found.end - found.start))
 
-        def tokens(of: slice) -> Tensor:
-            return self._tokens.tensor([ids for row in texts for ids in row[of]], full_length=full_length)
+        def chosen(of: slice) -> Texts:
+            spans = Spans(place[:, of].reshape(-1), length[:, of].reshape(-1))
+            return self._tokens.texts(self._ids, spans, full_length=full_length)
 
+        whole = self._whole.texts(self._ids, Spans(place.reshape(-1), length.reshape(-1)), full_length=False)
         return TextBatch(
-            query_tokens=tokens(slice(0, 1)),
-            target_tokens=tokens(slice(1, 2)),
-            negative_tokens=tokens(slice(2, None)),
-            text_ids=torch.from_numpy(np.array(hashes, np.int64).reshape(-1, self._texts)),
+            queries=chosen(slice(0, 1)),
+            targets=chosen(slice(1, 2)),
+            negatives=chosen(slice(2, None)),
+            text_ids=torch.from_numpy(keys_of(whole).reshape(-1, self._texts)),
         )
-
-
-class _Piece:
-    """A view of a record batch of a file; it copies nothing."""
-
-    def __init__(self, batch: pa.RecordBatch, texts: int) -> None:
-        column: Any = batch.column("texts")
-        self._count, self._texts = len(batch), texts
-        self._ends: npt.NDArray[np.int32] = column.values.offsets.to_numpy()
-        self._ids: Ids = column.values.values.to_numpy()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def texts(self, row: int) -> list[Ids]:
-        """Token ids of the row's query, target and wrong answers."""
-        ends = self._ends[row * self._texts : (row + 1) * self._texts + 1]
-        return [self._ids[start:end] for start, end in pairwise(ends.tolist())]
 
 
 def _build_part(part: PairPart, encoder: TextEncoder, texts: int, store: DatasetWriter, out: Path) -> Counter[str]:
@@ -214,15 +208,13 @@ def _build_part(part: PairPart, encoder: TextEncoder, texts: int, store: Dataset
     kinds = {"texts": pa.list_(pa.list_(pa.int32()), texts), "truncated": pa.int32(), "substitutes": pa.int32()}
     schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
     file = store.tmp / f"{part.name}.arrow"
-    with (
-        pa.OSFile(str(file), "wb") as sink,
-        pa.ipc.new_file(sink, schema.with_metadata({"fingerprint": part.fingerprint})) as writer,
-    ):
+    with rows_writer(file, schema, part.fingerprint) as writer:
         for pairs in part.read():
-            ids, cut = encoder([text for pair in pairs for text in (pair.query, pair.target, *pair.negatives)])
+            texts_of_all = [text for pair in pairs for text in (pair.query, pair.target, *pair.negatives)]
+            ids, ends, cut = encoder.flat(texts_of_all)
             columns = [
-                pa.FixedSizeListArray.from_arrays(id_lists(ids), texts),
-                pa.array(np.array(cut, np.int32).reshape(-1, texts).sum(1), pa.int32()),
+                pa.FixedSizeListArray.from_arrays(id_lists(ids, ends), texts),
+                pa.array(cut.astype(np.int32).reshape(-1, texts).sum(1), pa.int32()),
                 pa.array([pair.substitutes for pair in pairs], pa.int32()),
             ]
             writer.write_batch(pa.record_batch(columns, schema=schema))
@@ -240,7 +232,3 @@ def _count(file: Path, fingerprint: str) -> Counter[str] | None:
         return None
     sums = {name: _compute.sum(table[name]).as_py() or 0 for name in ("truncated", "substitutes")}
     return Counter(rows=len(table), **sums)
-
-
-def _hash(ids: Ids) -> int:
-    return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), signed=True)

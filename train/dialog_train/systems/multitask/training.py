@@ -7,9 +7,10 @@ The image features are vectors of the frozen image tower; the paper trains the i
 """
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,14 +26,15 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import hash_64
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_train.data.prepare import prepare_training_set
+from dialog_train.data.prepare import compute_rows
 from dialog_train.data.training_set import Batch, EpochOrder, TrainingSet
+from dialog_train.long_text import stretch_context, with_context
 from dialog_train.loop import EMA_FOLDER, MODEL_FOLDER, FitResult, OnStep, Resume, fit
 from dialog_train.losses.contrastive import contrastive_loss
 from dialog_train.losses.info_nce import info_nce
-from dialog_train.system import Share, gather_rows
+from dialog_train.processes import gather_rows
+from dialog_train.system import Share
 from dialog_train.systems.multitask.config import MultitaskRecipe, StageRecipe, TextTask
-from dialog_train.systems.multitask.long_text import stretch_context, with_context
 from dialog_train.systems.multitask.pairs import PairSource, TextBatch, TextPairs, build_text_pairs
 from dialog_train.systems.multitask.sources import DialoguePairs, DialogueRows, DialogueTriplets, ParquetPairs
 from dialog_train.text_tuning import Encode, Objective, PairBatches, Rows, TextTuning
@@ -46,7 +48,7 @@ class MultitaskBatch:
     texts: TextBatch
 
     @property
-    def image_ids(self) -> list[str]:
+    def image_ids(self) -> Sequence[str]:
         """Ids of the images."""
         return self.images.image_ids
 
@@ -54,7 +56,7 @@ class MultitaskBatch:
         """A copy with its tensors on `device`."""
         return MultitaskBatch(images=self.images.to(device), texts=self.texts.to(device))
 
-    def statistics(self) -> dict[str, float]:
+    def statistics(self) -> dict[str, float | Tensor]:
         """The values that are logged for each batch."""
         return {**self.images.statistics(), "duplicate_targets": self.texts.duplicate_targets}
 
@@ -98,30 +100,31 @@ def multitask_objective(recipe: StageRecipe) -> Objective:
     """The objective of a stage: InfoNCE of the texts, and CLIP's loss of captions or dialogues with images."""
 
     def objective(batch: MultitaskBatch, encode: Encode, logit_scale: Tensor) -> dict[str, Tensor]:
-        texts, images = batch.texts, gather_rows(batch.images.image_vectors)
-        queries, targets = (gather_rows(encode(tokens)) for tokens in (texts.query_tokens, texts.target_tokens))
-        negatives = gather_rows(encode(texts.negative_tokens)) if len(texts.negative_tokens) else None
-        left_out = equal_texts(gather_rows(texts.text_ids)) if recipe.texts.leave_out_equal else None
+        texts = batch.texts
         short = recipe.stage.captions == "short"
-        captions = gather_rows(encode(batch.images.caption_tokens if short else batch.images.dialogue_tokens))
-        temperature = recipe.texts.temperature
+        of_images = batch.images.captions if short else batch.images.dialogues
+        queries, targets, negatives, captions = encode(texts.queries, texts.targets, texts.negatives, of_images)
+        left_out = partial(equal_texts, gather_rows(texts.text_ids)) if recipe.texts.leave_out_equal else None
+        wrong, temperature = negatives if len(negatives) else None, recipe.texts.temperature
         return {
-            "text_loss": info_nce(queries, targets, negatives, temperature=temperature, left_out=left_out),
-            "image_text_loss": contrastive_loss(images, captions, logit_scale),
+            "text_loss": info_nce(queries, targets, wrong, temperature=temperature, left_out=left_out),
+            "image_text_loss": contrastive_loss(batch.images.image_vectors, captions, logit_scale),
         }
 
     return objective
 
 
-def equal_texts(text_ids: Tensor) -> Tensor:
-    """`TextBatch.text_ids` (N, 2 + K) -> (N, N + N * K) bool: the candidates that are not negatives of each query.
+def equal_texts(text_ids: Tensor, rows: slice) -> Tensor:
+    """`TextBatch.text_ids` (N, 2 + K), B of its rows -> (B, N + N * K) bool: the candidates that are not negatives of
+    each of these queries.
 
     These are the targets of other pairs that equal the query's own target or belong to an equal query, and the wrong
     answers that equal the query's own target. `info_nce` leaves them out.
     """
     queries, targets, negatives = text_ids[:, 0], text_ids[:, 1], text_ids[:, 2:].flatten()
-    same = (targets[:, None] == targets) | (queries[:, None] == queries)
-    return torch.cat([same.fill_diagonal_(False), targets[:, None] == negatives], dim=1)
+    same = (targets[rows, None] == targets) | (queries[rows, None] == queries)
+    same.diagonal(rows.start).fill_(False)
+    return torch.cat([same, targets[rows, None] == negatives], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +144,13 @@ def prepare_sets(
     """
     lengths = [stage.context_length or 0 for stage in recipe.stages]
     longest = with_context(clip.tokenizer, max(clip.tokenizer.context_length, *lengths))
-    prepare_training_set(recipe, replace(clip, tokenizer=longest), accelerator, on_progress)
+    images = compute_rows(recipe, replace(clip, tokenizer=longest), accelerator, on_progress)
     texts: dict[TextTask, Path] = {s.texts: recipe.data.work / f"text_{s.texts}" for s in recipe.stages}
     if accelerator.is_main_process:
         for task, folder in texts.items():
             build_text_pairs(_source(recipe, task), TextEncoder(longest), folder)
     accelerator.wait_for_everyone()
-    return MultitaskSets(recipe.data.work / "training_set", texts)
+    return MultitaskSets(images, texts)
 
 
 def _source(recipe: MultitaskRecipe, task: TextTask) -> PairSource:
@@ -182,7 +185,7 @@ def train_stages(
             clip = load_clip(str(recipe.of_stage(number - 1).out / MODEL_FOLDER))
         clip = stretch_context(clip, stage.stage.context_length or clip.tokenizer.context_length)
         system = TextTuning(clip, multitask_objective(stage), stage.optim)
-        data = _batches(stage, clip, sets, full_length=system.sees_padding)
+        data = _batches(stage, clip, sets, full_length=system.sees_padding, device=accelerator.device)
         with _logging_to(accelerator, stage.out):
             result = fit(
                 stage, system, data, accelerator=accelerator, resume=resume, on_step=on_step, on_progress=on_progress
@@ -196,9 +199,14 @@ def train_stages(
     return result
 
 
-def _batches(stage: StageRecipe, clip: Clip, sets: MultitaskSets, *, full_length: bool) -> MultitaskBatches:
+def _batches(
+    stage: StageRecipe, clip: Clip, sets: MultitaskSets, *, full_length: bool, device: torch.device | None = None
+) -> MultitaskBatches:
+    """The batches of a stage; with `device`, they are placed as the recipe says."""
     context = clip.tokenizer.context_length
     images, texts = TrainingSet(sets.images, context), TextPairs(sets.texts[stage.stage.texts], context)
+    if device is not None:
+        images.place(device, stage.data.resident)
     return MultitaskBatches(stage, images, texts, full_length=full_length)
 
 

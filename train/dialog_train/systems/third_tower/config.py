@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from dialog_train.config import DialogueRecipe, DialogueUse, Settings
+from dialog_train.config import DialogueUse, LongTextRecipe, Settings
 from dialog_train.losses.base import Direction
 
 
@@ -16,7 +16,7 @@ class ThirdTowerLossSettings(Settings):
     ("symmetric")."""
 
 
-class ThirdTowerRecipe(DialogueRecipe):
+class ThirdTowerRecipe(LongTextRecipe):
     """CLIP-3Modal: a third tower for dialogues, next to frozen image and text towers."""
 
     loss: ThirdTowerLossSettings = ThirdTowerLossSettings()

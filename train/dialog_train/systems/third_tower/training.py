@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dialog_gen.clip.base import Clip
-from dialog_gen.clip.loader import save_clip
 from dialog_gen.clip.third_tower.checkpoint import ThirdTowerClip, new_third_tower, text_tower
 from dialog_train.data.training_set import Batch
+from dialog_train.lora import save_tuned
 from dialog_train.losses import third_tower_loss
+from dialog_train.mini_batches import in_mini_batches
 from dialog_train.optim import select_trainable
-from dialog_train.system import gather_rows
 from dialog_train.systems.third_tower.config import ThirdTowerRecipe
 
 
 class ThirdTower:
     """A `System` that trains a copy of a CLIP's text tower, or its last layers, and a copy of its logit scale."""
+
+    may_be_sharded = True
 
     def __init__(self, clip: Clip, recipe: ThirdTowerRecipe) -> None:
         """Raises UsageError for a tower of an unknown kind, or with fewer layers than are to be trained."""
@@ -42,7 +44,7 @@ class ThirdTower:
 
     def save(self, folder: Path, changed: Mapping[str, Tensor]) -> None:
         """Writes a checkpoint folder that loads as a `ThirdTowerClip`."""
-        save_clip(self._clip, folder, changed)
+        save_tuned(self._clip, self.model, self._towers.third, folder, changed)
 
 
 class _Towers(nn.Module):
@@ -53,7 +55,7 @@ class _Towers(nn.Module):
         self.text = text_tower(clip)
         self.third = clip.third
         self.logit_scale: nn.Parameter = copy.deepcopy(clip.model.logit_scale)
-        self._loss = recipe.loss
+        self._loss, self._mini_batch_size = recipe.loss, recipe.optim.mini_batch_size
 
     def train(self, mode: bool = True) -> "_Towers":
         """Sets the mode of G only; T stays in evaluation mode, without dropout."""
@@ -65,10 +67,10 @@ class _Towers(nn.Module):
         # Captions are much shorter than concatenated dialogues and need no backward pass. Their vectors take about a
         # tenth of a step, which does not justify a cache on disk that must be kept up to date.
         with torch.no_grad():
-            captions = self.text(batch.caption_tokens)
-        dialogues = self.third(batch.dialogue_tokens)
+            (captions,) = self.text(batch.captions)
+        dialogues = in_mini_batches(lambda texts: self.third(texts)[0], batch.dialogues, self._mini_batch_size)
         # Mixed precision is for the towers only; losses need full float32.
         with torch.autocast(dialogues.device.type, enabled=False):
             rows = (batch.image_vectors, captions, dialogues)
-            image, caption, dialogue = (gather_rows(normalize(of.float(), dim=-1)) for of in rows)
+            image, caption, dialogue = (normalize(of.float(), dim=-1) for of in rows)
             return third_tower_loss(image, caption, dialogue, self.logit_scale.exp(), **self._loss.model_dump())

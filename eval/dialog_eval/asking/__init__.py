@@ -1,0 +1,1 @@
+"""Ways of asking a model that compares images with texts a question: its candidate answers and their scores."""

@@ -1,0 +1,110 @@
+"""Reads the names of classes, and the words for each that a model can understand."""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.files import read_regular
+from dialog_gen.core.json_text import parse_json
+
+IMAGENET = "imagenet"
+"""In place of a file: the names that CLIP's authors gave the 1,000 classes of ImageNet."""
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+_IMAGENET_CLASSES = 1000
+_FORMS = (
+    "one class per line, its id and a tab before its name, or ImageNet's own list "
+    "(imagenet_class_index.json, LOC_synset_mapping.txt)"
+)
+
+
+def texts_of_classes(classes: Path | None, used: Collection[str]) -> dict[str, str]:
+    """Class -> its text in the prompts, for the classes in a file, for ImageNet's, or for the `used` ones.
+
+    A file has one class per line: its name and, if its text differs, a tab and the text. It may also be a list of
+    ImageNet's classes: the JSON {"0": ["n01440764", "tench"], ...} or lines such as "n01440764 tench, Tinca tinca", of
+    which the first name is taken. In ImageNet's lists an underscore stands for a space.
+
+    Raises UsageError for files of another form; for one class only, which every image would be assigned; and for a
+    class without another text than its id in WordNet, such as n01440764.
+    """
+    if classes is None:
+        texts = {name: name for name in sorted(used)}
+    elif str(classes) == IMAGENET:
+        texts = _imagenet(used)
+    else:
+        texts = _of_json(classes) if classes.suffix.lower() == ".json" else _of_lines(classes)
+    if nameless := [name for name, text in texts.items() if _WORDNET_ID.fullmatch(text)]:
+        way_out = f"--classes with {_FORMS}; or --classes {IMAGENET} for images of all its classes"
+        raise UsageError(f"the class {nameless[0]} is an id of WordNet, not a name: give {way_out}.")
+    if len(texts) == 1:
+        raise UsageError(
+            f"there is only one class, {next(iter(texts))!r}, so every answer would be right: give images with a "
+            "folder for each class, or --classes with all of them."
+        )
+    return texts
+
+
+def _imagenet(used: Collection[str]) -> dict[str, str]:
+    import open_clip
+
+    ids = sorted(used)
+    if len(ids) != _IMAGENET_CLASSES or not all(map(_WORDNET_ID.fullmatch, ids)):
+        raise UsageError(
+            f"--classes {IMAGENET}: the images have {len(ids)} classes, not folders with the ids of all "
+            f"{_IMAGENET_CLASSES:,}: give a file with {_FORMS}."
+        )
+    # Its names are in the order of the ids.
+    return dict(zip(ids, open_clip.IMAGENET_CLASSNAMES, strict=True))
+
+
+def _of_json(path: Path) -> dict[str, str]:
+    try:
+        content: Any = parse_json(read_text(path))
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON: {error}.") from None
+    items = list(content.items()) if isinstance(content, dict) else []
+    pairs = [tuple(value) if isinstance(value, list) else (name, value) for name, value in items]
+    if not pairs or not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
+        raise UsageError(f'{path} must be a JSON object such as {{"0": ["n01440764", "tench"]}}, or of id -> name.')
+    return _unique(path, [(name, text.replace("_", " ")) for name, text in pairs])
+
+
+def _of_lines(path: Path) -> dict[str, str]:
+    pairs: list[tuple[str, str]] = []
+    for line in lines_of(path, "class"):
+        name, tab, text = line.partition("\t")
+        first, _, names = line.partition(" ")
+        if not tab and names and _WORDNET_ID.fullmatch(first):
+            name, text = first, names.partition(",")[0].replace("_", " ")
+        pairs.append((name, text.strip() or name))
+    return _unique(path, pairs)
+
+
+def _unique(path: Path, pairs: list[tuple[str, str]]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for name, text in pairs:
+        if name in texts:
+            raise UsageError(f"{path} has the class {name!r} twice.")
+        texts[name] = text
+    return texts
+
+
+def lines_of(path: Path, what: str) -> list[str]:
+    """The lines of a file that are not blank, stripped. Raises UsageError if it has none or is no UTF-8 text."""
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"{path} is empty: expected one {what} per line.")
+    return lines
+
+
+def read_text(path: Path) -> str:
+    """The content of a UTF-8 file. Raises UsageError if it cannot be read or is no UTF-8 text."""
+    try:
+        return read_regular(path).decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no UTF-8 text.") from None

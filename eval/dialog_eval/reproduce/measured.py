@@ -1,0 +1,143 @@
+"""The figures of a plan's results, found by arm, task, way of asking and metric."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dialog_eval.metrics.significance import Difference, difference
+from dialog_eval.reproduce.steps import Step
+from dialog_eval.results import Entry, Results, load_results
+
+ALONE, BASELINE = "alone", "baseline"
+RECALLS = tuple(f"{side} R@{k}" for side in ("image", "text") for k in (1, 5, 10))
+_SIMILARITY = "similarity"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """What identifies a figure of an arm."""
+
+    arm: str
+    alias: str = ALONE
+    """"alone", "baseline", or what follows the arm's label, such as "averaged" or "embedding blend 0.9"; "baseline,
+    blind" is the baseline without images."""
+    task: str = "vqa"
+    way: str = _SIMILARITY
+    """Of asking; for VQA only."""
+    metric: str = "accuracy"
+    on: str = ""
+    """What the measure was on; "" for the plan's main data."""
+
+    @property
+    def is_untuned(self) -> bool:
+        """Whether it is of the baseline, which no training changes."""
+        return self.alias.split(",")[0] == BASELINE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """A figure's value for each seed and item."""
+
+    values: list[list[float]]
+    """(seeds, items)"""
+    groups: list[int] | None
+    trained: bool
+    """Whether other seeds would give other values."""
+    notes: list[str]
+    """What all seeds' results say about their figures."""
+
+
+class Measured:
+    """The results of the arms of a plan that are there."""
+
+    def __init__(self, steps: Sequence[Step], labels: dict[str, str]) -> None:
+        """`labels`: arm -> label. Raises UsageError for a results.json that cannot be read."""
+        self.labels = labels
+        self.files = [step.makes for step in steps if step.is_results and step.makes.exists()]
+        self._of_arm: dict[tuple[str, str], list[Results]] = {}
+        """Arm and what was measured -> results."""
+        self._choices: dict[str, list[Results]] = {}
+        for step in steps:
+            if step.arm is None or step.measure is None:
+                continue
+            if step.is_results and step.makes.exists():
+                self._of_arm.setdefault((step.arm, step.on), []).append(load_results(step.makes))
+            elif (chosen := choice_results(step.makes)).exists():
+                self._choices.setdefault(step.arm, []).append(load_results(chosen))
+
+    def has(self, arm: str) -> bool:
+        """Whether there is any result of the arm."""
+        return (arm, "") in self._of_arm
+
+    def values(self, figure: Figure) -> Values | None:
+        """The values of a figure; None if it was not measured."""
+        found: dict[str, Entry] = {}
+        for results in self._of_arm.get((figure.arm, figure.on), ()):
+            label = self._label(figure, results)
+            for entry in results.entries:
+                way = figure.way if figure.task != "vqa" else way_of(entry)
+                fits = (entry.label, entry.task, way) == (label, figure.task, figure.way)
+                if fits and entry.metric(figure.metric) is not None:
+                    found.setdefault(entry.weights_sha256, entry)
+        metrics = [metric for entry in found.values() if (metric := entry.metric(figure.metric)) is not None]
+        if not metrics:
+            return None
+        return Values(
+            values=[metric.values for metric in metrics],
+            groups=metrics[0].groups,
+            trained=not figure.is_untuned,
+            notes=[note for entry in list(found.values())[:1] for note in entry.notes],
+        )
+
+    def estimate(
+        self, figure: Figure, against: Figure | None = None, *, factor: float = 1.0, above: float = 0.0
+    ) -> Difference | None:
+        """A figure, or its difference to `factor` times another; None if either was not measured."""
+        a = self.values(figure)
+        b = self.values(against) if against is not None else None
+        if a is None or (against is not None and b is None):
+            return None
+        return difference(
+            a.values,
+            None if b is None else b.values,
+            a.groups,
+            factor=factor,
+            above=above,
+            a_is_trained=a.trained,
+            b_is_trained=b is not None and b.trained,
+        )
+
+    def ways(self) -> list[str]:
+        """All ways of asking, in the order of the results."""
+        entries = (entry for some in self._of_arm.values() for results in some for entry in results.entries)
+        return list(dict.fromkeys(way_of(entry) for entry in entries if entry.task == "vqa"))
+
+    def best_way(self, arm: str) -> str:
+        """The way of asking with the highest accuracy of the arm on validation data; similarity if there are none."""
+        accuracies: dict[str, list[float]] = {}
+        for results in self._choices.get(arm, ()):
+            for entry in results.entries:
+                metric = entry.metric("accuracy")
+                if entry.task == "vqa" and entry.label == self.labels[arm] and metric is not None:
+                    accuracies.setdefault(way_of(entry), []).append(metric.mean)
+        return max(accuracies, key=lambda way: sum(accuracies[way]) / len(accuracies[way]), default=_SIMILARITY)
+
+    def _label(self, figure: Figure, results: Results) -> str | None:
+        own = self.labels[figure.arm]
+        if figure.is_untuned:
+            return results.baseline and results.baseline + figure.alias.removeprefix(BASELINE)
+        return own if figure.alias == ALONE else f"{own}, {figure.alias}"
+
+
+def choice_results(folder: Path) -> Path:
+    """The results on validation data of a choice that was written to `folder`."""
+    return folder.with_name(f"{folder.name}.json")
+
+
+def way_of(entry: Entry) -> str:
+    """The way of asking of a VQA entry, such as "statement + prior"."""
+    if entry.asked is not None:
+        return entry.asked.way
+    asked = re.search(r", asked by ([^,]+)", entry.protocol)
+    return asked[1] if asked else _SIMILARITY

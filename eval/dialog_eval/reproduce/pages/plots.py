@@ -1,0 +1,75 @@
+"""The plot of a study: what each arm gives, and curves over the number or the truth of dialogues."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dialog_eval.metrics.significance import Difference
+from dialog_gen.core.errors import MissingExtraError
+
+_COLOUR, _UNTUNED = "#0072B2", "#555555"
+_ROW_IN, _PANEL_IN = 0.28, 3.4
+
+
+class Point(NamedTuple):
+    """A row of a panel; the first row of each is the untuned model."""
+
+    label: str
+    estimate: Difference
+
+
+def study_plot(
+    panels: Mapping[str, Sequence[Point]], curves: Mapping[str, Sequence[tuple[float, Difference]]]
+) -> bytes:
+    """Draws a PNG: above, a panel for each measure with a row for each model; below, a panel for each curve.
+
+    Raises MissingExtraError if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("the plot of a study", "eval") from None
+    drawn = {name: points for name, points in curves.items() if len(points) > 1}
+    across, rows = len(panels), max((len(points) for points in panels.values()), default=1)
+    upper = _ROW_IN * rows + 0.9
+    figure = Figure(figsize=(_PANEL_IN * across, upper + (2.6 if drawn else 0)), dpi=150, layout="constrained")
+    grid = figure.add_gridspec(2 if drawn else 1, 1, height_ratios=[upper, 2.6] if drawn else [1])
+    above = grid[0].subgridspec(1, max(1, across)).subplots(squeeze=False)[0]
+    for place, (axes, (title, points)) in enumerate(zip(above, panels.items(), strict=False)):
+        _rows(axes, title, points, labelled=place == 0)
+    if drawn:
+        below = grid[1].subgridspec(1, len(drawn)).subplots(squeeze=False)[0]
+        for axes, (title, points) in zip(below, drawn.items(), strict=True):
+            _curve(axes, title, points)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def _rows(axes: Any, title: str, points: Sequence[Point], *, labelled: bool) -> None:
+    for place, point in enumerate(points):
+        mean, low, high = (100 * getattr(point.estimate, part) for part in ("mean", "low", "high"))
+        colour = _COLOUR if place else _UNTUNED
+        axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
+        axes.plot([mean], [place], "o", color=colour, markersize=5)
+    if points:
+        axes.axvline(100 * points[0].estimate.mean, color=_UNTUNED, linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(points)), [point.label for point in points] if labelled else [""] * len(points))
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.set_ylim(len(points) - 0.5, -0.5)
+    axes.set_title(title, fontsize=9, parse_math=False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _curve(axes: Any, title: str, points: Sequence[tuple[float, Difference]]) -> None:
+    x = [value for value, _ in points]
+    mean, low, high = ([100 * getattr(one, part) for _, one in points] for part in ("mean", "low", "high"))
+    axes.fill_between(x, low, high, color=_COLOUR, alpha=0.15, linewidth=0)
+    axes.plot(x, mean, "o-", color=_COLOUR, linewidth=1.6, markersize=5)
+    axes.set_xticks(x)
+    axes.set_xlabel(title, parse_math=False)
+    axes.set_ylabel("VQA (%)")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)

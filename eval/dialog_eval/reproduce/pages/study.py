@@ -1,0 +1,216 @@
+"""The page of a study: a verdict, goals, claims, and what each arm, way of asking and part gives."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dialog_eval.metrics.significance import Difference, holm
+from dialog_eval.reproduce.claims import LEVEL, judge, load_claims, shown
+from dialog_eval.reproduce.measured import ALONE, BASELINE, Figure, Measured
+from dialog_eval.reproduce.pages.markdown import md, table
+from dialog_eval.reproduce.pages.plots import Point, study_plot
+from dialog_eval.reproduce.pages.verdicts import (
+    AS_ANSWERS,
+    AVERAGED,
+    R1,
+    claims_lines,
+    goal_lines,
+    of,
+    row_name,
+    verdict_lines,
+)
+from dialog_eval.reproduce.plan import MoreTable, Plan, StudyPage
+from dialog_gen.core.files import write_file
+
+_MISSING = "not measured"
+
+
+def study_page(plan: Plan, page: StudyPage, measured: Measured, path: Path, details: Path) -> str:
+    """The page; its plot is written beside it."""
+    best = measured.best_way(page.ablated)
+    judged = judge(load_claims(page.claims), measured, best) if page.claims else []
+    rows = _rows(plan, measured)
+    main = [row for row in rows if plan.arms[row.arm].seeds is None or row.alias == BASELINE]
+    plot = path.with_suffix(".png")
+    write_file(plot, study_plot(_points(main, measured, best), _curves(page, measured, best)))
+    lines = [f"# {plan.title}", "", *verdict_lines(page, measured, judged, best), ""]
+    lines += [f"![What each training gives, and what dialogues are worth]({plot.name})", "", plan.about.strip(), ""]
+    lines += goal_lines(judged) + claims_lines(judged)
+    lines += _arms(rows, measured, best) + _ways(main, measured)
+    for more in page.tables:
+        lines += _more(more, plan, measured, best)
+    lines += _ablations(page, plan, measured, best) + _curve_tables(page, plan, measured, best)
+    note = (
+        "Intervals are of 95 %, over images and over seeds (Student's, with the variances of both); with one seed they "
+        "are over images only, and say nothing about another training. All figures, with their notes: "
+        f"[{details.name}]({details.name})."
+    )
+    lines += [note, ""]
+    return "\n".join(lines)
+
+
+def _rows(plan: Plan, measured: Measured) -> list[Figure]:
+    """What the tables have a row for: the untuned model, each arm, and its averaged weights."""
+    arms = [arm for arm in plan.arms if measured.has(arm)]
+    rows = [Figure(arm=arm, alias=BASELINE) for arm in arms[:1]]
+    for arm in arms:
+        rows += [Figure(arm=arm, alias=alias) for alias in (ALONE, AVERAGED)]
+    return [row for row in rows if measured.values(of(row, "retrieval", "image R@1")) is not None]
+
+
+def _arms(rows: Sequence[Figure], measured: Measured, best: str) -> list[str]:
+    columns = [("retrieval", metric, "similarity") for metric in R1]
+    columns += [("vqa", "accuracy", "similarity"), ("vqa", "accuracy", best)]
+    columns += [("vqa", f"accuracy, {kind}", best) for kind in ("yes/no", "number", "other")]
+    head = ["", "seeds", "image R@1", "text R@1", "VQA, similarity", f"VQA, {best}", "yes/no", "number", "other"]
+    body: list[list[str]] = []
+    for row in rows:
+        values = measured.values(of(row, "retrieval", "image R@1"))
+        seeds = "" if row.alias == BASELINE or values is None else str(len(values.values))
+        cells = [_cell(measured, of(row, *column)) for column in columns]
+        body.append([md(row_name(row, measured)), seeds, *cells])
+    note = (
+        f"In percent. The last three columns are parts of the one before, asked by {best}. ‡ marks figures that equal "
+        'those of always answering "yes" or of another way that needs no image; † marks those that are not shown to be '
+        "above them."
+    )
+    return ["## What each training gives", "", *table(head, body), "", note, ""]
+
+
+def _cell(measured: Measured, figure: Figure) -> str:
+    estimate, values = measured.estimate(figure), measured.values(figure)
+    if estimate is None or values is None:
+        return ""
+    mark = ""
+    for note in values.notes:
+        for told in note.removeprefix("without the image: ").split("; "):
+            if told.startswith(f"{figure.metric} equals"):
+                mark = " ‡"
+            elif told.startswith(f"{figure.metric} is not shown to be above"):
+                mark = " †"
+    return shown(estimate) + mark
+
+
+def _ways(rows: Sequence[Figure], measured: Measured) -> list[str]:
+    ways = measured.ways()
+    body = [
+        [md(row_name(row, measured)), *(_cell(measured, of(row, "vqa", "accuracy", way)) for way in ways)]
+        for row in rows
+    ]
+    return [
+        "## Ways of asking",
+        "",
+        *table(["VQA accuracy", *ways], body),
+        "",
+        "In percent. Weights of prior and debias are chosen for each model on the dialogues of validation images.",
+        "",
+    ]
+
+
+def _more(more: MoreTable, plan: Plan, measured: Measured, best: str) -> list[str]:
+    """A table of the plan's own."""
+
+    def figures(row: Figure) -> list[Figure]:
+        return [
+            replace(of(row, one.task, one.metric, best if one.way == "best" else one.way), on=one.on)
+            for one in more.columns
+        ]
+
+    arms = [arm for arm in plan.arms if any(map(measured.values, figures(Figure(arm=arm, alias=BASELINE))))]
+    rows = [Figure(arm=arm, alias=BASELINE) for arm in arms[:1]]
+    rows += [Figure(arm=arm, alias=alias) for arm in arms for alias in (ALONE, AVERAGED, AS_ANSWERS)]
+    body = [
+        [md(row_name(row, measured)), *(_cell(measured, figure) for figure in found)]
+        for row in rows
+        if any(map(measured.values, found := figures(row)))
+    ]
+    head = ["", *(one.name for one in more.columns)]
+    notes = [more.note, ""] if more.note else []
+    return [f"## {more.title}", "", *table(head, body), "", *notes] if body else []
+
+
+def _ablations(page: StudyPage, plan: Plan, measured: Measured, best: str) -> list[str]:
+    arms = [arm for arm in page.ablations if measured.has(arm)]
+    if not arms:
+        return []
+    columns = [
+        ("vqa", "accuracy", "similarity"),
+        ("vqa", "accuracy", best),
+        *(("retrieval", one, "similarity") for one in R1),
+    ]
+    full = Figure(arm=page.ablated)
+    changes = [
+        [measured.estimate(of(Figure(arm=arm), *column), of(full, *column)) for column in columns] for arm in arms
+    ]
+    adjusted = iter(holm([one.p for some in changes for one in some if one is not None]))
+    body = [
+        [
+            f"{md(measured.labels[page.ablated])}, all parts",
+            *(_cell(measured, of(full, *column)) for column in columns),
+        ]
+    ]
+    for arm, some in zip(arms, changes, strict=True):
+        body.append(
+            [md(plan.arms[arm].label), *(_change(one, next(adjusted) if one is not None else 1.0) for one in some)]
+        )
+    head = ["", "VQA, similarity", f"VQA, {best}", *R1]
+    note = (
+        "First row in percent, others as differences to it in points; bold where Holm's p-value, over this table, is "
+        f"below {LEVEL:g}."
+    )
+    return ["## Parts left out, one at a time", "", *table(head, body), "", note, ""]
+
+
+def _change(change: Difference | None, p: float) -> str:
+    if change is None:
+        return _MISSING
+    text = shown(change, "+")
+    return f"**{text}**" if p < LEVEL else text
+
+
+def _points(rows: Sequence[Figure], measured: Measured, best: str) -> dict[str, list[Point]]:
+    """Title of a panel -> its points."""
+    panels = {f"VQA, {best} (%)": ("vqa", "accuracy", best), "VQA, similarity (%)": ("vqa", "accuracy", "similarity")}
+    panels |= {
+        "image R@1 (%)": ("retrieval", "image R@1", "similarity"),
+        "text R@1 (%)": ("retrieval", "text R@1", "similarity"),
+    }
+    found = {
+        title: [
+            Point(row_name(row, measured), estimate)
+            for row in rows
+            if (estimate := measured.estimate(of(row, *column))) is not None
+        ]
+        for title, column in panels.items()
+    }
+    return {title: points for title, points in found.items() if points}
+
+
+def _curves(page: StudyPage, measured: Measured, best: str) -> dict[str, list[tuple[float, Difference]]]:
+    """Name of the x axis -> its points."""
+    return {
+        title: [
+            (x, estimate)
+            for arm, x in sorted(arms.items(), key=lambda item: item[1])
+            if (estimate := measured.estimate(of(Figure(arm=arm), "vqa", "accuracy", best))) is not None
+        ]
+        for title, arms in page.curves.items()
+    }
+
+
+def _curve_tables(page: StudyPage, plan: Plan, measured: Measured, best: str) -> list[str]:
+    lines: list[str] = []
+    for title, arms in page.curves.items():
+        body = [
+            [
+                f"{x:g}",
+                _cell(measured, of(Figure(arm=arm), "vqa", "accuracy")),
+                _cell(measured, of(Figure(arm=arm), "vqa", "accuracy", best)),
+                *(_cell(measured, of(Figure(arm=arm), "retrieval", metric)) for metric in R1),
+            ]
+            for arm, x in arms.items()
+            if measured.has(arm)
+        ]
+        if body:
+            lines += [f"## Over {title}", "", *table([title, "VQA, similarity", f"VQA, {best}", *R1], body), ""]
+    return lines

@@ -1,0 +1,213 @@
+"""Plans: TOML files that say what is trained, how it is measured and which page comes of it.
+
+A plan has steps, arms and measures. A step is a command. An arm is a training, repeated for several seeds. A measure
+is a command for each seed of the arms that name it. In commands, `{out}` is the folder of everything, `{NAME}` the
+output of the step NAME, and so of the training ARM-SEED; a measure also knows `{model}`, `{label}`, `{makes}` (what it
+writes) and, by their names, the other measures of its arm.
+
+What several plans share is in `plans/parts`; a plan names the parts of each scale.
+"""
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.toml_files import find_toml, fit_model, read_toml, shipped_toml
+
+Kind = Literal["download", "generate", "train", "measure", "other"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cost(_Strict):
+    """What a command costs; unknown is 0."""
+
+    minutes: float = Field(default=0.0, ge=0)
+    """On one core of a CPU, as measured."""
+    gpu_hours: float = Field(default=0.0, ge=0)
+    """On an H100, estimated from the rates that the file gives."""
+    images: int = Field(default=0, ge=0)
+    """Number of images to download."""
+
+
+class StepPlan(Cost):
+    """A command that runs once."""
+
+    run: str
+    kind: Kind = "other"
+    makes: str = ""
+    """The file or folder that it writes; the default is {out}/NAME."""
+
+
+class ArmPlan(Cost):
+    """A training, once for each seed; or, without a system, a model that is there."""
+
+    label: str
+    """Its rows in tables."""
+    system: str = ""
+    recipe: str = ""
+    set: list[str] = []
+    """Changes of the recipe."""
+    model: str = ""
+    """The checkpoint that is measured; the default is what the training wrote."""
+    seeds: int | None = Field(default=None, ge=1)
+    """None: as many as the user asks for."""
+    measures: list[str] = []
+
+
+class MeasurePlan(Cost):
+    """A command for each seed of an arm; it writes {makes}."""
+
+    run: str
+    kind: Kind = "measure"
+    suffix: str = ".json"
+    """".json" for results, "" for a checkpoint."""
+    on: str = ""
+    """What its results are on, such as another split, if that is not what the plan's other measures are on."""
+
+
+class ColumnPlan(_Strict):
+    """A measure of a table, found in the results by its names."""
+
+    name: str
+    task: str = "retrieval"
+    metric: str
+    way: str = "similarity"
+    """Of asking; in a study, "best" is the one that validation data choose."""
+    on: str = ""
+    """What is measured on, as a measure of the plan says."""
+
+
+class RowPlan(_Strict):
+    """A row of a published table, and the arm that repeats it."""
+
+    label: str
+    published: list[float]
+    """In percent, in the order of the columns."""
+    arm: str
+    alias: str = "alone"
+    """What of the arm's results it is: "baseline", "alone" or a blend such as "embedding blend 0.9"."""
+
+
+class TablePage(_Strict):
+    """A published table beside our figures."""
+
+    kind: Literal["table"] = "table"
+    columns: list[ColumnPlan]
+    rows: list[RowPlan]
+    """The first is the published baseline."""
+
+    @model_validator(mode="after")
+    def _figures_fit(self) -> "TablePage":
+        for row in self.rows:
+            if len(row.published) != len(self.columns):
+                raise ValueError(f"row {row.label!r} has {len(row.published)} figures for {len(self.columns)} columns")
+        return self
+
+
+class MoreTable(_Strict):
+    """A table of a study, with a row for each model that has any of its figures."""
+
+    title: str
+    note: str = ""
+    columns: list[ColumnPlan]
+
+
+class StudyPage(_Strict):
+    """A study: a verdict, goals, claims, ablations and all figures."""
+
+    kind: Literal["study"] = "study"
+    headline: list[str] = []
+    """Arms of which the first lines tell; the default is `ablated`."""
+    ablations: list[str] = []
+    """Arms, each with one part of `ablated` left out."""
+    ablated: str = ""
+    """The arm that ablations are compared with."""
+    curves: dict[str, dict[str, float]] = {}
+    """Title -> arm -> value on the x axis."""
+    tables: list[MoreTable] = []
+    """In addition to those that every study has."""
+    claims: str = ""
+    """The name of the file of claims, in the folder of claims."""
+    with_plans: list[str] = []
+    """Other plans: claims may name their arms, too, whose results are in the same folder once those plans were run."""
+
+
+class PlainPage(_Strict):
+    """The table of all results."""
+
+    kind: Literal["plain"] = "plain"
+
+
+class Plan(_Strict):
+    """A plan; `load_plan` reads it for one scale."""
+
+    name: str
+    title: str
+    about: str = ""
+    """Markdown, at the top of the page."""
+    scales: dict[str, list[str]]
+    """Scale, such as "shapes" -> the names of the parts that it takes."""
+    seeds: int = Field(default=1, ge=1)
+    """Seeds of each arm, if the user does not say."""
+    launcher: str = "dialog-train"
+    """What starts a training: dialog-train, or `accelerate launch -m dialog_train`."""
+    steps: dict[str, StepPlan] = {}
+    arms: dict[str, ArmPlan] = {}
+    measures: dict[str, MeasurePlan] = {}
+    page: Annotated[TablePage | StudyPage | PlainPage, Field(discriminator="kind")] = PlainPage()
+
+
+FOLDER = Path(str(files("dialog_eval.reproduce"))) / "plans"
+
+
+def shipped_plans() -> dict[str, Path]:
+    """The plans that come with the package: name -> file."""
+    return shipped_toml(FOLDER)
+
+
+def _natural(name: str) -> list[str | int]:
+    """A key that sorts table-5-2 before table-5-10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def list_plans() -> list[tuple[str, str, str]]:
+    """Name, scales and title of each shipped plan."""
+    found: list[tuple[str, str, str]] = []
+    for name, path in sorted(shipped_plans().items(), key=lambda plan: _natural(plan[0])):
+        content = read_toml(path, "plan")
+        if "scales" in content:
+            found.append((name, ", ".join(content["scales"]), content["title"]))
+    return found
+
+
+def load_plan(name_or_file: str, scale: str) -> Plan:
+    """Reads a plan with the parts of its scale. Raises UsageError for an unknown plan, part or scale."""
+    path = find_toml(name_or_file, shipped_plans(), "plan")
+    content = {"name": path.stem, **read_toml(path, "plan")}
+    scales: Any = content.get("scales", {})
+    if not isinstance(scales, dict) or scale not in scales:
+        known = ", ".join(map(str, scales)) or "none"
+        raise UsageError(f"--scale {scale}: the plan {path.stem} has {known}.")
+    parts = shipped_toml(FOLDER / "parts")
+    merged: dict[str, Any] = {}
+    for part in scales[scale]:
+        _merge(merged, read_toml(find_toml(part, parts, "part of a plan"), "part of a plan"))
+    _merge(merged, content)
+    return fit_model(merged, Plan, f"plan file {path}")
+
+
+def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Adds the content of a file; tables are merged, anything else is replaced."""
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value

@@ -1,0 +1,244 @@
+"""Runs the steps of a plan, several at a time, and skips what an earlier run did.
+
+`OUT/steps` has a log of each step, NAME.log, and for each that ended well a record, NAME.json: its command line and how
+long it took. A step is done if its output exists and its record has the same command line. The commands continue what
+was interrupted themselves, so a step without a record simply runs.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dialog_eval.reproduce.steps import Step
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.files import locked_folder, write_json, writing
+
+_POLL_S = 0.1
+_GRACE_S = 60
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What became of the steps."""
+
+    done: set[str] = field(default_factory=set[str])
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+    """Step -> the last line of its log."""
+    left: dict[str, str] = field(default_factory=dict[str, str])
+    """Step that did not run -> the step that it needs and that failed."""
+
+
+class Records:
+    """What earlier runs did in a folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out / "steps"
+
+    def log(self, step: Step) -> Path:
+        """The file with what the step printed."""
+        return self.folder / f"{step.name}.log"
+
+    def seconds(self, step: Step) -> float | None:
+        """How long the step took; None if it is not done."""
+        record = self._read(step)
+        return record["seconds"] if record is not None and self._same(step, record) and step.makes.exists() else None
+
+    def is_done(self, step: Step) -> bool:
+        """Whether its output exists and was made by the same command line."""
+        return self.seconds(step) is not None
+
+    def add(self, step: Step, seconds: float) -> None:
+        """Notes that a step ended well."""
+        write_json(self.folder / f"{step.name}.json", {"command": list(step.words), "seconds": round(seconds, 1)})
+
+    def check(self, steps: Sequence[Step]) -> None:
+        """Raises UsageError if a folder that a step writes was made by another command line; files are replaced."""
+        wrong = [
+            step
+            for step in steps
+            if step.makes.is_dir() and (record := self._read(step)) is not None and not self._same(step, record)
+        ]
+        if wrong:
+            folders = shlex.join(str(step.makes) for step in wrong)
+            before = shlex.join(self._read(wrong[0])["command"])  # type: ignore[index] - it was read above
+            raise UsageError(
+                f"{wrong[0].makes} was made by another command line ({before}): give another --out, "
+                f"or remove what is to be made anew: rm -r {folders}"
+            )
+
+    def _read(self, step: Step) -> dict[str, Any] | None:
+        try:
+            record = json.loads((self.folder / f"{step.name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        is_record = isinstance(record, dict) and isinstance(record.get("seconds"), int | float)
+        return record if is_record and isinstance(record.get("command"), list) else None
+
+    @staticmethod
+    def _same(step: Step, record: Mapping[str, Any]) -> bool:
+        return record["command"] == list(step.words)
+
+
+def run_steps(
+    steps: Sequence[Step], out: Path, *, jobs: int = 1, tell: Callable[[str], None] = lambda line: None
+) -> Outcome:
+    """Runs what is not done, `jobs` steps at a time; `steps` are in order. `tell` gets a line at each start and end.
+
+    A failed step leaves out what needs it; the others run. On KeyboardInterrupt or SIGTERM the running steps are
+    interrupted, too, and waited for. Raises UsageError if another process works in `out`, or if the output of a step
+    was made by another command line; DialogGenError if the folder cannot be written.
+    """
+    records = Records(out)
+    with writing(out), locked_folder(records.folder, "dialog-eval reproduce"):
+        records.check(steps)
+        with _ended_by_sigterm():
+            return _Scheduler(steps, records, jobs, tell).run()
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Generator[None]:
+    """Lets SIGTERM end this process as Ctrl-C does, so that no step stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Scheduler:
+    def __init__(self, steps: Sequence[Step], records: Records, jobs: int, tell: Callable[[str], None]) -> None:
+        self._steps, self._records, self._jobs, self._tell = steps, records, jobs, tell
+        self._outcome = Outcome()
+        self._waiting = list[Step]()
+        self._running: dict[str, tuple[Step, subprocess.Popen[bytes], float]] = {}
+        for step in steps:
+            if records.is_done(step):
+                self._outcome.done.add(step.name)
+            else:
+                self._waiting.append(step)
+        self._to_run = len(self._waiting)
+        self._started = 0
+
+    def run(self) -> Outcome:
+        try:
+            while self._waiting or self._running:
+                self._start_ready()
+                if self._running:
+                    time.sleep(_POLL_S)
+                for step, process, started in list(self._running.values()):
+                    if process.poll() is not None:
+                        self._ended(step, process.returncode, time.monotonic() - started)
+        finally:
+            self._interrupt()
+        return self._outcome
+
+    def _start_ready(self) -> None:
+        lost = self._outcome.failed | self._outcome.left
+        for step in list(self._waiting):
+            if missing := [need for need in step.needs if need in lost]:
+                self._outcome.left[step.name] = lost[missing[0]] if missing[0] in self._outcome.left else missing[0]
+                lost = self._outcome.failed | self._outcome.left
+                self._waiting.remove(step)
+            elif len(self._running) < self._jobs and self._outcome.done.issuperset(step.needs) and self._is_free(step):
+                self._waiting.remove(step)
+                self._start(step)
+
+    def _is_free(self, step: Step) -> bool:
+        """Whether it can run next to what runs: the first training in a `data.work` prepares it for the others."""
+        work = _work(step)
+        others = [other for other, _, _ in self._running.values() if work is not None and _work(other) == work]
+        prepared = any(_work(other) == work for other in self._steps if other.name in self._outcome.done)
+        return prepared or not others
+
+    def _start(self, step: Step) -> None:
+        self._started += 1
+        self._tell(f"[{self._started}/{self._to_run}] {step.name}: {step.command}")
+        step.makes.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+        if self._jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._jobs)))
+        with self._records.log(step).open("wb") as log:
+            try:
+                # A group of its own: Ctrl-C in the terminal reaches this process only, which passes it on once.
+                process = subprocess.Popen(  # noqa: S603 - the commands of a plan
+                    step.words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    process_group=0,
+                )
+            except OSError as error:
+                self._fail(step, f"{step.words[0]}: {error.strerror}")
+                return
+        self._running[step.name] = (step, process, time.monotonic())
+
+    def _ended(self, step: Step, code: int, seconds: float) -> None:
+        del self._running[step.name]
+        if code == 0 and step.makes.exists():
+            self._records.add(step, seconds)
+            self._outcome.done.add(step.name)
+            self._tell(f"{step.name}: done in {_duration(seconds)}")
+        else:
+            said = _last_line(self._records.log(step)) or f"exit code {code}, and {step.makes} is not there"
+            self._fail(step, said)
+
+    def _fail(self, step: Step, said: str) -> None:
+        self._outcome.failed[step.name] = said
+        _log.warning("%s failed, see %s: %s", step.name, self._records.log(step), said)
+
+    def _interrupt(self) -> None:
+        """Interrupts and waits for what still runs, if an exception ended the loop."""
+        # Shells start what runs in the background with SIGINT ignored, and steps inherit that.
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        for _, process, _ in self._running.values():
+            _signal(process, signal.SIGTERM if ignored else signal.SIGINT)
+        deadline = time.monotonic() + _GRACE_S
+        for _, process, _ in self._running.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _signal(process, signal.SIGKILL)
+                process.wait()
+
+
+def _work(step: Step) -> str | None:
+    """The folder of what a training derives from its data."""
+    return next((word for word in step.words if word.startswith("data.work=")), None)
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

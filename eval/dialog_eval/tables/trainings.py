@@ -1,0 +1,72 @@
+"""What was trained on what: the trainings that results record, for each label."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dialog_eval.results import Results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """The trainings of one label, which differ in their seeds."""
+
+    label: str
+    text: str
+    """Such as "tuned from shapes-clip on 3,031 images of demo-dialogues in 400 steps, 3 seeds" """
+    method: str
+    """A sentence, or empty"""
+    settings: dict[str, str]
+    """The settings that not all labels of the page share"""
+
+
+def trainings(read: Iterable[Results]) -> list[Training]:
+    """The trainings of all labels, in order of first appearance; labels that no training is known of are left out."""
+    records: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for results in read:
+        models = results.settings.get("models")
+        for label, model in models.items() if isinstance(models, dict) else ():
+            training = model.get("training") if isinstance(model, dict) else None
+            if isinstance(training, dict):
+                records.setdefault(label, {})[str(model.get("weights_sha256"))] = training
+    first = {label: _settings(next(iter(some.values()))) for label, some in records.items()}
+    values: dict[str, set[str]] = {}
+    for settings in first.values():
+        for key, value in settings.items():
+            values.setdefault(key, set()).add(value)
+    apart = {key for key, some in values.items() if len(some) > 1 or sum(key in s for s in first.values()) < len(first)}
+    return [
+        Training(
+            label=label,
+            text=_text(list(some.values())),
+            method=str(next(iter(some.values())).get("method") or ""),
+            settings={key: value for key, value in first[label].items() if key in apart},
+        )
+        for label, some in records.items()
+    ]
+
+
+def _settings(training: Mapping[str, Any]) -> dict[str, str]:
+    settings = training.get("settings")
+    return {key: str(value) for key, value in settings.items()} if isinstance(settings, dict) else {}
+
+
+def _text(some: list[Mapping[str, Any]]) -> str:
+    first, settings = some[0], _settings(some[0])
+    parts = [f"from {first['model']}"] if isinstance(first.get("model"), str) else []
+    data = settings.get("data.dialogues")
+    steps = first.get("steps")
+    rows = [number for one in some if isinstance(number := one.get("rows"), int)]
+    if rows:
+        parts.append(f"on {_counted(max(rows), 'image')}" + (f" of {data}" if data else ""))
+    elif data:
+        parts.append(f"on {data}")
+    if isinstance(steps, int):
+        parts.append(f"in {_counted(steps, 'step')}")
+    if (batch := settings.get("optim.batch_size")) is not None:
+        parts.append(f"of {batch}")
+    return "tuned " + " ".join(parts) + (f", {len(some)} seeds" if len(some) > 1 else "")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,122 @@
+"""Dialogues that are true by construction: `python -m dialog_gen.shapes.oracle SHAPES --out DATASET`.
+
+In place of a generator, the scene graphs ask and answer three questions about each image of a downloaded world. Such
+dialogues are the upper bound of what a generator can give, and they stand in for one in `shapes-2`, which
+has no generator of its own. With `--truth 0.7`, 30 % of the answers are replaced by others of the same kind, to measure
+what false dialogues cost.
+"""
+
+import argparse
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dialog_gen.core.console import say
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.hashing import sha256_json
+from dialog_gen.core.plural import count_of
+from dialog_gen.core.version import __version__
+from dialog_gen.dataset.record import PAIR_COLUMNS, SCHEMA_VERSION
+from dialog_gen.dataset.shard_writer import ShardWriter
+from dialog_gen.dataset.writer import open_writer
+from dialog_gen.shapes.questions import Question
+from dialog_gen.shapes.truth import load_scenes
+from dialog_gen.shapes.worlds import AnyScene, world_of
+from dialog_gen.sources.base import SourceImage, open_source
+
+QUESTIONS = 3
+_MODEL, _ENGINE, _PROTOCOL = "oracle", "scene graphs", f"oracle-{QUESTIONS}qa"
+
+
+def write_dialogues(shapes: Path, out: str, *, seed: int = 0, truth: float = 1.0) -> int:
+    """Writes a dataset with a row for each image of a downloaded world; gives the number of rows.
+
+    `truth`: probability of each answer to stay true, from 0 to 1. Finished shards are kept; the same world, seed and
+    truth give the same dialogues. Raises UsageError for an image without a scene graph, for a truth beyond its bounds,
+    or if `out` has a dataset of another kind.
+    """
+    if not 0 <= truth <= 1:
+        raise UsageError(f"--truth {truth:g}: give the share of true answers, from 0 to 1.")
+    scenes, rows = load_scenes(shapes), 0
+    config: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "model": _MODEL,
+        "engine": _ENGINE,
+        "protocol": _PROTOCOL,
+        "seed": seed,
+    }
+    if truth < 1:
+        config["truth"] = truth
+    with open_writer(out, config) as store:
+        for shard in open_source(str(shapes / "images"), shard_size=1024):
+            rows += shard.count
+            if not store.claim(shard):
+                continue
+            writer = ShardWriter(store.staging(), shard)
+            for index, image in enumerate(shard.read()):
+                writer.add(index, _row(image, scenes, seed, truth), output_tokens=0)
+            store.commit(writer.finish())
+    return rows
+
+
+def _row(image: SourceImage, scenes: Mapping[str, AnyScene], seed: int, truth: float) -> dict[str, Any]:
+    if image.image_id not in scenes:
+        raise UsageError(f"truth.jsonl has no scene for image {image.image_id}: download the world again.")
+    scene = scenes[image.image_id]
+    world = world_of(scene)
+    questions = world.ask(scene, random.Random(f"oracle/{seed}/{image.image_id}"), QUESTIONS)
+    # A stream of its own, so that a lower truth asks the same questions and replaces the same answers and more.
+    rng = random.Random(f"oracle truth/{seed}/{image.image_id}")
+    pairs = [
+        {"user": asked.question, "assistant": _answer(asked, world.answer_groups, true=rng.random() < truth, rng=rng)}
+        for asked in questions
+    ]
+    return {
+        "image_id": image.image_id,
+        "image_sha256": hashlib.sha256(image.data).hexdigest(),
+        "images": [{"bytes": image.data, "path": image.path}],
+        "url": image.url,
+        "source_sha256": image.source_sha256,
+        "caption": image.caption,
+        "texts": pairs,
+        **dict.fromkeys(PAIR_COLUMNS),
+        "model": _MODEL,
+        "model_revision": None,
+        "engine": _ENGINE,
+        "engine_version": __version__,
+        "protocol": _PROTOCOL,
+        "prompt_sha256": sha256_json({"protocol": _PROTOCOL}),
+        "sampling": {"temperature": 0.0, "top_p": 1.0, "max_tokens": 0, "seed": seed},
+        "finish_reasons": ["stop"],
+        "attempts": 1,
+        "created_at": datetime.now(UTC),
+    }
+
+
+def _answer(asked: Question, groups: Sequence[Sequence[str]], *, true: bool, rng: random.Random) -> str:
+    """The true answer, or a false one of the same group."""
+    others = [answer for group in groups if asked.answer in group for answer in group if answer != asked.answer]
+    wrong = rng.choice(others)
+    return asked.answer if true else wrong
+
+
+def main() -> None:
+    """Writes the dataset."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("shapes", type=Path, help="the folder that `dialog-gen download` wrote for a world")
+    parser.add_argument("--out", required=True, help="the dataset to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--truth", type=float, default=1.0, help="share of answers that are true, from 0 to 1")
+    arguments = parser.parse_args()
+    try:
+        rows = write_dialogues(arguments.shapes, arguments.out, seed=arguments.seed, truth=arguments.truth)
+    except (UsageError, FileNotFoundError) as error:
+        parser.error(str(error))
+    say(f"{arguments.out}: {count_of(rows, 'dialogue')} of {QUESTIONS} pairs")
+
+
+if __name__ == "__main__":
+    main()

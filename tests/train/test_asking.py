@@ -1,0 +1,186 @@
+"""Statements, forms of questions, and the prior of answers."""
+
+import math
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.rows import gates_of, make_row
+from helpers.training import scene_row, write_dialogues
+
+from dialog_gen.core.errors import UsageError
+from dialog_gen.shapes.worlds import FIRST, SECOND, World
+from dialog_train.asking import prior as prior_module
+from dialog_train.asking.prior import AnswerPrior
+from dialog_train.asking.questions import Form, fits, form_of
+from dialog_train.asking.statements import negated, statement
+
+# Question, answer, statement, its denial.
+SENTENCES = [
+    ("What color is the star?", "purple", "the star is purple", "the star is not purple"),
+    ("What color is the car on the left?", "red", "the car on the left is red", "the car on the left is not red"),
+    ("What shape is in the top right?", "square", "a square is in the top right", "a square is not in the top right"),
+    ("What shape is in the corner?", "cross", "a cross is in the corner", "a cross is not in the corner"),
+    ("Is there a red square?", "yes", "there is a red square", "there is no red square"),
+    ("Is there a red square?", "No.", "there is no red square", "there is a red square"),
+    ("Are there any people?", "yes", "there are people", "there are no people"),
+    ("How many green objects are there?", "2", "there are 2 green objects", "there are not 2 green objects"),
+    ("How many green objects are there?", "1", "there is 1 green object", "there is not 1 green object"),
+    ("How many objects are there?", "0", "there are no objects", "there are objects"),
+    (
+        "How many people are wearing hats?",
+        "3",
+        "there are 3 people wearing hats",
+        "there are not 3 people wearing hats",
+    ),
+    ("How many wheels does the bus have?", "4", "the bus has 4 wheels", "the bus does not have 4 wheels"),
+    ("Is the yellow star small or large?", "large", "the yellow star is large", "the yellow star is not large"),
+    ("Is it day or night?", "night", "it is night", "it is not night"),
+    ("Is the man wearing a hat?", "no", "the man is not wearing a hat", "the man is wearing a hat"),
+    ("Is the sky blue?", "yes", "the sky is blue", "the sky is not blue"),
+    ("Is this a cat?", "no", "this is not a cat", "this is a cat"),
+    ("Is the dog on the bed?", "yes", "the dog is on the bed", "the dog is not on the bed"),
+    ("Does the man have a hat?", "yes", "the man has a hat", "the man does not have a hat"),
+    ("Do the people look happy?", "no", "the people do not look happy", "the people look happy"),
+    ("What is the man holding?", "a bat", "the man is holding a bat", "the man is not holding a bat"),
+    ("What is the man doing?", "skiing", "the man is skiing", "the man is not skiing"),
+    ("What's on the table?", "pizza", "pizza is on the table", "pizza is not on the table"),
+    ("What does the stand sell?", "fruit", "the stand sells fruit", "the stand does not sell fruit"),
+    ("What does the sign say?", "stop", "the sign says stop", "the sign does not say stop"),
+    ("Is there no red circle?", "yes", "there is no red circle", "there is red circle"),
+    ("Are there no dogs?", "no", "there are dogs", "there are no dogs"),
+    ("Is the star left of the cross?", "yes", "the star is left of the cross", "the star is not left of the cross"),
+    ("Is the dog next to the cat?", "no", "the dog is not next to the cat", "the dog is next to the cat"),
+    ("Is the glass full of water?", "yes", "the glass is full of water", "the glass is not full of water"),
+    ("Is the color of the car red?", "no", "the color of the car is not red", "the color of the car is red"),
+    (
+        "What texture does the green star have?",
+        "striped",
+        "the texture of the green star is striped",
+        "the texture of the green star is not striped",
+    ),
+    ("Where is the cat?", "on the bed", "the cat is on the bed", "the cat is not on the bed"),
+    ("Where is the star?", "top left", "the star is in the top left", "the star is not in the top left"),
+]
+
+
+@pytest.mark.parametrize(("question", "answer", "said", "denied"), SENTENCES)
+def test_statements(question: str, answer: str, said: str, denied: str) -> None:
+    assert statement(question, answer) == said
+    assert negated(question, answer) == denied
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Why is he sad?", "rain"),
+        ("Is there a star?", "purple"),
+        ("What color is it?", "yes"),
+        ("stars", "two"),
+        ("", "yes"),
+        ("What?", "x"),
+        ("Is it?", ""),
+    ],
+)
+def test_what_has_no_rule_stays_question_and_answer(question: str, answer: str) -> None:
+    assert statement(question, answer) == f"{question} {answer}"
+    assert negated(question, answer) is None
+
+
+@pytest.mark.parametrize("world", [FIRST, SECOND], ids=lambda world: world.name)
+def test_every_question_of_the_embedded_worlds_has_a_rule(world: World[Any]) -> None:
+    scenes = [world.draw_scene("train", 0, n) for n in range(300)]
+    asked = [one for n, scene in enumerate(scenes) for one in world.ask(scene, random.Random(n), 3)]
+    assert {one.kind for one in asked} == set(world.question_kinds)
+    for question, answer in {(one.question, one.answer) for one in asked}:
+        told, denied = statement(question, answer), negated(question, answer)
+        assert not told.startswith(question)
+        assert denied not in (None, told)
+        for sentence in (told, str(denied)):
+            # One sentence with one verb: "the star left of is the cross" and "there is no no star" are none.
+            assert re.fullmatch(r"(?:an? |the |there ).*\b(?:is|are)\b(?!.*\b(?:is|are)\b).+", sentence), sentence
+            assert not re.search(r"\bno no\b|\bof (?:is|are)\b", sentence), sentence
+
+
+@pytest.mark.parametrize(
+    ("question", "form", "fitting", "others"),
+    [
+        ("Is there a dog or a cat?", "choice", ["yes", "no", "dog"], ["3", "purple"]),
+        ("Is the star small or large?", "choice", ["small", "Large", "both"], ["blue", "2"]),
+        ("Are they happy?", "yes/no", ["yes", "No."], ["happy", "1"]),
+        ("How many dogs?", "number", ["3", "two", "none", "lots"], ["yes", "brown"]),
+        ("What color is it?", "other", ["red", "red and white"], ["yes", "2"]),
+        ("What number is on the bus?", "other", ["2", "red"], ["no"]),
+        ("", "other", ["red"], ["yes"]),
+    ],
+)
+def test_answers_fit_the_form(question: str, form: Form, fitting: list[str], others: list[str]) -> None:
+    assert form_of(question) == form
+    assert [answer for answer in fitting + others if fits(question, answer)] == fitting
+
+
+def test_prior_is_the_formula_over_kept_pairs(tmp_path: Path) -> None:
+    rows = [scene_row(number) for number in range(40)]
+    # A gate marks the first pair of every third row.
+    for row in rows[::3]:
+        row["gates"] = gates_of([["leak"], *[[] for _ in row["texts"][1:]]])
+    prior = AnswerPrior.of_dataset(write_dialogues(tmp_path / "d", {"a": rows[:25], "b": rows[25:]}))
+    kept = [
+        (" ".join(pair["user"].lower().rstrip("?").split()[:2]), pair["assistant"].lower())
+        for number, row in enumerate(rows)
+        for place, pair in enumerate(row["texts"])
+        if not (number % 3 == 0 and place == 0)
+    ]
+    answers = sorted({answer for _, answer in kept})
+    assert prior.pairs == len(kept) < sum(len(row["texts"]) for row in rows)
+    for kind in {kind for kind, _ in kept}:
+        total = sum(1 for k, _ in kept if k == kind)
+        wanted = [
+            math.log((kept.count((kind, answer)) + 0.01) / (total + 0.01 * (len(answers) + 1)))
+            for answer in [*answers, "never said"]
+        ]
+        found = prior.log_probabilities(f"{kind} xyz?", [*map(str.upper, answers), "never said"])
+        assert found.tolist() == pytest.approx(wanted)
+        assert sum(map(math.exp, found)) == pytest.approx(1)
+        assert prior.answers(kind) == Counter(answer for k, answer in kept if k == kind)
+    assert len(set(prior.log_probabilities("never asked so", answers))) == 1
+    assert not prior.answers("never asked so")
+    prior.save(tmp_path / "prior.json")
+    again = AnswerPrior.load(tmp_path / "prior.json")
+    assert (again.sha256, again.pairs) == (prior.sha256, prior.pairs)
+
+
+def test_prior_of_some_images(tmp_path: Path) -> None:
+    rows = [scene_row(number) for number in range(6)]
+    data = write_dialogues(tmp_path / "d", {"a": rows})
+    some = {row["image_sha256"] for row in rows[::2]}
+    wanted = AnswerPrior.of_pairs((p["user"], p["assistant"]) for row in rows[::2] for p in row["texts"])
+    assert AnswerPrior.of_dataset(data, uses=some.__contains__).sha256 == wanted.sha256
+    assert AnswerPrior.of_dataset(data, most_pairs=4).pairs == 4
+
+
+def test_rare_answers_are_forgotten_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prior_module, "_MOST_COUNTS", 100)
+    prior = AnswerPrior.of_pairs(
+        pair for n in range(500) for pair in (("Is it?", "yes" if n % 3 else "no"), ("What is it?", f"answer {n}"))
+    )
+    assert prior.answers("is it") == {"yes": 333, "no": 167}
+    assert len(prior.answers("what is")) <= 100
+    assert prior.pairs == 1000
+    assert prior.log_probabilities("is it", ["yes"])[0] == pytest.approx(math.log(333 / 500), abs=1e-2)
+
+
+def test_a_prior_of_nothing_is_refused(tmp_path: Path) -> None:
+    row = make_row(0)
+    row["gates"] = gates_of([["leak"]])
+    with pytest.raises(UsageError, match="no question and answer to count"):
+        AnswerPrior.of_dataset(write_dialogues(tmp_path / "d", {"a": [row]}))
+    for content, why in (("{", "is no answer prior"), ('{"format": "x", "counts": {}, "totals": {}}', "format 'x'")):
+        (tmp_path / "p.json").write_text(content)
+        with pytest.raises(UsageError, match=why):
+            AnswerPrior.load(tmp_path / "p.json")
+    with pytest.raises(UsageError, match="cannot be read"):
+        AnswerPrior.load(tmp_path / "none.json")

@@ -1,0 +1,103 @@
+"""The texts of candidates: which answers are foils, how often, and in which words."""
+
+import pickle
+import random
+from collections import Counter
+
+import pytest
+
+from dialog_train.asking.prior import AnswerPrior
+from dialog_train.asking.statements import negated, statement
+from dialog_train.config import CandidateFormat
+from dialog_train.data.pair_texts import Candidates, OneText
+
+COLORS = {"red": 50, "green": 25, "blue": 15, "light red": 5, "yellow": 5}
+COLOR_PAIRS = [("What color is it?", color) for color, count in COLORS.items() for _ in range(count)]
+STAR_PAIRS = [("Is there a star?", answer) for answer in ["yes"] * 30 + ["no"] * 10]
+PRIOR = AnswerPrior.of_pairs(COLOR_PAIRS + STAR_PAIRS)
+
+
+def candidates(
+    foils: int = 3,
+    denials: bool = False,
+    prior: AnswerPrior = PRIOR,
+    text_format: CandidateFormat = "question_answer",
+) -> Candidates:
+    return Candidates(prior=prior, text_format=text_format, foils=foils, denials=denials)
+
+
+def pair(question: str, answer: str) -> dict[str, str]:
+    return {"user": question, "assistant": answer}
+
+
+def test_one_text_of_each_pair() -> None:
+    one = OneText("labelled", "Question: {user} Answer: {assistant}")
+    assert one("0", [pair("What?", "This.")]) == ["Question: What? Answer: This."]
+    assert (one.per_pair, one.config, one.shares([])) == (1, {"dialogue_format": "labelled"}, None)
+
+
+def test_the_right_text_is_first_and_foils_answer_the_same_type_of_question() -> None:
+    texts = candidates()("a", [pair("What color is the star?", "Green.")])
+    assert texts[0] == "What color is the star? green"
+    assert {text.removeprefix("What color is the star? ") for text in texts[1:]} < COLORS.keys() - {"green"}
+    assert len(set(texts)) == 4
+
+
+def test_no_foil_may_be_true_too() -> None:
+    pairs = [pair("What color is it?", "red"), pair("What color is it", "blue"), pair("What color is that?", "green")]
+    for number in range(50):
+        texts = candidates()(str(number), pairs)
+        # "light red" is nested with "red", "blue" answers the same question; the last question has other answers.
+        assert not {text.rsplit("it? ", 1)[-1] for text in texts[1:4]} & {"red", "light red", "blue"}
+    third = {text for number in range(50) for text in candidates()(str(number), pairs)[9:]}
+    assert {"What color is that? red", "What color is that? blue"} <= third
+
+
+def test_foils_are_as_frequent_as_answers() -> None:
+    drawn = Counter[str]()
+    for number in range(4000):
+        drawn.update(candidates(foils=1).draw("What color is it?", ["yellow"], random.Random(number)))
+    total = sum(COLORS.values()) - COLORS["yellow"]
+    expected = {color: count / total for color, count in COLORS.items() if color != "yellow"}
+    assert {color: count / 4000 for color, count in drawn.items()} == pytest.approx(expected, abs=0.03)
+
+
+def test_answers_to_other_questions_fill_up() -> None:
+    (right, first, *others) = candidates(foils=4)("a", [pair("Is there a circle?", "yes")])
+    assert (right, first) == ("Is there a circle? yes", "Is there a circle? no")
+    assert {text.removeprefix("Is there a circle? ") for text in others} <= COLORS.keys()
+    assert len(set(others)) == 3
+
+
+def test_texts_that_do_not_exist_are_empty() -> None:
+    few = AnswerPrior.of_pairs([("Is it?", "yes"), ("Is it?", "no")])
+    made = candidates(foils=3, denials=True, prior=few)
+    assert made("a", [pair("Is it red?", "yes")])[:4] == ["Is it red? yes", "Is it red? no", "", ""]
+    alone = candidates(foils=1, denials=True, prior=AnswerPrior.of_pairs([("Is it?", "yes")]))
+    assert alone("a", [pair("Is it red?", "yes")]) == ["Is it red? yes", "", negated("Is it red?", "yes"), ""]
+    assert len(candidates(denials=True)("a", [pair("Why?", "because")] * 2)) == 12
+
+
+def test_statements_and_denials() -> None:
+    made = candidates(foils=2, denials=True, text_format="statement")
+    texts = made("a", [pair("What color is the star?", "red")])
+    question = "What color is the star?"
+    answers = [text.removeprefix("the star is ") for text in texts[:3]]
+    assert answers[0] == "red"
+    assert texts[:3] == [statement(question, answer) for answer in answers]
+    assert texts[3:] == [negated(question, answer) for answer in answers[:2]]
+
+
+def test_image_and_number_determine_the_foils() -> None:
+    pairs = [pair("What color is it?", "red"), pair("What color is that?", "red")]
+    made, again = candidates(foils=2), pickle.loads(pickle.dumps(candidates(foils=2)))
+    assert [made(str(n), pairs) for n in range(20)] == [again(str(n), pairs) for n in reversed(range(20))][::-1]
+    assert len({tuple(made(str(n), pairs)) for n in range(20)}) > 5
+
+
+def test_shares_of_types() -> None:
+    assert candidates().shares([pair("What color?", "red"), pair("Is there one?", "no"), pair("Why?", "so")]) == [
+        100 / 140,
+        40 / 140,
+        0,
+    ]

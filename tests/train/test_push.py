@@ -1,0 +1,225 @@
+"""`dialog-train push` against a stand-in of the Hub; what it published is read by open_clip and transformers."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from helpers.hub import TOKEN, Failure, Repo, StandIn, replaced_hub
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoProcessor
+
+from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.core.errors import UsageError
+from dialog_train.cli import run
+from dialog_train.push import push_checkpoint
+
+REPO = "me/draft"
+TRAINING: dict[str, Any] = {
+    "steps": 400,
+    "losses": {"loss": 2.5},
+    "method": "DRAFT: aligns captions and dialogues.",
+    "recipe": {
+        "model": "shapes-clip",
+        "optim": {"lr": 0.001, "ema_decay": None, "betas": [0.9, 0.98]},
+        "data": {"dialogues": "/home/someone/secret/my-dialogues"},
+    },
+    "training_set": {"rows": 3031},
+    "versions": {"torch": "2.13.0"},
+}
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    with replaced_hub(tmp_path / "hf-home", monkeypatch) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "run/model"
+    folder.mkdir(parents=True)
+    save_clip(load_clip("shapes-clip"), folder)
+    (tmp_path / "run/train.json").write_text(json.dumps(TRAINING))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def metric(name: str, mean: float) -> dict[str, Any]:
+    return {"name": name, "values": [mean], "groups": None, "mean": mean, "low": mean - 0.02, "high": mean + 0.03}
+
+
+def results(file: Path, own: str, **changes: Any) -> Path:
+    common = {"task": "vqa", "dataset": "questions 0123", "protocol": "MC-18", "model": "m"}
+    accuracies = ((own, "DRAFT", 0.685), ("b" * 64, "base", 0.198), ("c" * 64, "another", 0.777))
+    entries: list[dict[str, Any]] = [
+        {**common, "label": label, "weights_sha256": sha256, "metrics": [metric("accuracy", mean)], "notes": []}
+        for sha256, label, mean in accuracies
+    ]
+    entries.append({**entries[0], "label": "blended", "blend": "weight", "metrics": [metric("accuracy", 0.555)]})
+    entries[0]["notes"] = ["yes/no equals <always> [yes](http://evil.example)"]
+    reference = {"name": 'always "yes"', "task": "vqa", "dataset": "questions 0123", "metric": "accuracy", "value": 0.1}
+    content = {"format": "dialog-eval results 1", "baseline": "base", "entries": entries, "references": [reference]}
+    file.write_text(json.dumps({**content, **changes}))
+    return file
+
+
+def test_publishes_the_checkpoint_with_its_card_in_one_commit(hub: StandIn, checkpoint: Path) -> None:
+    before = contents(checkpoint)
+    pushed = push_checkpoint(checkpoint.parent, REPO)
+    assert contents(checkpoint) == before
+    assert hub.repos[REPO].files == {**before, "README.md": pushed.card.encode()}
+    assert (pushed.commit, pushed.url) == (hub.repos[REPO].head, f"{hub.url}/{REPO}")
+    assert len(hub.repos[REPO].commits) == 2  # the Hub's own first one, and this
+    assert push_checkpoint(checkpoint, REPO).commit == pushed.commit
+
+
+def test_others_read_what_was_published(hub: StandIn, checkpoint: Path, tmp_path: Path) -> None:
+    push_checkpoint(checkpoint, REPO, with_transformers=True)
+    pulled = tmp_path / "pulled"
+    pulled.mkdir()
+    for name, content in hub.repos[REPO].files.items():
+        (pulled / name).write_bytes(content)
+    ours, texts, pixels = load_clip(str(pulled)), ["a red circle", "Is there a star? yes"], torch.rand(2, 3, 64, 64)
+    expected = ours.embed_texts(texts), ours.embed_images(pixels)
+
+    model: Any = open_clip.create_model(f"local-dir:{pulled}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{pulled}")(texts)
+    exported = AutoModel.from_pretrained(pulled).eval()
+    inputs = AutoProcessor.from_pretrained(pulled)(text=texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        native = normalize(model.encode_text(tokens), dim=-1), normalize(model.encode_image(pixels), dim=-1)
+        found = exported(**inputs, pixel_values=pixels)
+    for texts_found, images_found in (native, (found.text_embeds, found.image_embeds)):
+        torch.testing.assert_close(texts_found, expected[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(images_found, expected[1], rtol=0, atol=1e-5)
+
+
+def test_the_card_says_data_method_figures_and_limits(checkpoint: Path, tmp_path: Path) -> None:
+    sha256 = load_clip(str(checkpoint)).weights_sha256
+    file = results(tmp_path / "results.json", sha256)
+    card = push_checkpoint(checkpoint, REPO, results=[file, file], licence="cc-by-4.0", dry_run=True).card
+    words = card.replace("\\", "")
+    assert f"SHA-256 of its weights: `{sha256}`" in card
+    assert "license: cc-by-4.0" in card
+    assert "Method: DRAFT: aligns captions and dialogues." in words
+    for row in (
+        "| dialogues | my-dialogues |",
+        "| images in training | 3031 |",
+        "| optim.lr | 0.001 |",
+        "| optim.betas | 0.9, 0.98 |",
+        "| accuracy | DRAFT (this model) | 0.685 | 0.665 to 0.715 |",
+        "| accuracy | base (baseline) | 0.198 | 0.178 to 0.228 |",
+        "| accuracy | always &quot;yes&quot; | 0.1 | no model |",
+    ):
+        assert words.count(row) == 1, row
+    assert "## Limits" in card
+    # Neither another model's figures, nor a blend's, nor a path, nor markup of others.
+    assert r"equals &lt;always&gt; \[yes\]\(http\:\/\/evil" in card
+    assert [text for text in ("0.777", "0.555", "secret", "ema_decay", "<always>") if text in words] == []
+
+
+def test_a_card_without_results_or_training_says_so(checkpoint: Path) -> None:
+    (checkpoint.parent / "train.json").unlink()
+    card = push_checkpoint(checkpoint, REPO, dry_run=True).card
+    assert "no results of an evaluation were given" in card
+    assert "No record of a training" in card
+    assert "Nothing is recorded about the data" in card
+
+
+def test_a_dry_run_needs_no_token_and_sends_nothing(
+    hub: StandIn, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    assert run(["push", str(checkpoint), "--repo", REPO, "--dry-run"]) == 0
+    assert hub.requests == []
+    assert "nothing was sent" in capsys.readouterr().out
+    card = (checkpoint / "README.md").read_text()
+    assert "# draft" in card
+    assert run(["push", str(checkpoint), "--repo", REPO]) == 2
+    assert "no Hugging Face token" in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    push_checkpoint(checkpoint, REPO)  # the card that is there is made again, not a foreign file
+    assert hub.repos[REPO].files["README.md"].decode() == card
+
+
+def test_the_token_is_never_printed(hub: StandIn, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.failures.append(Failure("POST /api/models/.*/commit/", 403))
+    assert run(["push", str(checkpoint), "--repo", REPO, "--json"]) == 2
+    hub.failures.clear()
+    assert run(["push", str(checkpoint), "--repo", REPO, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "you sent" in printed.err
+    assert TOKEN not in printed.err + printed.out + hub.repos[REPO].files["README.md"].decode()
+    assert json.loads(printed.out)["commit"] == hub.repos[REPO].head
+
+
+def add(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(b"\x80\x04")
+
+
+def damage(folder: Path) -> None:
+    (folder / "open_clip_config.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (add("optimizer.pt"), "optimizer.pt is no part of a checkpoint"),
+        (add("pytorch_model.bin"), "may hold pickled code"),
+        (add(".env"), "is no part of a checkpoint"),
+        (lambda folder: (folder / "notes.txt").symlink_to("/etc/hostname"), "is a link"),
+        (damage, "is damaged, its checksum"),
+        (lambda folder: (folder.parent / "train.json").write_text("["), "train.json is damaged"),
+    ],
+    ids=["pickle", "bin", "secret", "link", "damaged", "damaged training"],
+)
+def test_refuses_what_is_no_intact_checkpoint(
+    hub: StandIn, checkpoint: Path, change: Callable[[Path], object], message: str
+) -> None:
+    change(checkpoint)
+    with pytest.raises(UsageError, match=message):
+        push_checkpoint(checkpoint, REPO)
+    assert hub.repos == {}
+
+
+def test_refuses_results_of_other_weights_or_another_layout(hub: StandIn, checkpoint: Path, tmp_path: Path) -> None:
+    other = results(tmp_path / "other.json", "d" * 64)
+    with pytest.raises(UsageError, match=r"has no figure of this checkpoint.*it has 'DRAFT', 'base', 'another'"):
+        push_checkpoint(checkpoint, REPO, results=[other])
+    for content in ("[", '{"format": "something"}'):
+        (tmp_path / "layout.json").write_text(content)
+        with pytest.raises(UsageError, match=r"is no results\.json of dialog-eval"):
+            push_checkpoint(checkpoint, REPO, results=[tmp_path / "layout.json"])
+    with pytest.raises(UsageError, match="cannot be read"):
+        push_checkpoint(checkpoint, REPO, results=[tmp_path / "nowhere.json"])
+    assert hub.repos == {}
+
+
+def test_refuses_wrong_arguments(hub: StandIn, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="USER/NAME"):
+        push_checkpoint(checkpoint, "draft")
+    with pytest.raises(UsageError, match="is no folder"):
+        push_checkpoint(tmp_path / "nowhere", REPO)
+    with pytest.raises(UsageError, match="--licence is empty"):
+        push_checkpoint(checkpoint, REPO, licence=" ")
+    assert hub.requests == []
+
+
+def test_a_repository_of_something_else_is_replaced_only_on_request(hub: StandIn, checkpoint: Path) -> None:
+    theirs = {"config.json": b"{}", "model.safetensors": b"weights"}
+    hub.repos[REPO] = Repo()
+    hub.repos[REPO].commit(theirs)
+    with pytest.raises(UsageError, match=r"holds no checkpoint of dialog-train but 'config.json'"):
+        push_checkpoint(checkpoint, REPO)
+    with pytest.raises(UsageError, match="exists and is public"):
+        push_checkpoint(checkpoint, REPO, private=True, replace=True)
+    assert hub.repos[REPO].files == theirs
+    push_checkpoint(checkpoint, REPO, replace=True)
+    assert set(hub.repos[REPO].files) == {*contents(checkpoint), "README.md"}

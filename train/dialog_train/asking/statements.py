@@ -1,0 +1,258 @@
+"""Turns a question and its answer into a statement, by rules for the common forms of English questions.
+
+    What color is the star?            purple -> the star is purple                  (TAP-C, arXiv 2203.07190)
+    Is there a red square?             no     -> there is no red square
+    How many green objects are there?  2      -> there are 2 green objects
+    Is the star small or large?        small  -> the star is small
+    What is the man holding?           a bat  -> the man is holding a bat
+
+A question has three parts: what it asks for, its auxiliary, and the rest. The rest begins with the subject, or it is
+only the predicate: "what is | on the table". `negated` denies the same statement (NegBench, arXiv 2501.09425).
+"""
+
+import re
+from dataclasses import dataclass
+
+from dialog_train.asking.questions import AUXILIARIES, COPULAS, YES_NO, answer_key, tidy, word_set
+
+_DETERMINERS = word_set("the a an this that these those his her its their our your my any some all both each every no")
+_PRONOUNS = word_set("it this that these those he she they there someone anyone everyone you we one")
+_PREPOSITIONS = word_set(
+    """in on at under above below behind beside near over inside outside with without from by to next between against
+    for through across around along into onto off up down"""
+)
+# Words that begin a predicate if one of `_LINKS` follows: "Is the star | left of the cross?"
+_LINKED = word_set("left right next close far adjacent ahead full made part similar equal different")
+_LINKS = word_set("of to from")
+_NOT_VERBS = word_set(
+    "building ceiling king thing string ring wing painting clothing morning evening wedding spring duckling"
+)
+# Verbs that questions with do, does and did have, for the end of the subject: "Does the man | have a hat?"
+_VERBS = word_set(
+    """have has look appear seem wear like need want hold contain use eat drink play sit stand run walk ride go come
+    make do get see show say read feel think match fit belong live work sell drive fly face lead cross point touch carry
+    know take include represent mean open close smile smell taste weigh cost"""
+)
+_WERE = {"do": "is", "does": "is", "did": "was"}
+_PLACES = word_set("here there outside inside outdoors indoors left right downtown home upstairs nowhere")
+# What a thing has one of: "What texture does the star have?"
+_ATTRIBUTE = re.compile(r"(?:what|which) (colou?r|texture|pattern|shape|size|material|length|height|width|age)$")
+# Things of which one can count many: their names get an article.
+_THINGS = re.compile(r"(?:what|which) (?:shape|object|animal|vehicle|thing|instrument|device|utensil|tool)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A question: `asked`, the auxiliary, the subject and the predicate; each may be empty but the auxiliary."""
+
+    asked: str
+    auxiliary: str
+    subject: str
+    predicate: str
+
+
+def statement(question: str, answer: str) -> str:
+    """The sentence that says what the answer says; "question answer" for forms without a rule."""
+    return _sentence(question, answer, denied=False) or f"{question} {answer}"
+
+
+def negated(question: str, answer: str) -> str | None:
+    """The sentence that denies what the answer says; None for forms without a rule."""
+    return _sentence(question, answer, denied=True)
+
+
+def _sentence(question: str, answer: str, *, denied: bool) -> str | None:
+    words, said = _expanded(tidy(question)).split(), tidy(answer)
+    if not said or not (parts := _parts(words)):
+        return None
+    if parts.asked:
+        if answer_key(said) in YES_NO and not parts.asked.startswith("how many"):
+            return None
+        return _count(parts, said, denied) if parts.asked.startswith("how many ") else _content(parts, said, denied)
+    if (key := answer_key(said)) in YES_NO:
+        return _polar(parts, (key == "yes") != denied)
+    return _choice(parts, key, denied)
+
+
+def _polar(parts: _Parts, true: bool) -> str | None:
+    """An answer yes or no: "there is no red square"."""
+    auxiliary, predicate = parts.auxiliary, parts.predicate
+    if parts.subject == "there":
+        # "Is there no star?" Yes, there is none.
+        true ^= predicate.startswith("no ")
+        predicate = re.sub(r"^(?:any|no) ", "", predicate)
+        plain = re.sub(r"^(?:a|an|some) ", "", predicate)
+        if true:
+            return _joined("there", auxiliary, predicate)
+        return _joined("there", auxiliary, "no", plain) if plain[:4] != "the " else None
+    if not (parts.subject and predicate):
+        return None
+    if true and auxiliary == "do":
+        auxiliary = ""
+    if true and auxiliary == "does":
+        verb, _, rest = predicate.partition(" ")
+        auxiliary, predicate = "", _joined(_third_person(verb), rest)
+    return _joined(parts.subject, auxiliary, "" if true else "not", predicate)
+
+
+def _choice(parts: _Parts, answer: str, denied: bool) -> str | None:
+    """One of the answers that the question names, as in "the star is small"."""
+    if parts.auxiliary not in COPULAS or parts.subject == "there":
+        return None
+    told = _joined(parts.subject, parts.predicate)
+    before, found, after = told.partition(" or ")
+    if not found or not re.search(rf"\b{re.escape(answer)}\b", told.lower()):
+        return None
+    # The first alternative is as long as the second: "the cat | in the box or on the bed".
+    size = len(after.split())
+    subject = before.split()[:-size]
+    if not subject or subject[-1] in _DETERMINERS - _PRONOUNS:
+        return None
+    return _joined(" ".join(subject), parts.auxiliary, "not" if denied else "", answer)
+
+
+def _count(parts: _Parts, answer: str, denied: bool) -> str | None:
+    """How many, as in "there are 2 green objects"."""
+    things, auxiliary = parts.asked.removeprefix("how many "), parts.auxiliary
+    none = answer_key(answer) in ("0", "zero", "none", "no")
+    one = answer_key(answer) in ("1", "one")
+    amount = "no" if none else answer
+    if none and denied:
+        amount, denied = "", False
+    counted = _joined(amount, _singular(things) if one else things)
+    rest = parts.predicate
+    if parts.subject and parts.subject != "there" and not (parts.subject in ("you", "we") and rest.startswith("see")):
+        if parts.auxiliary not in ("do", "does", "did"):
+            return _joined(parts.subject, auxiliary, "not" if denied else "", rest, counted)
+        told = _polar(_Parts("", auxiliary, parts.subject, rest), not denied) if rest else None
+        return told and _joined(told, counted)
+    if parts.subject != "there" and parts.subject:
+        rest, auxiliary = rest.removeprefix("see").strip(), "are"
+    if auxiliary not in COPULAS:
+        return None
+    be = {"are": "is", "were": "was"}.get(auxiliary, auxiliary) if one else auxiliary
+    return _joined("there", be, "not" if denied else "", counted, rest)
+
+
+def _content(parts: _Parts, answer: str, denied: bool) -> str | None:
+    """What, which, who and where, as in "the star is purple"."""
+    asked, auxiliary, subject, predicate = parts.asked, parts.auxiliary, parts.subject, parts.predicate
+    if (attribute := _ATTRIBUTE.match(asked)) and predicate == "have" and auxiliary in _WERE:
+        be = _WERE[auxiliary]
+        return _joined("the", attribute[1], "of", subject, be, "not" if denied else "", answer)
+    if asked.startswith(("why", "how", "when")) and (asked != "how" or auxiliary not in COPULAS or predicate):
+        return None
+    if _THINGS.match(asked):
+        answer = _with_article(answer)
+    if asked == "where":
+        if not subject or auxiliary not in COPULAS:
+            return None
+        first = answer.split()[0].lower()
+        place = answer if first in _PREPOSITIONS | _PLACES else _joined("in", _with_the(answer))
+        return _joined(subject, auxiliary, "not" if denied else "", predicate, place)
+    if not subject:
+        if not predicate:
+            return None
+        return _joined(answer, auxiliary, "not" if denied else "", predicate)
+    if auxiliary in ("do", "does", "did"):
+        told = _polar(_Parts("", auxiliary, subject, predicate), not denied) if predicate else None
+        return told and _joined(told, answer)
+    # What somebody is doing, the answer says.
+    predicate = re.sub(r"^doing\b ?", "", predicate)
+    return _joined(subject, auxiliary, "not" if denied else "", predicate, answer)
+
+
+def _parts(words: list[str]) -> _Parts | None:
+    lower = [word.lower() for word in words]
+    at = next((place for place, word in enumerate(lower) if word in AUXILIARIES), None)
+    if at is None or (at > 0 and lower[0] not in ("what", "which", "who", "where", "how", "why", "when")):
+        return None
+    rest = words[at + 1 :]
+    asked, auxiliary = " ".join(lower[:at]), lower[at]
+    end = _end_of_subject(rest, auxiliary, polar=at == 0)
+    return _Parts(asked, auxiliary, " ".join(rest[:end]), " ".join(rest[end:]))
+
+
+def _end_of_subject(rest: list[str], auxiliary: str, *, polar: bool) -> int:
+    """The number of words of the subject at the beginning of `rest`; 0 if it begins with the predicate.
+
+    There is no grammar here: the subject ends before what looks like a verb; in "Is the star on the left?" also before
+    a preposition, and before the last word if there is no other sign.
+    """
+    lower = [word.lower() for word in rest]
+    if not lower:
+        return 0
+    if lower[0] in _PRONOUNS and (lower[0] not in _DETERMINERS or len(lower) == 1 or _begins_predicate(lower[1])):
+        return 1
+    if lower[0] not in _DETERMINERS:
+        if not polar and (auxiliary in COPULAS or not any(word in _VERBS for word in lower)):
+            return 0
+        if not polar and lower[0] in _VERBS:
+            return 0
+    for place, word in enumerate(lower[1:], 1):
+        if auxiliary in COPULAS:
+            # "What color is the car on the left?": it belongs to the subject, as in "Is the color of the car red?"
+            linked = word in _LINKED and bool(_LINKS & {*lower[place + 1 : place + 2]})
+            begins = linked or (_begins_predicate(word) and lower[place - 1] != "of")
+            if _is_participle(word) or (polar and place > 1 and begins):
+                return place
+        # Of two in a row, the first is a noun: "What does the stand | sell?"
+        elif word in _VERBS and not _VERBS & {*lower[place + 1 : place + 2]}:
+            return place
+    if not polar:
+        return len(rest) if auxiliary in COPULAS else 0
+    if auxiliary not in COPULAS:
+        return min(2 if lower[0] in _DETERMINERS else 1, len(rest) - 1)
+    joint = lower.index("and") if "and" in lower[2:-1] else None
+    return (joint - 1) if joint is not None else len(rest) - 1
+
+
+def _begins_predicate(word: str) -> bool:
+    return word in _PREPOSITIONS or word in _DETERMINERS or _is_participle(word) or word == "not"
+
+
+def _is_participle(word: str) -> bool:
+    return word.endswith("ing") and len(word) > 4 and word not in _NOT_VERBS
+
+
+def _expanded(question: str) -> str:
+    return re.sub(r"^(what|who|where)'s\b", r"\1 is", question, flags=re.IGNORECASE)
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
+def _with_article(answer: str) -> str:
+    first = answer.split()[0].lower()
+    if first in _DETERMINERS or first[0].isdigit() or re.search(r"[^s]s$", first):
+        return answer
+    return f"{'an' if first[0] in 'aeiou' else 'a'} {answer}"
+
+
+def _with_the(place: str) -> str:
+    return place if place.split()[0].lower() in _DETERMINERS else f"the {place}"
+
+
+def _third_person(verb: str) -> str:
+    special = {"have": "has", "do": "does", "go": "goes"}
+    if verb in special:
+        return special[verb]
+    if re.search(r"(?:s|sh|ch|x|z)$", verb):
+        return f"{verb}es"
+    return f"{verb[:-1]}ies" if re.search(r"[^aeiou]y$", verb) else f"{verb}s"
+
+
+def _singular(things: str) -> str:
+    """The last word of a plural in the singular: "green objects" -> "green object"."""
+    *before, last = things.split()
+    special = {"people": "person", "men": "man", "women": "woman", "children": "child", "sheep": "sheep"}
+    if last in special:
+        last = special[last]
+    elif last.endswith("ies"):
+        last = f"{last[:-3]}y"
+    elif re.search(r"(?:sh|ch|x|ss)es$", last):
+        last = last[:-2]
+    elif last.endswith("s") and not last.endswith("ss"):
+        last = last[:-1]
+    return " ".join([*before, last])

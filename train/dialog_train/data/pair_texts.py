@@ -1,0 +1,205 @@
+"""The texts that a question-answer pair becomes in a training set: one, or one that is right and others that are wrong.
+
+A candidate set has G texts of each pair: the right one, `foils` wrong ones, and with `denials` two more, which deny the
+right one and the first wrong one. Wrong answers are drawn from what the dialogues answer to questions of the same type,
+by how frequent they are; if there are too few, from the answers to all questions. None of them is an answer that the
+same image has to the same question, or says more or less of the same words. Only pairs that no gate marks are counted;
+if self-consistency kept the right answer, the generator gave no other one when it was asked again.
+
+Statements are the generator's own sentences where the dataset has them (see `asking.sentences`), and made by rules
+elsewhere; the texts of a pair are always made in one of the two ways, so that only their meaning tells the right one.
+"""
+
+import random
+from bisect import bisect
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Protocol
+
+from dialog_gen.core.hashing import sha256_json
+from dialog_train.asking.prior import AnswerPrior, question_type
+from dialog_train.asking.questions import answer_key
+from dialog_train.asking.sentences import RULES, Sentences, forms_of
+from dialog_train.asking.statements import negated
+from dialog_train.config import CandidateFormat
+
+Pair = Mapping[str, str]
+"""A question under "user", its answer under "assistant"; the generator's sentence, if any, under "statement"."""
+
+_TRIES = 8
+
+
+class PairTexts(Protocol):
+    """Makes the texts of pairs. It is sent to other processes."""
+
+    @property
+    def per_pair(self) -> int:
+        """The number of texts of each pair."""
+        ...
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What determines the texts, as JSON values."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what the texts are made from in addition to the pairs; "" if that is nothing."""
+        ...
+
+    @property
+    def uses_statements(self) -> bool:
+        """Whether pairs are to have the generator's sentences."""
+        ...
+
+    def shares(self, pairs: Sequence[Pair]) -> list[float] | None:
+        """The share of each pair's type of question among all pairs; None if these are not kept."""
+        ...
+
+    def __call__(self, image_id: str, pairs: Sequence[Pair]) -> list[str]:
+        """The texts of an image's pairs, one pair after another. An empty text stands for one that does not exist."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OneText:
+    """One text of each pair, in a format with {user} and {assistant}."""
+
+    name: str
+    text_format: str
+    per_pair: int = 1
+    fingerprint: str = ""
+    uses_statements: bool = False
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Implements `PairTexts`."""
+        return {"dialogue_format": self.name}
+
+    def shares(self, pairs: Sequence[Pair]) -> None:
+        """Implements `PairTexts`."""
+
+    def __call__(self, image_id: str, pairs: Sequence[Pair]) -> list[str]:
+        """Implements `PairTexts`."""
+        return [self.text_format.format_map(pair) for pair in pairs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The right text of each pair, wrong ones, and denials: see the module."""
+
+    prior: AnswerPrior
+    """Counts of the answers of the same dataset."""
+    text_format: CandidateFormat
+    foils: int
+    """Wrong texts of each pair."""
+    denials: bool
+    sentences: Sentences = RULES
+    """How the generator of the same dataset states answers."""
+
+    @property
+    def per_pair(self) -> int:
+        """Implements `PairTexts`."""
+        return self.config["per_pair"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Implements `PairTexts`."""
+        return candidates_config(self.text_format, self.foils, self.denials)
+
+    @property
+    def fingerprint(self) -> str:
+        """Implements `PairTexts`."""
+        return (
+            sha256_json({"prior": self.prior.sha256, "sentences": self.sentences.sha256})
+            if self.sentences
+            else self.prior.sha256
+        )
+
+    @property
+    def uses_statements(self) -> bool:
+        """Implements `PairTexts`."""
+        return self.text_format == "statement"
+
+    def shares(self, pairs: Sequence[Pair]) -> list[float]:
+        """Implements `PairTexts`."""
+        return [self.prior.share(pair["user"]) for pair in pairs]
+
+    def __call__(self, image_id: str, pairs: Sequence[Pair]) -> list[str]:
+        """Implements `PairTexts`. The image's id and the pair's number determine the foils."""
+        texts = list[str]()
+        for number, pair in enumerate(pairs):
+            question, right = pair["user"], answer_key(pair["assistant"])
+            taken = [answer_key(other["assistant"]) for other in pairs if _same(other["user"], question)]
+            foils = self.draw(question, taken, random.Random(f"{image_id}/{number}"))
+            foils += [""] * (self.foils - len(foils))
+            own = forms_of(question, right, pair.get("statement"))
+            texts += [self._told(question, answer, own) if answer else "" for answer in (right, *foils)]
+            if self.denials:
+                texts += [negated(question, answer) or "" if answer else "" for answer in (right, *foils[:1])]
+                texts += [""] * (not foils)
+        return texts
+
+    def _told(self, question: str, answer: str, own: Mapping[str, str]) -> str:
+        if self.text_format == "question_answer":
+            return f"{question} {answer}"
+        return self.sentences.statement(question, answer, own)
+
+    def draw(self, question: str, taken: Sequence[str], rng: random.Random) -> list[str]:
+        """At most `foils` different answers to a question, none of which could be one of `taken`."""
+        found = list[str]()
+        words = [set(answer.split()) for answer in taken]
+        kind = question_type(question)
+        if kind not in self._pools:
+            self._pools[kind] = _Pool(self.prior.answers(question))
+        for pool in (self._pools[kind], self._everything):
+            for answer in pool.drawn(self.foils, rng):
+                if len(found) == self.foils:
+                    return found
+                if answer not in found and not any(_nested(set(answer.split()), own) for own in words):
+                    found.append(answer)
+        return found
+
+    @cached_property
+    def _pools(self) -> "dict[str, _Pool]":
+        return {}
+
+    @cached_property
+    def _everything(self) -> "_Pool":
+        return _Pool(self.prior.all_answers())
+
+
+def candidates_config(text_format: CandidateFormat, foils: int, denials: bool) -> dict[str, Any]:
+    """The `config` of `Candidates`."""
+    return {
+        "dialogue_format": text_format,
+        "foils": foils,
+        "denials": denials,
+        "per_pair": 1 + foils + 2 * denials,
+    }
+
+
+class _Pool:
+    """Answers that are drawn as often as they were counted."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        self._answers = [answer for answer, _ in counts.most_common()]
+        self._sums = list(accumulate(counts[answer] for answer in self._answers))
+
+    def drawn(self, count: int, rng: random.Random) -> Iterator[str]:
+        """Draws several times as many as `count`, with repetitions; then all answers, the most frequent first."""
+        for _ in range(_TRIES * count if self._answers else 0):
+            yield self._answers[bisect(self._sums, rng.random() * self._sums[-1])]
+        yield from self._answers
+
+
+def _same(one: str, other: str) -> bool:
+    return answer_key(one) == answer_key(other)
+
+
+def _nested(one: set[str], other: set[str]) -> bool:
+    """Whether one says all that the other says: "purple" and "light purple" may both be true."""
+    return one <= other or other <= one

@@ -1,0 +1,118 @@
+"""Teaches the image tower of a CLIP of the world `shapes-2` what is where, before its contrastive training.
+
+Captions of the web name a few things of an image, and the contrastive loss needs many of them to teach an image tower
+where things are. As towers are trained on labelled images first, this one learns the look of the objects in each cell
+of a scene: linear heads, which are dropped afterwards, read it off the image's embedding and off the patches' vectors.
+"""
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dialog_gen.clip.base import Clip
+from dialog_gen.shapes.render import through_jpeg
+from dialog_gen.shapes.second.render import render
+from dialog_gen.shapes.second.scenes import CELLS, COLORS, SHAPES, SIZES, TEXTURES, Scene, draw_scene
+from dialog_train.data.pixel_set import Normalization
+
+log = logging.getLogger(__name__)
+
+_ATTRIBUTES: dict[str, tuple[str, ...]] = {"shape": SHAPES, "color": COLORS, "texture": TEXTURES, "size": SIZES}
+# Each attribute has one class more: no object.
+_CLASSES = [1 + len(words) for words in _ATTRIBUTES.values()]
+# The object in front, and the one behind it.
+_LAYERS = 2
+_SIDE = 3
+
+
+def layout(scene: Scene) -> list[list[list[int]]]:
+    """(cell, front or behind, attribute) -> class: 0 where there is no object, else 1 + the place of its word."""
+    found = [[[0] * len(_ATTRIBUTES) for _ in range(_LAYERS)] for _ in CELLS]
+    for o in reversed(scene.objects):
+        layers = found[CELLS.index(o.cell)]
+        free = layers[0] if not any(layers[0]) else layers[1]
+        free[:] = [1 + words.index(getattr(o, name)) for name, words in _ATTRIBUTES.items()]
+    return found
+
+
+class LayoutHeads(nn.Module):
+    """Linear heads that read a scene's layout off the image's embedding and off the patches' vectors."""
+
+    def __init__(self, embed_dim: int, width: int) -> None:
+        super().__init__()
+        self.of_image = nn.Linear(embed_dim, len(CELLS) * _LAYERS * sum(_CLASSES))
+        self.of_patch = nn.Linear(width, _LAYERS * sum(_CLASSES))
+
+    def forward(self, image: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) and (N, P, W) -> logits (N, 9, 2, C) of cells and (N, P, 2, C) of patches; C counts all classes."""
+        count = len(image)
+        return (
+            self.of_image(image).view(count, len(CELLS), _LAYERS, -1),
+            self.of_patch(patches).view(count, patches.shape[1], _LAYERS, -1),
+        )
+
+
+def teach_layout(
+    clip: Clip, *, scene_seed: int, steps: int, batch_size: int = 32, lr: float = 1e-3, log_every: int = 100
+) -> None:
+    """Trains the image tower, in place, on scenes of the train split; the text tower stays as it is.
+
+    The scenes have negative numbers, which the contrastive training does not use.
+    """
+    tower: Any = clip.model.visual  # type: ignore[union-attr]
+    heads = LayoutHeads(tower.output_dim, tower.conv1.out_channels)
+    normalize = Normalization(clip.preprocess_config)
+    side = tower.image_size[0] // tower.patch_size[0]
+    cell_of_patch = torch.tensor(
+        [y * _SIDE // side * _SIDE + x * _SIDE // side for y in range(side) for x in range(side)]
+    )
+    parameters = [*tower.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=steps, pct_start=min(0.5, 100 / steps), div_factor=100
+    )
+    tower.output_tokens, total, started = True, 0.0, time.perf_counter()
+    for step in range(1, steps + 1):
+        scenes = [draw_scene("train", scene_seed, -(step * batch_size + i)) for i in range(batch_size)]
+        pixels = np.stack([np.asarray(through_jpeg(render(scene))) for scene in scenes])
+        image, patches = tower(normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+        wanted = torch.tensor([layout(scene) for scene in scenes])
+        of_image, of_patch = heads(image, patches)
+        loss = _loss(of_image, wanted) + _loss(of_patch, wanted[:, cell_of_patch])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        total += loss.item()
+        if step % log_every == 0:
+            found = _found(of_image, wanted)
+            log.info(
+                "layout step %d/%d loss %.4f, %.1f %% of objects told by the embedding, %.0f s",
+                step,
+                steps,
+                total / log_every,
+                100 * found,
+                time.perf_counter() - started,
+            )
+            total = 0.0
+    tower.output_tokens = False
+
+
+def _loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Mean cross-entropy over attributes. `logits` is (N, places, 2, C), `wanted` (N, places, 2, 4)."""
+    parts = logits.split(_CLASSES, dim=-1)
+    losses = [cross_entropy(part.flatten(0, 2), wanted[..., i].flatten()) for i, part in enumerate(parts)]
+    return torch.stack(losses).mean()
+
+
+def _found(logits: Tensor, wanted: Tensor) -> float:
+    """Fraction of the objects whose four attributes the largest logits all name, in their cell."""
+    named = torch.stack([part.argmax(-1) for part in logits.split(_CLASSES, dim=-1)], dim=-1)
+    there = wanted.any(-1)
+    return float((named == wanted).all(-1)[there].float().mean())
