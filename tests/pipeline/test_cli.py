@@ -137,7 +137,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "out, protocol": (with_other("--out", "foo://x"), ["cannot open foo://x", "not known: foo"]),
     "temperature": (with_other("--temperature", "9"), ["--temperature 9", "less than or equal to 2"]),
     "temperature, nan": (with_other("--temperature", "nan"), ["--temperature nan"]),
-    "top-p": (with_other("--top-p", "0"), ["--top-p 0", "greater than 0"]),
+    "top-p": (with_other("--top-p", "0"), ["--top-p 0", "greater than or equal to 1e-06"]),
     "max-tokens": (with_other("--max-tokens", "0"), ["--max-tokens 0", "greater than or equal to 1"]),
     "manifest": (
         ("download", "shape", "--out", "out"),
