@@ -59,7 +59,7 @@ def fits(question: str, answer: str) -> bool:
     if form == "choice":
         return key in _OF_A_CHOICE or set(_words(key)) <= set(_words(question))
     if form == "number":
-        return is_number(key) or bool(set(_words(key)) & _AMOUNTS)
+        return key not in YES_NO and (is_number(key) or bool(set(_words(key)) & _AMOUNTS))
     no_number = _NO_NUMBER.match(tidy(question).lower())
     return key not in YES_NO and not (no_number and re.fullmatch(r"[0-9.,]+", key))
 
