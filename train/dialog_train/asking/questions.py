@@ -15,10 +15,10 @@ def word_set(text: str) -> frozenset[str]:
 COPULAS = word_set("is are was were")
 AUXILIARIES = COPULAS | word_set("do does did can could has have had will would should may might must")
 YES_NO = word_set("yes no")
-_COUNTED = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
-    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
-)  # fmt: skip
+_COUNTED = tuple(
+    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty""".split()
+)
 NUMBER_WORDS = frozenset(_COUNTED) | word_set("thirty forty fifty sixty seventy eighty ninety hundred dozen")
 _AMOUNTS = NUMBER_WORDS | word_set("none no many few several lots lot hundreds thousands")
 _OF_A_CHOICE = YES_NO | word_set("both neither either none")
