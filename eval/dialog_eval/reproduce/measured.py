@@ -44,8 +44,8 @@ class Values:
     groups: list[int] | None
     trained: bool
     """Whether other seeds would give other values."""
-    notes: list[str]
-    """What all seeds' results say about their figures."""
+    notes: list[list[str]]
+    """What the results of each seed say about their figures."""
 
 
 class Measured:
@@ -87,7 +87,7 @@ class Measured:
             values=[metric.values for metric in metrics],
             groups=metrics[0].groups,
             trained=not figure.is_untuned,
-            notes=[note for entry in list(found.values())[:1] for note in entry.notes],
+            notes=[entry.notes for entry in found.values()],
         )
 
     def estimate(
