@@ -176,18 +176,24 @@ class Results(_Strict):
         write_file(path, f"{self.model_dump_json()}\n".encode())
 
 
-def load_results(path: Path) -> Results:
-    """Reads a results.json. Raises UsageError for a file that cannot be read or has another layout."""
-    return read_json_file(path, Results, "is no results.json of dialog-eval")
+def load_results(path: Path, *, remedy: str = "") -> Results:
+    """Reads a results.json. Raises UsageError, with the `remedy`, for one that cannot be read or has another layout."""
+    return read_json_file(path, Results, "is no results.json of dialog-eval", remedy=remedy)
 
 
 def read_json_file(
-    path: Path, layout: type[_Layout], complaint: str, hint: str = "", error_type: type[UsageError] = UsageError
+    path: Path,
+    layout: type[_Layout],
+    complaint: str,
+    hint: str = "",
+    error_type: type[UsageError] = UsageError,
+    *,
+    remedy: str = "",
 ) -> _Layout:
     """Reads and validates a JSON file. A byte-order mark is skipped.
 
     `complaint` is the error for a file of another layout, such as "is not a captions file". `hint` is added to it if a
-    top-level key is missing.
+    top-level key is missing, `remedy` to the errors of a file of another layout in place of all others.
 
     Raises `error_type` for a file that cannot be read, is not JSON, or has another layout.
     """
@@ -197,7 +203,9 @@ def read_json_file(
         raise error_type(f"{path} cannot be read: {error.strerror}.") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
+        if remedy:
+            hint = remedy
+        elif first["type"] == "json_invalid":
             is_zip = path.suffix.lower() == ".zip"
             hint = "Unpack it, and give the JSON in it." if is_zip else "It is damaged or cut off: fetch it again."
         elif first["type"] != "missing" or len(first["loc"]) != 1:

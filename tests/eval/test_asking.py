@@ -1,5 +1,6 @@
 """Ways of asking against loops in float64."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -191,6 +192,7 @@ def test_weights_are_chosen_on_held_out_images(
     assert asked is not None
     assert asked.chosen_on is not None
     assert f"{len(held)} images of dialogues" in asked.chosen_on
+    assert "of this evaluation" not in asked.chosen_on
     prior = AnswerPrior.of_pairs((p["user"], p["assistant"]) for row in others for p in row["texts"])
     pairs = [(row["image_sha256"], p["user"], p["assistant"]) for row in held for p in row["texts"]]
     questions, right = held_out_questions(pairs, prior.answers)
@@ -214,6 +216,22 @@ def test_weights_are_chosen_on_held_out_images(
     table = (tmp_path / "t.md").read_text()
     assert f"    - prior weight {asked.prior_weight:g}, chosen on {asked.chosen_on}" in table
     assert "prior of dialogues" in table
+
+
+def test_weights_that_are_chosen_on_what_is_measured_are_told(
+    dialog_eval: Cli, split: Path, clips: tuple[Path, Path], dialogues: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    files = sorted((split / "images").rglob("*.png"))[:5]
+    shared = [
+        row | {"images": [{"bytes": data, "path": None}], "image_sha256": hashlib.sha256(data).hexdigest()}
+        for row, data in zip(rows[:5], map(Path.read_bytes, files), strict=True)
+    ]
+    held = write_dialogues(tmp_path / "held", {"a": [*shared, *rows[5:10]]})
+    options = ["--score", "prior", "--dialogues", dialogues, "--held-out", held]
+    results = measured(dialog_eval, split, clips, tmp_path / "r.json", *options)
+    (entry,) = (e for e in results.entries if e.label == "tuned" and e.task == "vqa")
+    assert entry.asked is not None
+    assert "of held (5 of them among the images of this evaluation)" in str(entry.asked.chosen_on)
 
 
 def test_held_out_questions_have_the_right_answer_among_18() -> None:

@@ -154,6 +154,22 @@ def test_negbench(world: Path, clips: tuple[Path, Path], models: list[ReferenceM
     assert set(passed) == {"positive", "negative", "hybrid"}
 
 
+def test_a_place_without_a_caption_keeps_the_others_places(tmp_path: Path) -> None:
+    file = tmp_path / "m.csv"
+    file.write_text("image_path,caption_0,caption_1,caption_2,caption_3,correct_answer\r\nx.jpg,a,,c,d,2\r\n")
+    (item,) = BENCHMARKS.get("negbench-mcq", where="").read([file])
+    assert item.texts == ("c", "a", "d")
+
+
+def test_lines_of_json_end_where_json_lines_do(tmp_path: Path) -> None:
+    """A text may have other line separators in it."""
+    record = {"image_0": "a", "image_1": "b", "caption_0": "one\u2028two\x85", "caption_1": "c"}
+    file = tmp_path / "examples.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + f"{json.dumps(record, ensure_ascii=False)}\r\n".encode() * 2)
+    items = BENCHMARKS.get("winoground", where="").read([file])
+    assert [item.texts for item in items] == [("one\u2028two\x85", "c")] * 2
+
+
 def test_winoground(world: Path, clips: tuple[Path, Path], models: list[ReferenceModel]) -> None:
     file = world / "choices" / "winoground" / "examples.jsonl"
     records = [json.loads(line) for line in file.read_text().splitlines()]
@@ -315,6 +331,7 @@ Change = Callable[[Any], Any]
         ("mmvp-vlm", "Q.csv", "q,t,s\n1,Texts,a\n2,Colors,b\n", "1 and 2 are a pair, but of two types"),
         ("mmvp-vlm", "Q.csv", "q,t,s\nx,Texts,a\n2,Colors,b\n", "record 1: number: Input should be a valid integer"),
         ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,b,2\n", "correct_answer is 2"),
+        ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,,1\n", "correct_answer is 1"),
         ("negbench-mcq", "m.csv", "image_path,caption_0\nx,a\n", "record 1: caption_1: Field required"),
         ("negbench-mcq", "m.json", '[{"a": 1}]', "record 1: image_path"),
         ("aro-relation", "r.json", "[]", "it has no records. Give --files visual_genome_relation.json."),

@@ -11,6 +11,7 @@ from dialog_eval.metrics.intervals import paired_bootstrap
 from dialog_eval.metrics.significance import difference, holm
 from dialog_eval.reproduce.claims import Claim, ClaimTest, judge
 from dialog_eval.reproduce.measured import Figure, Measured
+from dialog_eval.reproduce.pages.study import mark_of
 from dialog_eval.reproduce.plan import Cost
 from dialog_eval.reproduce.steps import Step
 from dialog_eval.results import Asked, Entry, Results
@@ -167,3 +168,15 @@ def test_seeds_are_told_by_their_weights(tmp_path: Path) -> None:
     values = measured(tmp_path, *same).values(Figure(arm="a"))
     assert values is not None
     assert [sum(one) / len(one) for one in values.values] == [0.5, 0.75]
+
+
+def test_a_figure_is_marked_by_the_notes_of_every_seed() -> None:
+    equal = ['without the image: accuracy is not shown to be above x; accuracy, yes/no equals always "yes"']
+    doubtful = ["without the image: accuracy, yes/no is not shown to be above x"]
+    assert mark_of("accuracy, yes/no", [equal, equal]) == " ‡"
+    assert mark_of("accuracy, yes/no", [equal, doubtful]) == " †"
+    # The first seed alone would not tell.
+    assert mark_of("accuracy, yes/no", [[], doubtful]) == " †"
+    assert mark_of("accuracy", [equal]) == " †"
+    assert mark_of("accuracy, yes/no", [[], []]) == ""
+    assert mark_of("accuracy, other", [equal, doubtful]) == ""

@@ -54,6 +54,8 @@ def test_figures_are_those_of_the_names(images: Path, clips: tuple[Path, Path], 
     expected = [int(best) == number // 2 for number, best in enumerate(scores.argmax(1))]
     (entry,) = results.entries
     assert entry.metrics[0].values == expected
+    # Each of three classes is among the first five.
+    assert [metric.name for metric in entry.metrics] == ["top-1", "mean per class"]
 
 
 @pytest.mark.parametrize("classes", [None, "n01440764\nn01443537\nn03445777\n"])

@@ -166,6 +166,12 @@ def test_the_command(tmp_path: Path, dialog_eval: Cli) -> None:
     assert again.code == 0
     assert "arm-0-0-copy" not in again.err
     assert "1 step, 1 done" in again.out
+    made = out / "results/arm-0-0-copy.json"
+    made.write_bytes(made.read_bytes()[:50])
+    damaged = dialog_eval("reproduce", plan, "--out", out)
+    assert (damaged.code, damaged.err.strip().endswith("Remove it: the same command makes it again.")) == (2, True)
+    made.unlink()
+    assert "[1/1] arm-0-0-copy" in dialog_eval("reproduce", plan, "--out", out).err
 
 
 def write_study(folder: Path, name: str, arm: str, results: Path, more: str = "") -> Path:

@@ -64,6 +64,52 @@ SENTENCES = [
     ),
     ("Where is the cat?", "on the bed", "the cat is on the bed", "the cat is not on the bed"),
     ("Where is the star?", "top left", "the star is in the top left", "the star is not in the top left"),
+    # Participles belong to the predicate.
+    ("Was this photo taken at night?", "no", "this photo was not taken at night", "this photo was taken at night"),
+    ("Where was this photo taken?", "zoo", "this photo was taken in the zoo", "this photo was not taken in the zoo"),
+    ("What is the table made of?", "wood", "the table is made of wood", "the table is not made of wood"),
+    ("Is the sitting man old?", "yes", "the sitting man is old", "the sitting man is not old"),
+    ("Is the broken car red?", "yes", "the broken car is red", "the broken car is not red"),
+    ("Is the man and woman happy?", "no", "the man and woman is not happy", "the man and woman is happy"),
+    ("Is the shirt blue and white?", "yes", "the shirt is blue and white", "the shirt is not blue and white"),
+    ("Could this be Paris?", "no", "this could not be Paris", "this could be Paris"),
+    ("What is the weather like?", "sunny", "the weather is sunny", "the weather is not sunny"),
+    ("Which side is the car on?", "left", "the car is on left", "the car is not on left"),
+    # The answer stands after the verb.
+    (
+        "What is the man wearing on his head?",
+        "a hat",
+        "the man is wearing a hat on his head",
+        "the man is not wearing a hat on his head",
+    ),
+    ("What is the man looking at?", "a bird", "the man is looking at a bird", "the man is not looking at a bird"),
+    ("What color shirt is he wearing?", "blue", "he is wearing blue shirt", "he is not wearing blue shirt"),
+    ("Is she wearing a hat or a cap?", "cap", "she is wearing cap", "she is not wearing cap"),
+    ("Is the man on the left or right?", "left", "the man is on the left", "the man is not on the left"),
+    # No double and no weaker negation.
+    ("Is the cat not black?", "no", "the cat is black", "the cat is not black"),
+    ("Isn't the cat black?", "no", "the cat is not black", "the cat is black"),
+    ("Is anyone in the water?", "no", "no one is in the water", "someone is in the water"),
+    ("Does anyone have a hat?", "no", "no one has a hat", "someone has a hat"),
+    ("Are any of the people sitting?", "no", "none of the people are sitting", "some of the people are sitting"),
+    ("Are all the lights on?", "no", "not all the lights are on", "all the lights are on"),
+    ("Is there anything on the table?", "no", "there is nothing on the table", "there is something on the table"),
+    ("Is there no one here?", "yes", "there is no one here", "there is someone here"),
+    ("Is there only one dog?", "no", "there is not only one dog", "there is only one dog"),
+    ("Are there two dogs?", "no", "there are not two dogs", "there are two dogs"),
+    ("Are there many dogs?", "yes", "there are many dogs", "there are not many dogs"),
+    # Counts.
+    (
+        "How many of the dogs are eating?",
+        "0",
+        "none of the dogs are eating",
+        "some of the dogs are eating",
+    ),
+    ("How many feet does he have on it?", "1", "he has 1 foot on it", "he does not have 1 foot on it"),
+    ("How many knives are there?", "1", "there is 1 knife", "there is not 1 knife"),
+    ("How many slices of pizza are there?", "1", "there is 1 slice of pizza", "there is not 1 slice of pizza"),
+    ("How many cookies are there?", "1", "there is 1 cookie", "there is not 1 cookie"),
+    ("How many potatoes are there?", "1", "there is 1 potato", "there is not 1 potato"),
 ]
 
 
@@ -83,10 +129,28 @@ def test_statements(question: str, answer: str, said: str, denied: str) -> None:
         ("", "yes"),
         ("What?", "x"),
         ("Is it?", ""),
+        # "There are no dogs" is what the answer 0 says.
+        ("How many dogs are there?", "no"),
+        ("How many dogs are there?", "yes"),
+        ("Must he stop?", "no"),
+        ("Is der Hund braun?", "ja"),
     ],
 )
 def test_what_has_no_rule_stays_question_and_answer(question: str, answer: str) -> None:
     assert statement(question, answer) == f"{question} {answer}"
+    assert negated(question, answer) in (None, "he must stop")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "said"),
+    [
+        ("What is on the table?", "nothing", "nothing is on the table"),
+        ("Who is in the photo?", "nobody", "nobody is in the photo"),
+        ("How many of the dogs are eating?", "2", "2 of the dogs are eating"),
+    ],
+)
+def test_what_a_rule_cannot_deny_is_not_denied(question: str, answer: str, said: str) -> None:
+    assert statement(question, answer) == said
     assert negated(question, answer) is None
 
 
@@ -111,7 +175,7 @@ def test_every_question_of_the_embedded_worlds_has_a_rule(world: World[Any]) -> 
         ("Is there a dog or a cat?", "choice", ["yes", "no", "dog"], ["3", "purple"]),
         ("Is the star small or large?", "choice", ["small", "Large", "both"], ["blue", "2"]),
         ("Are they happy?", "yes/no", ["yes", "No."], ["happy", "1"]),
-        ("How many dogs?", "number", ["3", "two", "none", "lots"], ["yes", "brown"]),
+        ("How many dogs?", "number", ["3", "two", "none", "lots"], ["yes", "no", "brown"]),
         ("What color is it?", "other", ["red", "red and white"], ["yes", "2"]),
         ("What number is on the bus?", "other", ["2", "red"], ["no"]),
         ("", "other", ["red"], ["yes"]),

@@ -53,6 +53,27 @@ def test_no_foil_may_be_true_too() -> None:
     assert {"What color is that? red", "What color is that? blue"} <= third
 
 
+@pytest.mark.parametrize(
+    ("question", "right", "same"),
+    [
+        ("How many dogs are there?", "2", "two"),
+        ("How many dogs are there?", "none", "0"),
+        ("How many dogs are there?", "zero", "none"),
+        ("What is on the table?", "A cup.", "the cups"),
+        ("What color is it?", "grey", "gray"),
+        ("What is it?", "Two dogs", "2 dogs"),
+    ],
+)
+def test_no_foil_says_the_same_in_other_words(question: str, right: str, same: str) -> None:
+    prior = AnswerPrior.of_pairs([(question, answer) for answer in (right, same, "3", "other", "no")])
+    made = candidates(foils=4, prior=prior, text_format="statement")
+    for number in range(20):
+        own, *foils = made(str(number), [pair(question, right)])
+        assert statement(question, same) not in foils
+        assert own not in foils
+        assert sum(map(bool, foils)) == 3
+
+
 def test_foils_are_as_frequent_as_answers() -> None:
     drawn = Counter[str]()
     for number in range(4000):

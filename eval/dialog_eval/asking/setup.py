@@ -93,6 +93,9 @@ def prepare(
     )
     of_images = count_of(len(vectors.rows), "image", grouped=True)
     told = f"{count_of(len(questions), 'question', grouped=True)} about {of_images} of {held_out.name}"
+    # Right on validation data; of a test it tells that its figures are none.
+    if measured := len(images.hashes & vectors.hashes):
+        told += f" ({measured:,} of them among the images of this evaluation)"
     return Prepared(
         asking=asking,
         weights=[[choice.weights for choice in of_way] for of_way in choices],

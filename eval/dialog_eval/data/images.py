@@ -1,5 +1,6 @@
 """Image vectors of the models that are compared."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ class ImageVectors:
     """Id of an image in the index -> its row."""
     vectors: list[Tensor]
     """For each image tower (images, D), on the models' device."""
+    hashes: frozenset[str] = frozenset()
+    """The SHA-256 of each image's file."""
 
     def of(self, variant: Variant, image_ids: Sequence[str]) -> Tensor:
         """The vectors (N, D) of the given images, from the image tower of `variant`."""
@@ -63,8 +66,15 @@ def embed_stream(
     """
     on_progress(stage, 0, total, "images")
     rows: dict[str, int] = {}
+    hashes: set[str] = set()
+
+    def hashed() -> Iterator[SourceImage]:
+        for image in images:
+            hashes.add(hashlib.sha256(image.data).hexdigest())
+            yield image
+
     parts: list[list[Tensor]] = [[] for _ in models.image_towers]
-    for names, pixels in _batches(models.image_towers, images, models.batch_size, boxes):
+    for names, pixels in _batches(models.image_towers, hashed(), models.batch_size, boxes):
         for name in names:
             rows[name] = len(rows)
         for number, part in enumerate(parts):
@@ -72,7 +82,7 @@ def embed_stream(
         on_progress(stage, len(rows), total, "images")
     if not rows:
         raise UsageError(f"no {stage} to encode.")
-    return ImageVectors(rows=rows, vectors=[torch.cat(part) for part in parts])
+    return ImageVectors(rows=rows, vectors=[torch.cat(part) for part in parts], hashes=frozenset(hashes))
 
 
 def pixel_batches(

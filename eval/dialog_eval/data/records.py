@@ -45,7 +45,7 @@ def _rows(path: Path, what: str, columns: Sequence[str] | None) -> list[Any]:
             rows: Any = list(csv.DictReader(io.StringIO(text, newline=""), columns, strict=True))
             rows = rows[1:] if columns else rows
         elif path.suffix.lower() in (".jsonl", ".jsonlines"):
-            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line) for line in text.split("\n") if line.strip()]
         else:
             content = parse_json(text)
             rows = list(content.values()) if isinstance(content, dict) else content

@@ -44,8 +44,8 @@ class Values:
     groups: list[int] | None
     trained: bool
     """Whether other seeds would give other values."""
-    notes: list[str]
-    """What all seeds' results say about their figures."""
+    notes: list[list[str]]
+    """What the results of each seed say about their figures."""
 
 
 class Measured:
@@ -62,9 +62,9 @@ class Measured:
             if step.arm is None or step.measure is None:
                 continue
             if step.is_results and step.makes.exists():
-                self._of_arm.setdefault((step.arm, step.on), []).append(load_results(step.makes))
+                self._of_arm.setdefault((step.arm, step.on), []).append(_load(step.makes))
             elif (chosen := choice_results(step.makes)).exists():
-                self._choices.setdefault(step.arm, []).append(load_results(chosen))
+                self._choices.setdefault(step.arm, []).append(_load(chosen))
 
     def has(self, arm: str) -> bool:
         """Whether there is any result of the arm."""
@@ -87,7 +87,7 @@ class Measured:
             values=[metric.values for metric in metrics],
             groups=metrics[0].groups,
             trained=not figure.is_untuned,
-            notes=[note for entry in list(found.values())[:1] for note in entry.notes],
+            notes=[entry.notes for entry in found.values()],
         )
 
     def estimate(
@@ -128,6 +128,10 @@ class Measured:
         if figure.is_untuned:
             return results.baseline and results.baseline + figure.alias.removeprefix(BASELINE)
         return own if figure.alias == ALONE else f"{own}, {figure.alias}"
+
+
+def _load(path: Path) -> Results:
+    return load_results(path, remedy="Remove it: the same command makes it again.")
 
 
 def choice_results(folder: Path) -> Path:

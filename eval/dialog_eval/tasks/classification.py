@@ -28,6 +28,7 @@ Template = Callable[[str], str]
 _PLACE = "{}"
 # Number of texts, and of images, per batch.
 _TEXTS_PER_BATCH = 8192
+_TOP = 5
 _IMAGES_PER_BATCH = 1024
 
 
@@ -54,7 +55,9 @@ class ClassificationOptions:
 class Classification(TaskDefinition[ClassificationOptions]):
     """The task "classify": each image is assigned the nearest class."""
 
-    description = "Zero-shot classification: top-1, top-5, and top-1 as the mean over classes."
+    description = (
+        "Zero-shot classification: top-1, top-5 (of more than five classes), and top-1 as the mean over classes."
+    )
     example = (
         "dialog-eval classify --checkpoint draft/model --images val/ --labels labels.json --classes "
         "classes.txt --out results.json"
@@ -90,7 +93,10 @@ class ClassificationTask:
     def evaluate(
         self, models: "Models", images: "ImageVectors", on_progress: OnProgress
     ) -> tuple[list[Entry], list[Reference]]:
-        """Top-1 and top-5 accuracy of the images, and top-1 averaged over the classes that have images."""
+        """Top-1 and top-5 accuracy of the images, and top-1 averaged over the classes that have images.
+
+        With five classes or fewer there is no top-5, which would be 100 %.
+        """
         import torch
 
         from dialog_eval.metrics.retrieval import hit_ranks
@@ -113,7 +119,8 @@ class ClassificationTask:
             _, class_of, sizes = np.unique(labels.numpy(), return_inverse=True, return_counts=True)
             metrics = [
                 Metric.of("top-1", (ranks < 1).tolist()),
-                Metric.of("top-5", (ranks < 5).tolist()),
+                # Of five classes every one is among the first five.
+                *([Metric.of("top-5", (ranks < _TOP).tolist())] if len(classes) > _TOP else []),
                 Metric.of("mean per class", (np.bincount(class_of, weights=ranks < 1) / sizes).tolist()),
             ]
             entries.append(variant.entry("classification", self.dataset, self.protocol, metrics))

@@ -15,12 +15,16 @@ def word_set(text: str) -> frozenset[str]:
 COPULAS = word_set("is are was were")
 AUXILIARIES = COPULAS | word_set("do does did can could has have had will would should may might must")
 YES_NO = word_set("yes no")
-NUMBER_WORDS = word_set(
+_COUNTED = tuple(
     """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-    eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred dozen"""
+    eighteen nineteen twenty""".split()  # noqa: SIM905 - a list of twenty-one lines is no better
 )
+NUMBER_WORDS = frozenset(_COUNTED) | word_set("thirty forty fifty sixty seventy eighty ninety hundred dozen")
 _AMOUNTS = NUMBER_WORDS | word_set("none no many few several lots lot hundreds thousands")
 _OF_A_CHOICE = YES_NO | word_set("both neither either none")
+# What says the same; a word that is not here says only what itself does.
+_SAME = {word: str(number) for number, word in enumerate(_COUNTED)} | {"none": "0", "grey": "gray"}
+_ARTICLES = word_set("a an the")
 # Questions whose answer is no number; others, such as "What number is on the bus?", may have any.
 _NO_NUMBER = re.compile(r"(?:what|which) (?:colou?r|shape|animal|sport|room|kind|type|material)s?\b|where|who|why")
 
@@ -33,6 +37,15 @@ def tidy(text: str) -> str:
 def answer_key(answer: str) -> str:
     """The text by which equal answers are found: `tidy`, in lower case."""
     return tidy(answer).lower()
+
+
+def meaning(answer: str) -> frozenset[str]:
+    """The words of an answer, by which answers that say the same are found: "Two dogs" and "2 dog" have the same.
+
+    Articles are left out, and numbers are digits. Synonyms such as "couch" and "sofa" stay different.
+    """
+    words = [_SAME.get(word, word) for word in _words(answer_key(answer)) if word not in _ARTICLES]
+    return frozenset(word[:-1] if re.search(r"..[^s]s$", word) else word for word in words) or word_set(answer)
 
 
 def is_number(answer: str) -> bool:
@@ -59,7 +72,7 @@ def fits(question: str, answer: str) -> bool:
     if form == "choice":
         return key in _OF_A_CHOICE or set(_words(key)) <= set(_words(question))
     if form == "number":
-        return is_number(key) or bool(set(_words(key)) & _AMOUNTS)
+        return key not in YES_NO and (is_number(key) or bool(set(_words(key)) & _AMOUNTS))
     no_number = _NO_NUMBER.match(tidy(question).lower())
     return key not in YES_NO and not (no_number and re.fullmatch(r"[0-9.,]+", key))
 

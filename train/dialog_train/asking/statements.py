@@ -13,7 +13,7 @@ only the predicate: "what is | on the table". `negated` denies the same statemen
 import re
 from dataclasses import dataclass
 
-from dialog_train.asking.questions import AUXILIARIES, COPULAS, YES_NO, answer_key, tidy, word_set
+from dialog_train.asking.questions import AUXILIARIES, COPULAS, NUMBER_WORDS, YES_NO, answer_key, tidy, word_set
 
 _DETERMINERS = word_set("the a an this that these those his her its their our your my any some all both each every no")
 _PRONOUNS = word_set("it this that these those he she they there someone anyone everyone you we one")
@@ -30,13 +30,40 @@ _NOT_VERBS = word_set(
 # Verbs that questions with do, does and did have, for the end of the subject: "Does the man | have a hat?"
 _VERBS = word_set(
     """have has look appear seem wear like need want hold contain use eat drink play sit stand run walk ride go come
-    make do get see show say read feel think match fit belong live work sell drive fly face lead cross point touch carry
-    know take include represent mean open close smile smell taste weigh cost"""
+    be make do get see show say read feel think match fit belong live work sell drive fly face lead cross point touch
+    carry know take include represent mean open close smile smell taste weigh cost"""
+)
+# Participles that do not end in -ing: "Was this photo | taken at night?", "What is the table | made of?"
+_PARTICIPLES = word_set(
+    """taken parked dressed shown seen made held used covered filled located played painted tied closed opened attached
+    placed kept built cooked eaten worn written displayed lit stacked turned pointed called driven flown ridden crossed
+    folded served sliced seated crowded decorated surrounded broken"""
+)
+# The beginning of a subject -> the same if some are meant, and if none are: "Is anyone outside?" -> "no one is outside"
+_SOME = {
+    "any": ("some", "no"),
+    "some": ("some", "no"),
+    "either": ("either", "neither"),
+    "anyone": ("someone", "no one"),
+    "someone": ("someone", "no one"),
+    "anybody": ("somebody", "nobody"),
+    "somebody": ("somebody", "nobody"),
+    "anything": ("something", "nothing"),
+    "something": ("something", "nothing"),
+}
+_ALL = word_set("all both each every everyone everybody everything")
+_NOBODY = word_set("nobody nothing none neither no")
+# Amounts, of which a "no" makes another: "there are not two dogs"
+_AMOUNT = re.compile(
+    r"(?:[0-9]+|the|only|just|exactly|at least|at most|more than|less than|fewer than|another|many|much|enough|several|"
+    rf"multiple|both|all|{'|'.join(NUMBER_WORDS)}) "
 )
 _WERE = {"do": "is", "does": "is", "did": "was"}
 _PLACES = word_set("here there outside inside outdoors indoors left right downtown home upstairs nowhere")
 # What a thing has one of: "What texture does the star have?"
 _ATTRIBUTE = re.compile(r"(?:what|which) (colou?r|texture|pattern|shape|size|material|length|height|width|age)$")
+# "What color shirt is the man wearing?"
+_COLORED = re.compile(r"(?:what|which) colou?r (\w.*)$")
 # Things of which one can count many: their names get an article.
 _THINGS = re.compile(r"(?:what|which) (?:shape|object|animal|vehicle|thing|instrument|device|utensil|tool)\b")
 
@@ -65,8 +92,11 @@ def _sentence(question: str, answer: str, *, denied: bool) -> str | None:
     words, said = _expanded(tidy(question)).split(), tidy(answer)
     if not said or not (parts := _parts(words)):
         return None
+    # What denies "nothing is on the table" says what is there.
+    if denied and answer_key(said).split()[0] in _NOBODY - YES_NO and not parts.asked.startswith("how many"):
+        return None
     if parts.asked:
-        if answer_key(said) in YES_NO and not parts.asked.startswith("how many"):
+        if answer_key(said) in YES_NO:
             return None
         return _count(parts, said, denied) if parts.asked.startswith("how many ") else _content(parts, said, denied)
     if (key := answer_key(said)) in YES_NO:
@@ -78,21 +108,50 @@ def _polar(parts: _Parts, true: bool) -> str | None:
     """An answer yes or no: "there is no red square"."""
     auxiliary, predicate = parts.auxiliary, parts.predicate
     if parts.subject == "there":
-        # "Is there no star?" Yes, there is none.
-        true ^= predicate.startswith("no ")
-        predicate = re.sub(r"^(?:any|no) ", "", predicate)
-        plain = re.sub(r"^(?:a|an|some) ", "", predicate)
-        if true:
-            return _joined("there", auxiliary, predicate)
-        return _joined("there", auxiliary, "no", plain) if plain[:4] != "the " else None
+        return _existence(auxiliary, predicate, true)
     if not (parts.subject and predicate):
+        return None
+    if predicate.startswith("not "):
+        true, predicate = not true, predicate.removeprefix("not ")
+    subject, true = _quantified(parts.subject, true)
+    # "He must not stop" is no denial of "he must stop".
+    if not true and (auxiliary == "must" or subject.split()[0].lower() in _NOBODY):
         return None
     if true and auxiliary == "do":
         auxiliary = ""
     if true and auxiliary == "does":
         verb, _, rest = predicate.partition(" ")
         auxiliary, predicate = "", _joined(_third_person(verb), rest)
-    return _joined(parts.subject, auxiliary, "" if true else "not", predicate)
+    return _joined(subject, auxiliary, "" if true else "not", predicate)
+
+
+def _existence(auxiliary: str, predicate: str, true: bool) -> str:
+    """Whether there is something: "there is no red square"."""
+    predicate = re.sub(r"^no one\b", "nobody", predicate)
+    # "Is there no star?" Yes, there is none.
+    if (first := predicate.split(" ")[0]) in _NOBODY:
+        true = not true
+        predicate = predicate.removeprefix(first).strip()
+        predicate = _joined({"nobody": "someone", "nothing": "something"}.get(first, ""), predicate)
+    predicate = predicate.removeprefix("any ")
+    first, _, rest = predicate.partition(" ")
+    if first in _SOME and first not in ("any", "some", "either"):
+        return _joined("there", auxiliary, _SOME[first][not true], rest)
+    if true:
+        return _joined("there", auxiliary, predicate)
+    denial = "not" if _AMOUNT.match(predicate) else "no"
+    return _joined("there", auxiliary, denial, re.sub(r"^(?:a|an|some) ", "", predicate))
+
+
+def _quantified(subject: str, true: bool) -> tuple[str, bool]:
+    """A subject that says how many are meant, so that it need not be denied: "no one", "not all the lights"."""
+    first, _, rest = subject.partition(" ")
+    if first.lower() in _SOME:
+        told = _SOME[first.lower()][not true]
+        return _joined("none" if told == "no" and rest.startswith("of ") else told, rest), True
+    if first.lower() in _ALL and not true:
+        return f"not {subject}", True
+    return subject, true
 
 
 def _choice(parts: _Parts, answer: str, denied: bool) -> str | None:
@@ -104,18 +163,26 @@ def _choice(parts: _Parts, answer: str, denied: bool) -> str | None:
     if not found or not re.search(rf"\b{re.escape(answer)}\b", told.lower()):
         return None
     # The first alternative is as long as the second: "the cat | in the box or on the bed".
-    size = len(after.split())
-    subject = before.split()[:-size]
-    if not subject or subject[-1] in _DETERMINERS - _PRONOUNS:
+    said, own = before.split()[: -len(after.split())], parts.subject.split()
+    # "the woman wearing | a hat or a cap": what stands between the subject and the alternatives is said, too.
+    between = said[len(own) :] if said[: len(own)] == own else []
+    subject = said[: len(said) - len(between)]
+    if not subject or (not between and subject[-1] in _DETERMINERS - _PRONOUNS):
         return None
-    return _joined(" ".join(subject), parts.auxiliary, "not" if denied else "", answer)
+    return _joined(" ".join(subject), parts.auxiliary, "not" if denied else "", *between, answer)
 
 
 def _count(parts: _Parts, answer: str, denied: bool) -> str | None:
     """How many, as in "there are 2 green objects"."""
     things, auxiliary = parts.asked.removeprefix("how many "), parts.auxiliary
-    none = answer_key(answer) in ("0", "zero", "none", "no")
+    none = answer_key(answer) in ("0", "zero", "none")
     one = answer_key(answer) in ("1", "one")
+    if things.startswith("of "):
+        # "Not 2 of the dogs are eating" leaves open whether 1 is, and nobody says it.
+        if (denied and not none) or parts.subject or not parts.predicate:
+            return None
+        be = {"are": "is", "were": "was"}.get(auxiliary, auxiliary) if one else auxiliary
+        return _joined("some" if denied else "none" if none else answer, things, be, parts.predicate)
     amount = "no" if none else answer
     if none and denied:
         amount, denied = "", False
@@ -123,9 +190,8 @@ def _count(parts: _Parts, answer: str, denied: bool) -> str | None:
     rest = parts.predicate
     if parts.subject and parts.subject != "there" and not (parts.subject in ("you", "we") and rest.startswith("see")):
         if parts.auxiliary not in ("do", "does", "did"):
-            return _joined(parts.subject, auxiliary, "not" if denied else "", rest, counted)
-        told = _polar(_Parts("", auxiliary, parts.subject, rest), not denied) if rest else None
-        return told and _joined(told, counted)
+            return _joined(parts.subject, auxiliary, "not" if denied else "", _with_object(rest, counted))
+        return _polar(_Parts("", auxiliary, parts.subject, _with_object(rest, counted)), not denied) if rest else None
     if parts.subject != "there" and parts.subject:
         rest, auxiliary = rest.removeprefix("see").strip(), "are"
     if auxiliary not in COPULAS:
@@ -144,22 +210,29 @@ def _content(parts: _Parts, answer: str, denied: bool) -> str | None:
         return None
     if _THINGS.match(asked):
         answer = _with_article(answer)
+    if colored := _COLORED.match(asked):
+        answer = _joined(answer, colored[1])
     if asked == "where":
         if not subject or auxiliary not in COPULAS:
             return None
         first = answer.split()[0].lower()
-        place = answer if first in _PREPOSITIONS | _PLACES else _joined("in", _with_the(answer))
+        told = first in _PREPOSITIONS | _PLACES or predicate.split(" ")[-1] in _PREPOSITIONS
+        place = answer if told else _joined("in", _with_the(answer))
         return _joined(subject, auxiliary, "not" if denied else "", predicate, place)
     if not subject:
         if not predicate:
             return None
         return _joined(answer, auxiliary, "not" if denied else "", predicate)
     if auxiliary in ("do", "does", "did"):
-        told = _polar(_Parts("", auxiliary, subject, predicate), not denied) if predicate else None
-        return told and _joined(told, answer)
+        return (
+            _polar(_Parts("", auxiliary, subject, _with_object(predicate, answer)), not denied) if predicate else None
+        )
+    if subject.endswith(" like") and not predicate:
+        subject = subject.removesuffix(" like")
     # What somebody is doing, the answer says.
-    predicate = re.sub(r"^doing\b ?", "", predicate)
-    return _joined(subject, auxiliary, "not" if denied else "", predicate, answer)
+    doing, _, rest = predicate.partition(" ")
+    predicate = _joined(answer, rest) if doing == "doing" else _with_object(predicate, answer)
+    return _joined(subject, auxiliary, "not" if denied else "", predicate)
 
 
 def _parts(words: list[str]) -> _Parts | None:
@@ -169,17 +242,17 @@ def _parts(words: list[str]) -> _Parts | None:
         return None
     rest = words[at + 1 :]
     asked, auxiliary = " ".join(lower[:at]), lower[at]
-    end = _end_of_subject(rest, auxiliary, polar=at == 0)
+    end = _end_of_subject(rest, asked, auxiliary)
     return _Parts(asked, auxiliary, " ".join(rest[:end]), " ".join(rest[end:]))
 
 
-def _end_of_subject(rest: list[str], auxiliary: str, *, polar: bool) -> int:
+def _end_of_subject(rest: list[str], asked: str, auxiliary: str) -> int:
     """The number of words of the subject at the beginning of `rest`; 0 if it begins with the predicate.
 
     There is no grammar here: the subject ends before what looks like a verb; in "Is the star on the left?" also before
     a preposition, and before the last word if there is no other sign.
     """
-    lower = [word.lower() for word in rest]
+    lower, polar = [word.lower() for word in rest], not asked
     if not lower:
         return 0
     if lower[0] in _PRONOUNS and (lower[0] not in _DETERMINERS or len(lower) == 1 or _begins_predicate(lower[1])):
@@ -189,26 +262,38 @@ def _end_of_subject(rest: list[str], auxiliary: str, *, polar: bool) -> int:
             return 0
         if not polar and lower[0] in _VERBS:
             return 0
+    # A determiner is no subject: "Is the sitting man | old?"
+    least = 2 if lower[0] in _DETERMINERS else 1
     for place, word in enumerate(lower[1:], 1):
         if auxiliary in COPULAS:
             # "What color is the car on the left?": it belongs to the subject, as in "Is the color of the car red?"
             linked = word in _LINKED and bool(_LINKS & {*lower[place + 1 : place + 2]})
             begins = linked or (_begins_predicate(word) and lower[place - 1] != "of")
-            if _is_participle(word) or (polar and place > 1 and begins):
+            verb = _is_participle(word) or (word in _PARTICIPLES and _is_predicate(lower[place + 1 :], asked))
+            if place >= least and (verb or (polar and place > 1 and begins)):
                 return place
         # Of two in a row, the first is a noun: "What does the stand | sell?"
         elif word in _VERBS and not _VERBS & {*lower[place + 1 : place + 2]}:
             return place
     if not polar:
-        return len(rest) if auxiliary in COPULAS else 0
+        # "What side is the car | on?"
+        return len(rest) - (lower[-1] in _PREPOSITIONS | {"of"} and len(rest) > 1) if auxiliary in COPULAS else 0
     if auxiliary not in COPULAS:
-        return min(2 if lower[0] in _DETERMINERS else 1, len(rest) - 1)
-    joint = lower.index("and") if "and" in lower[2:-1] else None
-    return (joint - 1) if joint is not None else len(rest) - 1
+        return min(least, len(rest) - 1)
+    # "Is the shirt | blue and white?", and "Are the boy and girl | happy?"
+    joint = lower.index("and") if "and" in lower[2:-1] else 0
+    return (joint - 1) if joint > least else len(rest) - 1
+
+
+def _is_predicate(after: list[str], asked: str) -> bool:
+    """Whether a participle with these words after it is the predicate: "taken at night", not "the painted wall"."""
+    if asked in ("", "where", "how"):
+        return not after or after[0] in _PREPOSITIONS or after[0].endswith("ly")
+    return all(word in _PREPOSITIONS | {"of", "as"} for word in after)
 
 
 def _begins_predicate(word: str) -> bool:
-    return word in _PREPOSITIONS or word in _DETERMINERS or _is_participle(word) or word == "not"
+    return word in _PREPOSITIONS or word in _DETERMINERS or _is_participle(word) or word in _PARTICIPLES | {"not"}
 
 
 def _is_participle(word: str) -> bool:
@@ -216,7 +301,25 @@ def _is_participle(word: str) -> bool:
 
 
 def _expanded(question: str) -> str:
-    return re.sub(r"^(what|who|where)'s\b", r"\1 is", question, flags=re.IGNORECASE)
+    # "Isn't the cat black?" is answered as "Is the cat black?" is.
+    question = re.sub(
+        r"^(is|are|was|were|do|does|did|has|have|ca)n['\u2019]t\b", _positive, question, flags=re.IGNORECASE
+    )
+    return re.sub(r"^(what|who|where)['\u2019]s\b", r"\1 is", question, flags=re.IGNORECASE)
+
+
+def _positive(found: re.Match[str]) -> str:
+    return "can" if found[1].lower() == "ca" else found[1]
+
+
+def _with_object(predicate: str, answer: str) -> str:
+    """The answer after the verb, or behind the predicate: "wearing a hat on his head", "looking at a bird"."""
+    verb, *rest = predicate.split() or [""]
+    are = [word.lower() in _PREPOSITIONS for word in rest]
+    if not rest or not are[0] or are[-1]:
+        return _joined(predicate, answer)
+    verb, rest = (_joined(verb, rest[0]), rest[1:]) if are[1] else (verb, rest)
+    return _joined(verb, answer, *rest)
 
 
 def _joined(*parts: str) -> str:
@@ -243,16 +346,41 @@ def _third_person(verb: str) -> str:
     return f"{verb[:-1]}ies" if re.search(r"[^aeiou]y$", verb) else f"{verb}s"
 
 
+_SINGULAR = {
+    "people": "person",
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "feet": "foot",
+    "teeth": "tooth",
+    "mice": "mouse",
+    "geese": "goose",
+    "buses": "bus",
+    "knives": "knife",
+    "wives": "wife",
+    "lives": "life",
+    "leaves": "leaf",
+    "loaves": "loaf",
+    "shelves": "shelf",
+    "wolves": "wolf",
+    "calves": "calf",
+    "halves": "half",
+    "scarves": "scarf",
+}
+_IE = word_set("movies cookies ties pies zombies brownies hoodies selfies smoothies veggies doggies")
+_OE = word_set("shoes toes canoes horseshoes snowshoes hoes")
+
+
 def _singular(things: str) -> str:
-    """The last word of a plural in the singular: "green objects" -> "green object"."""
-    *before, last = things.split()
-    special = {"people": "person", "men": "man", "women": "woman", "children": "child", "sheep": "sheep"}
-    if last in special:
-        last = special[last]
-    elif last.endswith("ies"):
+    """The first noun of a plural in the singular: "green objects" -> "green object", "slices of pizza"."""
+    first, of, rest = things.partition(" of ")
+    *before, last = first.split()
+    if last in _SINGULAR:
+        last = _SINGULAR[last]
+    elif last.endswith("ies") and last not in _IE:
         last = f"{last[:-3]}y"
-    elif re.search(r"(?:sh|ch|x|ss)es$", last):
+    elif re.search(r"(?:sh|ch|x|ss|o)es$", last) and last not in _OE:
         last = last[:-2]
     elif last.endswith("s") and not last.endswith("ss"):
         last = last[:-1]
-    return " ".join([*before, last])
+    return _joined(*before, last) + of + rest

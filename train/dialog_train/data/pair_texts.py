@@ -3,7 +3,8 @@
 A candidate set has G texts of each pair: the right one, `foils` wrong ones, and with `denials` two more, which deny the
 right one and the first wrong one. Wrong answers are drawn from what the dialogues answer to questions of the same type,
 by how frequent they are; if there are too few, from the answers to all questions. None of them is an answer that the
-same image has to the same question, or says more or less of the same words. Only pairs that no gate marks are counted;
+same image has to the same question, or says more or less of the same words, however they are written ("2" and "two").
+Only pairs that no gate marks are counted;
 if self-consistency kept the right answer, the generator gave no other one when it was asked again.
 
 Statements are the generator's own sentences where the dataset has them (see `asking.sentences`), and made by rules
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 
 from dialog_gen.core.hashing import sha256_json
 from dialog_train.asking.prior import AnswerPrior, question_type
-from dialog_train.asking.questions import answer_key
+from dialog_train.asking.questions import answer_key, meaning
 from dialog_train.asking.sentences import RULES, Sentences, forms_of
 from dialog_train.asking.statements import negated
 from dialog_train.config import CandidateFormat
@@ -151,7 +152,7 @@ class Candidates:
     def draw(self, question: str, taken: Sequence[str], rng: random.Random) -> list[str]:
         """At most `foils` different answers to a question, none of which could be one of `taken`."""
         found = list[str]()
-        words = [set(answer.split()) for answer in taken]
+        own = [meaning(answer) for answer in taken]
         kind = question_type(question)
         if kind not in self._pools:
             self._pools[kind] = _Pool(self.prior.answers(question))
@@ -159,7 +160,7 @@ class Candidates:
             for answer in pool.drawn(self.foils, rng):
                 if len(found) == self.foils:
                     return found
-                if answer not in found and not any(_nested(set(answer.split()), own) for own in words):
+                if answer not in found and not any(_nested(meaning(answer), one) for one in own):
                     found.append(answer)
         return found
 
@@ -200,6 +201,6 @@ def _same(one: str, other: str) -> bool:
     return answer_key(one) == answer_key(other)
 
 
-def _nested(one: set[str], other: set[str]) -> bool:
+def _nested(one: frozenset[str], other: frozenset[str]) -> bool:
     """Whether one says all that the other says: "purple" and "light purple" may both be true."""
     return one <= other or other <= one

@@ -38,11 +38,10 @@ def _read(files: Sequence[Path]) -> list[ChoiceItem]:
 
 def _item(record: _Question, path: Path, number: int) -> ChoiceItem:
     captions = [record["caption_0"], record["caption_1"], record.get("caption_2"), record.get("caption_3")]
-    given = [caption for caption in captions if caption]
     right = record["correct_answer"]
-    if not 0 <= right < len(given):
+    if not 0 <= right < len(captions) or not (own := captions[right]):
         raise UsageError(f"{path} is not a file of {_WHAT}: record {number}: correct_answer is {right}.")
-    texts = (given[right], *(caption for place, caption in enumerate(given) if place != right))
+    texts = (own, *(caption for place, caption in enumerate(captions) if place != right and caption))
     part = record.get("correct_answer_template") or ""
     return ChoiceItem(images=(ImagePart(record["image_path"]),), texts=texts, part=part)
 

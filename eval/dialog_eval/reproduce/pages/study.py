@@ -81,14 +81,15 @@ def _cell(measured: Measured, figure: Figure) -> str:
     estimate, values = measured.estimate(figure), measured.values(figure)
     if estimate is None or values is None:
         return ""
-    mark = ""
-    for note in values.notes:
-        for told in note.removeprefix("without the image: ").split("; "):
-            if told.startswith(f"{figure.metric} equals"):
-                mark = " ‡"
-            elif told.startswith(f"{figure.metric} is not shown to be above"):
-                mark = " †"
-    return shown(estimate) + mark
+    return shown(estimate) + mark_of(figure.metric, values.notes)
+
+
+def mark_of(metric: str, notes: Sequence[Sequence[str]]) -> str:
+    """What the notes of all seeds say of a figure without the image: it is above only if that of each seed is."""
+    told = [[one for note in some for one in note.removeprefix("without the image: ").split("; ")] for some in notes]
+    equal = [any(one.startswith(f"{metric} equals") for one in some) for some in told]
+    doubtful = [any(one.startswith(f"{metric} is not shown to be above") for one in some) for some in told]
+    return " ‡" if all(equal) else " †" if any(equal + doubtful) else ""
 
 
 def _ways(rows: Sequence[Figure], measured: Measured) -> list[str]:
