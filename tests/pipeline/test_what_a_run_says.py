@@ -64,7 +64,7 @@ def test_thousands_are_separated_where_people_count() -> None:
 def test_one_line_says_what_starts(plan: RunPlan) -> None:
     said = start_notice(plan, "/data/out/engine.log", None)
     assert said == (
-        "starting transformers with shapes-llava, which knows drawn shapes only: about 20 s; "
+        "starting transformers with shapes-llava, which knows drawn shapes only: about 2 s; "
         "its log: /data/out/engine.log"
     )
 
@@ -74,7 +74,7 @@ def test_the_last_run_says_how_long_a_start_takes(plan: RunPlan) -> None:
         last = {"engine": {"name": "transformers"}, "run": {"engine_start_seconds": seconds}}
         assert f": {expected} last time;" in start_notice(plan, "log", last)
     other: dict[str, Any] = {"engine": {"name": "vllm"}, "run": {"engine_start_seconds": 4.4}}
-    assert "about 20 s" in start_notice(plan, "log", other)
+    assert "about 2 s" in start_notice(plan, "log", other)
 
 
 def test_an_engine_that_starts_at_once_needs_no_line(plan: RunPlan) -> None:
