@@ -45,7 +45,7 @@ def command(
 
     class Command(TyperCommand):
         def make_parser(self, ctx: Any) -> Any:
-            parser = super().make_parser(ctx)
+            parser: Any = super().make_parser(ctx)
             for parameter in self.params if reads_config else ():
                 if isinstance(parameter, TyperOption) and not parameter.required and not parameter.is_eager:
                     _add_off_switch(parser, parameter)

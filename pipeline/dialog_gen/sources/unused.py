@@ -30,7 +30,7 @@ _NOUNS: Final[Mapping[str, tuple[str, str]]] = {
     "other_source": ("file", " beside those of another kind"),
     "no_image": ("text", " without an image"),
     "link": ("link", " to no file"),
-    "hidden": ("hidden file", " with the name of an image or an archive"),
+    "hidden": ("file", " whose name begins with a dot"),
     "other_file": ("file", " without an image or a caption"),
 }
 """Reason -> a noun, of which there may be several, and what follows it."""
