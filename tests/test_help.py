@@ -143,3 +143,18 @@ def test_interrupted_while_it_is_imported(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "interrupted: nothing was begun\n"
+
+
+def test_the_end_of_a_command_is_not_aborted_by_a_library(tmp_path: Path) -> None:
+    """What Python does at the end is done; what C++ libraries do, which may abort the process, is not."""
+    (tmp_path / "command.py").write_text(
+        "import atexit, ctypes, sys\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)\n"
+        "def main():\n"
+        "    atexit.register(print, 'ended')\n"
+        "    sys.exit(3)\n"
+    )
+    code = "from dialog_gen.core.start import start; start('command')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "ended\n", "")
