@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import typer.main
 import dialog_eval.cli
 import dialog_gen.cli.app
 import dialog_train.cli
+from dialog_gen.core.console import exit_code
 
 APPS = {"dialog-gen": dialog_gen.cli.app.app, "dialog-train": dialog_train.cli.app, "dialog-eval": dialog_eval.cli.app}
 
@@ -113,3 +115,46 @@ def test_the_other_packages_run_as_modules(package: str) -> None:
     done = subprocess.run([sys.executable, "-m", package, "-h"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Usage:")
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_a_number_that_is_none_is_told_in_our_words(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """One line, whatever the command, and no words of the libraries that read the flags."""
+    wrong = [
+        (words, flag)
+        for words, _ in ALL
+        if words[0] == name
+        for flag in re.findall(r"^  (?:-\w, )?(--[\w-]+) <(?:integer|number)>", help_of(words), re.M)
+    ]
+    assert wrong
+    for words, flag in wrong:
+        call = partial(typer.main.get_command(APPS[name]), [*words[1:], flag, "ten"], prog_name=name)
+        assert exit_code(call, interrupted=None) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        told = re.escape(f"`{' '.join(words)} -h` explains the options.")
+        assert re.fullmatch(rf"error: {flag} ten: must be a (whole )?number; {told}\n", err), (words, flag, err)
+
+
+def test_interrupted_while_it_is_imported(tmp_path: Path) -> None:
+    """Ctrl-C in the first seconds, too, is answered by one line and no traceback."""
+    (tmp_path / "slow_command.py").write_text("raise KeyboardInterrupt\n")
+    code = "from dialog_gen.core.start import start; start('slow_command')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted: nothing was begun\n"
+
+
+def test_the_end_of_a_command_is_not_aborted_by_a_library(tmp_path: Path) -> None:
+    """What Python does at the end is done; what C++ libraries do, which may abort the process, is not."""
+    (tmp_path / "command.py").write_text(
+        "import atexit, ctypes, sys\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)\n"
+        "def main():\n"
+        "    atexit.register(print, 'ended')\n"
+        "    sys.exit(3)\n"
+    )
+    code = "from dialog_gen.core.start import start; start('command')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "ended\n", "")

@@ -19,6 +19,7 @@ from typer.models import OptionInfo
 
 from dialog_eval.options import Common, flag_of, option_info, parameters_of, required_options
 from dialog_eval.results import Blend, Entry, Metric, Results, check_writable
+from dialog_eval.tables.trainings import trainings
 from dialog_eval.tasks.base import TASKS, Presentation, TaskDefinition, get_task, presentation_of
 from dialog_gen.core.console import Json, Version, log_to_stderr, run_app, say, say_json, say_table
 from dialog_gen.core.errors import UsageError
@@ -97,6 +98,9 @@ def _evaluate(
     if cut := results.settings["truncated_texts"]:
         texts = count_of(results.settings["texts"], "text")
         _log.warning("cut to the model's context: %d of %s", cut, texts)
+    for trained in trainings([results]):
+        if trained.trained_on_tests:
+            _log.warning("%s was trained on test images: %s Measure on others.", trained.label, trained.test_images)
     # Whether one of the two fails or not, the other is done: the results of hours of work are not lost.
     try:
         results.save(out)

@@ -15,7 +15,7 @@ from dialog_eval.models import Models
 from dialog_eval.options import Common
 from dialog_eval.results import Blend, Entry, Reference, Results
 from dialog_eval.tasks.base import TaskDefinition
-from dialog_eval.trained import label_of, training_of
+from dialog_eval.trained import label_of, test_images_of, training_of
 from dialog_gen.clip.base import SEARCH, Clip
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
@@ -67,6 +67,7 @@ def measure(
                     "name": variant.clip.name,
                     "weights_sha256": variant.clip.weights_sha256,
                     "training": training_of(checkpoint),
+                    "test_images": test_images_of(checkpoint, index.sha256s.values()),
                 }
                 for variant, checkpoint in zip(models.alone, checkpoints, strict=True)
             },

@@ -1,17 +1,23 @@
 """What a checkpoint was trained on, from the report that its training left beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+import pyarrow as pa
+
+from dialog_gen.core.errors import DialogGenError
 from dialog_gen.core.files import read_regular
 from dialog_gen.core.json_text import parse_json
+from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.config import EMA_FOLDER, MODEL_FOLDER, REPORT_FILE
+from dialog_train.data.derived import sources_of
 
 _FOLDERS = (MODEL_FOLDER, EMA_FOLDER)
 # Of no use to a reader, or told beside the settings.
 _HIDDEN = ("out", "log", "data.work", "model", "pretrained", "seed")
 _KEYS = ("steps", "model", "method")
+_ROWS_PER_BATCH = 65_536
 
 
 def training_of(checkpoint: str | None) -> dict[str, Any] | None:
@@ -20,6 +26,50 @@ def training_of(checkpoint: str | None) -> dict[str, Any] | None:
     It has the name of the model that was tuned (`model`), `method`, `steps`, `rows` of the training set, `seed`, and
     `settings`: the recipe's keys, such as "optim.lr" -> 0.001, with folders by their names only.
     """
+    if (read := _report_of(checkpoint)) is None:
+        return None
+    report, recipe = read
+    found: dict[str, Any] = {key: report[key] for key in _KEYS if isinstance(report.get(key), str | int)}
+    rows = report["training_set"].get("rows") if isinstance(report.get("training_set"), dict) else None
+    settings = {key: value for key, value in _flat(recipe).items() if key not in _HIDDEN}
+    return found | {"rows": rows, "seed": recipe.get("seed"), "settings": settings}
+
+
+def test_images_of(checkpoint: str | None, sha256s: Collection[str]) -> dict[str, int | None] | None:
+    """How many of the test images, given by the hashes of their bytes, the checkpoint was trained on.
+
+    The result has the number of `images`, and how many of them are in the dialogues of the training, `trained_on`:
+    None if these dialogues are no longer where the training read them, or if it read none. Returns None for what no
+    training of dialog-train wrote.
+    """
+    if (read := _report_of(checkpoint)) is None:
+        return None
+    data = read[1].get("data")
+    trained_on = _images_in(data.get("dialogues") if isinstance(data, dict) else None, set(sha256s))
+    return {
+        "images": len(sha256s),
+        "trained_on": None if trained_on is None else sum(sha256 in trained_on for sha256 in sha256s),
+    }
+
+
+def _images_in(dialogues: Any, wanted: set[str]) -> set[str] | None:
+    """Those of the wanted hashes that a dataset on this machine has; None if it cannot be read."""
+    if not isinstance(dialogues, str) or "://" in dialogues:
+        return None
+    found = set[str]()
+    try:
+        dataset = DatasetFolder.existing(dialogues)
+        for source in sources_of(dataset):
+            with dataset.row_file(source.file) as file:
+                for rows in file.batches(_ROWS_PER_BATCH, ["image_sha256"]):
+                    found |= wanted.intersection(rows["image_sha256"].to_pylist())
+    except (DialogGenError, OSError, pa.ArrowException, KeyError):
+        return None
+    return found
+
+
+def _report_of(checkpoint: str | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The report of the training that wrote the checkpoint OUT/model, and its recipe; None if there is none."""
     if checkpoint is None or Path(checkpoint).name not in _FOLDERS:
         return None
     try:
@@ -28,10 +78,7 @@ def training_of(checkpoint: str | None) -> dict[str, Any] | None:
         return None
     if not isinstance(report, dict) or not isinstance(recipe := report.get("recipe"), dict):
         return None
-    found: dict[str, Any] = {key: report[key] for key in _KEYS if isinstance(report.get(key), str | int)}
-    rows = report["training_set"].get("rows") if isinstance(report.get("training_set"), dict) else None
-    settings = {key: value for key, value in _flat(recipe).items() if key not in _HIDDEN}
-    return found | {"rows": rows, "seed": recipe.get("seed"), "settings": settings}
+    return report, recipe
 
 
 def label_of(checkpoint: str, name: str) -> str:

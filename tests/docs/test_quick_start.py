@@ -25,10 +25,11 @@ def test_quick_start_and_first_training(tmp_path: Path) -> None:
     steps = section("quick-start.md", "2. Get images")
     training = section("training.md", "In the embedded world").partition("\n## ")[0]
     script = "\n".join([*blocks(steps, "bash"), *blocks(training, "bash")])
-    assert script.count("dialog-") == 8
+    assert script.count("dialog-") == 11
     # Another engine for its start alone: vLLM's takes longer than all the rest.
     changes = {
-        "--limit 256": "--limit 128",
+        "shapes --limit 256": "shapes --limit 128",
+        "shapes-test --limit 256": "shapes-test --limit 64",
         "images --out dialogues": "images --out dialogues --engine transformers",
         "max_steps=100": "max_steps=4",
     }
@@ -45,5 +46,5 @@ def test_quick_start_and_first_training(tmp_path: Path) -> None:
     run("bash", "-euc", script)
     assert len(rows_of(tmp_path / "dialogues")) > 120
     assert "{'user': " in run(sys.executable, "-c", "\n".join(blocks(steps, "python")))
-    for made in ("report.html", "messages", "draft/model/open_clip_config.json"):
+    for made in ("report.html", "messages", "draft/model/open_clip_config.json", "table.html"):
         assert (tmp_path / made).exists(), made

@@ -1,6 +1,7 @@
 """Wins and losses in results, against what the models answer; and what results say of trainings."""
 
 import base64
+import hashlib
 import io
 import json
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers.evaluation import ReferenceModel, captions, vqa_files
+from helpers.training import scene_row, write_dialogues
 from PIL import Image
 
 from dialog_eval import evaluate, write_table
@@ -89,6 +91,47 @@ def test_checkpoints_named_model(split: Path, clips: tuple[Path, Path], tmp_path
         "steps": 7, "model": "base", "rows": 12, "seed": 3,
         "settings": {"data.dialogues": "dialogues", "optim.lr": 0.001},
     }  # fmt: skip
+
+
+def test_test_images_that_were_trained_on_are_told(split: Path, clips: tuple[Path, Path], tmp_path: Path) -> None:
+    """They are known by their bytes, whatever their ids; the page and its details say how many, or that it is open."""
+    files = sorted((split / "images").rglob("*.png"))
+    rows = {"0": [scene_row(2), scene_row(3)]}
+    for row, file in zip(rows["0"], files[:2], strict=True):
+        row |= {"images": [{"bytes": file.read_bytes(), "path": "other.png"}]}
+        row["image_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    dialogues = write_dialogues(tmp_path / "mine", {"0": [*rows["0"], scene_row(7)]})
+    run = tmp_path / "draft"
+    shutil.copytree(clips[1], run / "model")
+    recipe = {"model": "base", "data": {"dialogues": str(dialogues)}}
+    (run / "train.json").write_text(json.dumps({"steps": 7, "recipe": recipe, "training_set": {"rows": 3}}))
+
+    def said() -> tuple[dict[str, int | None], str]:
+        results = evaluate(
+            "retrieval", checkpoint=run / "model", baseline=clips[0], images=split / "images",
+            captions=captions(split), device="cpu", out=tmp_path / "r.json",
+        )  # fmt: skip
+        write_table([tmp_path / "r.json"], tmp_path / "t.md")
+        assert results.settings["models"]["base"]["test_images"] is None
+        return results.settings["models"]["draft"]["test_images"], (tmp_path / "t.md").read_text(encoding="utf-8")
+
+    found, page = said()
+    assert found == {"images": len(files), "trained_on": 2}
+    told = f"2 of {len(files)} test images are among its training images."
+    assert f"**draft was trained on test images**: {told} Measure on others." in page.splitlines()[4]
+    assert page.count(told) == 2
+    write_table([tmp_path / "r.json"], tmp_path / "t.html")
+    assert (tmp_path / "t.html").read_text(encoding="utf-8").count(told) == 2
+    shutil.rmtree(dialogues)
+    write_dialogues(dialogues, {"0": [scene_row(7)]})
+    found, page = said()
+    assert found == {"images": len(files), "trained_on": 0}
+    assert f"None of {len(files)} test images is among its training images." in page
+    assert "was trained on test images" not in page
+    shutil.rmtree(dialogues)
+    found, page = said()
+    assert found == {"images": len(files), "trained_on": None}
+    assert "Whether test images are among its training images is not known" in page
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"recipe": 3}', "\x00"])

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from helpers.cli import Cli
 from helpers.rows import gates_of, make_row, shard_of, write_shard
+from helpers.terminal import on_terminal
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -210,6 +211,25 @@ def test_the_command_prints_the_card(tmp_path: Path, dialog_gen_cli: Cli, monkey
     assert 'load_dataset("USER/NAME"' in dialog_gen_cli("card", tmp_path).out
     assert "USER/NAME" in dialog_gen_cli("card", tmp_path, "--repo", "one").mistake
     assert "empty" in dialog_gen_cli("card", tmp_path, "--repo", REPO, "--licence", " ").mistake
+
+
+def test_a_terminal_gets_what_is_worth_a_look_and_a_file_everything(tmp_path: Path, dialog_gen_cli: Cli) -> None:
+    folder = make_dataset(tmp_path / "d")
+    code, said = on_terminal(tmp_path, "dialog_gen", "card", "d", "--repo", REPO)
+    whole = card(folder)
+    assert code == 0
+    assert re.findall(r"^## (.*?)\r?$", said, re.M) == [
+        "Counts",
+        "How it was made",
+        "Quality gates",
+        "Images",
+        "Licence",
+        "Known contamination",
+    ]
+    assert f"parts of a card of {len(whole.splitlines())} lines" in said
+    ended = dialog_gen_cli("card", folder.location, "--repo", REPO, "--out", tmp_path / "card.md")
+    assert (ended.code, ended.out) == (0, f"{tmp_path / 'card.md'}\n")
+    assert (tmp_path / "card.md").read_text(encoding="utf-8") == whole
 
 
 @pytest.mark.parametrize(

@@ -114,9 +114,17 @@ def test_the_last_of_a_switch_counts_and_values_given_stay(
     for given in (
         ["--no-keep-going", "--keep-going", "--no-limit", "--limit", "3"],
         ["--keep-going", "--no-keep-going"],
+        ["--limit", "3", "--no-limit"],
+        ["--limit=3", "--no-limit", "--limit", "4", "--no-limit", "--endpoint", "http://a", "--no-endpoint"],
     ):
         assert dialog_gen_cli("run", "--config", "run.toml", *given).code == 0
-    assert [(call["limit"], call["keep_going"]) for call in calls] == [(3, True), (5, False)]
+    wanted = [(3, True), (5, False), (None, True), (None, True)]
+    assert [(call["limit"], call["keep_going"]) for call in calls] == wanted
+    assert calls[-1]["endpoint"] is None
+    # Without a file, too.
+    flags = ["--model", "m", "--images", "images", "--out", "out", "--limit", "4", "--no-limit"]
+    assert dialog_gen_cli("run", *flags).code == 0
+    assert calls[-1]["limit"] is None
 
 
 @pytest.mark.parametrize("flag", ["--no-model", "--no-config", "--no-limits", "--no-dry-run=1"])
@@ -133,13 +141,13 @@ def test_what_cannot_be_switched_off(dialog_gen_cli: Cli, workplace: Path, flag:
         ("limitt = 5", ["limitt: unknown key", "did you mean 'limit'?"]),
         ("max-tokens = 5", ["max-tokens: unknown key", "did you mean 'max_tokens'?"]),
         ("config = 'x'", ["config: unknown key"]),
-        ('limit = "5"', ["limit", "integer", "'5'"]),
-        ("seed = 1.5", ["seed", "integer", "1.5"]),
-        ("seed = true", ["seed", "integer", "True"]),
-        ("limit = 0", ["limit", "greater than or equal to 1", "0"]),
-        ("max_losses = 2", ["max_losses", "less than or equal to 1"]),
+        ('limit = "5"', ["limit", "must be a whole number", "'5'"]),
+        ("seed = 1.5", ["seed", "must be a whole number", "1.5"]),
+        ("seed = true", ["seed", "must be a whole number", "True"]),
+        ("limit = 0", ["limit", "must be at least 1", "0"]),
+        ("max_losses = 2", ["max_losses", "must be at most 1"]),
         ("max_losses = nan", ["max_losses", "finite number"]),
-        ('deterministic = "yes"', ["deterministic", "boolean", "'yes'"]),
+        ('deterministic = "yes"', ["deterministic", "true or false", "'yes'"]),
         ('image_format = "gif"', ["image_format", "'jpeg' or 'png'", "'gif'"]),
         ("endpoint = 3", ["endpoint", "list", "3"]),
         ("[run]\nlimit = 3", ["run: unknown key"]),

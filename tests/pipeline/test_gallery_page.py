@@ -42,11 +42,11 @@ def test_the_page_holds_the_rows(tmp_path: Path) -> None:
     rows[2] |= {"images": [{"bytes": b"no image", "path": None}], "url": "https://example.org/a?b=c&d", "caption": None}
     rows[4] |= {"gates": None}
     written = report(write_dataset(tmp_path / "d", rows), tmp_path / "r.html")
-    assert "\nall 12 images, 0.1 MB, thumbnails of 640 pixels and quality 80" in str(written)
+    assert "\nall 12 images, 0.1 MB, thumbnails of 4 pixels and quality 95" in str(written)
     assert written.bytes == (tmp_path / "r.html").stat().st_size
     page = read(tmp_path / "r.html")
     shown = page.data["gallery"]
-    assert (shown["seed"], shown["thumbnails"]) == (0, {"side": 640, "quality": 80})
+    assert (shown["seed"], shown["thumbnails"]) == (0, {"side": 4, "quality": 95})
     names = [gate["name"] for gate in page.side["gates"]]
     assert names == ["leak", "length"]
     assert len(page.rows) == 12
@@ -145,7 +145,7 @@ def test_thumbnails_adapt_to_the_budget(tmp_path: Path) -> None:
             with Image.open(io.BytesIO(base64.b64decode(row["images"][0].split(",")[1]))) as image:
                 assert image.width == min(360, sides[-1])
     assert sides == sorted(sides, reverse=True)
-    assert sides[0] == 640 > sides[-1]
+    assert sides[0] == 360 > sides[-1]
     out.unlink()
     with pytest.raises(UsageError, match=r"--max-mb .* is too little for 10 images: .* Give more, or fewer --samples"):
         report(dataset, out, max_mb=page_mb + 0.001)

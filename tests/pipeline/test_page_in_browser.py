@@ -108,6 +108,8 @@ def test_it_fits_in_colours_that_can_be_read(
     for page in (gallery, tmp_path / "r.html"):
         reader.open(page, width=width, dark=dark)
         assert reader.value("document.documentElement.scrollWidth") <= width
+        ends = "[...document.querySelectorAll('#contents a')].map((link) => link.getBoundingClientRect().right)"
+        assert max(reader.value(ends)) <= width
     colours = "(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(document.body))"
     text, paper = (sum(map(int, colour[4:-1].split(","))) for colour in reader.value(colours))
     assert (text - paper > 500) if dark else (paper - text > 500)

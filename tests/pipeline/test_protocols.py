@@ -51,9 +51,9 @@ MISTAKES = {
     "sampling is no table": (f"sampling = 0.7\n{TURN}", "sampling: a table is needed, got 0.7"),
     "out of range": (
         f"{TURN}[sampling]\ntop_p = 1.5",
-        "sampling.top_p: Input should be less than or equal to 1, got 1.5",
+        "sampling.top_p: must be at most 1, got 1.5",
     ),
-    "choice": (f"{TURN}parse = 'list'", "turns.1.parse: Input should be 'answer' or 'qa-list', got 'list'"),
+    "choice": (f"{TURN}parse = 'list'", "turns.1.parse: must be 'answer' or 'qa-list', got 'list'"),
     "empty text": (f"{TURN}[[turns]]\nuser = ''", "turns.2.user: String should have at least 1 character, got ''"),
     "white space": ("[[turns]]\nuser = ' \t '", "turns.1.user: holds nothing but white space: write what is said"),
     "nothing visible": (
@@ -74,15 +74,15 @@ MISTAKES = {
 BAD_SAMPLING = {
     f"{key} = {value}": (f"{TURN}[sampling]\n{key} = {value}", f"sampling.{key}: .*{said}")
     for key, value, said in (
-        ("top_k", "3000000000", "less than or equal to 1000000, got 3000000000"),
-        ("top_k", "99999999999999999999", "less than or equal to 1000000"),
-        ("top_k", "-1", "greater than or equal to 0"),
-        ("max_tokens", "3000000000", "less than or equal to 8192"),
-        ("repetition_penalty", "1e-300", "greater than or equal to 0.1"),
+        ("top_k", "3000000000", "must be at most 1000000, got 3000000000"),
+        ("top_k", "99999999999999999999", "must be at most 1000000"),
+        ("top_k", "-1", "must be at least 0"),
+        ("max_tokens", "3000000000", "must be at most 8192"),
+        ("repetition_penalty", "1e-300", "must be at least 0.1"),
         ("repetition_penalty", "nan", "got nan"),
         ("temperature", "1e-300", "0, which takes the most likely token, or at least 0.01"),
-        ("temperature", "inf", "less than or equal to 2"),
-        ("top_p", "1e-300", "greater than or equal to 0.000001"),
+        ("temperature", "inf", "must be at most 2"),
+        ("top_p", "1e-300", "must be at least 1e-06"),
     )
 }
 

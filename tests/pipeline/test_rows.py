@@ -56,8 +56,16 @@ def test_a_row_is_found_by_its_id(dataset: Path, number: int) -> None:
 
 
 def test_no_row_with_this_id(dataset: Path) -> None:
-    with pytest.raises(UsageError, match=r"no row with the image_id image 28\\x1b: .*dialog-gen sample"):
+    with pytest.raises(UsageError, match=r"no row with the image_id image 28\\x1b: did you mean .*dialog-gen sample"):
         find_row(dataset, "image 28\x1b")
+
+
+@pytest.mark.parametrize(("asked", "nearest"), [("mage 13", "image 13"), ("17", "image 17"), ("imgae 7", "image 7")])
+def test_the_nearest_id_is_named(dataset: Path, asked: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=rf"image_id {asked}: did you mean {nearest}\? Ids are written as"):
+        find_row(dataset, asked)
+    with pytest.raises(UsageError, match=r"image_id zzz: ids are written as"):
+        find_row(dataset, "zzz")
 
 
 def test_only_row_groups_that_can_have_the_id_are_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_values_that_are_none(dialog_gen_cli: Cli, workplace: Path, flag: str, v
     before = files_of(workplace)
     ended = dialog_gen_cli(*RUN, flag, value)
     assert (ended.code, ended.out) == (2, "")
-    assert f"Invalid value for '{flag}'" in ended.err
+    assert ended.mistake.startswith(f"error: {flag} {value}: must be ")
     assert files_of(workplace) == before
 
 

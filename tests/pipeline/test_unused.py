@@ -217,6 +217,18 @@ def test_the_count_is_part_of_the_accounting(tmp_path: Path) -> None:
     assert totals(tmp_path / "compact").unused == verdict.unused
 
 
+def test_hidden_files_are_counted(tmp_path: Path) -> None:
+    """They are no images, even with the name of one, but whoever has such files is told; hidden folders are no part."""
+    write_images(tmp_path / "in", 2)
+    write_files(tmp_path / "in", {".a.png": png(3), "._00000.png": b"x", ".DS_Store": b"x", ".cache/b.png": png(4)})
+    assert found(str(tmp_path / "in"))[1] == {"hidden": 2, "other_file": 1}
+    run(tmp_path / "in", tmp_path / "out", ScriptedEngine())
+    verdict = verify(tmp_path / "out")
+    assert (verdict.images, verdict.unused, verdict.problems) == (2, {"hidden": 2, "other_file": 1}, [])
+    # One that is named is an image.
+    assert [*found(str(tmp_path / "in" / ".a.png"))[0]] == [".a.png"]
+
+
 def test_a_count_below_zero_is_damage(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 1)
     run(tmp_path / "in", tmp_path / "out", ScriptedEngine())

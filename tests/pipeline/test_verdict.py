@@ -89,6 +89,12 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
     assert findings == [("losses", "100 % of the images were rejected, most often for “too few pairs”.")]
 
 
+def test_reasons_that_are_equally_frequent_are_all_named(tmp_path: Path) -> None:
+    rows = [make_row(i, "rejected", reason=reason) for i, reason in enumerate(("b", "a_c", "b", "a_c", "z"))]
+    _, findings = found(tmp_path, rows)
+    assert findings == [("losses", "100 % of the images were rejected, most often for “a c” and “b”.")]
+
+
 @pytest.mark.parametrize(
     ("part", "whole", "said"),
     [

@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -21,12 +23,13 @@ from dialog_gen.executors.base import EngineStarted, RowDone, ShardCommitted, Sh
 from dialog_gen.gates.base import why_unscored
 from dialog_gen.generation.bounds import LoadTally, bounds_text
 from dialog_gen.generation.plan import RunPlan
-from dialog_gen.generation.run import generate, plan_of, with_defaults
+from dialog_gen.generation.run import _RunProgress, generate, plan_of, with_defaults
 from dialog_gen.generation.start_notice import start_notice
 from dialog_gen.generation.summary import RunResult
 from dialog_gen.shapes.recognise import is_drawn
 from dialog_gen.shapes.render import render, through_jpeg
 from dialog_gen.shapes.scenes import draw_scene
+from dialog_gen.sources.base import InputShard
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_thousands_are_separated_where_people_count() -> None:
 def test_one_line_says_what_starts(plan: RunPlan) -> None:
     said = start_notice(plan, "/data/out/engine.log", None)
     assert said == (
-        "starting transformers with shapes-llava, which knows drawn shapes only: about 20 s; "
+        "starting transformers with shapes-llava, which knows drawn shapes only: about 2 s; "
         "its log: /data/out/engine.log"
     )
 
@@ -74,7 +77,24 @@ def test_the_last_run_says_how_long_a_start_takes(plan: RunPlan) -> None:
         last = {"engine": {"name": "transformers"}, "run": {"engine_start_seconds": seconds}}
         assert f": {expected} last time;" in start_notice(plan, "log", last)
     other: dict[str, Any] = {"engine": {"name": "vllm"}, "run": {"engine_start_seconds": 4.4}}
-    assert "about 20 s" in start_notice(plan, "log", other)
+    assert "about 2 s" in start_notice(plan, "log", other)
+
+
+def test_the_bar_of_a_run_that_was_faster_than_the_count_is_full() -> None:
+    """The images are counted in a thread, which may come after a run that has nothing to do."""
+    counted, shown = Event(), list[tuple[str, int, int | None]]()
+
+    def shards() -> Iterator[InputShard]:
+        counted.wait()
+        yield from ()
+
+    def on_progress(stage: str, done: int, total: int | None, unit: str = "", note: str = "") -> None:
+        shown.append((stage, done, total))
+
+    with _RunProgress(shards, RunResult(images_skipped=32), on_progress):
+        assert shown == [("dialogues", 32, None)]
+    counted.set()
+    assert shown[-1] == ("dialogues", 32, 32)
 
 
 def test_an_engine_that_starts_at_once_needs_no_line(plan: RunPlan) -> None:

@@ -4,11 +4,13 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pytest
 import torch
 from helpers.training import TINY_CLIP, write_tiny_clip
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -187,8 +189,35 @@ def test_weights_that_cannot_be_downloaded_are_not_called_misfits(
     assert warnings_of(caplog) == []
 
 
+@pytest.mark.parametrize("error", ["ConnectError", "ConnectTimeout"])
+def test_without_a_network_there_are_no_retries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The Hub's client tries a file six times in 24 seconds, of which open_clip asks for three; a slow network may."""
+    offline = list[bool]()
+
+    def head(*_: object, **__: object) -> None:
+        raise type(error, (OSError,), {})("[Errno -2] Name or service not known")
+
+    def download(config: object) -> str:
+        offline.append(constants.HF_HUB_OFFLINE)
+        raise OSError("no network")
+
+    monkeypatch.setattr("dialog_gen.core.hub_network._WAIT_S", 0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(head=head))
+    monkeypatch.setattr("dialog_gen.clip.open_clip.checkpoint.download_pretrained", download)
+    said = "https?://.* cannot be reached .*not known" if error == "ConnectError" else "no network"
+    with pytest.raises(UsageError, match=rf"cannot be downloaded: {said}"):
+        load_clip("ViT-B-32", "laion2b_s34b_b79k")
+    assert offline == [error == "ConnectError"]
+    assert not constants.HF_HUB_OFFLINE
+    assert warnings_of(caplog) == []
+
+
 def test_retries_of_a_download_are_not_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """As the Hub's library tells them, each in two lines."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     hub = logging.getLogger("huggingface_hub.utils._http")
 
     def download(config: object) -> str:

@@ -1,8 +1,12 @@
-"""Runs `dialog-train` for `python -m dialog_train ...` and `accelerate launch -m dialog_train ...`."""
+"""`dialog-train`, `python -m dialog_train` and `accelerate launch -m dialog_train`."""
 
-import sys
+from dialog_gen.core.start import start
 
-from dialog_train.cli import run
+
+def main() -> None:
+    """Runs the command line and exits."""
+    start("dialog_train.cli")
+
 
 if __name__ == "__main__":
-    sys.exit(run())
+    main()

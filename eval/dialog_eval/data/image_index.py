@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.hashing import sha256_images
 from dialog_gen.sources.base import SourceImage, open_source
 from dialog_gen.sources.images import IMAGE_EXTENSIONS
 
@@ -36,6 +37,8 @@ class ImageIndex:
         self.image_ids = [image_id for shard in self._shards for image_id in shard.image_ids()]
         self.boxes: dict[str, Box] = {}
         """Id of a part of an image -> the part."""
+        self.sha256s: dict[str, str] = {}
+        """Id of an image that was read -> SHA-256 of its bytes."""
         self._parts_of = defaultdict[str, set[str]](set)
 
     def by_file_name(self, file_names: Mapping[_Key, str]) -> dict[_Key, str]:
@@ -72,6 +75,7 @@ class ImageIndex:
             if wholes.isdisjoint(shard.image_ids()):
                 continue
             for image in shard.only(wholes).read():
+                self.sha256s[image.image_id] = sha256_images([image.data])
                 if image.image_id in image_ids:
                     yield image
                 yield from (replace(image, image_id=part) for part in parts_of.get(image.image_id, ()))

@@ -60,7 +60,12 @@ def _trainings(page: Page) -> list[str]:
     lines: list[str] = []
     for one in page.trainings:
         settings = ", ".join(f"{_md(key)} = {_md(value)}" for key, value in one.settings.items())
-        told = [f"{_md(one.text)}.", _md(one.method), f"Settings not shared by all: {settings}." if settings else ""]
+        told = [
+            f"{_md(one.text)}.",
+            one.test_images,
+            _md(one.method),
+            f"Settings not shared by all: {settings}." if settings else "",
+        ]
         lines.append(f"- **{_md(one.label)}**: {' '.join(filter(None, told))}")
     return _folded("What was trained on what", lines) if lines else []
 

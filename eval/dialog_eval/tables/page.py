@@ -21,6 +21,15 @@ class Page:
 
 def page_of(sections: list[Section], read: Sequence[Results], heading: str | None = None) -> Page:
     """The page of pooled sections and of the results they come from; `heading` replaces the title."""
+    trained = trainings(read)
+    warnings = [
+        Sentence(f"{one.label} was trained on test images", f": {one.test_images} Measure on others.")
+        for one in trained
+        if one.trained_on_tests
+    ]
     return Page(
-        title=heading or title(sections), trainings=trainings(read), verdict=verdict(sections), sections=sections
+        title=heading or title(sections),
+        trainings=trained,
+        verdict=[*warnings, *verdict(sections)],
+        sections=sections,
     )

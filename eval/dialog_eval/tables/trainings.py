@@ -1,6 +1,6 @@
 """What was trained on what: the trainings that results record, for each label."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,23 @@ class Training:
     """A sentence, or empty"""
     settings: dict[str, str]
     """The settings that not all labels of the page share"""
+    test_images: str
+    """Whether test images are among those of the training, as a sentence"""
+    trained_on_tests: bool
+    """Whether some are"""
 
 
 def trainings(read: Iterable[Results]) -> list[Training]:
     """The trainings of all labels, in order of first appearance; labels that no training is known of are left out."""
     records: dict[str, dict[str, Mapping[str, Any]]] = {}
+    checks: dict[str, list[tuple[int, int | None]]] = {}
     for results in read:
         models = results.settings.get("models")
         for label, model in models.items() if isinstance(models, dict) else ():
             training = model.get("training") if isinstance(model, dict) else None
             if isinstance(training, dict):
                 records.setdefault(label, {})[str(model.get("weights_sha256"))] = training
+                checks.setdefault(label, []).append(_check(model.get("test_images")))
     first = {label: _settings(next(iter(some.values()))) for label, some in records.items()}
     values: dict[str, set[str]] = {}
     for settings in first.values():
@@ -41,9 +47,31 @@ def trainings(read: Iterable[Results]) -> list[Training]:
             text=_text(list(some.values())),
             method=str(next(iter(some.values())).get("method") or ""),
             settings={key: value for key, value in first[label].items() if key in apart},
+            test_images=_test_images(checks[label]),
+            trained_on_tests=any(trained_on for _, trained_on in checks[label]),
         )
         for label, some in records.items()
     ]
+
+
+def _check(found: Any) -> tuple[int, int | None]:
+    """Number of test images, and of those that the training read; None if results do not say."""
+    images, trained_on = (found.get(key) if isinstance(found, dict) else None for key in ("images", "trained_on"))
+    return (images, trained_on) if isinstance(images, int) and isinstance(trained_on, int) else (0, None)
+
+
+def _test_images(checks: Sequence[tuple[int, int | None]]) -> str:
+    known = [(trained_on, images) for images, trained_on in checks if trained_on is not None]
+    trained_on, images = max(known, default=(0, 0))
+    if trained_on:
+        verb = "is" if trained_on == 1 else "are"
+        return f"{trained_on:,} of {_counted(images, 'test image')} {verb} among its training images."
+    if len(known) < len(checks):
+        return (
+            "Whether test images are among its training images is not known: its dialogues could not be read when "
+            "it was measured."
+        )
+    return f"None of {_counted(images, 'test image')} is among its training images."
 
 
 def _settings(training: Mapping[str, Any]) -> dict[str, str]:

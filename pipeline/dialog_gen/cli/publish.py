@@ -10,10 +10,15 @@ import typer
 
 import dialog_gen
 from dialog_gen.cli.options import SHARING, ExecutorOption, RayAddress
-from dialog_gen.core.console import AllowLoopback, DatasetOption, Json, print_result, say
+from dialog_gen.core.console import AllowLoopback, DatasetOption, Json, print_result, say, text_width
 from dialog_gen.core.errors import FailedCheckError, UsageError
+from dialog_gen.core.files import write_file
 from dialog_gen.core.help import command
 from dialog_gen.core.progress import progress_bars
+from dialog_gen.publish.markdown import card_parts
+
+_LOOKED_AT = ("Counts", "How it was made", "Quality gates", "Images", "Licence", "Known contamination")
+"""The parts of a card that a terminal gets."""
 
 Repo = Annotated[
     str,
@@ -157,13 +162,21 @@ def card(
     without_images: WithoutImages = False,
     licence: Licence = None,
     link_rot: LinkRot = None,
+    out: Annotated[Path | None, typer.Option(help="Write the card into this file, such as card.md.")] = None,
 ) -> None:
-    """Print the dataset card that `push` would publish; needs no token and no network."""
-    say(
-        dialog_gen.card(
-            directory, repo, licence=licence, link_rot=link_rot, without_images=without_images
-        ).removesuffix("\n")
-    )
+    """Print the dataset card that `push` would publish; needs no token and no network.
+
+    A terminal gets the parts that are worth a look before a push; a pipe and --out get the whole card.
+    """
+    text = dialog_gen.card(directory, repo, licence=licence, link_rot=link_rot, without_images=without_images)
+    if out is not None:
+        write_file(out, text.encode())
+        say(out)
+    elif text_width() is None:
+        say(text.removesuffix("\n"))
+    else:
+        say("\n\n".join(card_parts(text, _LOOKED_AT)))
+        say(f"These are parts of a card of {text.count(chr(10))} lines: --out card.md writes all of it.", err=True)
 
 
 def pull(

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from dialog_gen.core.errors import DialogGenError
 from dialog_gen.core.notices import NOTICES
+from dialog_gen.core.plain_problems import plain_problem
 from dialog_gen.core.terminal_images import drawn, way_of
 from dialog_gen.core.version import __version__
 from dialog_gen.core.visible import visible, visible_lines
@@ -249,6 +250,9 @@ def _report(error: Any, explain: Callable[[DialogGenError], str]) -> int:
     """Prints an error; returns the exit code."""
     if _shows_tracebacks():
         say("".join(traceback.format_exception(error)).rstrip("\n"), err=True)
+    if isinstance(error, _TyperError) and (said := _wrong_value(error)) is not None:
+        say(f"error: {visible(said)}", err=True, wrap=True)
+        return _WRONG_USE
     if isinstance(error, _TyperError):
         shown = io.StringIO()
         error.show(shown)
@@ -267,6 +271,16 @@ def _report(error: Any, explain: Callable[[DialogGenError], str]) -> int:
             wrap=True,
         )
     return _WRONG_USE
+
+
+def _wrong_value(error: Any) -> str | None:
+    """What is wrong with the value of an option, in our words; None for any other error of typer's."""
+    found = getattr(error.__cause__, "errors", None)
+    if found is None or error.param is None or error.ctx is None:
+        return None
+    problem = found()[0]
+    flag = max(error.param.opts, key=len)
+    return f"{flag} {problem['input']}: {plain_problem(problem)}; `{error.ctx.command_path} -h` explains the options."
 
 
 def _shows_tracebacks() -> bool:

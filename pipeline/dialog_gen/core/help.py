@@ -1,7 +1,7 @@
 """The help of the command lines: whole descriptions, options in groups, and an example for each command."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -45,10 +45,12 @@ def command(
 
     class Command(TyperCommand):
         def make_parser(self, ctx: Any) -> Any:
-            parser = super().make_parser(ctx)
+            parser: Any = super().make_parser(ctx)
             for parameter in self.params if reads_config else ():
                 if isinstance(parameter, TyperOption) and not parameter.required and not parameter.is_eager:
                     _add_off_switch(parser, parameter)
+            if reads_config:
+                parser.parse_args = _later_wins(parser.parse_args)
             return parser
 
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -93,7 +95,27 @@ def _add_off_switch(parser: Any, parameter: TyperOption) -> None:
     if parameter.is_bool_flag:
         parser.add_option(parameter, flags, parameter.name, action="store_const", const=False)
     else:
-        parser.add_option(parameter, flags, _LEFT_OUT, action="append_const", const=parameter.name)
+        parser.add_option(_Off(parameter.name), flags, _LEFT_OUT, action="append_const", const=parameter.name)
+
+
+class _Off(NamedTuple):
+    """Stands for `--no-x` in the order of what was given."""
+
+    name: str
+
+
+def _later_wins(parse: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
+    """Takes the value of `--x V` away if `--no-x` follows it."""
+
+    def parse_args(args: list[str]) -> Any:
+        found, rest, order = parse(args)
+        last = {one.name: one for one in order}
+        for name in found.get(_LEFT_OUT, ()):
+            if isinstance(last[name], _Off):
+                found.pop(name, None)
+        return found, rest, order
+
+    return parse_args
 
 
 def _plain(flag: str) -> str:

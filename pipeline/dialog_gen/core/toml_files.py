@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.core.files import read_regular
+from dialog_gen.core.plain_problems import plain_problem
 
 _SHOWN_LENGTH = 200
 
@@ -119,7 +120,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     problems: list[str] = []
     for problem in error.errors():
         place = _place(problem["loc"])
-        message = re.sub("^Value error, ", "", problem["msg"])
+        message = plain_problem(problem)
         if problem["type"] == "extra_forbidden":
             message = f"unknown key; {did_you_mean(str(problem['loc'][-1]), _known_keys(model, problem['loc'][:-1]))}"
         elif problem["type"] == "union_tag_invalid":

@@ -1,10 +1,11 @@
 """Single rows of a dataset: one by its id, or a few at random, without reading the others."""
 
+import difflib
 import random
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dialog_gen.dataset.folder import DatasetFolder, FileEntry, open_dataset
 from dialog_gen.dataset.versions import RowFile
 
 _ID = "image_id"
+_IDS_COMPARED = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,18 +34,34 @@ class FoundRow:
 def find_row(dataset: str | Path | DatasetFolder, image_id: str) -> FoundRow:
     """The accepted or rejected row of an image.
 
-    Reads the ids of those row groups only that can contain it. Raises UsageError if no row has this id, and
-    DamagedDatasetError for damaged files.
+    Reads the ids of those row groups only that can contain it. Raises UsageError if no row has this id, which names
+    the most similar one of the first ids, and DamagedDatasetError for damaged files.
     """
     folder = open_dataset(dataset)
     entries = (entry for manifest in folder.manifests() for entry in manifest.files)
     for found in folder.each(lambda entry: _search(folder, entry, image_id), entries):
         if found is not None:
             return found
+    nearest = _nearest(image_id, islice(_ids(folder), _IDS_COMPARED))
+    guess = f"did you mean {visible(nearest)}? Ids" if nearest else "ids"
     raise UsageError(
-        f"{folder.location} has no row with the image_id {visible(image_id)}: ids are written as `dialog-gen sample "
-        f"{folder.location}` shows them."
+        f"{folder.location} has no row with the image_id {visible(image_id)}: {guess} are written as "
+        f"`dialog-gen sample {folder.location}` shows them."
     )
+
+
+def _ids(folder: DatasetFolder) -> Iterator[str]:
+    for part in ("data", "rejects"):
+        for table in folder.tables([_ID], part=part):
+            yield from table.column(_ID).to_pylist()
+
+
+def _nearest(image_id: str, ids: Iterable[str]) -> str | None:
+    """The id that contains the given one, as one without its folder or its extension, or else the most similar one."""
+    known = list(ids)
+    longer = [known_id for known_id in known if image_id and image_id in known_id]
+    similar = difflib.get_close_matches(image_id, known, n=1)
+    return min(longer, key=len) if longer else next(iter(similar), None)
 
 
 def random_rows(dataset: str | Path | DatasetFolder, count: int, *, seed: int = 0) -> Iterator[FoundRow]:

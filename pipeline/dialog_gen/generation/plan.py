@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.core.files import absolute
+from dialog_gen.core.plain_problems import plain_problem
 from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.core.visible import visible
@@ -250,8 +251,8 @@ def _decoding(model: GeneratorModel, script: Protocol, given: dict[str, Any]) ->
         return Sampling.model_validate({**model.sampling_of(script).model_dump(), **overrides})
     except ValidationError as error:
         problem = error.errors()[0]
-        flag, said = str(problem["loc"][0]).replace("_", "-"), problem["msg"].removeprefix("Value error, ")
-        raise UsageError(f"--{flag} {problem['input']}: {said}.") from None
+        flag = str(problem["loc"][0]).replace("_", "-")
+        raise UsageError(f"--{flag} {problem['input']}: {plain_problem(problem)}.") from None
 
 
 def _fallback_config(generator: DialogueGenerator) -> dict[str, Any]:

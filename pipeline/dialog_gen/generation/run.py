@@ -424,6 +424,9 @@ class _RunProgress:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
+        if kind is None and self._total is None:
+            # A run that was faster than the count has made everything there is.
+            self._total = self._result.images + self._result.images_skipped
         self._show()
         # The bar counts images, but shards are kept. Without a bar, the log names each shard that is finished.
         if kind is KeyboardInterrupt and self._watched and (unfinished := self._result.unfinished):

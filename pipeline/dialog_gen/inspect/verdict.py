@@ -1,6 +1,6 @@
 """What a dataset's statistics say, in words: one line, and what to look at."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dialog_gen.inspect.statistics import Stats
@@ -58,8 +58,9 @@ def _losses(stats: Stats) -> Iterator[Finding]:
     for status, count in (("rejected", stats.rejected), ("unreadable", stats.unreadable)):
         if count > _LOSSES * stats.images:
             reasons = stats.reasons.get(status, {})
-            reason = max(reasons, key=lambda name: (reasons[name], name), default="")
-            cause = f", most often for “{reason.replace('_', ' ')}”" if reason else ""
+            most = max(reasons.values(), default=0)
+            names = [f"“{name.replace('_', ' ')}”" for name in sorted(reasons) if reasons[name] == most]
+            cause = f", most often for {_joined(names)}" if names else ""
             yield Finding(text=f"{share(count, stats.images)} of the images were {status}{cause}.", about="losses")
 
 
@@ -107,6 +108,11 @@ def _fallbacks(stats: Stats) -> Iterator[Finding]:
 
 
 _RULES: tuple[Callable[[Stats], Iterator[Finding]], ...] = (_losses, _gates, _texts, _repeated, _fallbacks)
+
+
+def _joined(names: Sequence[str]) -> str:
+    """The names as "a", "a and b" or "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def share(part: int, whole: int) -> str:

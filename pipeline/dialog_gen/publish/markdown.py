@@ -1,7 +1,8 @@
 """Escapes texts of unknown origin for Markdown, so that they are shown literally; templates that escape by default."""
 
+import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from string import punctuation
 from typing import Any
 
@@ -77,3 +78,9 @@ def _table(rows: Iterable[Sequence[object]], *header: str) -> Markdown:
         cells = (_number(value) if isinstance(value, int) else _escaped(value) for value in row)
         lines.append(f"| {' | '.join(cells)} |")
     return Markdown("\n".join(lines))
+
+
+def card_parts(card: str, titles: Collection[str]) -> list[str]:
+    """The parts of a card under headings of the second level with these titles, in the card's order."""
+    parts = re.split(r"^(?=## )", card, flags=re.M)[1:]
+    return [part.strip() for part in parts if part.partition("\n")[0].removeprefix("## ") in titles]

@@ -33,7 +33,7 @@ import fsspec
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.registry import Registry
-from dialog_gen.sources.listing import FileSet, ListedFile, printable
+from dialog_gen.sources.listing import FileSet, ListedFile, extension_of, printable
 from dialog_gen.sources.unused import UNSUPPORTED_EXTENSIONS, Unused, UnusedReason, UnusedTally
 
 _PRECEDENCE: Final = ("webdataset", "images", "parquet")
@@ -279,11 +279,14 @@ def safe_shard_name(path: str, number: int, *, is_repeated: bool = False) -> str
 def unused_file(files: FileSet, file: ListedFile) -> Unused:
     """A file that is not used, with the reason."""
     reason: UnusedReason = "other_file"
-    if file.is_dead_link:
+    is_read = {extension for kind in SOURCES.own().values() for extension in kind.extensions}
+    if file.is_hidden:
+        reason = "hidden" if extension_of(file.path) in is_read else "other_file"
+    elif file.is_dead_link:
         reason = "link"
     elif file.extension in UNSUPPORTED_EXTENSIONS:
         reason = "unsupported_format"
-    elif any(file.extension in kind.extensions for kind in SOURCES.own().values()):
+    elif file.extension in is_read:
         reason = "other_source"
     return Unused(printable(files.relative(file.path)), reason)
 

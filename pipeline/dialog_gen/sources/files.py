@@ -54,7 +54,7 @@ class ImageFiles(SourcePart):
                 name = self.files.relative(file.path)
                 has_json = file.size_of(".json") is not None
                 yield ImageReference(printable(name), name, (file.size, file.size_of(".txt")), (int(has_json),))
-            elif file.is_dead_link or not _is_text_of_image(file):
+            elif file.is_hidden or file.is_dead_link or not _is_text_of_image(file):
                 unused = unused_file(self.files, file)
                 yield unused._replace(reason="other_file") if _is_about_folder(file) else unused
 

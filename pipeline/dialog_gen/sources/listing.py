@@ -86,11 +86,13 @@ class ListedFile(NamedTuple):
 
     path: str
     folder: Folder
+    is_hidden: bool = False
+    """Whether its name begins with a dot, and it was found in a folder, not named by the user."""
 
     @property
     def extension(self) -> str:
-        """See `extension_of`; that of a link that leads nowhere is "", so that no kind of source reads it."""
-        return "" if self.is_dead_link else extension_of(self.path)
+        """See `extension_of`; that of a hidden file or a link that leads nowhere is "": no kind of source reads it."""
+        return "" if self.is_hidden or self.is_dead_link else extension_of(self.path)
 
     @property
     def is_dead_link(self) -> bool:
@@ -148,7 +150,7 @@ class FileSet:
         return cls(fs, _parent(path[: wildcard.start()]), tuple(found))
 
     def files(self) -> Iterator[ListedFile]:
-        """All files except hidden ones, sorted by path; links that lead nowhere, too."""
+        """All files outside of hidden folders, sorted by path; hidden files and links that lead nowhere, too."""
         if self.chosen is None:
             yield from self._below(self.root, linked=False, seen=set())
             return
@@ -166,13 +168,14 @@ class FileSet:
         folder = Folder(self.fs, path or "/")
         # With a slash at its end, a directory is sorted where the paths of its files belong.
         for name in sorted(chain(folder.sizes, folder.dead_links, (name + "/" for name in folder.folders))):
-            if name.startswith("."):
-                continue
+            is_hidden = name.startswith(".")
             if name.endswith("/"):
+                if is_hidden:
+                    continue
                 is_link = folder.folders[name[:-1]]
                 yield from self._below(f"{path}/{name[:-1]}", linked=linked or is_link, seen=seen)
             else:
-                yield ListedFile(f"{path}/{name}", folder)
+                yield ListedFile(f"{path}/{name}", folder, is_hidden)
 
     def _is_reached_without_links(self, real_path: str) -> bool:
         root, folder = os.path.realpath(self.root or "/"), Path(real_path)

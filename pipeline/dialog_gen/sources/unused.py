@@ -1,7 +1,8 @@
 """What is in a source and is not used: it is counted by reason, and the count is part of a dataset's accounting.
 
 Every regular file and every link of a folder and every member of a tar is an image, a text that belongs to an image,
-or unused; so is every image of a Parquet row. Hidden files (their names begin with a dot) are not part of a folder.
+or unused; so is every image of a Parquet row. Hidden files (their names begin with a dot) are unused: systems and
+programs put their own there, such as "._1.jpg" beside "1.jpg". What is in a hidden folder is not part of a source.
 """
 
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 from dialog_gen.core.plural import count_of
 
-UnusedReason = Literal["second_image", "unsupported_format", "other_source", "no_image", "link", "other_file"]
+UnusedReason = Literal["second_image", "unsupported_format", "other_source", "no_image", "link", "hidden", "other_file"]
 UNUSED_REASONS: Final[tuple[str, ...]] = get_args(UnusedReason)
 """
 second_image        another image of the same sample or row, if only the first is used
@@ -19,6 +20,7 @@ unsupported_format  an image in a format that is not read, such as SVG
 other_source        a file that would be read if the source had no files of another kind, such as an image beside tars
 no_image            a text of a sample that has no image
 link                a link in a tar, or one in a folder that leads to no file
+hidden              a hidden file that would be read if its name did not begin with a dot
 other_file          anything else, such as a class label or a README
 """
 
@@ -28,6 +30,7 @@ _NOUNS: Final[Mapping[str, tuple[str, str]]] = {
     "other_source": ("file", " beside those of another kind"),
     "no_image": ("text", " without an image"),
     "link": ("link", " to no file"),
+    "hidden": ("file", " whose name begins with a dot"),
     "other_file": ("file", " without an image or a caption"),
 }
 """Reason -> a noun, of which there may be several, and what follows it."""

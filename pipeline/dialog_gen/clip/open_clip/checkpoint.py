@@ -19,6 +19,7 @@ from dialog_gen.clip.text.tokens import save_tokenizer
 from dialog_gen.core.checksums import check_checksums
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.core.files import read_regular, write_json
+from dialog_gen.core.hub_network import offline_if_unreachable
 from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.tensors import save_tensors, sha256_of_weights
 
@@ -37,9 +38,12 @@ def load_named(name: str, pretrained: str | None, *, allow_activation_mismatch: 
     config = check_named(name, pretrained, allow_activation_mismatch=allow_activation_mismatch)
     if pretrained is not None and (file := Path(pretrained)).is_file():
         check_checksums(file.parent, file.name)
-    elif pretrained is not None:
-        _fetch_weights(name, pretrained)
-    return _load(name, pretrained, name=name, config=config)
+        return _load(name, pretrained, name=name, config=config)
+    # open_clip looks for the weights again when it loads them.
+    with offline_if_unreachable() as no_network:
+        if pretrained is not None:
+            _fetch_weights(name, pretrained, no_network)
+        return _load(name, pretrained, name=name, config=config)
 
 
 @contextmanager
@@ -54,15 +58,18 @@ def _no_retries_told() -> Generator[None]:
         logger.setLevel(level)
 
 
-def _fetch_weights(name: str, tag: str) -> None:
-    """Downloads the weights of a pretrained tag, unless they are there. open_clip would then say that they misfit."""
+def _fetch_weights(name: str, tag: str, no_network: str | None) -> None:
+    """Downloads the weights of a pretrained tag, unless they are there. open_clip would then say that they misfit.
+
+    `no_network` says why the Hub cannot be reached, if that is known.
+    """
     _log.info("fetching the weights %s of %s, unless they are in the cache", tag, name)
     try:
         with _no_retries_told():
             download_pretrained(get_pretrained_cfg(name, tag))
     except Exception as error:  # noqa: BLE001 - open_clip raises what its libraries raise
         # The error of an error of an error, each with the next one's text, and the last one over several lines.
-        said = str(error).rpartition("Last error: ")[2].strip().split("\n")[0]
+        said = f"{no_network}." if no_network else str(error).rpartition("Last error: ")[2].strip().split("\n")[0]
         raise UsageError(
             f"the weights {tag!r} of {name} cannot be downloaded: {said} Or give a safetensors file in place of the "
             "tag."

@@ -15,7 +15,8 @@ class TransformersEntry(EngineEntry):
     description = "transformers' generate with small batches; needs no extra"
     needs = "folder"
     default_rank = 1
-    start_s = 20
+    # The checks before a run have imported its packages; reading the weights is added.
+    start_s = 2
     samples_per_request = True
 
     def check(self, model: GeneratorModel, options: EngineOptions) -> None:

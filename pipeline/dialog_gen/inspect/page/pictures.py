@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from dialog_gen.dataset.record import stored_images
-from dialog_gen.inspect.page.thumbnails import Size, fit, thumbnail
+from dialog_gen.inspect.page.thumbnails import Size, fit, largest, thumbnail
 
 _DATA_URI = "data:image/webp;base64,"
 _IMAGES = 8
@@ -33,7 +33,7 @@ class Pictures:
     def place(self, budget_bytes: int) -> Size | None:
         """Fills `images` with data URIs of the best size with which all together fit into the budget.
 
-        Returns that size, or None if even the smallest thumbnails do not fit.
+        Returns the size of the largest one, or None if even the smallest thumbnails do not fit.
         """
         flat = [data for _, images in self._holders for data in images]
         fitted = fit(flat, budget_bytes - len(flat) * len(f'"{_DATA_URI}",'))
@@ -43,4 +43,4 @@ class Pictures:
         made = iter(thumbnails)
         for holder, images in self._holders:
             holder["images"] = [_DATA_URI + base64.b64encode(data).decode() for data in islice(made, len(images))]
-        return size
+        return largest(thumbnails, size)

@@ -50,6 +50,12 @@ def fit(thumbnails: Iterable[bytes], budget_bytes: int) -> tuple[list[bytes], Si
     return None
 
 
+def largest(thumbnails: Iterable[bytes], size: Size) -> Size:
+    """The size that the largest of some thumbnails has; small images stay smaller than `size` allows."""
+    side = max((max(Image.open(io.BytesIO(data)).size) for data in thumbnails), default=size.side)
+    return Size(side, _TINY_QUALITY if size is SIZES[0] and side <= _TINY else size.quality)
+
+
 def _encode(image: Image.Image, size: Size) -> bytes:
     image.thumbnail((size.side, size.side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -21,10 +21,16 @@ function summary() {
     element("span", { class: "made" }, letter(index), " ", isCompared ? [text(side.name, "b"), ": "] : null, text(told(side)))));
 }
 
+/** A sentence in which commands stand between backticks. */
+const withCode = (said) => {
+  const parts = said.split("`");
+  return parts.length % 2 ? parts.map((part, place) => text(part, place % 2 ? "code" : "span")) : text(said);
+};
+
 function findings() {
   const found = sides.flatMap(({ verdict }, side) => verdict.findings.map((finding) => [finding, side]));
   byId("findings").append(...found.map(([{ text: said, about: section }, side]) =>
-    element("li", {}, letter(side), isCompared ? " " : null, text(said), " ", element("a", { href: `#${section}`, "aria-label": `See ${section}` }, "look"))));
+    element("li", {}, letter(side), isCompared ? " " : null, withCode(said), " ", element("a", { href: `#${section}`, "aria-label": `See ${section}` }, "look"))));
   byId("findings").classList.toggle("hidden", !found.length);
 }
 
