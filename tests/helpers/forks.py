@@ -6,7 +6,7 @@ Python or an engine core of vLLM, is a fork of it, too, with no more open files 
 
 import inspect
 import logging
-import multiprocessing
+import multiprocessing.util
 import os
 import runpy
 import signal
@@ -37,6 +37,7 @@ _LIMIT_S = 600
 _OWN = ("dialog_gen", "dialog_train", "dialog_eval", "helpers", "faults")
 _EXECUTE = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 _SIGNATURE = inspect.signature(_EXECUTE)
+_SPAWN = multiprocessing.util.spawnv_passfds
 
 
 def start_server() -> None:
@@ -55,6 +56,7 @@ def _fork_server(executable: bytes, words: Sequence[str], files: Sequence[int]) 
     pid = os.fork()
     if pid == 0:
         try:
+            multiprocessing.util.spawnv_passfds = _SPAWN
             _cut_off({*_open_files()} - {*files})
             _forget_parent()
             exec(words[-1], {})
@@ -336,6 +338,10 @@ def _call(
     """Ends this process with the code of the function."""
     # What it starts in turn starts as in any other process, not from a server like that of these forks.
     multiprocessing.set_start_method(None, force=True)
+    with suppress(ImportError):
+        from setproctitle import getproctitle
+
+        getproctitle()  # it finds its place in memory by the first environment; vLLM gives its processes titles
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
