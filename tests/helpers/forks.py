@@ -161,7 +161,7 @@ def _reset_warnings() -> None:
 
 
 def _open_files() -> tuple[int, ...]:
-    return tuple(int(number) for number in os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers
+    return tuple(int(number) for number in os.listdir("/dev/fd"))  # noqa: PTH208 - numbers
 
 
 def _cut_off(files: Iterable[int]) -> None:
