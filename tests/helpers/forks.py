@@ -103,10 +103,11 @@ def fork_vllm() -> None:
 def _fork_python(self: Any, *given: Any) -> None:
     """In place of a method of `subprocess.Popen`: where it would start this Python, that is a fork of this process."""
     call = _SIGNATURE.bind(self, *given).arguments
-    words = [] if isinstance(call["args"], str) else [os.fsdecode(word) for word in call["args"]]
+    given_words = call["args"]
+    words = [] if isinstance(given_words, str | bytes | os.PathLike) else [os.fsdecode(word) for word in given_words]
     while words[1:] and words[1] in ("-P", "-u"):
         del words[1]
-    if words[:1] != [sys.executable] or words[1:2] == [] or (words[1][0] == "-" and words[1] not in ("-c", "-m")):
+    if words[:1] != [sys.executable] or words[1:2] == [] or (words[1].startswith("-") and words[1] not in ("-c", "-m")):
         _EXECUTE(self, *given)
         return
     pipes = [call[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")]
