@@ -10,8 +10,9 @@ EXTRAS ?= $(or $(MADE_FOR),$(DEFAULT_EXTRAS))
 STAMP := .venv/.stamp
 # Two processes, each with a core of its own: the tests of a file share what they start. In the order that tests/conftest.py
 # gives: by default the files with the fewest tests, among them the one that takes longest, would come last. With bytecode,
-# wherever PYTHONDONTWRITEBYTECODE is set: tests start hundreds of Pythons.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# wherever PYTHONDONTWRITEBYTECODE is set: tests start hundreds of Pythons. The log ends with what took longest.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+	--durations=30 --durations-min=10
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo results systems test test-fast lint bench world clean FORCE

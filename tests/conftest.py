@@ -44,12 +44,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))
 
 
+def pytest_collection_finish() -> None:
+    """Called by pytest."""
+    from helpers.forks import start_server
+
+    start_server()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_fsync() -> Iterator[None]:
     """What tests write need not outlive a power cut; most of their time would go there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session")
+def forked_vllm() -> None:
+    """vLLM's engine cores are forks of this process."""
+    from helpers.forks import fork_vllm
+
+    fork_vllm()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Imports inside the packages run one way: a package imports those before it in its list, and never in a circle."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -124,13 +125,12 @@ def imported(name: str, tree: ast.AST) -> Iterator[str]:
                 yield str(node.args[0].value)
 
 
+@functools.cache
 def graph() -> dict[str, set[str]]:
+    """Module -> those that it imports. Not at import: every process that shares the tests imports this file."""
     return {
         name: set(imported(name, ast.parse(path.read_text(encoding="utf-8")))) - {name} for name, path in ALL.items()
     }
-
-
-GRAPH = graph()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_what_the_package_offers_is_above_its_rooms() -> None:
 
 def test_no_circle() -> None:
     try:
-        TopologicalSorter(GRAPH).prepare()
+        TopologicalSorter(graph()).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
@@ -170,7 +170,7 @@ def test_no_upward_arrow(package: str) -> None:
     assert {room_of(name) for name in modules(package)} <= set(layers)
     upward = [
         f"{name} imports {target}"
-        for name, targets in GRAPH.items()
+        for name, targets in graph().items()
         for target in targets
         if name.split(".")[0] == target.split(".")[0] == package
         and layers.index(room_of(name)) < layers.index(room_of(target))

@@ -71,9 +71,11 @@ def faults(path: str, source: str) -> Iterator[str]:
             yield f"passes {ast.unparse(node)}"
 
 
-@pytest.mark.parametrize("path", [path.relative_to(ROOT).as_posix() for path in SOURCES])
-def test_no_module_oversteps(path: str) -> None:
-    assert list(faults(path, (ROOT / path).read_text(encoding="utf-8"))) == []
+def test_no_module_oversteps() -> None:
+    paths = [path.relative_to(ROOT).as_posix() for path in SOURCES]
+    assert len(paths) > 400
+    found = {path: list(faults(path, (ROOT / path).read_text(encoding="utf-8"))) for path in paths}
+    assert {path: said for path, said in found.items() if said} == {}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.programs import forked_programs
 from helpers.rows import rows_of
 from helpers.shown import DOCS
 
@@ -21,7 +22,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_quick_start_and_first_training(tmp_path: Path) -> None:
+def test_quick_start_and_first_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = section("quick-start.md", "2. Get images")
     training = section("training.md", "In the embedded world").partition("\n## ")[0]
     script = "\n".join([*blocks(steps, "bash"), *blocks(training, "bash")])
@@ -36,14 +37,15 @@ def test_quick_start_and_first_training(tmp_path: Path) -> None:
     for shown, run_here in changes.items():
         assert script.count(shown) == 1
         script = script.replace(shown, run_here)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
     def run(*command: str) -> str:
-        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
 
-    run("bash", "-euc", script)
+    with forked_programs() as programs:
+        monkeypatch.setenv("PATH", programs, prepend=os.pathsep)
+        run("bash", "-euc", script)
     assert len(rows_of(tmp_path / "dialogues")) > 120
     assert "{'user': " in run(sys.executable, "-c", "\n".join(blocks(steps, "python")))
     for made in ("report.html", "messages", "draft/model/open_clip_config.json", "table.html"):

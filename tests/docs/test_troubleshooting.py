@@ -1,6 +1,7 @@
 """Each error that the page quotes can be found in the code."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -20,17 +21,16 @@ def template(node: ast.AST) -> str:
     return ""
 
 
+@functools.cache
 def templates() -> set[str]:
+    """Of all texts. Not at import: every process that shares the tests imports this file."""
     files = [path for folder in ("pipeline", "train", "eval") for path in (ROOT / folder).rglob("*.py")]
     return {template(node) for path in files for node in ast.walk(ast.parse(path.read_text("utf-8")))} - {""}
 
 
-TEMPLATES = templates()
-
-
 def is_in_code(quoted: str) -> bool:
     pattern = re.compile(".*".join(re.escape(part) for part in re.split("…+", quoted)), re.DOTALL)
-    return any(pattern.search(text) for text in TEMPLATES)
+    return any(pattern.search(text) for text in templates())
 
 
 @pytest.mark.parametrize("quoted", QUOTED)

@@ -1,16 +1,17 @@
 """A real `vllm serve` of an embedded model on loopback."""
 
 import os
+import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import TimeoutExpired
 
 from dialog_gen.models.registry import resolve_model
+from helpers.forks import ForkedCommand
 
 _PATIENCE_S = 400
 
@@ -27,7 +28,7 @@ def vllm_server(model: str, folder: Path) -> Generator[str]:
         port = free.getsockname()[1]
     command = [
         # What `vllm serve` runs; the command itself does not find its version in a CPU build.
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(resolved.files),
+        "python", "-m", "vllm.entrypoints.openai.api_server", "--model", str(resolved.files),
         "--served-model-name", model, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
         "--max-model-len", str(resolved.max_model_len), "--enforce-eager", "--load-format", "safetensors",
         "--limit-mm-per-prompt", '{"image": 1}', "--max-num-seqs", "32", "--gpu-memory-utilization", "0.4",
@@ -37,22 +38,21 @@ def vllm_server(model: str, folder: Path) -> Generator[str]:
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
     log = folder / "serve.log"
     with log.open("wb") as output:
-        server = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | settings, start_new_session=True
-        )
+        server = ForkedCommand(command, stdout=output, stderr=output, env=os.environ | settings, start_new_session=True)
         try:
             _wait(server, f"http://127.0.0.1:{port}", log)
             yield f"http://127.0.0.1:{port}"
         finally:
-            server.terminate()
+            if server.poll() is None:
+                os.kill(server.pid, signal.SIGTERM)
             try:
                 server.wait(60)
-            except subprocess.TimeoutExpired:
-                server.kill()
+            except TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
 
 
-def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait(server: ForkedCommand, url: str, log: Path) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         assert server.poll() is None, log.read_text()[-3000:]

@@ -39,6 +39,7 @@ from dialog_gen.models.registry import resolve_model
 from dialog_gen.models.tokens import special_tokens
 from dialog_gen.protocols.protocol import Message, Protocol, Sampling, conversation, load_protocol
 
+pytestmark = pytest.mark.usefixtures("forked_vllm")
 TAKE_SEVERAL = [name for name in KINDS if not name.startswith(("llava-next", "paligemma"))]
 
 

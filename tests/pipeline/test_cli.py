@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from helpers.cli import Cli
 from helpers.engine import EVERY, ScriptedEngine
+from helpers.forks import run_module
 from helpers.inputs import png, sha256, write_files, write_images
 from helpers.model_folders import LLAVA as CONFIG
 from helpers.model_folders import TOKENIZER, model_folder, weights
@@ -593,8 +594,8 @@ def test_a_mistake_in_a_process_of_its_own(workplace: Path) -> None:
 def test_stdout_holds_the_result_alone(workplace: Path) -> None:
     """Through a real engine: what it prints goes to its log, what this program logs to stderr."""
     write_images(workplace / "images", 12)
-    ended = python(
-        "-m", "dialog_gen.cli.app", *RUN, "--engine", "transformers", "--max-losses", "1", "--json", cwd=workplace
+    ended = run_module(
+        "dialog_gen.cli.app", *RUN, "--engine", "transformers", "--max-losses", "1", "--json", cwd=workplace
     )
     assert ended.returncode == 0
     report = json.loads(ended.stdout)

@@ -1,10 +1,11 @@
 """`dialog-gen init`, and `dialog-gen run --config FILE`."""
 
 import json
+import os
 import re
 import subprocess
-import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin
@@ -12,7 +13,9 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import typer.main
 from helpers.cli import Cli
+from helpers.forks import run_module
 from helpers.inputs import write_images
+from helpers.programs import forked_programs
 from helpers.rows import files_of
 
 import dialog_gen
@@ -259,21 +262,28 @@ def test_a_path_cannot_leave_its_string(dialog_gen_cli: Cli, workplace: Path) ->
     assert "limit" not in found
 
 
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`dialog-gen` for shells."""
+    with forked_programs() as folder:
+        monkeypatch.setenv("PATH", folder, prepend=os.pathsep)
+        yield
+
+
 @pytest.mark.slow
-def test_the_project_runs_as_it_is_written(workplace: Path) -> None:
+def test_the_project_runs_as_it_is_written(workplace: Path, programs: None) -> None:
     def call(*words: str) -> str:
         done = subprocess.run(words, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    program = [sys.executable, "-m", "dialog_gen"]
-    call(*program, "init", "project")
+    call("dialog-gen", "init", "project")
     project = workplace / "project"
     # Less than as written: vLLM takes a minute to start.
     text = (project / "run.toml").read_text()
     text = text.replace('#engine = <"text">', 'engine = "transformers"').replace("#limit = <integer>", "limit = 8")
     (project / "run.toml").write_text(text)
-    make = ("make", "-C", "project", f"DIALOG_GEN={' '.join(program)}")
+    make = ("make", "-C", "project")
     call(*make, "download")
     call(*make)
     found = json.loads((project / "dialogues" / "run.json").read_text())["dataset"]
@@ -288,10 +298,10 @@ def test_the_record_is_the_same_as_with_flags(workplace: Path) -> None:
     (workplace / "run.toml").write_text(
         'model = "shapes-llava"\nimages = "images"\nout = "a"\nengine = "transformers"\nseed = 5\ngates = "text"\n'
     )
-    program = [sys.executable, "-m", "dialog_gen", "run"]
     given = "--model shapes-llava --images images --out b --engine transformers --seed 5 --gates text"
     for words in (["--config", "run.toml"], given.split()):
-        subprocess.run([*program, *words], check=True, capture_output=True, timeout=600)
+        done = run_module("dialog_gen", "run", *words)
+        assert done.returncode == 0, done.stderr
     a, b = (files_of(workplace / name) for name in "ab")
     assert a.keys() == b.keys()
     for name in ("config.json", "command.json", "gates.json"):

@@ -101,7 +101,7 @@ Start = Callable[..., Running]
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(forked_vllm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     started: dict[tuple[str, ...], Running] = {}
 
     def get(name: str, model: str, *apart: str) -> Running:

@@ -67,6 +67,8 @@ class Run:
     images: Path
     out: Path
     arguments: tuple[str, ...]
+    anew: bool = False
+    """Whether its workers and engines are new Pythons, as for users, and not forks."""
     began: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,6 +78,7 @@ class Run:
             self.process = dialog_gen_process(
                 *("run", "--model", "shapes-llava", "--images", str(self.images), "--out", str(self.out), *settings),
                 stderr=stderr,
+                anew=self.anew,
             )
         self.began = time.monotonic()
 
@@ -120,8 +123,8 @@ class Run:
         return code, took
 
 
-def dialog_gen_process(*arguments: str, stderr: Any = DEVNULL) -> ForkedCommand:
-    return ForkedCommand(["dialog-gen", *arguments], stderr=stderr, start_new_session=True)
+def dialog_gen_process(*arguments: str, stderr: Any = DEVNULL, anew: bool = False) -> ForkedCommand:
+    return ForkedCommand(["dialog-gen", *arguments], stderr=stderr, start_new_session=True, anew=anew)
 
 
 def survivors(session: int, family: list[psutil.Process]) -> list[psutil.Process]:
@@ -229,8 +232,8 @@ def test_vllm_ended_in_every_way_then_run_to_the_end(
     reference = undisturbed("sampled")
     out = tmp_path / "out"
 
-    def started(*flags: str) -> Run:
-        run = Run(images, out, (*WAYS["sampled"], *flags))
+    def started(*flags: str, anew: bool = False) -> Run:
+        run = Run(images, out, (*WAYS["sampled"], *flags), anew)
         print(f"{run.finished_shards} shards")
         return run
 
@@ -240,7 +243,7 @@ def test_vllm_ended_in_every_way_then_run_to_the_end(
     assert_ends_by_ctrl_c(run)
 
     # To that one process alone, as from a scheduler or the kernel out of memory: its engine ends with it.
-    run = started()
+    run = started(anew=True)
     run.wait_for_shards(run.finished_shards + 1)
     assert any(process.name().startswith("VLLM::") for process in run.process.children())
     code, took = run.end_by(signal.SIGKILL, group=False)

@@ -16,13 +16,13 @@ MANY = 2000  # as many as nobody waits for
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def alone(forked_vllm: None, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The answers of an engine of this process."""
     return texts(spec_of(), tmp_path_factory.mktemp("alone") / "alone.log", range(IMAGES))
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineCore]:
+def core(forked_vllm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineCore]:
     log = tmp_path_factory.mktemp("core") / "core.log"
     log.touch()
     started = spec_of().start_core(log, clients=5)

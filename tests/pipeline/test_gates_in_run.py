@@ -250,6 +250,7 @@ def test_the_gates_of_a_run_are_plain_data(images: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_vllm")
 def test_vllm_gives_the_same_scores_in_a_run_and_afterwards(tmp_path: Path) -> None:
     """In float32 on a CPU, where the engine says that it is deterministic; here it gives log-probabilities, too."""
     others: dict[str, Any] = {"logprob": {}}

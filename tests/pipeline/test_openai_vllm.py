@@ -4,15 +4,13 @@ The proxy between them fails as it is told.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.chat_server import ChatServer, Failure
+from helpers.forks import run_module
 from helpers.rows import rows_of
 from helpers.vllm_server import vllm_server
 
@@ -47,8 +45,8 @@ def by_vllm(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     """The rows of the engine vllm; a process of its own gives its memory back."""
     out = tmp_path_factory.mktemp("vllm") / "out"
     flags = ["--model", MODEL, "--images", images, "--out", out, "--engine", "vllm", "--temperature", "0"]
-    command = [sys.executable, "-m", "dialog_gen", "run", *map(str, flags)]
-    subprocess.run(command, check=True, capture_output=True, env=dict(os.environ), timeout=600)
+    done = run_module("dialog_gen", "run", *flags)
+    assert done.returncode == 0, done.stderr
     return comparable(out)
 
 

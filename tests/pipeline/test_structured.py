@@ -157,6 +157,7 @@ def test_what_cannot_be_is_refused(images: Path, tmp_path: Path, dialog_gen_cli:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_vllm")
 def test_vllm_keeps_a_model_to_the_schema_and_computes_an_image_once(tmp_path: Path) -> None:
     """A random model writes noise, but noise in the form of the schema."""
     pytest.importorskip("vllm")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from helpers.forks import run_module
 from helpers.training import write_recipe
 
 import dialog_train
@@ -125,6 +126,7 @@ def test_embed(
 
 
 LAUNCH = [str(BIN / "accelerate"), "launch", "--cpu"]
+"""In a process of its own: after an error, the training looks at the command line of what launched it."""
 MODULE = ["-m", "dialog_train", "draft"]
 QUIET = [str(BIN / "accelerate"), "launch", "-q", "--cpu"]
 
@@ -133,8 +135,8 @@ QUIET = [str(BIN / "accelerate"), "launch", "-q", "--cpu"]
 @pytest.mark.parametrize(
     ("launcher", "target", "more", "code"),
     [
-        ([sys.executable], MODULE, [], 2),
-        ([sys.executable], MODULE, ["--processes", "2"], 2),
+        ([], MODULE, [], 2),
+        ([], MODULE, ["--processes", "2"], 2),
         # Accelerate's own code for any error is 1; ended before its traceback, it is that of SIGTERM.
         (QUIET, MODULE, [], 1),
         (LAUNCH, MODULE, [], -15),
@@ -155,7 +157,7 @@ def test_an_error_ends_in_one_line(
 @pytest.mark.slow
 def test_several_processes_and_an_error_of_one_ends_all_in_one_line(recipe: Path) -> None:
     """A damaged row of a derived file is found by the process that reads it."""
-    command = [sys.executable, "-m", "dialog_train", "draft", "--config", "recipe.toml", "--processes", "2"]
+    command = [*MODULE, "--config", "recipe.toml", "--processes", "2"]
     done = launched(command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("3 steps") == 1
@@ -179,12 +181,16 @@ def test_several_processes_and_an_error_of_one_ends_all_in_one_line(recipe: Path
 
 @pytest.mark.slow
 def test_accelerate_launches_the_module(recipe: Path) -> None:
-    done = launched([*LAUNCH, "-m", "dialog_train", "draft", "--config", "recipe.toml"])
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
+    done = launched([*launch, *MODULE, "--config", "recipe.toml"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("out/model: 3 steps, ")
 
 
 def launched(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """What a command came to; "-m" begins one of Python's, which are forks."""
     folders = os.pathsep.join(str(ROOT / name) for name in ("pipeline", "train", "eval"))
     env = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    if command[0] == "-m":
+        return run_module(*command[1:], environment=env)
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)

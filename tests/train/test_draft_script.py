@@ -1,14 +1,12 @@
 import functools
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.forks import run_file
+from helpers.forks import run_file, run_module
 from helpers.training import write_recipe
 from safetensors.torch import load_file
 from transformers import CLIPModel
@@ -104,8 +102,8 @@ def test_a_loss_that_is_not_finite(
     [
         ([], "loss.a=1.5", 2),
         ([], "optim.max_steps=3", 0),
-        (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "optim.max_steps=3", 0),
-        (["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"], "optim.max_steps=3", 0),
+        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "optim.max_steps=3", 0),
+        (["accelerate.commands.accelerate_cli", "launch", "--cpu"], "optim.max_steps=3", 0),
     ],
 )
 def test_as_a_user_starts_it(tmp_path: Path, recipe: Path, launcher: list[str], override: str, code: int) -> None:
@@ -113,8 +111,7 @@ def test_as_a_user_starts_it(tmp_path: Path, recipe: Path, launcher: list[str], 
     env = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     arguments = ("--config", str(recipe), "--set", override)
     if launcher:
-        command = [sys.executable, *launcher, str(SCRIPT), *arguments]
-        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        done = run_module(*launcher, SCRIPT, *arguments, environment=env, cwd=tmp_path)
     else:
         done = run_file(SCRIPT, *arguments, environment=env, cwd=tmp_path)
     assert done.returncode == code, done.stderr

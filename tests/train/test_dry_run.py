@@ -7,12 +7,12 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from helpers.forks import run_module
 from helpers.training import TINY_CLIP
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.api import load_recipe
-from dialog_train.cli import run
 from dialog_train.config import shipped_recipes
 from dialog_train.data.synthetic import write_synthetic_dialogues
 from dialog_train.dry_run import dry_run
@@ -91,13 +91,13 @@ def test_other_errors_are_kept() -> None:
 
 
 @pytest.mark.slow
-def test_one_failed_recipe_does_not_hide_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_failed_recipe_does_not_hide_the_others(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text(shipped_recipes()["draft-shapes"].read_text().replace("shapes-clip", "no-such-model"))
     configs = ["--config", str(broken), "--config", "draft-shapes"]
-    assert run(["dry-run", *configs, "--steps", "2", "--batch-size", "8"]) == 1
-    ended = capfd.readouterr()
-    assert "unknown model 'no-such-model'" in ended.err
-    assert f"1 of 2 recipes failed: {broken}" in ended.err
-    assert "draft-shapes: 2 steps of 8 on" in ended.out
-    assert f"{broken}: failed" in ended.out
+    ended = run_module("dialog_train", "dry-run", *configs, "--steps", "2", "--batch-size", "8")
+    assert ended.returncode == 1
+    assert "unknown model 'no-such-model'" in ended.stderr
+    assert f"1 of 2 recipes failed: {broken}" in ended.stderr
+    assert "draft-shapes: 2 steps of 8 on" in ended.stdout
+    assert f"{broken}: failed" in ended.stdout

@@ -1,11 +1,10 @@
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.forks import run_module
 from helpers.training import write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -57,9 +56,8 @@ def test_wrong_use(
 def test_as_a_user_starts_it(tmp_path: Path, recipe: Path) -> None:
     folders = os.pathsep.join(str(ROOT / name) for name in ("pipeline", "train", "eval"))
     env = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launcher, str(SCRIPT), "--config", str(recipe)]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = run_module(*launcher, SCRIPT, "--config", recipe, environment=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("out/model: 2 steps, text_loss ")
     for stage in ("stage-1", "stage-2"):
