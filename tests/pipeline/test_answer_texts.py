@@ -61,6 +61,8 @@ def accepted() -> Iterator[tuple[str, str, list[list[str]]]]:
     for language, forms in read("languages").items():
         for number, item in enumerate(forms["each"], 1):
             yield f"{language}-{number}", render(item, forms["pairs"], "\n"), forms["pairs"]
+        if "paragraph" in forms:
+            yield f"{language}-paragraph", render(forms["paragraph"], forms["pairs"], " "), forms["pairs"]
 
 
 ACCEPTED = list(accepted())
@@ -73,7 +75,7 @@ REJECTED = [
 def test_the_pairs_of_a_text_are_found(text: str, pairs: list[list[str]]) -> None:
     """Nothing is glued to a question or an answer, and nothing is lost. A full stop after an answer may stay."""
     found = parse_qa_list(text, pairs=3, truncated=False)
-    assert [(p.user, p.assistant.rstrip(".。")) for p in found] == [(question, answer) for question, answer in pairs]
+    assert [(p.user, p.assistant.rstrip(".。।۔")) for p in found] == [(question, answer) for question, answer in pairs]
 
 
 @pytest.mark.parametrize(("text", "reason"), [row[1:] for row in REJECTED], ids=[row[0] for row in REJECTED])
