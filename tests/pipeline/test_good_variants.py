@@ -311,6 +311,28 @@ def test_quantised_weights_that_an_engine_cannot_read_are_refused_before_it_star
         spec.check()
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_vllm_on_a_cpu_may_lack_the_kernel_for_packed_weights(
+    kernel: bool, folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm")
+    from vllm.platforms import current_platform
+
+    from dialog_gen.engines.vllm import engine
+
+    folder = shutil.copytree(folder_of("llava-next-mistral"), tmp_path / "mine")
+    AWQ(folder)
+    monkeypatch.setattr(engine, "_has_packed_kernel", lambda: kernel)
+    spec = EngineSpec(
+        name="vllm", model=resolve_model(str(folder)), sampling=Sampling(), options=EngineOptions(dtype="bfloat16")
+    )
+    if kernel or not current_platform.is_cpu():
+        spec.check()
+    else:
+        with pytest.raises(UsageError, match=r"quantised \(awq\): .* no kernel for weights of 4 bits"):
+            spec.check()
+
+
 def test_an_index_that_transformers_cannot_read_is_refused_before_it_starts(
     folder_of: FolderOf, tmp_path: Path
 ) -> None:

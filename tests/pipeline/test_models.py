@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import socketserver
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 from helpers.model_folders import BLIP2, LLAVA, TOKENIZER, model_folder, weights
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.models.folder import fingerprint
 from dialog_gen.models.registry import MODELS, resolve_model
 from dialog_gen.models.templates import BLIP2_CHAT_TEMPLATE, LLAVA_CHAT_TEMPLATE
+from dialog_gen.models.transformers_files import read_processor
 from dialog_gen.protocols.protocol import load_protocol
 
 
@@ -94,6 +97,26 @@ def test_where_templates_are_found(tmp_path: Path, file: str) -> None:
     text = json.dumps({"chat_template": "{{ 'Describe:' }}"})
     folder = model_folder(tmp_path / "mine", BLIP2, chat_template__jinja=None, **{file: text})
     assert resolve_model(str(folder)).chat_template == "{{ 'Describe:' }}"
+
+
+def test_of_several_templates_that_of_the_processor_is_used(tmp_path: Path) -> None:
+    """Each file is read only if those before it have no template, as transformers' processor reads them."""
+    folder = shutil.copytree(MODELS.get("shapes-llava").folder or "", tmp_path / "mine")
+    (folder / "chat_template.jinja").unlink()
+    (folder / "additional_chat_templates").mkdir()
+    files = ["additional_chat_templates/default.jinja", "chat_template.jinja", "chat_template.json"]
+    seen: set[str] = set()
+    for file in [*files, "processor_config.json"]:
+        path = folder / file
+        template = f"{LLAVA_CHAT_TEMPLATE} {file}"
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(template if file.endswith("jinja") else json.dumps(stored | {"chat_template": template}))
+        seen.add(fingerprint(folder))
+        if file == "chat_template.json":  # transformers refuses this file beside a folder of templates
+            shutil.rmtree(folder / "additional_chat_templates")
+        of_processor = read_processor(folder).chat_template
+        assert resolve_model(str(folder)).chat_template == of_processor == template
+    assert len(seen) == len(files) + 1
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {

@@ -546,7 +546,8 @@ def work() -> Iterator[Callable[[str], float]]:
      "Answer - ", '"', '"Q: ', 'a "A: b" ', "« ", "User: a? Assistant: b\n", "User: ", '"a?","b"\n', "a?,b\n", "q,a\n",
      "<|channel|>final", "<|channel|>analysis<|message|>", "analysis", "assistantfinal", "Answer to Q1: ",
      "Question about ", "a (Explanation: ", "`Q:` ", "(Q) ", "Q1 a? A1 b\n", "Query: a?\nAnswer: b\n", "Round 1\n",
-     "#a ", "Done.\n", "一", "Answer I: ", "Ans. ", "I cannot see the image. "],
+     "#a ", "Done.\n", "一", "Answer I: ", "Ans. ", "I cannot see the image. ", "</s>Q: ", "<tr><td>",
+     "Question B: a?\nAnswer B: b\n", "- id: 1\nq: a\n", "ποιο α; β. "],
 )  # fmt: skip
 def test_work_grows_linearly(piece: str, work: Callable[[str], float]) -> None:
     short = piece * (10_000 // len(piece))

@@ -17,14 +17,15 @@ from dialog_gen.models.weights import ADAPTER
 from dialog_gen.protocols.protocol import conversation
 
 _FINGERPRINT_BYTES = 4 << 20
+_TEMPLATE_FILES = ("chat_template.jinja", "additional_chat_templates/default.jinja")
 
 
 def fingerprint(folder: Path) -> str:
     """Identifies a folder without a commit: a hash of the small files, and of the size and both ends of the weights."""
     digest = hashlib.sha256()
-    for file in sorted(
-        p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt", ".model", ".safetensors") and p.is_file()
-    ):
+    suffixes = (".json", ".jinja", ".txt", ".model", ".safetensors")
+    files = {p for p in folder.iterdir() if p.suffix in suffixes} | {folder / name for name in _TEMPLATE_FILES}
+    for file in sorted(file for file in files if file.is_file()):
         with file.open("rb") as opened:
             size = opened.seek(0, io.SEEK_END)
             for start in sorted({0, max(0, size - _FINGERPRINT_BYTES)}):
@@ -140,14 +141,19 @@ def chat_template_of(folder: Path, fallback: str | None, tokens: SpecialTokens) 
 
 
 def _stored_template(folder: Path) -> str | None:
-    """The template that the model's processor uses: of several with names, the one named "default"."""
-    if (file := folder / "chat_template.jinja").is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file} cannot be read: {error}.") from None
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if (file := folder / name).is_file() and (template := _default(read_object(file).get("chat_template"), file)):
+    """The template that the model's processor uses, in its order: of several with names, the one named "default"."""
+    for name in ("processor_config.json", "chat_template.json", *_TEMPLATE_FILES, "tokenizer_config.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        if name not in _TEMPLATE_FILES:
+            template = _default(read_object(file).get("chat_template"), file)
+        else:
+            try:
+                template = file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"{file} cannot be read: {error}.") from None
+        if template is not None:
             return template
     return None
 

@@ -11,6 +11,8 @@ the files of the model itself. Qwen's are bounded by the architecture's `max_pix
 from dialog_gen.models.registry import MODELS, ModelEntry
 
 _APACHE, _GEMMA, _LLAMA = "Apache-2.0", "Gemma", "Llama 2 Community"
+_INTERNVL_2B = "Qwen; Apache-2.0 on the card of InternVL3-2B"
+"""The cards of the two forms of this model differ."""
 _PROTOCOL = "instruct-3qa"
 _LLAVA_NEXT, _ONEVISION = "2,341 at 640 x 480, 2,929 at most", "2,929 at 640 x 480, 7,371 at most"
 _QWEN_2_5, _QWEN_3 = "391 at 640 x 480, 1,280 at most", "300 at 640 x 480, 980 at most"
@@ -38,7 +40,7 @@ _RELEASED: dict[str, tuple[str, str, int, str, str]] = {
     "smolvlm2-256m": ("HuggingFaceTB/SmolVLM2-256M-Video-Instruct", _APACHE, 4, _SMOL_64, "SmolVLM2, 256M"),
     "smolvlm2-500m": ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", _APACHE, 4, _SMOL_64, "SmolVLM2, 500M"),
     "smolvlm2-2.2b": ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", _APACHE, 8, _SMOL_81, "SmolVLM2, 2.2B"),
-    "internvl3-2b": ("OpenGVLab/InternVL3-2B-hf", "see the model card", 8, _INTERNVL, "InternVL3, 2B"),
+    "internvl3-2b": ("OpenGVLab/InternVL3-2B-hf", _INTERNVL_2B, 8, _INTERNVL, "InternVL3, 2B"),
     "internvl3-8b": ("OpenGVLab/InternVL3-8B-hf", "Qwen", 24, _INTERNVL, "InternVL3, 8B"),
     "gemma-3-4b": ("google/gemma-3-4b-it", _GEMMA, 16, "256", "Gemma 3, 4B"),
 }

@@ -50,7 +50,7 @@ class VllmEntry(SharedEngineEntry):
             raise UsageError(
                 "--images-per-sample all: vLLM cuts each of several images into tiles, as if it were alone, and "
                 f"{model.name} ({model.config.get('model_type')}) was trained with one tile for each: use --engine "
-                "transformers."
+                "transformers, which does so, or --images-per-sample first."
             )
         model.architecture.check_installed(model.name)
         if options.kv_cache_dtype is not None or options.quantization is not None:

@@ -313,10 +313,20 @@ def check_quantized(model: GeneratorModel, options: EngineOptions, method: str) 
     arguments = AsyncEngineArgs(**engine_arguments(model, options))
     known = method in QUANTIZATION_METHODS
     try:
-        VllmConfig.get_quantization_config(arguments.create_model_config(), arguments.create_load_config())
+        found = VllmConfig.get_quantization_config(arguments.create_model_config(), arguments.create_load_config())
     except ValidationError as error:
         problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         raise unreadable(model.name, method, "vLLM", problem, known=known) from error
     # Each format has checks of its own.
     except Exception as error:
         raise unreadable(model.name, method, "vLLM", error, known=known) from error
+    packed = hasattr(found, "pack_factor") or getattr(found, "quant_format", "") == "pack-quantized"
+    if packed and current_platform.is_cpu() and not _has_packed_kernel():
+        problem = "its build for this processor has no kernel for weights of 4 bits, which needs AVX-512"
+        raise unreadable(model.name, method, "vLLM", problem, known=known)
+
+
+def _has_packed_kernel() -> bool:
+    """Whether vLLM's build for this processor multiplies packed matrices; it finds out at the first answer."""
+    current_platform.import_kernels()
+    return hasattr(torch.ops._C, "cpu_gemm_wna16")  # noqa: SLF001

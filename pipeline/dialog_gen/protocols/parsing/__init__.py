@@ -20,8 +20,16 @@ import re
 
 from dialog_gen.protocols.parsing.choices import resolved
 from dialog_gen.protocols.parsing.clean import clean, plain, without_special_tokens
-from dialog_gen.protocols.parsing.fields import field, is_blank, is_format, is_placeholder, is_refusal, without_repeats
-from dialog_gen.protocols.parsing.languages import normal, words
+from dialog_gen.protocols.parsing.fields import (
+    field,
+    is_blank,
+    is_format,
+    is_placeholder,
+    is_refusal,
+    without_details,
+    without_repeats,
+)
+from dialog_gen.protocols.parsing.languages import ASKING, normal, words
 from dialog_gen.protocols.parsing.marks import Mark, find_marks
 from dialog_gen.protocols.parsing.pairs import REASONS, MalformedAnswer, QAPair
 from dialog_gen.protocols.parsing.paragraph import paragraph
@@ -46,7 +54,7 @@ __all__ = [
 _COLONS = ":："  # noqa: RUF001
 _OPENS_QUOTE = "\"'“„«‘"  # noqa: RUF001
 _LOOK_BACK = 80
-_TRAILING_BAR = re.compile(r"(?<=[?？؟]) ?[|/]\Z")  # noqa: RUF001
+_TRAILING_BAR = re.compile(rf"(?<=[{ASKING}]) ?[|/]\Z")
 
 
 def parse_qa_list(text: str, *, pairs: int, truncated: bool, special: tuple[str, ...] = ()) -> list[QAPair]:
@@ -150,5 +158,6 @@ def _pairs(text: str, segments: list[Mark], special: tuple[str, ...]) -> list[QA
         # Strings of JSON may spell a special token in escapes.
         question, answer = (without_special_tokens(part, special).strip() for part in (question, answer))
         answer = "" if _lists_options(answer) else answer
-        found.append(QAPair(field(_TRAILING_BAR.sub("", question)), field(without_repeats(answer), is_answer=True)))
+        question = without_details(_TRAILING_BAR.sub("", question))
+        found.append(QAPair(field(question), field(without_repeats(answer), is_answer=True)))
     return found

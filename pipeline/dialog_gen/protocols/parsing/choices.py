@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from dialog_gen.protocols.parsing.clean import plain
-from dialog_gen.protocols.parsing.languages import Kind, words
+from dialog_gen.protocols.parsing.languages import ASKING, Kind, words
 
 _CHOICE = re.compile(r"(?:^|(?<=\s))[*(\[]{0,2}(?P<key>[A-Ha-h1-8])[.):\]][*)]{0,2}\s?")
 _CHOSEN = re.compile(r"(?:[^\W\d]{2,12} )?[*(\[]{0,2}(?P<key>[A-Ha-h1-8])(?:[\s.)\]*]*$|[.):\]*]{1,3}\s|\s[-–—]\s)")
 _LETTERED = re.compile(r"\W{0,3}(?:(?:option|choice)[ _]?)?\W?([A-H])\W{0,3}", re.I)
 _BETWEEN = " \n,;/-–•*"
-_STEM_END = tuple("?？؟:：.…)")
+_STEM_END = (*ASKING, *":：.…)")
 
 
 def resolved(question: str, answer: str) -> tuple[str, str] | None:

@@ -6,7 +6,9 @@ import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dialog_gen.protocols.parsing.languages import normal, words
+from dialog_gen.protocols.parsing.html_table import rows_as_markdown
+from dialog_gen.protocols.parsing.languages import ASKING, GREEK_MARK, Kind, normal, words
+from dialog_gen.protocols.parsing.marks import counts_by_letters
 from dialog_gen.protocols.parsing.speakers import turns_as_pairs
 from dialog_gen.protocols.parsing.thinking import outside_thinking
 
@@ -20,6 +22,20 @@ _SPECIAL = (
 )
 _HEADER = r"<(?:\|im_start\||\|start\||\|start_header_id\||start_of_turn)>(?:assistant|model)\b"
 """What begins the model's turn in a chat template."""
+_END = (
+    r"(?:</s>|<(?:eos|pad|end_of_(?:turn|utterance))>"
+    r"|<[|｜](?:(?:im_)?end|eo[stm](?:_id)?|end_?of_?text|end▁of▁sentence|return|pad)[|｜]>)"
+)
+"""Ends a turn in a chat template."""
+_ENDED = re.compile(_END, re.I)
+_PASSED = re.compile(
+    rf"[ \n]?(?:{_END}[ \n]?)+(?:(?:<s>|<bos>)[ \n]?)?"
+    rf"(?:(?:{_HEADER}|<\|assistant\|>)(?:<\|(?:end_header_id|message)\|>)?)?[ \n]?",
+    re.I,
+)
+"""Between two turns of the model."""
+_GOES_ON = re.compile(r"[{|]|\[[{\[\"]|[QA] ?\d{0,2}[.)]")
+"""How the next part of a list may begin, besides labels and numbers."""
 _GROUNDING = re.compile(
     r"<(?P<tag>box|quad|point)>[^<>\n]{0,200}</(?P=tag)>|</?ref>|<(?:loc|seg)\d{3,4}>"
     r"|<\|(?P<name>box|quad)_start\|>[^<>\n]{0,200}<\|(?P=name)_end\|>|<\|object_ref_(?:start|end)\|>"
@@ -28,7 +44,7 @@ _GROUNDING = re.compile(
 _LATEX = re.compile(r"\\(?:textbf|textit|emph|text|boxed)\{([^{}\n]{0,200})\}")
 _LATEX_LINE = re.compile(r"^[ \t]{0,9}\\(?:(?P<item>item)|(?:begin|end)\{\w{1,20}\})[ \t]{0,9}", re.M)
 _BRACKETED = re.compile(r"^([^\w\n\[]{0,4}(?:\d{1,2}[.)] )?)\[([^\[\]\n]{1,30})\][:：]? ?(?=\S)", re.M)
-_ENCLOSED = re.compile(r"(?<=[?？؟]) ?\(([^\W\d_]{1,14}): ?([^()\n]+)\)[ .]?$", re.M)
+_ENCLOSED = re.compile(rf"(?<=[{ASKING}]) ?\(([^\W\d_]{{1,14}}): ?([^()\n]+)\)[ .]?$", re.M)
 _ASIDE = re.compile(r"(?<=\S)[ \n]\(([^\W\d_]{3,14}): ?([^()\n]{1,300})\)[ .]?$", re.M)
 _DOTTED = re.compile(r"(?:^|(?<=[ *]))([QA])\. ?(\d{1,2})[.):]?(?= )", re.M)
 _NAME = r"[^\W\d_]{1,12}(?: ?\d{1,2})?"
@@ -43,6 +59,20 @@ _TICKED = re.compile(
 )
 _ASSIGNED = re.compile(r"^ ?([^\W\d]\w{0,20}) = (?=[\"'])", re.M)
 _SECTION = re.compile(r"^ ?\[\[\w{1,20}\]\]$", re.M)
+_BLOCK = re.compile(r"(?<=[:：]) [|>][+-]?$", re.M)
+"""The sign of YAML for a text that begins on the next line."""
+_COUNTED_ENTRY = re.compile(r"^ ?-(?: [^\W\d]\w{0,12}: ?\W?\w?\d{1,3}\W?)?\n(?= ?[^\W\d]\w{0,20}: )", re.M)
+"""The line of an entry of YAML above its first key, which may have its number."""
+_OPTION = re.compile(
+    r"^(?P<before>[^\w\n]{0,6})(?P<noun>[^\W\d_]{3,14}) (?P<key>[A-H])[*_]{0,3} ?[:：.)] ?(?=\S)", re.M
+)
+_ASKING_KEY = re.compile(
+    rf"^([^\w\n\"'“]{{0,6}}(?:\d{{1,2}}[.)] )?)[\"'“]?([^\n:：{ASKING}]{{2,300}}[{ASKING}])"
+    r"[\"'”*_]{0,4} ?[:：] ?(?=\S)",
+    re.M,
+)
+"""A question as the key of its answer."""
+_GREEK_QUESTION = re.compile(r"(?<=[\u0370-\u03ff\u1f00-\u1fff]);(?=[\s\"'»”)*_<]|$)")
 _GAP = re.compile(r"\n[^\S\n]*\n\s*")
 _MARKED = re.compile(r"[^\w\n]{0,8}(?:\d{1,2} ?[.):、．]|(?P<label>[^\W\d][^\n:：]{0,60}?)[*_]{0,3} ?[:：])")
 _AFTERWORDS = 3
@@ -54,30 +84,7 @@ _REPEATED = 2
 """Details in parentheses, below which one is part of an answer."""
 _TAG = re.compile(r"<(?P<end>/?)(?P<name>[a-zA-Z][\w-]{0,20})(?: [^<>\n]{0,80})?/?>")
 _BREAKS = frozenset(
-    [
-        "br",
-        "p",
-        "li",
-        "ol",
-        "ul",
-        "dl",
-        "dt",
-        "dd",
-        "div",
-        "tr",
-        "td",
-        "th",
-        "table",
-        "tbody",
-        "thead",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "hr",
-    ]
+    ["br", "p", "li", "ol", "ul", "dl", "dt", "dd", "div", "tbody", "thead", "h1", "h2", "h3", "h4", "h5", "h6", "hr"]
 )
 _ROLE = re.compile(r" ?(?:user|assistant|human|system|instruction|response|input)\b", re.I)
 _STYLES = frozenset(["b", "i", "u", "strong", "em", "span", "code", "mark", "small"])
@@ -86,13 +93,15 @@ _CIRCLED = re.compile("([①-⑳])|([0-9])\ufe0f?\u20e3")
 _QUOTED = re.compile(r"^ ?(?:> ?){1,4}", re.M)
 _RULE = re.compile(r"^[-*_=]{3,80}$", re.M)
 _FENCE = re.compile(r"^(?:`{3,}|~{3,}).{0,20}$", re.M)
-_SENTENCE = re.compile(r"(?<=[.!?。！？؟।…)] )|(?<=[。！？\n])")
+_SENTENCE = re.compile(rf"(?<=[.!。！।۔…){ASKING}] )|(?<=[。！？\n])")
 _BULLETS = " *_#>-–•(["
 _NO_WORD = re.compile(r"\W+")
-_ASKS = re.compile(r"[?？؟]")
+_ASKS = re.compile(f"[{ASKING}]")
 _ITEM = re.compile(r"^[^\w\n]{0,4}\d{1,2} ?[.):、．]", re.M)
 _NUMBER = re.compile(r"(?:^|(?<=[\s*_(]))(\d{1,2})[.):、．]", re.M)
-_BARE_ITEM = re.compile(r"(?:\n|(?<=[.!?。！？؟।] ))[^\w\n]{0,4}(\d{1,2})[^\w\n]{1,4}(\w{0,12})[^\w\n]{0,4}\Z")
+_BARE_ITEM = re.compile(
+    rf"(?:\n|(?<=[.!。！।۔{ASKING}] ))[^\w\n]{{0,4}}(\d{{1,2}})[^\w\n]{{1,4}}(\w{{0,12}})[^\w\n]{{0,4}}\Z"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +155,15 @@ def clean(text: str, special: tuple[str, ...] = (), *, turns: bool = False) -> C
     patterns = _special(special)
     text, thinking = outside_thinking(text)
     text = _JUNK.sub(" ", _DIRECTIONS.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
+    text = with_question_marks(text)
     text = _without_tags(_GROUNDING.sub("", text))
     # First, since the other patterns look for the beginning of a line.
     text = patterns.opening.sub("", text, count=1)
     body = _without_afterwords(text)
     afterwords = len(body) < len(text)
+    body = _ENDED.sub(r"\g<0>\n", body) if turns and "<" in body else body
     text = _relabelled(_collapsed(_CIRCLED.sub(_plain_number, body)))
-    text = turns_as_pairs(text) if turns else text
+    text = _joined(turns_as_pairs(text)) if turns else text
     stop = next((m.start() for m in patterns.stop.finditer(text) if not _is_title(text, m, turns)), None)
     # Only now, without the asterisks, has "<**image>" become a special token.
     text = _RULE.sub("", text[:stop])
@@ -180,6 +191,11 @@ def clean_field(text: str) -> str:
     return " ".join(without_special_tokens(_BOLD.sub("", text)).split())
 
 
+def with_question_marks(text: str) -> str:
+    """The text with Greek's own question mark in the place of a semicolon, which ends no other sentence of Greek."""
+    return _GREEK_QUESTION.sub(GREEK_MARK, text) if ";" in text else text
+
+
 def plain(text: str) -> str:
     """The letters and numbers of a text, for comparisons; the text itself if it has none."""
     if text.isascii():
@@ -193,6 +209,8 @@ def _without_tags(text: str) -> str:
     """HTML's line breaks become line breaks; `<question>X?</question>` becomes a line with a label."""
     if "<" not in text:
         return text
+    if "</t" in text:
+        text = rows_as_markdown(text)
     closed = {m["name"].lower() for m in _TAG.finditer(text) if m["end"]}
     asks = any(words().kind(name) == "Q" for name in closed)
     styled = not _BREAKS.isdisjoint(m["name"].lower() for m in _TAG.finditer(text)) or len(_STYLED.findall(text)) > 1
@@ -231,6 +249,12 @@ def _relabelled(text: str) -> str:
         text = _ASIDE.sub(
             lambda found: f"\n{found[1]}: {found[2]}" if words().kind(found[1]) in dropped else found[0], text
         )
+    text = _COUNTED_ENTRY.sub("- ", _BLOCK.sub("", text))
+    if "{" not in text and len(_ASKING_KEY.findall(text)) > 1:
+        text = _ASKING_KEY.sub(r"\1\2\n", text)
+    options = [option for option in _OPTION.finditer(text) if _kind_of_option(option) in ("O", "A")]
+    if {"A", "B"} <= {option["key"] for option in options} and not counts_by_letters(text):
+        text = _OPTION.sub(lambda m: f"{m['before']}{m['key']}) " if _kind_of_option(m) in ("O", "A") else m[0], text)
     if "=" in text:
         assigned = _ASSIGNED.sub(labelled, text)
         text = _collapsed(_SECTION.sub("", assigned)) if assigned != text else text
@@ -256,6 +280,11 @@ def _relabelled(text: str) -> str:
     return text
 
 
+def _kind_of_option(option: re.Match[str]) -> Kind | None:
+    noun = option["noun"]
+    return words().kind(noun) or words().kind(f"{noun}s")
+
+
 def _named(label: re.Match[str]) -> str:
     return label["round"] or label["letter"] or label["counted"] or label["name"]
 
@@ -273,6 +302,17 @@ def _without_afterwords(text: str) -> str:
         if is_prose and not any(map(_label_of, tail.split("\n"))):
             return body
     return text
+
+
+def _joined(text: str) -> str:
+    """The text without the tokens that end a turn between the questions and answers of one list."""
+
+    def joined(ends: re.Match[str]) -> str:
+        line = text[ends.end() : ends.end() + _LONGEST_ENDING].partition("\n")[0]
+        goes_on = _GOES_ON.match(line) or _label_of(line) in ("Q", "A", "N") or words().kind(line) in ("Q", "A")
+        return "\n" if goes_on else ends[0]
+
+    return _PASSED.sub(joined, text) if "<" in text else text
 
 
 def _label_of(line: str) -> str | None:
@@ -308,7 +348,7 @@ def _is_title(text: str, stop: re.Match[str], asks: bool) -> bool:
     if stop[0] != "###":
         return False
     line, _, below = text[stop.end() : stop.end() + 200].partition("\n")
-    asks = asks and line.rstrip(" *").endswith(("?", "？", "؟"))
+    asks = asks and line.rstrip(" *").endswith(tuple(ASKING))
     if (stop.start() == 0 or asks) and below and not _ROLE.match(line):
         return True
     known = words()
@@ -372,7 +412,7 @@ def _begins_label(word: str) -> bool:
 def _is_opened(text: str, start: int) -> bool:
     """Whether what begins here is the text of a label or the answer to a question, and therefore closes nothing."""
     before = text[:start].rstrip()
-    return not before or before[-1] in ":：?？؟"
+    return not before or before[-1] in f":：{ASKING}"
 
 
 def _has_label(text: str) -> bool:

@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 
 from dialog_gen.protocols.parsing.choices import with_choices
-from dialog_gen.protocols.parsing.languages import Kind, words
+from dialog_gen.protocols.parsing.languages import ASKING, Kind, words
 from dialog_gen.protocols.parsing.marks import QUESTION_MARKS
 
 _HEADER = re.compile(r"^[^\n,;|]{1,40}(?:[,;][^\n,;|]{1,40}){1,5}$", re.M)
-_ROW = re.compile(r"^(?:\"?\d{1,3}\"?[,;] ?)?\"?[^\n\":：?？؟]{2,300}[?？؟]\"?(?P<separator>[,;]) ?[^\n]", re.M)
+_ROW = re.compile(
+    rf"^(?:\"?\d{{1,3}}\"?[,;] ?)?\"?[^\n\":：{ASKING}]{{2,300}}[{ASKING}]\"?(?P<separator>[,;]) ?[^\n]", re.M
+)
 _FEWEST_ROWS = 2
 """Rows without a header, below which a line is a sentence."""
 

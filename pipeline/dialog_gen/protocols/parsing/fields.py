@@ -4,10 +4,10 @@
 import re
 
 from dialog_gen.protocols.parsing.clean import plain
-from dialog_gen.protocols.parsing.languages import words
+from dialog_gen.protocols.parsing.languages import ASKING, GREEK_MARK, words
 from dialog_gen.protocols.parsing.marks import find_marks
 
-_WRAPPERS = {'"': '"', "“": "”", "*": "*", "_": "_", "`": "`"}
+_WRAPPERS = {'"': '"', "“": "”", "'": "'", "*": "*", "_": "_", "`": "`"}
 _PARENTHESES = {"(": ")", "（": "）"}
 _BULLET = re.compile(r"(?:(?:[-–—*•>:：→⇒➜➔❓❔✅✔☑➡👉💬🔹🔸▪●◦‣]\ufe0f?|[-=]{1,2}>) ){1,4}|[→⇒➜➔]")
 _PLACEHOLDER = re.compile(
@@ -16,12 +16,16 @@ _PLACEHOLDER = re.compile(
     r"|(?:your|insert(?: your| the)?|write your|type your) (?:question|answer|response)(?: text)? (?:goes )?here\.?",
     re.I,
 )
-_NOT_KNOWN = ("n/a", "tbd")
+_NOT_KNOWN = ("n/a", "tbd", "null")
+_LABELLED = re.compile(r"\W{0,6}(?P<label>[^\W\d][^\n:：]{0,40})[:：] ?(?P<text>[^\n]*)\n?")
+_AFTER_QUESTION = re.compile(rf"(?<=[{ASKING}])\s[^\w\n]{{0,6}}(?P<label>[^\W\d][^\n:：]{{0,20}})[:：]")
+_ASKS = re.compile(f"[{ASKING}]")
+_MOST_DETAILS = 3
 
 
 def field(text: str, *, is_answer: bool = False) -> str:
     """The text on one line without bullets, quotes and emphasis around it; an answer also without parentheses."""
-    text = " ".join(text.split())
+    text = " ".join(text.replace(GREEK_MARK, ";").split())
     if bullet := _BULLET.match(text):
         text = text[bullet.end() :]
     if is_answer and text.startswith(("/ ", "| ")):
@@ -30,6 +34,20 @@ def field(text: str, *, is_answer: bool = False) -> str:
     while len(text) > 1 and wrappers.get(text[0]) == text[-1] and not {text[0], text[-1]} & set(text[1:-1]):
         text = text[1:-1].strip()
     return text
+
+
+def without_details(question: str) -> str:
+    """A question without lines before it that only say something of it, "Category: color", and without its options."""
+    if (options := _AFTER_QUESTION.search(question)) and words().kind(options["label"]) == "O":
+        question = question[: options.start()]
+    for _ in range(_MOST_DETAILS):
+        line = _LABELLED.match(question)
+        if line is None or words().kind(line["label"]) not in ("D", "O"):
+            break
+        if _ASKS.search(line["text"]):
+            return question[line.start("text") :]
+        question = question[line.end() :]
+    return question
 
 
 def without_repeats(text: str) -> str:
@@ -49,7 +67,7 @@ def is_blank(text: str) -> bool:
     """Whether a text says nothing, such as dots or "[your answer]"."""
     if text.casefold().strip(".") in _NOT_KNOWN or (text.startswith("??") and not text.strip("?")):
         return True
-    return not text.strip(" .…-–—_*[]()<>\"'") or is_placeholder(text)
+    return not text.strip(" .…-–—_*|~[]()<>\"'") or is_placeholder(text)
 
 
 def is_refusal(text: str) -> bool:

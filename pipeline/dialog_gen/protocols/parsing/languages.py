@@ -6,7 +6,7 @@ import functools
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal, TypeAlias
@@ -16,10 +16,16 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 Kind: TypeAlias = Literal["Q", "A", "E", "O", "D"]
 """What a label announces: a question, its answer, an explanation of it, the options of a question, or a detail."""
 
+GREEK_MARK = "\u037e"
+"""Greek's own question mark, which looks like a semicolon and is mostly written as one."""
+ASKING = f"?？؟{GREEK_MARK}"
+"""The question marks of all languages."""
 _NUMBER = re.compile(r"(?<![\d.,-])[#(\[]{0,2}\d{1,2}(?:/\d{1,2})?[)\]]?(?!\d)")
 _AFTER_DASH = re.compile(r"(?<=[^\W\d_])[-_]\d{1,2}$")
 _CJK_NUMBER = re.compile(r"(?<=[\u3040-\u9fff])[一二三四五六七八九十]{1,2}(?=$|[个個])|^[一二三四五六七八九十]{1,2}$")
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u11ff\u1780-\u17ff\u3000-\u9fff\uac00-\ud7af]")
+"""In these scripts there are no spaces between words, or words have endings."""
 _CJK = "\u1100"
 """From this character on, scripts put no spaces between words (Hangul, kana, Chinese)."""
 
@@ -51,8 +57,37 @@ class Language(BaseModel):
     endings: tuple[str, ...] = ()
     farewells: tuple[str, ...] = ()
     asking: tuple[str, ...] = ()
+    inquiring: tuple[str, ...] = ()
     pointing: tuple[str, ...] = ()
     rhetorical: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inquiry:
+    """The words of one language by which its questions are told from others."""
+
+    first: frozenset[str]
+    anywhere: frozenset[str]
+    pointing: frozenset[str]
+    rhetorical: frozenset[str]
+    rhetorical_endings: tuple[str, ...]
+    parts: tuple[str, ...]
+    """Words of `anywhere` in a script without spaces between words."""
+    rhetorical_parts: tuple[str, ...]
+
+    def is_of_what_is_seen(self, sentence: str, said: Sequence[str]) -> bool:
+        """Whether a question has a word that points to what is seen, and none that makes it rhetorical."""
+        if self.pointing and self.pointing.isdisjoint(said):
+            return False
+        # A word of negation that asks does not negate: "Có con mèo không?"
+        for part in self.parts if self.rhetorical_parts else ():
+            sentence = sentence.replace(part, " ")
+        told = said[:-1] if said[-1] in self.anywhere else said
+        return (
+            self.rhetorical.isdisjoint(told)
+            and not any(word.endswith(self.rhetorical_endings) for word in told)
+            and not any(part in sentence for part in self.rhetorical_parts)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +112,12 @@ class Words:
     """Matches at the beginning of a sentence to the reader."""
     refusal: re.Pattern[str]
     """Matches at the beginning of a refusal to answer."""
-    asking: dict[str, tuple[Language, ...]]
-    """The first words of questions, each with the languages that have it."""
+    asking: frozenset[str]
+    """The first words of questions in all languages."""
+    inquiries: dict[str, tuple[Inquiry, ...]]
+    """The languages of each word that asks."""
+    unspaced: tuple[Inquiry, ...]
+    """The languages that have words in a script without spaces."""
     speakers: dict[str, Kind]
     """The names of those who ask and who answer in a transcript."""
     ends: frozenset[str]
@@ -148,16 +187,14 @@ def words() -> Words:
     titles = [f"{g}:" for language in languages for g in language.groups]
     groups = _any_of(titles, r" ?#?\d{1,2} ?[:：.]")
     # Alone on its line it is an answer, "Which round?\nRound 2", unless an item follows.
-    bare = _any_of(titles, r" ?#?\d{1,2}$(?=\n[^\n]{0,60}[:：]|\n[^\n]{1,300}[?？؟]$)")
-    asking: dict[str, list[Language]] = {}
+    bare = _any_of(titles, rf" ?#?\d{{1,2}}$(?=\n[^\n]{{0,60}}[:：]|\n[^\n]{{1,300}}[{ASKING}]$)")
     speakers: dict[str, Kind] = {}
     for language in languages:
-        for word in language.asking:
-            asking.setdefault(word.casefold(), []).append(language)
         for name in language.users:
             speakers[name] = "Q"
         for name in language.assistants:
             speakers[name] = "A"
+    inquiries = [_inquiry(language) for language in languages]
     inner = {normal(word) for language in languages for word in language.links}
     return Words(
         nouns=nouns,
@@ -185,16 +222,37 @@ def words() -> Words:
         ),
         pairs=frozenset(pairs),
         heading=re.compile(
-            r"(?:^(?:#{1,4} )?|(?<=[.?？] ))(?:" + groups.pattern + "|" + headings.pattern + ")"
-            r"|(?<![:：?？؟]\n)^(?:#{1,4} )?(?:" + bare.pattern + ")",
+            rf"(?:^(?:#{{1,4}} )?|(?<=[.{ASKING}] ))(?:" + groups.pattern + "|" + headings.pattern + ")"
+            rf"|(?<![:：{ASKING}]\n)^(?:#{{1,4}} )?(?:" + bare.pattern + ")",
             re.I | re.M,
         ),
         closing=_any_of((c for language in languages for c in language.closings), r" ?[:：,，،、]"),
         ending=_ending(languages),
         farewell=_any_of((f for language in languages for f in language.farewells), ""),
         refusal=_refusal(languages),
-        asking={word: tuple(languages) for word, languages in asking.items()},
+        asking=frozenset(word.casefold() for language in languages for word in language.asking),
+        inquiries={
+            word: tuple(inquiry for inquiry in inquiries if word in inquiry.first | inquiry.anywhere)
+            for word in frozenset().union(*(inquiry.first | inquiry.anywhere for inquiry in inquiries))
+        },
+        unspaced=tuple(inquiry for inquiry in inquiries if inquiry.parts or inquiry.rhetorical_parts),
         speakers=speakers,
+    )
+
+
+def _inquiry(language: Language) -> Inquiry:
+    asking, anywhere, pointing, rhetorical = (
+        tuple(unicodedata.normalize("NFC", word.casefold()) for word in words)
+        for words in (language.asking, language.inquiring, language.pointing, language.rhetorical)
+    )
+    return Inquiry(
+        first=frozenset(asking),
+        anywhere=frozenset(anywhere),
+        pointing=frozenset(pointing),
+        rhetorical=frozenset(rhetorical),
+        rhetorical_endings=tuple(word[1:] for word in rhetorical if word.startswith("-")),
+        parts=tuple(filter(_UNSPACED.match, anywhere)),
+        rhetorical_parts=tuple(filter(_UNSPACED.match, rhetorical)),
     )
 
 

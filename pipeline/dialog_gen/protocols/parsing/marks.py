@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from dialog_gen.protocols.parsing.languages import Kind, normal, strongest, words
+from dialog_gen.protocols.parsing.languages import ASKING, Kind, normal, strongest, words
 from dialog_gen.protocols.parsing.quotes import quoted
 
 
@@ -35,8 +35,8 @@ class _Label(NamedTuple):
     """The noun, or the letter, as it is written."""
 
 
-QUESTION_MARKS = ("?", "？", "؟")
-SENTENCE_END = "\n.?!:;…\"'”’»)。？！：；؟।"
+QUESTION_MARKS = tuple(ASKING)
+SENTENCE_END = f"\n.!:;…\"'”’»)。！：；।۔{ASKING}"
 _LONGEST = 72
 """Characters of a label. The search looks back by this much from each colon."""
 _MOST_WORDS = 7
@@ -50,10 +50,14 @@ _SEPARATOR = re.compile(
 )
 _WORD = re.compile(r"[^ \n。？！]+")
 _LETTER = re.compile(
-    r"(?:^[^\w\n]{0,4}|(?<=[.?!।؟。？！] ))(?:\d{1,2}[.)] ?)?[*_]?([^\s\d:：.*_-]{1,3})[-_]?\d{0,2}[*_]? ?[:：]", re.M
+    rf"(?:^[^\w\n]{{0,4}}|(?<=[.!।۔。！{ASKING}] ))(?:\d{{1,2}}[.)] ?)?"
+    r"[*_]?([^\s\d:：.*_-]{1,3})[-_]?\d{0,2}[*_]? ?[:：]",
+    re.M,
 )
 _REFERRED = re.compile(r"([^\W\d_]{3,14}) (?:[^\W\d_]{1,4} ){1,2}([^\W\d_])\d{1,2} ?[:：]")
 """An answer's label with the letter of its question, in any language: "Antwort auf F1:"."""
+_SECOND = re.compile(r"([^\W\d_]{3,14}) \(?B\)?[*_]{0,3} ?(?:[:：.]|$)", re.M)
+_COUNTING_LETTER = re.compile(r"\(?[A-H]\)?[*_]{0,3}")
 _TOPIC = re.compile(
     rf"(?:{_BULLET})?[*_]?(?:\(?\d{{1,2}}[.):] ?(?:[^\W\d][\w-]{{1,20}} ){{1,3}}|(?:[^\W\d][\w-]{{2,20}} ){{1,2}})"
 )
@@ -101,7 +105,7 @@ def find_marks(text: str) -> list[Mark]:
 
 def _labels(text: str) -> list[tuple[int, Mark]]:
     """The labels of a text, each with the place where its number or bullet begins."""
-    letters = _letters(text)
+    letters, lettered = _letters(text), counts_by_letters(text)
     found: list[tuple[int, Mark]] = []
     floor = roman = 0
     dotted = False  # "A." is a label only if the text has a "Q." too; otherwise it may be an initial
@@ -119,9 +123,9 @@ def _labels(text: str) -> list[tuple[int, Mark]]:
             found.append((begin, mark._replace(end=floor)))
             continue
         noted = _before_note(text, stop, floor) if separator["colon"] else None
-        label = _look_back(text, noted or stop, floor, letters)
+        label = _look_back(text, noted or stop, floor, letters, lettered=lettered)
         if label is None and separator["colon"] and (noted := _before_topic(text, stop, floor)):
-            label = _look_back(text, noted, floor, letters)
+            label = _look_back(text, noted, floor, letters, lettered=lettered)
             label = label if label and label.kind == "Q" else None
         if label is None or label.kind == "O":
             continue
@@ -232,13 +236,19 @@ def _letters(text: str) -> dict[str, Kind]:
     return letters
 
 
-def _look_back(text: str, stop: int, floor: int, letters: dict[str, Kind]) -> _Label | None:
+def counts_by_letters(text: str) -> bool:
+    """Whether the questions of a text are counted by letters, "Question A", "Question B"."""
+    return any(words().nouns.get(normal(noun)) == "Q" for noun in _SECOND.findall(text))
+
+
+def _look_back(text: str, stop: int, floor: int, letters: dict[str, Kind], *, lettered: bool) -> _Label | None:
     """The label that ends at `stop`: nouns with the qualifiers, links and numbers around them."""
     known = words()
     low = max(floor, stop - _LONGEST)
     low = max(low, text.rfind("\n", low, stop) + 1)
     last = normal(text[max(low, text.rfind(" ", low, stop) + 1) : stop])
-    if last not in known.ends and last.isascii() and not last[:1].isdigit() and not last.startswith("("):
+    lettered = lettered and len(last) <= len("(b)")
+    if not (last in known.ends or lettered or not last.isascii() or last[:1].isdigit() or last.startswith("(")):
         return None
     kinds: list[Kind] = []
     start, noun, is_letter, linked = stop, "", False, False
@@ -254,6 +264,9 @@ def _look_back(text: str, stop: int, floor: int, letters: dict[str, Kind]) -> _L
             name = normal(word[attached.end() :])
         else:
             attached = None
+        counts = lettered and not kinds and at and _COUNTING_LETTER.fullmatch(word)
+        if counts and normal(every[at - 1][0]) in known.nouns:
+            continue
         needed = known.needed.get(name)
         if needed and not (at and normal(every[at - 1][0]) == needed):
             break

@@ -5,10 +5,11 @@ import re
 from itertools import groupby, pairwise
 
 from dialog_gen.protocols.parsing.choices import lists_choices
+from dialog_gen.protocols.parsing.languages import ASKING
 from dialog_gen.protocols.parsing.marks import QUESTION_MARKS, Mark, find_marks
 
 # A quoted "Why?" inside a question does not end it; the full-width mark needs no space after it.
-_QUESTION_END = re.compile(r"[?؟](?=\s|$)|？|[?؟][\"'”’»)]{1,3}(?=\s[^\sa-z]|$)")
+_QUESTION_END = re.compile(rf"[{ASKING}](?=\s|$)|？|[{ASKING}][\"'”’»)]{{1,3}}(?=\s[^\sa-z]|$)")
 _NUMBER = re.compile(r"\W{0,4}(\d{1,2})")
 _QUOTES = tuple("\"“«„'‘")
 """What begins speech in a story; a question in a plain list does not begin so."""

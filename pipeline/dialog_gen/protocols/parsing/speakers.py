@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from dialog_gen.protocols.parsing.languages import words
+from dialog_gen.protocols.parsing.languages import ASKING, words
 
 _SPEAKER = re.compile(
     r"""
@@ -14,7 +14,7 @@ _SPEAKER = re.compile(
     """,
     re.M | re.X,
 )
-_ASKS = re.compile("[?？؟]")
+_ASKS = re.compile(f"[{ASKING}]")
 _LABELS = {"Q": "Question", "A": "Answer"}
 _LEAST_TURNS = 4
 

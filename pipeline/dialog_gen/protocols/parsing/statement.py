@@ -3,8 +3,8 @@
 
 import re
 
-from dialog_gen.protocols.parsing.clean import plain
-from dialog_gen.protocols.parsing.languages import words
+from dialog_gen.protocols.parsing.clean import plain, with_question_marks
+from dialog_gen.protocols.parsing.languages import ASKING, words
 
 _LEAST_WORDS = 3
 _LEAST_CHARACTERS = 4
@@ -12,7 +12,7 @@ _LEAST_CHARACTERS = 4
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _LABEL = re.compile(r"^[^\W\d_]+(?: [^\W\d_]+)?[:：] ?(?=(?:\S+ ){2}|\S*$)")
 _QUOTES = "\"'“”„«»‘’「」 "
-_ASKS = re.compile(r"[?？؟]")
+_ASKS = re.compile(f"[{ASKING}]")
 _ENDS = re.compile(r"[.!。！।…][\"'”»’」)]*$")
 
 
@@ -24,7 +24,11 @@ def statement_of(text: str, *, question: str, truncated: bool) -> str | None:
     text = _LABEL.sub("", text)
     if text[:1] in _QUOTES and text[-1:] in _QUOTES:
         text = text.strip(_QUOTES)
-    if _ASKS.search(text) or plain(text) == plain(question) or (truncated and not _ENDS.search(text)):
+    if (
+        _ASKS.search(with_question_marks(text))
+        or plain(text) == plain(question)
+        or (truncated and not _ENDS.search(text))
+    ):
         return None
     if not _ENDS.search(text) and text.split()[0].casefold() in words().asking:
         return None
