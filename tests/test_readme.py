@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What commands write is left out.
 PAGES = [
     *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
-    *(path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name not in ("results.md", "richer.md", "systems.md")),
+    *(path for path in sorted((ROOT / "docs").rglob("*.md")) if path.stem not in ("results", "richer", "systems")),
 ]
 TEXT = "\n\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 PROGRAMS: dict[str, Any] = {

@@ -80,19 +80,14 @@ def found_in(text: str) -> list[list[str]] | str:
         pairs = parse_qa_list(text, pairs=3, truncated=False)
     except MalformedAnswer as rejected:
         return rejected.reason
-    return [[pair.user, pair.assistant.rstrip(".。")] for pair in pairs]
+    return [[pair.user, pair.assistant.rstrip(".。।۔")] for pair in pairs]
 
 
 def test_the_pairs_of_each_text_are_found() -> None:
     """Nothing is glued to a question or an answer, and nothing is lost. A full stop after an answer may stay."""
-<<<<<<< HEAD
     found = {name: found_in(text) for name, text, _ in ACCEPTED}
     assert len(found) == len(ACCEPTED)
     assert {name: (found[name], pairs) for name, _, pairs in ACCEPTED if found[name] != pairs} == {}
-=======
-    found = parse_qa_list(text, pairs=3, truncated=False)
-    assert [(p.user, p.assistant.rstrip(".。।۔")) for p in found] == [(question, answer) for question, answer in pairs]
->>>>>>> rest14
 
 
 def test_each_text_without_a_dialogue_is_rejected() -> None:
