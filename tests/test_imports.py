@@ -18,7 +18,8 @@ PICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve"}
 # What a process and its own children tell each other through pipes, as multiprocessing does.
 MAY_PICKLE = ("pipeline/dialog_gen/executors/processes.py",)
 # Only these print: they make control characters in text from outside visible.
-MAY_PRINT = ("pipeline/dialog_gen/core/console.py", "pipeline/dialog_gen/core/progress.py")
+# start.py runs before the libraries of console.py are imported.
+MAY_PRINT = tuple(f"pipeline/dialog_gen/core/{name}.py" for name in ("console", "progress", "start"))
 PRINTERS = {"print", "typer.echo", "typer.secho", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write"}
 RISKY_FLAGS = {"trust_remote_code", "allow_pickle"}
 # Importable in a moment: by the CLI's --help and by programs that only read the datasets.

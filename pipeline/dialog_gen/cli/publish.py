@@ -166,7 +166,7 @@ def card(
 ) -> None:
     """Print the dataset card that `push` would publish; needs no token and no network.
 
-    A terminal gets the parts that are worth a look before a push; a pipe and --out get the whole card.
+    A terminal gets the parts that are worth a look before a push; a pipe or a file, the whole card.
     """
     text = dialog_gen.card(directory, repo, licence=licence, link_rot=link_rot, without_images=without_images)
     if out is not None:
