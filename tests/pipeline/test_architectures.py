@@ -28,7 +28,6 @@ from helpers.rows import rows_of
 from PIL import Image
 from transformers import AutoProcessor
 
-import dialog_gen
 from dialog_gen.core.errors import UsageError
 from dialog_gen.engines.base import Answer, RefusedRequestError
 from dialog_gen.generation.model_report import model_report
@@ -121,20 +120,17 @@ def test_a_run_makes_dialogues_of_two_turns(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2.5-vl", "gemma3", "idefics3"])
 def test_vllm_makes_dialogues_about_several_images(
-    name: str, folder_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, folder_of: Callable[[str], Path], dialog_gen_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    images = tmp_path / "images"
-    images.mkdir()
+    samples = tmp_path / "samples"
+    samples.mkdir()
     numbers = [("a", 0), ("a", 1), ("a", 2), ("b", 3)]
     members = {f"{key}.{number}.png": png(number, (56, 48)) for key, number in numbers}
-    write_tar(images / "t.tar", members | {"a.cls": b"", "b.cls": b""})
-    result = dialog_gen.generate(
-        model=str(folder_of(name)), images=images, out=tmp_path / "out", protocol="blip2-two-turn", engine="vllm",
-        temperature=1.5, max_tokens=16, attempts=20, dtype="float32", max_losses=0, images_per_sample="all",
-    )  # fmt: skip
-    assert (result.images, result.accepted) == (2, 2)
-    rows = rows_of(tmp_path / "out")
+    write_tar(samples / "t.tar", members | {"a.cls": b"", "b.cls": b""})
+    arguments = run_arguments(folder_of(name), name, "vllm", tmp_path)
+    assert dialog_gen_cli(*arguments, "--images", str(samples), "--images-per-sample", "all").code == 0
+    rows = rows_of(tmp_path / "out-vllm")
     assert [len(row["images"]) for row in rows] == [3, 1]
     assert_plain_dialogues(rows, folder_of(name))
 
