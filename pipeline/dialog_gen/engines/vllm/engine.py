@@ -28,7 +28,7 @@ from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.config.cache import CacheDType
 from vllm.exceptions import VLLMClientError
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
-from vllm.platforms import current_platform
+from vllm.platforms import CpuArchEnum, current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -279,6 +279,12 @@ def kv_cache_dtypes() -> list[str]:
     return list(CPUAttentionBackend.supported_kv_cache_dtypes)
 
 
+def has_fp8_cache() -> bool:
+    """Whether vLLM's attention on this device reads a KV cache in fp8; on x86 it finds out while the engine starts."""
+    is_x86 = current_platform.is_cpu() and current_platform.get_cpu_architecture() == CpuArchEnum.X86
+    return not is_x86 or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
 def quantizations() -> list[str]:
     """The names that `--quantization` takes on this device; none on a CPU, where vLLM dies with them."""
     if current_platform.is_cpu():
@@ -291,6 +297,10 @@ def check_types(model: GeneratorModel, options: EngineOptions) -> None:
     """Raises UsageError if vLLM does not know `kv_cache_dtype` or `quantization`, or not on this device or model."""
     if (name := options.kv_cache_dtype) is not None and name not in (known := kv_cache_dtypes()):
         raise UsageError(f"--kv-cache-dtype {name}: vLLM has no such type here; {did_you_mean(name, known)}.")
+    if name is not None and name.startswith("fp8") and not has_fp8_cache():
+        raise UsageError(
+            f"--kv-cache-dtype {name}: vLLM needs a processor with AVX-512 for it, which this one lacks; leave it out."
+        )
     if (name := options.quantization) is None:
         return
     if not quantizations():
