@@ -17,6 +17,7 @@ from dialog_eval import evaluate, write_table
 from dialog_eval.data.choices.aro import NOT_AVERAGED, with_shuffles
 from dialog_eval.data.choices.base import BENCHMARKS
 from dialog_eval.results import Entry, Results
+from dialog_gen.core.errors import UsageError
 from dialog_gen.shapes.files import ShapesSubset
 
 SUBSET = ShapesSubset(split="test", seed=1, limit=60, shard_size=32)
@@ -235,6 +236,16 @@ def test_aro_cuts_the_image(
     # The published mean leaves relations such as "near" out.
     kept = [sum(some) / len(some) for name, some in passed.items() if name != "near"]
     assert told["mean over parts"] == pytest.approx(sum(kept) / 2)
+
+
+@pytest.mark.parametrize("side", ["bbox_w", "bbox_h"])
+def test_aro_refuses_an_empty_box(tmp_path: Path, side: str) -> None:
+    box = {"bbox_x": 1, "bbox_y": 1, "bbox_w": 9, "bbox_h": 9, side: 0.5}
+    texts = {"true_caption": "a on b", "false_caption": "b on a", "relation_name": "on"}
+    file = tmp_path / "visual_genome_relation.json"
+    file.write_text(json.dumps([{"image_path": "0.jpg", **box, **texts}]))
+    with pytest.raises(UsageError, match="the box of record 1 is empty"):
+        BENCHMARKS.get("aro-relation").read([file])
 
 
 def test_aro_attribution_averages_frequent_pairs(world: Path, clips: tuple[Path, Path], tmp_path: Path) -> None:

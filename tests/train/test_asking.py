@@ -240,8 +240,11 @@ def test_rare_answers_are_forgotten_before_memory_runs_out(monkeypatch: pytest.M
 def test_a_prior_of_nothing_is_refused(tmp_path: Path) -> None:
     row = make_row(0)
     row["gates"] = gates_of([["leak"]])
-    with pytest.raises(UsageError, match="no question and answer to count"):
+    with pytest.raises(UsageError, match="no question and answer to count: no pair is kept by the gates"):
         AnswerPrior.of_dataset(write_dialogues(tmp_path / "d", {"a": [row]}))
+    kept = write_dialogues(tmp_path / "kept", {"a": [make_row(0)]})
+    with pytest.raises(UsageError, match="to count: all images with kept pairs are held out"):
+        AnswerPrior.of_dataset(kept, uses=lambda sha256: False)
     for content, why in (("{", "is no answer prior"), ('{"format": "x", "counts": {}, "totals": {}}', "format 'x'")):
         (tmp_path / "p.json").write_text(content)
         with pytest.raises(UsageError, match=why):

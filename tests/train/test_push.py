@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoProcessor
 from dialog_gen.clip.loader import load_clip, save_clip
 from dialog_gen.core.errors import UsageError
 from dialog_train.cli import run
+from dialog_train.model_card import read_figures
 from dialog_train.push import push_checkpoint
 
 REPO = "me/draft"
@@ -123,6 +124,27 @@ def test_the_card_says_data_method_figures_and_limits(checkpoint: Path, tmp_path
     # Neither another model's figures, nor a blend's, nor a path, nor markup of others.
     assert r"equals &lt;always&gt; \[yes\]\(http\:\/\/evil" in card
     assert [text for text in ("0.777", "0.555", "secret", "ema_decay", "<always>") if text in words] == []
+
+
+def test_figures_of_a_third_tower_are_those_with_its_own_beta(tmp_path: Path) -> None:
+    def entry(label: str, mean: float, **blend: Any) -> dict[str, Any]:
+        common = {"task": "vqa", "dataset": "d", "protocol": "MC-18", "model": "m", "weights_sha256": "a" * 64}
+        return {**common, "label": label, "notes": [], "metrics": [metric("accuracy", mean)], **blend}
+
+    entries = [
+        entry(f"third, embedding blend {beta}{suffix}", beta / 2 + shift, **blend)
+        for beta in (0.9, 0.5)
+        for suffix, shift, blend in (("", 0.1, {"blend": "embedding", "beta": beta}), (", blind", 0.0, {}))
+    ]
+    file = results(tmp_path / "results.json", "", baseline=None, entries=entries)
+    (found,) = read_figures([file], "a" * 64, 0.9)
+    assert [(own.label, own.metrics[0].mean) for own in found.own] == [
+        ("third, embedding blend 0.9", 0.55),
+        ("third, embedding blend 0.9, blind", 0.45),
+    ]
+    # A model without a third tower is no blend, and its blends' figures without images are none of its own.
+    with pytest.raises(UsageError, match="no figure of this checkpoint"):
+        read_figures([file], "a" * 64)
 
 
 def test_a_card_without_results_or_training_says_so(checkpoint: Path) -> None:

@@ -25,6 +25,8 @@ from dialog_train.loop import EMA_FOLDER, MODEL_FOLDER, REPORT_FILE
 _DATA_KEYS = ("model", "protocol", "source", "engine")
 # Of no use to a reader, or a path of the machine.
 _HIDDEN = ("out", "data.work", "log")
+# The end of the label of a model that sees the mean image in place of every image.
+_BLIND = ", blind"
 
 
 class Metric(BaseModel):
@@ -45,6 +47,7 @@ class Entry(BaseModel):
     protocol: str
     weights_sha256: str
     blend: str | None = None
+    beta: float | None = None
     notes: list[str] = []
     metrics: list[Metric]
 
@@ -98,15 +101,23 @@ class Figures(BaseModel):
         return list(dict.fromkeys(f"{entry.label}: {note}" for entry in entries for note in entry.notes))
 
 
-def read_figures(paths: Iterable[Path], weights_sha256: str) -> list[Figures]:
-    """Collects the figures of the weights from results.json files, with the baseline's beside; without blends.
+def read_figures(paths: Iterable[Path], weights_sha256: str, beta: float | None = None) -> list[Figures]:
+    """Collects the figures of the weights from results.json files, with the baseline's beside.
+
+    Blends are left out, except that which the checkpoint itself is if it has a third tower: with its `beta`.
 
     Raises UsageError for a file that cannot be read, has another layout, or has no figure of these weights.
     """
     found: dict[tuple[str, str, str], Figures] = {}
     for path in paths:
         results = _results(path)
-        own = [entry for entry in results.entries if entry.weights_sha256 == weights_sha256 and not entry.blend]
+        own = {
+            entry.label
+            for entry in results.entries
+            if entry.weights_sha256 == weights_sha256
+            and (not entry.blend or (entry.blend, entry.beta) == ("embedding", beta))
+            and not entry.label.endswith(_BLIND)
+        }
         if not own:
             labels = ", ".join(dict.fromkeys(repr(entry.label) for entry in results.entries)) or "none"
             raise UsageError(
@@ -116,7 +127,11 @@ def read_figures(paths: Iterable[Path], weights_sha256: str) -> list[Figures]:
         base = {entry.weights_sha256 for entry in results.entries if entry.label == results.baseline} - {weights_sha256}
         for entry in results.entries:
             key = entry.task, entry.dataset, entry.protocol
-            if entry.blend or entry.weights_sha256 not in {weights_sha256, *base}:
+            if entry.weights_sha256 == weights_sha256:
+                shown = entry.label.removesuffix(_BLIND) in own
+            else:
+                shown = entry.weights_sha256 in base and not entry.blend
+            if not shown:
                 continue
             figures = found.setdefault(key, Figures(task=key[0], dataset=key[1], protocol=key[2]))
             kind = figures.baseline if entry.weights_sha256 in base else figures.own

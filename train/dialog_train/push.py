@@ -73,7 +73,7 @@ def push_checkpoint(
     if hub is not None:
         hub.check_login()
     clip = load_clip(str(folder), needs=())
-    figures = read_figures(results, clip.weights_sha256)
+    figures = read_figures(results, clip.weights_sha256, clip.beta)
     card = make_model_card(
         clip,
         repo,

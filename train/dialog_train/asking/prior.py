@@ -83,11 +83,14 @@ class AnswerPrior:
         Raises UsageError for a folder that is no dataset, for a damaged one, and if no pair is left to count.
         """
         folder = open_dataset(dataset)
-        rows = folder.rows(["image_sha256", "texts", "gates"])
+        columns = ["image_sha256", "texts", "gates"]
+        rows = folder.rows(columns)
         pairs = ((p["user"], p["assistant"]) for row in rows if uses(row["image_sha256"]) for p in kept_pairs(row))
         prior = cls.of_pairs(islice(pairs, most_pairs))
         if not prior.pairs:
-            raise UsageError(f"{folder.location} has no question and answer to count: no pair is kept by the gates.")
+            some_kept = any(kept_pairs(row) for row in folder.rows(columns))
+            why = "all images with kept pairs are held out" if some_kept else "no pair is kept by the gates"
+            raise UsageError(f"{folder.location} has no question and answer to count: {why}.")
         return prior
 
     def log_probabilities(self, question: str, answers: Sequence[str]) -> npt.NDArray[np.float64]:

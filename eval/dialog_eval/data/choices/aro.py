@@ -88,6 +88,8 @@ def _reader_of_regions(what: str, part_of: Callable[[_Region], str | None]) -> C
                 part = part_of(record)
                 if part is None:
                     raise UsageError(f"{path} is not a file of {what}: record {number} has no {what.split()[-1]}.")
+                if not (record["bbox_w"] >= 1 and record["bbox_h"] >= 1):
+                    raise UsageError(f"{path} is not a file of {what}: the box of record {number} is empty.")
                 items.append(_region(record, part))
         return items
 
