@@ -33,6 +33,17 @@ def report(dataset: Path, out: Path, **settings: Any) -> ReportSummary:
     return write_report(dataset, out, **settings)
 
 
+def test_the_summary_names_the_things_to_look_at(tmp_path: Path) -> None:
+    """In one line each, with control characters of a model's answer as escapes."""
+    texts = [{"user": f"What is {i}?", "assistant": "no\x1b[31m"} for i in range(10)]
+    written = report(write_dataset(tmp_path / "d", [make_row(i, texts=texts) for i in range(12)]), tmp_path / "r.html")
+    assert str(written).split("\n")[:-1] == [
+        "All 12 images have a dialogue: 2 things to look at.",
+        "  No quality gate was applied: `dialog-gen gate` scores and marks pairs.",
+        "  100 % of the answers are “no\\x1b[31m”.",
+    ]
+
+
 # What is in the page
 
 
@@ -250,7 +261,8 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dialog_gen_cl
     assert (
         out.splitlines()[0] == "All 9 images have a dialogue, the gates keep 83.3 % of 18 pairs: one thing to look at."
     )
-    assert out.splitlines()[1].startswith("5 of 9 images, ")
+    assert out.splitlines()[1] == "  Gates mark 16.7 % of the pairs; “leak” marks the most, 16.7 %."
+    assert out.splitlines()[2].startswith("5 of 9 images, ")
     assert out.splitlines()[-1] == "new/folder/r.html"
     assert [file.name for file in (tmp_path / "new/folder").iterdir()] == ["r.html"]
     code, out, err = dialog_gen_cli("stats", "d")

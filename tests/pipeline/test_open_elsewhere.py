@@ -121,6 +121,19 @@ def of_turns(turns: Any, speaker: str, text: str, speakers: tuple[str, str]) -> 
     return [(question[text], answer[text]) for question, answer in zip(turns[::2], turns[1::2], strict=True)]
 
 
+def test_an_unreadable_image_loads_without_decoding(tmp_path: Path) -> None:
+    """As docs/reference/record.md says."""
+    row = make_row(0, "unreadable") | {"images": [{"bytes": b"no image", "path": "a.jpg"}]}
+    with open_writer(str(tmp_path / "out"), {"schema_version": 3}) as store:
+        write_shard(store, shard_of("s0", 1), [row])
+    out, cache = str(tmp_path / "out"), str(tmp_path / "cache")
+    rejects: Any = datasets.load_dataset(out, "rejects", split="train", cache_dir=cache)
+    with pytest.raises(OSError, match="cannot identify image file"):
+        rejects[0]
+    rejects = rejects.cast_column("images", datasets.List(datasets.Image(decode=False)))
+    assert rejects[0]["images"] == row["images"]
+
+
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", ["out", "compacted"])
 def test_the_folders(made: Path, tmp_path: Path, name: str, reader: str) -> None:

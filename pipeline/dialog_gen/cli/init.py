@@ -34,9 +34,10 @@ def add_init_command(app: typer.Typer) -> None:
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the project.", show_default=False)] = (
-        Path()
-    ),
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Folder for the project. Default: the current one.", show_default=False),
+    ] = Path(),
     model: Annotated[
         str, typer.Option(help="Name (see `dialog-gen models`), Hugging Face id or folder.")
     ] = _EMBEDDED_MODEL,

@@ -217,7 +217,7 @@ KNOWN_MODELS = (
     KnownModel(
         ("shapes-",),
         "This generator was trained on scenes of the embedded world `shapes`, without its test split.",
-        "It comes with dialog-gen, under Apache-2.0.",
+        "The generator comes with dialog-gen, under Apache-2.0.",
     ),
 )
 

@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from dialog_gen.core.errors import UsageError, check_at_least
 from dialog_gen.core.files import write_file
 from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.core.visible import visible
 from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.inspect.page.compare import compare as compare_datasets
 from dialog_gen.inspect.page.compare import comparison_line
@@ -47,16 +48,19 @@ class ReportSummary:
     """None if the page has no images."""
     verdict: str
     """What the page says first."""
+    findings: tuple[str, ...] = ()
+    """The things to look at behind the verdict; none of a comparison."""
 
     def __str__(self) -> str:
+        said = "\n".join([self.verdict, *(f"  {visible(finding)}" for finding in self.findings)])
         if not self.of:
-            return f"{self.verdict}\nno image with a dialogue to show, {self.bytes / _MB:.1f} MB"
+            return f"{said}\nno image with a dialogue to show, {self.bytes / _MB:.1f} MB"
         drawn = f"{self.samples:,} of {self.of:,} images" if self.samples < self.of else f"all {self.of:,} images"
         if self.of == 1:
             drawn = "1 image"
         size = self.thumbnails
         thumbnails = f", thumbnails of {size.side} pixels and quality {size.quality}" if size else ""
-        return f"{self.verdict}\n{drawn}, {self.bytes / _MB:.1f} MB{thumbnails}"
+        return f"{said}\n{drawn}, {self.bytes / _MB:.1f} MB{thumbnails}"
 
 
 def report(
@@ -101,8 +105,15 @@ def report(
     shown["thumbnails"] = used and asdict(used)
     page = _page(content)
     write_file(out, page)
+    findings = content["sides"][0]["verdict"]["findings"] if compare is None else []
     return ReportSummary(
-        out=str(out), samples=len(shown["rows"]), of=of, bytes=len(page), thumbnails=used, verdict=content["line"]
+        out=str(out),
+        samples=len(shown["rows"]),
+        of=of,
+        bytes=len(page),
+        thumbnails=used,
+        verdict=content["line"],
+        findings=tuple(finding["text"] for finding in findings),
     )
 
 
