@@ -59,7 +59,6 @@ MISTAKES = {
         "[[turns]]\nuser = ' \t '",
         r"turns.1.user: holds nothing but white space: write what is said, got ' \\t '$",
     ),
-    "no turns": ("turns = []", "turns: .*at least 1"),
     "a number of turns": ("turns = 3", "turns: must be a list"),
     "nothing visible": (
         f"{TURN}[[turns]]\nuser = '\u200b\u00a0'",
