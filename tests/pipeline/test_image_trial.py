@@ -210,6 +210,11 @@ FAULTS: dict[str, tuple[str, Damage, str]] = {
         config(model_type="llava"),
         "the weights in .* lack",
     ),
+    "a processor of its own": (
+        "llava-onevision",
+        processor(processor_class="OwnProcessor", auto_map={"AutoProcessor": "processing_own.OwnProcessor"}),
+        "the processor of mine needs code from its repository, which is never run: choose",
+    ),
     "an unknown class": (
         "qwen3-vl",
         config(architectures=["Foo"]),

@@ -355,6 +355,10 @@ LISTS = {
         "Q: What is on the wall?\nA: Q: and A: are written.\nQ: Where?\nA: Below Question: and Answer: in red.",
         [("What is on the wall?", "Q: and A: are written."), ("Where?", "Below Question: and Answer: in red.")],
     ),
+    "initials_are_no_choices": (
+        "Q: Is it Mr. A. or Mrs. B.?\nA: Mrs. B.\nQ: Who is in the picture, Mr. A. or Mrs. B.?\nA: Mr. A.",
+        [("Is it Mr. A. or Mrs. B.?", "Mrs. B."), ("Who is in the picture, Mr. A. or Mrs. B.?", "Mr. A.")],
+    ),
     "copies_skipped": ("Q: One? A: a\nQ: One? A: A.\nQ: Two? A: b", [("One?", "a"), ("Two?", "b")]),
 }
 

@@ -55,7 +55,11 @@ MISTAKES = {
     ),
     "choice": (f"{TURN}parse = 'list'", "turns.1.parse: must be 'answer' or 'qa-list', got 'list'"),
     "empty text": (f"{TURN}[[turns]]\nuser = ''", "turns.2.user: String should have at least 1 character, got ''"),
-    "white space": ("[[turns]]\nuser = ' \t '", "turns.1.user: holds nothing but white space: write what is said"),
+    "white space": (
+        "[[turns]]\nuser = ' \t '",
+        r"turns.1.user: holds nothing but white space: write what is said, got ' \\t '$",
+    ),
+    "a number of turns": ("turns = 3", "turns: must be a list"),
     "nothing visible": (
         f"{TURN}[[turns]]\nuser = '\u200b\u00a0'",
         "turns.2.user: holds nothing but white space",

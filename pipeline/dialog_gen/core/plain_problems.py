@@ -16,6 +16,7 @@ _MUST_BE: Mapping[str, str] = {
     "bool_type": "true or false",
     "string_type": "a text",
     "list_type": "a list",
+    "tuple_type": "a list",
     "dict_type": "a table",
     "greater_than_equal": "at least {ge}",
     "greater_than": "more than {gt}",

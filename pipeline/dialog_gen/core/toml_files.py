@@ -118,8 +118,12 @@ def _override(content: dict[str, Any], override: str) -> None:
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One line that says why `model` rejected the settings."""
     problems: list[str] = []
-    for problem in error.errors():
+    every = error.errors()
+    for problem in every:
         place = _place(problem["loc"])
+        # An element that is wrong does not count as one of the list.
+        if problem["type"] == "too_short" and any(_place(other["loc"]).startswith(f"{place}.") for other in every):
+            continue
         message = plain_problem(problem)
         if problem["type"] == "extra_forbidden":
             message = f"unknown key; {did_you_mean(str(problem['loc'][-1]), _known_keys(model, problem['loc'][:-1]))}"

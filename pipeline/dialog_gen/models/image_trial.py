@@ -27,6 +27,8 @@ _MEMORY_BYTES = 4 << 30
 _WRITABLE = 5
 """The place of the pages that RLIMIT_DATA counts in /proc/self/statm."""
 _SETTINGS = ("processor_config.json", "preprocessor_config.json")
+_OWN_CODE = "contains custom code"
+"""In transformers' message about a class that only the model's repository has."""
 
 
 def try_image(
@@ -135,6 +137,11 @@ def _in_prompt(processor: Any, ids: Sequence[int]) -> str:
 
 
 def _fails(model: GeneratorModel, what: str, problem: str) -> UsageError:
+    if _OWN_CODE in problem:
+        return UsageError(
+            f"{what} of {model.name} needs code from its repository, which is never run: choose a version in the "
+            "format of transformers, whose name often ends in -hf."
+        )
     missing = [name for name in _SETTINGS if not (Path(model.files) / name).is_file()]
     lacks = f" The folder has no {' and no '.join(missing)}." if missing else ""
     return UsageError(

@@ -18,7 +18,7 @@ echo             a free-form answer repeats its question or asks another one
 
 import re
 
-from dialog_gen.protocols.parsing.choices import resolved
+from dialog_gen.protocols.parsing.choices import resolved, without_letters
 from dialog_gen.protocols.parsing.clean import clean, plain, without_special_tokens
 from dialog_gen.protocols.parsing.fields import (
     field,
@@ -30,7 +30,7 @@ from dialog_gen.protocols.parsing.fields import (
     without_repeats,
 )
 from dialog_gen.protocols.parsing.languages import ASKING, normal, words
-from dialog_gen.protocols.parsing.marks import Mark, find_marks
+from dialog_gen.protocols.parsing.marks import QUESTION_MARKS, Mark, find_marks
 from dialog_gen.protocols.parsing.pairs import REASONS, MalformedAnswer, QAPair
 from dialog_gen.protocols.parsing.paragraph import paragraph
 from dialog_gen.protocols.parsing.segments import find_segments, pair_up
@@ -54,7 +54,7 @@ __all__ = [
 _COLONS = ":："  # noqa: RUF001
 _OPENS_QUOTE = "\"'“„«‘"  # noqa: RUF001
 _LOOK_BACK = 80
-_TRAILING_BAR = re.compile(rf"(?<=[{ASKING}]) ?[|/]\Z")
+_TRAILING_SIGN = re.compile(rf"(?<=[{ASKING}]) ?(?:[|/]{{1,2}}|[-–—]{{1,2}})\Z")  # noqa: RUF001
 
 
 def parse_qa_list(text: str, *, pairs: int, truncated: bool, special: tuple[str, ...] = ()) -> list[QAPair]:
@@ -108,6 +108,8 @@ def parse_answer(text: str, *, question: str, special: tuple[str, ...] = ()) -> 
     if there is no usable answer.
     """
     text = clean(text, special).text
+    if question.endswith(QUESTION_MARKS):
+        text = text.removeprefix(question).lstrip() or text
     every = [m for m in find_marks(text) if m.kind in "QAE" and (m.strong or _begins_turn(m))]
     marks = [mark for at, mark in enumerate(every) if not _is_quoted(text, every, at)]
     start = 0
@@ -117,7 +119,10 @@ def parse_answer(text: str, *, question: str, special: tuple[str, ...] = ()) -> 
             raise MalformedAnswer("echo")
         start = marks[0].start
     if marks and marks[0].kind in "AE" and marks[0].start == start:
+        reasons = marks[0].kind == "E"
         start = marks.pop(0).end
+        if reasons and marks and marks[0].kind == "A":
+            start = marks.pop(0).end  # "Reasoning: it barks. Answer: a dog"
     answer = field(without_repeats(text[start : marks[0].start if marks else len(text)].strip()))
     if is_blank(answer):
         raise MalformedAnswer("placeholder" if is_placeholder(answer) else "empty")
@@ -152,12 +157,14 @@ def _lists_options(answer: str) -> bool:
 
 def _pairs(text: str, segments: list[Mark], special: tuple[str, ...]) -> list[QAPair]:
     found: list[QAPair] = []
-    for user, assistant in pair_up(text, segments):
+    pairs = pair_up(text, segments)
+    questions, answers = (without_letters([pair[part] for pair in pairs]) for part in (0, 1))
+    for user, assistant in zip(questions, answers, strict=True):
         # A question that asks for a choice, without one, counts as not answered.
         question, answer = resolved(user, assistant) or (user, "")
         # Strings of JSON may spell a special token in escapes.
         question, answer = (without_special_tokens(part, special).strip() for part in (question, answer))
         answer = "" if _lists_options(answer) else answer
-        question = without_details(_TRAILING_BAR.sub("", question))
+        question = without_details(_TRAILING_SIGN.sub("", question))
         found.append(QAPair(field(question), field(without_repeats(answer), is_answer=True)))
     return found

@@ -12,6 +12,7 @@ from dialog_gen.protocols.parsing.languages import ASKING, Kind, words
 _CHOICE = re.compile(r"(?:^|(?<=\s))[*(\[]{0,2}(?P<key>[A-Ha-h1-8])[.):\]][*)]{0,2}\s?")
 _CHOSEN = re.compile(r"(?:[^\W\d]{2,12} )?[*(\[]{0,2}(?P<key>[A-Ha-h1-8])(?:[\s.)\]*]*$|[.):\]*]{1,3}\s|\s[-–—]\s)")
 _LETTERED = re.compile(r"\W{0,3}(?:(?:option|choice)[ _]?)?\W?([A-H])\W{0,3}", re.I)
+_COUNTED = re.compile(r"\W{0,3}?(?:\(?(?P<key>[a-h])[.)]|\(?(?P<capital>[A-H])\))[*_]{0,3} ")
 _BETWEEN = " \n,;/-–•*"
 _STEM_END = (*ASKING, *":：.…)")
 
@@ -30,6 +31,14 @@ def resolved(question: str, answer: str) -> tuple[str, str] | None:
         return (question, answer) if "1" in choices else (stem, answer)
     text = choices.get(chosen["key"].upper())
     return (stem, text) if text else None
+
+
+def without_letters(texts: Sequence[str]) -> list[str]:
+    """Questions, or answers, without the letters that all of them begin with: "a) What is it?", "b) Where is it?"."""
+    letters = [_COUNTED.match(text) for text in texts]
+    if len(texts) < 2 or not all(letters) or any(_choices(text)[1] for text in texts):
+        return list(texts)
+    return [text[letter.end() :] if letter else text for text, letter in zip(texts, letters, strict=True)]
 
 
 def with_choices(names: Sequence[str], kinds: Sequence[Kind | None]) -> list[Kind | None]:
@@ -64,7 +73,7 @@ def _choices(text: str) -> tuple[str, dict[str, str]]:
             run.append(mark)
     ends = [*(mark.start() for mark in run[1:]), len(text)]
     choices = {m["key"].upper(): text[m.end() : end].strip(_BETWEEN) for m, end in zip(run, ends, strict=True)}
-    if not all(plain(choice).strip() for choice in choices.values()) or not all(choices.values()):
+    if not all(plain(choice).strip(".?!") for choice in choices.values()):  # "Is it Mr. A. or Mrs. B.?" has none
         return text, {}
     return stem, choices
 

@@ -43,8 +43,10 @@ _GROUNDING = re.compile(
 """Places in the image, as models that were trained to point write them beside words."""
 _LATEX = re.compile(r"\\(?:textbf|textit|emph|text|boxed)\{([^{}\n]{0,200})\}")
 _LATEX_LINE = re.compile(r"^[ \t]{0,9}\\(?:(?P<item>item)|(?:begin|end)\{\w{1,20}\})[ \t]{0,9}", re.M)
-_BRACKETED = re.compile(r"^([^\w\n\[]{0,4}(?:\d{1,2}[.)] )?)\[([^\[\]\n]{1,30})\][:：]? ?(?=\S)", re.M)
-_ENCLOSED = re.compile(rf"(?<=[{ASKING}]) ?\(([^\W\d_]{{1,14}}): ?([^()\n]+)\)[ .]?$", re.M)
+_BRACKETED = re.compile(
+    r"(?:^([^\w\n\[]{0,4}(?:\d{1,2}[.)] )?)|(?<=[.?!。？！] ))\[([^\[\]\n]{1,30})\][:：]? ?(?=\S)", re.M
+)
+_ENCLOSED = re.compile(rf"(?<=[{ASKING}]) ?[*_]?[(\[]([^\W\d_]{{1,14}}): ?([^()\[\]\n]+)[)\]][*_]?[ .]?$", re.M)
 _ASIDE = re.compile(r"(?<=\S)[ \n]\(([^\W\d_]{3,14}): ?([^()\n]{1,300})\)[ .]?$", re.M)
 _DOTTED = re.compile(r"(?:^|(?<=[ *]))([QA])\. ?(\d{1,2})[.):]?(?= )", re.M)
 _NAME = r"[^\W\d_]{1,12}(?: ?\d{1,2})?"
@@ -57,6 +59,13 @@ _UNUSUAL = re.compile(
 _TICKED = re.compile(
     r"(^[^\w\n`]{0,4}(?:\d{1,2}[.)] ?)?|(?<=[.?!。？！] ))`([^`\n:：]{1,20})(?:([:：])`|`(?=[:：]))", re.M
 )
+_GLUED = re.compile(rf"(?<=[{ASKING}])(?=({_NAME})[:：])")
+"""Between a question and the label of its answer: "Q:What is it?A:a dog"."""
+_PICTOGRAPH = re.compile(
+    "^(?:[\u2600-\u27bf\u2b00-\u2bff\U0001f300-\U0001faff][\ufe0f\u200d]{0,2} ?){1,3}(?=([^\\W_][^\\n]{0,80}))", re.M
+)
+_EMPHASIZED = re.compile(r"^([*_])(?=\S)([^*_\n]+)(?<=\S)\1$", re.M)
+"""A line that is emphasized as a whole."""
 _ASSIGNED = re.compile(r"^ ?([^\W\d]\w{0,20}) = (?=[\"'])", re.M)
 _SECTION = re.compile(r"^ ?\[\[\w{1,20}\]\]$", re.M)
 _BLOCK = re.compile(r"(?<=[:：]) [|>][+-]?$", re.M)
@@ -91,10 +100,11 @@ _STYLES = frozenset(["b", "i", "u", "strong", "em", "span", "code", "mark", "sma
 _STYLED = re.compile(r"^[^\w\n<]{0,4}(?:\d{1,2}[.)] )?<(?:b|strong|em|i|u)>", re.M | re.I)
 _CIRCLED = re.compile("([①-⑳])|([0-9])\ufe0f?\u20e3")
 _QUOTED = re.compile(r"^ ?(?:> ?){1,4}", re.M)
-_RULE = re.compile(r"^[-*_=]{3,80}$", re.M)
+_RULE = re.compile(r"^(?:[-*_=]{3,80}|#{1,6} ?\d{1,2}[.):]?|={2,6} ?\d{1,2} ?={2,6}|-{2,6} ?\d{1,2} ?-{2,6})$", re.M)
+"""A line between two items, or the number of one as a heading."""
 _FENCE = re.compile(r"^(?:`{3,}|~{3,}).{0,20}$", re.M)
 _SENTENCE = re.compile(rf"(?<=[.!。！।۔…){ASKING}] )|(?<=[。！？\n])")
-_BULLETS = " *_#>-–•(["
+_BULLETS = " *_#>-–•([¡"
 _NO_WORD = re.compile(r"\W+")
 _ASKS = re.compile(f"[{ASKING}]")
 _ITEM = re.compile(r"^[^\w\n]{0,4}\d{1,2} ?[.):、．]", re.M)
@@ -169,7 +179,9 @@ def clean(text: str, special: tuple[str, ...] = (), *, turns: bool = False) -> C
     text = _RULE.sub("", text[:stop])
     if len(_QUOTED.findall(text)) > 1:
         text = _QUOTED.sub("", text)
-    text = without_special_tokens(_without_headings(_BOLD.sub("", text)), special)
+    text = _EMPHASIZED.sub(r"\2", _BOLD.sub("", text))
+    text = _PICTOGRAPH.sub(lambda found: "" if _label_of(found[1]) else found[0], text)
+    text = without_special_tokens(_without_headings(text), special)
     text = _collapsed(text).strip()
     end = _closing_start(text, listed=turns)
     body = _FENCE.sub("", text[:end])
@@ -239,8 +251,17 @@ def _relabelled(text: str) -> str:
         return f"{''.join(before)}{name}: " if words().kind(name) in ("Q", "A") else found[0]
 
     if "[" in text:
-        text = _BRACKETED.sub(labelled, text)
-    if ")" in text:
+        kinds = {words().kind(found[2]) for found in _BRACKETED.finditer(text)}
+        inline = {"Q", "A"} <= kinds and "[B]" not in text  # "[A] a cat [B] a dog" are choices
+        text = _BRACKETED.sub(
+            lambda found: (
+                f"{found[1] or ''}{found[2]}: "
+                if (inline or found[1] is not None) and words().kind(found[2]) in ("Q", "A")
+                else found[0]
+            ),
+            text,
+        )
+    if ")" in text or "]" in text:
         text = _ENCLOSED.sub(
             lambda found: f"\n{found[1]}: {found[2]}" if words().kind(found[1]) == "A" else found[0], text
         )
@@ -249,6 +270,7 @@ def _relabelled(text: str) -> str:
         text = _ASIDE.sub(
             lambda found: f"\n{found[1]}: {found[2]}" if words().kind(found[1]) in dropped else found[0], text
         )
+    text = _GLUED.sub(lambda found: "\n" if words().kind(found[1]) == "A" else "", text)
     text = _COUNTED_ENTRY.sub("- ", _BLOCK.sub("", text))
     if "{" not in text and len(_ASKING_KEY.findall(text)) > 1:
         text = _ASKING_KEY.sub(r"\1\2\n", text)
@@ -271,7 +293,9 @@ def _relabelled(text: str) -> str:
     if {"Q", "A"} <= kinds:
         text = _UNUSUAL.sub(
             lambda found: (
-                f"{found['before'] or ''}{_named(found)}: " if words().kind(_named(found)) in ("Q", "A") else found[0]
+                f"{(found['before'] or '').rstrip('<')}{_named(found)}: "
+                if words().kind(_named(found)) in ("Q", "A")
+                else found[0]
             ),
             text,
         )
@@ -293,7 +317,7 @@ def _without_afterwords(text: str) -> str:
     """The text without paragraphs that follow a list in which every line has a label or a number."""
     for gap in list(_GAP.finditer(text.rstrip()))[-_AFTERWORDS:]:
         body, tail = text[: gap.start()], text[gap.end() :]
-        lines = [line for line in body.split("\n") if line.strip()]
+        lines = [line for line in body.split("\n") if line.strip() and not _RULE.fullmatch(line.strip())]
         labels = [_label_of(line) for line in lines]
         labels = labels[next((at for at, label in enumerate(labels) if label), 0) :]
         if labels.count("Q") < 2 or not all(labels) or lines[-1].rstrip(" *_").endswith((":", "：")):

@@ -9,7 +9,7 @@ from dialog_gen.protocols.parsing.marks import find_marks
 
 _WRAPPERS = {'"': '"', "“": "”", "'": "'", "*": "*", "_": "_", "`": "`"}
 _PARENTHESES = {"(": ")", "（": "）"}
-_BULLET = re.compile(r"(?:(?:[-–—*•>:：→⇒➜➔❓❔✅✔☑➡👉💬🔹🔸▪●◦‣]\ufe0f?|[-=]{1,2}>) ){1,4}|[→⇒➜➔]")
+_BULLET = re.compile(r"(?:(?:[-–—*•>:：→⇒➜➔❓❔✅✔☑➡👉💬💡🔍🔹🔸🔵🟢🔴🟡▪●◦‣]\ufe0f?|[-=]{1,2}>|--|=) ){1,4}|[→⇒➜➔]")
 _PLACEHOLDER = re.compile(
     r"[\[<{](?:[^\]>}]{0,40}(?:question|answer|pregunta|respuesta)[^\]>}]{0,40}"
     r"|(?:your|insert|describe|number|colou?r|name|object|description|text|location|place|word)\b[^\]>}]{0,40})[\]>}]\.?"
@@ -31,6 +31,8 @@ def field(text: str, *, is_answer: bool = False) -> str:
     if is_answer and text.startswith(("/ ", "| ")):
         text = text[2:]
     wrappers = _WRAPPERS | _PARENTHESES if is_answer else _WRAPPERS
+    if text[-1:] in ("*", "_") and text.count(text[-1]) == 1 and text[-2:-1].isalnum():
+        text = text[:-1]  # it opened before the label
     while len(text) > 1 and wrappers.get(text[0]) == text[-1] and not {text[0], text[-1]} & set(text[1:-1]):
         text = text[1:-1].strip()
     return text

@@ -226,7 +226,7 @@ def words() -> Words:
             rf"|(?<![:：{ASKING}]\n)^(?:#{{1,4}} )?(?:" + bare.pattern + ")",
             re.I | re.M,
         ),
-        closing=_any_of((c for language in languages for c in language.closings), r" ?[:：,，،、]"),
+        closing=_any_of((c for language in languages for c in language.closings), r" ?(?:[:：,，،、]|[*_]{0,3}\n)"),
         ending=_ending(languages),
         farewell=_any_of((f for language in languages for f in language.farewells), ""),
         refusal=_refusal(languages),

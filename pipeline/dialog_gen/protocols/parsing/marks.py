@@ -43,36 +43,37 @@ _MOST_WORDS = 7
 _TOPIC_WORDS = 4
 _LONGEST_NOTE = 40
 _NOTES = {")": "(", "）": "（", "]": "["}
-_BULLET = r"[-*•–#]{1,4} "
+_BULLET = r"[-*•–#]{1,6} "
 _SEPARATOR = re.compile(
-    r"(?P<colon>[ ]?[:：﹕])[*_]{0,3}[ ]? | (?P<point>[.)])[*_]{0,3}[ ]? | (?P<dash>[ ][–—-])[ ]| (?P<line>(?=\n)|\Z)",
+    r"(?P<colon>[ ]?[:：﹕])[*_]{0,3}[ ]? | (?P<point>[.)])[*_]{0,3}[ ]? | (?P<dash>[ ][–—-])(?:[ ]|(?=\n))"
+    r"| (?P<line>(?=\n)|\Z)",
     re.X,
 )
 _WORD = re.compile(r"[^ \n。？！]+")
 _LETTER = re.compile(
     rf"(?:^[^\w\n]{{0,4}}|(?<=[.!।۔。！{ASKING}] ))(?:\d{{1,2}}[.)] ?)?"
-    r"[*_]?([^\s\d:：.*_-]{1,3})[-_]?\d{0,2}[*_]? ?[:：]",
+    r"[*_]?([^\s\d:：.*_-]{1,3})[-_ ]?\d{0,2}[*_]? ?[:：]",
     re.M,
 )
 _REFERRED = re.compile(r"([^\W\d_]{3,14}) (?:[^\W\d_]{1,4} ){1,2}([^\W\d_])\d{1,2} ?[:：]")
 """An answer's label with the letter of its question, in any language: "Antwort auf F1:"."""
-_SECOND = re.compile(r"([^\W\d_]{3,14}) \(?B\)?[*_]{0,3} ?(?:[:：.]|$)", re.M)
-_COUNTING_LETTER = re.compile(r"\(?[A-H]\)?[*_]{0,3}")
+_SECOND = re.compile(r"([^\W\d_]{3,14}) \(?[Bb]\)?[*_]{0,3} ?(?:[:：.]|$)", re.M)
+_COUNTING_LETTER = re.compile(r"\(?[A-Ha-h]\)?[*_]{0,3}")
 _TOPIC = re.compile(
     rf"(?:{_BULLET})?[*_]?(?:\(?\d{{1,2}}[.):] ?(?:[^\W\d][\w-]{{1,20}} ){{1,3}}|(?:[^\W\d][\w-]{{2,20}} ){{1,2}})"
 )
 _ATTACHED = re.compile(r"\(?(?:\d{1,2}|[一二三四五六七八九十](?=、))[.):、．]")
 _PREFIX = re.compile(
-    r"(?:^(?:[-*•–#]{1,4}[ ])?|(?<=[ 。？！]))[*_]?"
+    r"(?:^(?:[-*•–#]{1,6}[ ])?|(?<=[ 。？！]))[*_]?"
     r"(?:\(?(?:(?P<digits>\d{1,2}|[一二三四五六七八九十](?=、))|(?P<roman>[ivx]{1,5})|(?P<letter>[a-h]))[.):、．]"
     r"|\[\d{1,2}\]|\#\d{1,2}[.):]?|\d{1,2}[ ][-–])\s?[*_]?\Z",
     re.I | re.M | re.X,
 )
 _NUMBER = re.compile(
     r"""
-    ^(?:[-*•–#]{1,4}[ ])? \(?(?P<number>\d{1,2}) (?:[.)](?=\s|[^\W\d])|[、．]) [ ]?
-  | ^(?:[-*•–#]{1,4}[ ])? (?:\[(?P<square>\d{1,2})\][.:]?|(?P<open>\d{1,2})(?::|[ ][-–]|/)(?=[ ])) [ ]?
-  | ^(?:[-*•–#]{1,4}[ ])? \(?(?P<roman>[IVX]{1,5})[.)] (?=\s) [ ]?
+    ^(?:[-*•–#]{1,6}[ ])? \(?(?P<number>\d{1,2}) (?:[.)](?=\s|[^\W\d])|[、．]) [ ]?
+  | ^(?:[-*•–#]{1,6}[ ])? (?:\[(?P<square>\d{1,2})\][.:]?|(?P<open>\d{1,2})(?::|[ ][-–]|/)(?=[ ])) [ ]?
+  | ^(?:[-*•–#]{1,6}[ ])? \(?(?P<roman>[IVX]{1,5})[.)] (?=\s) [ ]?
   # "There are 2. 2. What ...": of two numbers in a row the first is the end of an answer.
   | (?:(?<=[ ])|(?<=[。？！])) \(?(?P<inline>\d{1,2}) (?:[.)](?=\s)(?!\s\(?\d{1,2}[.)]\s)|[、．]) [ ]?
   | (?<=[ ]) (?P<roman2>[IVX]{1,5})[.)] (?=\s) [ ]?
@@ -275,7 +276,11 @@ def _look_back(text: str, stop: int, floor: int, letters: dict[str, Kind], *, le
             start, noun, is_letter, linked = first, word, False, False  # "Answer to Q1" is an answer
         elif not kinds and first + len(word) == stop and name not in letters and _ROMAN_WORD.fullmatch(word):
             continue
-        elif name in letters and not kinds and _OF_ALL.fullmatch(text, first + len(word), stop):
+        elif (
+            name in letters
+            and not kinds
+            and (_OF_ALL.fullmatch(text, first + len(word), stop) or _is_counted(text, first, first + len(word), stop))
+        ):
             kinds.append(letters[name])
             start, noun, is_letter = first, word, True
         elif kinds and letters.get(name) == "Q" and not is_letter and word[-1].isdigit():
@@ -305,6 +310,16 @@ def _look_back(text: str, stop: int, floor: int, letters: dict[str, Kind], *, le
     return _Label(start, kind, is_letter, noun.strip("*_"))
 
 
+def _is_counted(text: str, start: int, end: int, stop: int) -> bool:
+    """Whether a letter has a number after a space, as in "Q 1: X?". "A 4:3 screen" has no label."""
+    before = text[max(start - 2, 0) : start].rstrip(" ")
+    is_place = not before or before[-1] in f"{SENTENCE_END}-*•–#_"
+    number = text[end:stop].strip()
+    after = text[stop : stop + 4].lstrip()
+    is_label = after[:1] in (":", "：") and not after[1:].lstrip()[:1].isdigit()
+    return is_place and is_label and number.isdecimal() and len(number) <= 2 and not text[start:end].islower()
+
+
 def _asks(words_before: str) -> bool:
     return any(word.casefold() in words().asking for word in words_before.split())
 
@@ -321,7 +336,8 @@ def _beginning(text: str, label: _Label, floor: int, roman: int) -> tuple[int, i
     before = text[max(begin - 2, 0) : begin].rstrip(" ")
     strong = not before or before[-1] in SENTENCE_END
     value = _roman(prefix["roman"]) if prefix["roman"] else 0
-    if (prefix["letter"] and not strong) or (prefix["roman"] and not (strong or value == roman + 1)):
+    ends_line = "\n" in prefix[0] and before[-1:] not in ("", "\n")  # "It is Mr. A.", and a label on the next line
+    if (prefix["letter"] and (ends_line or not strong)) or (prefix["roman"] and not (strong or value == roman + 1)):
         return start, 0, False
     return begin, value, True
 
