@@ -1,6 +1,5 @@
 """Image vectors of the models that are compared."""
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from dialog_eval.data.image_index import Box, ImageIndex
 from dialog_eval.models import Models, Variant
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.hashing import sha256_images
 from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.sources.base import SourceImage
 from dialog_gen.sources.images import UnreadableImage, decode_image
@@ -70,7 +70,7 @@ def embed_stream(
 
     def hashed() -> Iterator[SourceImage]:
         for image in images:
-            hashes.add(hashlib.sha256(image.data).hexdigest())
+            hashes.add(sha256_images([image.data]))
             yield image
 
     parts: list[list[Tensor]] = [[] for _ in models.image_towers]
