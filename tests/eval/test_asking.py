@@ -1,8 +1,10 @@
 """Ways of asking against loops in float64."""
 
 import hashlib
+import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +355,24 @@ def test_retrieval_by_a_query_bank(
     assert max(tried["R@1"] for tried in asked.tried) == next(
         tried["R@1"] for tried in asked.tried if tried["debias_weight"] == asked.debias_weight
     )
+    assert "among the images of this evaluation" not in str(asked.chosen_on)
+    # Two images of the evaluation are in the bank, and held out there. Bytes after a PNG's end change its hash only.
+    images_folder = tmp_path / "images"
+    shutil.copytree(split / "images", images_folder)
+    shared: list[dict[str, Any]] = []
+    for row, file in zip(rows, sorted(images_folder.rglob("*.png"))[:2], strict=False):
+        plain_png = file.read_bytes()
+        padded = (plain_png + bytes(n) for n in itertools.count())
+        data = next(data for data in padded if is_held_out(hashlib.sha256(data).hexdigest()))
+        file.write_bytes(data)
+        shared.append(
+            row | {"images": [{"bytes": data, "path": None}], "image_sha256": hashlib.sha256(data).hexdigest()}
+        )
+    bank = write_dialogues(tmp_path / "bank", {"a": [*rows, *shared]})
+    assert dialog_eval(*command, "--images", images_folder, "--query-bank", bank).code == 0
+    asked = load_results(tmp_path / "r.json").entries[1].asked
+    assert asked is not None
+    assert str(asked.chosen_on).endswith("of bank (2 of them among the images of this evaluation)")
 
 
 def test_figures_that_need_no_image_are_said_to(split: Path) -> None:

@@ -239,12 +239,15 @@ def test_aro_cuts_the_image(
 
 
 @pytest.mark.parametrize("side", ["bbox_w", "bbox_h"])
-def test_aro_refuses_an_empty_box(tmp_path: Path, side: str) -> None:
-    box = {"bbox_x": 1, "bbox_y": 1, "bbox_w": 9, "bbox_h": 9, side: 0.5}
+@pytest.mark.parametrize(
+    ("size", "message"), [(0.5, "the box of record 1 is empty"), (1e9, "the box of record 1 is larger than any image")]
+)
+def test_aro_refuses_an_empty_or_endless_box(tmp_path: Path, side: str, size: float, message: str) -> None:
+    box = {"bbox_x": 1, "bbox_y": 1, "bbox_w": 9, "bbox_h": 9, side: size}
     texts = {"true_caption": "a on b", "false_caption": "b on a", "relation_name": "on"}
     file = tmp_path / "visual_genome_relation.json"
     file.write_text(json.dumps([{"image_path": "0.jpg", **box, **texts}]))
-    with pytest.raises(UsageError, match="the box of record 1 is empty"):
+    with pytest.raises(UsageError, match=message):
         BENCHMARKS.get("aro-relation").read([file])
 
 

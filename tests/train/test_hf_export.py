@@ -28,6 +28,7 @@ from transformers import (
 from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.clip.text.tokens import TextEncoder, save_tokenizer
+from dialog_gen.clip.third_tower.checkpoint import new_third_tower
 from dialog_gen.core.errors import UsageError
 from dialog_train.hf_export import check_export_hf, export_hf
 
@@ -189,7 +190,9 @@ def test_refuses_what_clip_model_cannot_express(tmp_path: Path) -> None:
     wide = replace(wide, preprocess_config={**wide.preprocess_config, "size": [32, 64]})
     pooling = {**CONFIG["vision_cfg"], "pool_type": "avg"}
     attending = {**CONFIG["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 2}
+    third_tower = new_third_tower(clip_of(), beta=0.5)
     refused: dict[str, Clip] = {
+        f"it is a {third_tower.kind}": third_tower,
         "only a native CLIP": make_clip(custom=True),
         "pools by 'first'": make_clip(pool_type="first"),
         "they differ in": make_clip(proj_bias=True),

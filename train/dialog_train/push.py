@@ -128,8 +128,6 @@ def _exported(clip: Clip, wanted: bool) -> Generator[dict[str, Path]]:
     if not wanted:
         yield {}
         return
-    if clip.format != "open_clip":
-        raise UsageError(f"{clip.name} cannot become a CLIPModel: it is a {clip.kind}; leave out --export-hf.")
     with tempfile.TemporaryDirectory(prefix="dialog-train-") as name:
         export_hf(clip, Path(name))
         yield {path.name: path for path in sorted(Path(name).iterdir())}

@@ -5,8 +5,7 @@
 The bank has images and their captions: captions are the queries for images, images the queries for texts.
 """
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,11 @@ from dialog_eval.asking.choice import DEBIAS_WEIGHTS
 from dialog_eval.asking.debias import mean_of_nearest
 from dialog_eval.data.dialogues import is_held_out, pictures
 from dialog_eval.data.image_index import ImageIndex
-from dialog_eval.data.images import embed_stream
+from dialog_eval.data.images import embed_stream, told_if_measured
 from dialog_eval.metrics.retrieval import retrieve
 from dialog_eval.results import Asked
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.hashing import sha256_images
 from dialog_gen.core.progress import OnProgress, counter
 from dialog_gen.dataset.errors import NoDatasetError
 from dialog_gen.dataset.folder import open_dataset
@@ -44,12 +44,14 @@ class QueryBank:
         """
         self._name = source.rstrip("/").rpartition("/")[2]
         self._captions: list[str] = []
+        self._sha256s: list[str] = []
         self._held_out: list[bool] = []
 
         def stream() -> Iterator[SourceImage]:
             for image in islice((image for image in _images(source) if image.caption), BANK_IMAGES):
                 self._captions.append(image.caption or "")
-                self._held_out.append(is_held_out(hashlib.sha256(image.data).hexdigest()))
+                self._sha256s.append(sha256_images([image.data]))
+                self._held_out.append(is_held_out(self._sha256s[-1]))
                 yield image
 
         self._models = models
@@ -57,9 +59,10 @@ class QueryBank:
         advance = counter(on_progress, "captions of the query bank", len(self._captions), "captions")
         self._texts = models.encode_texts(self._captions, advance)
 
-    def choose(self, variant: "Variant", weight: float | None) -> Asked:
+    def choose(self, variant: "Variant", weight: float | None, measured: Set[str]) -> Asked:
         """The weight for a model: the given one, or the best on the held-out images; among equals the smallest.
 
+        `measured`: hashes of the images of the evaluation; the result tells how many of the held-out ones they are.
         Best is the highest mean of image and text R@1. Raises UsageError if no two images are held out.
         """
         if weight is not None:
@@ -75,7 +78,8 @@ class QueryBank:
             found = retrieve(images, texts, torch.arange(count), (1,), image_bias=image_bias, text_bias=text_bias)
             tried.append({"debias_weight": one, _MEASURE: (found.image_recall[1] + found.text_recall[1]) / 2})
         best = max(tried, key=lambda one: one[_MEASURE])
-        chosen_on = f"{count:,} held-out images of {self._name}"
+        held_out = {sha256 for sha256, held in zip(self._sha256s, self._held_out, strict=True) if held}
+        chosen_on = f"{count:,} held-out images of {self._name}" + told_if_measured(held_out, measured)
         return Asked(way="debias", debias_weight=best["debias_weight"], chosen_on=chosen_on, tried=tried)
 
     def biases(self, variant: "Variant", images: Tensor, texts: Tensor, weight: float) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from dialog_eval.asking.debias import null_images
 from dialog_eval.asking.scores import Asking, Prior
 from dialog_eval.asking.ways import AskingOptions, Way, Weights
 from dialog_eval.data.dialogues import HELD_OUT_SHARE, Picture, is_held_out, pictures
-from dialog_eval.data.images import ImageVectors, embed_stream
+from dialog_eval.data.images import ImageVectors, embed_stream, told_if_measured
 from dialog_eval.results import Asked
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.plural import count_of
@@ -93,9 +93,7 @@ def prepare(
     )
     of_images = count_of(len(vectors.rows), "image", grouped=True)
     told = f"{count_of(len(questions), 'question', grouped=True)} about {of_images} of {held_out.name}"
-    # Right on validation data; of a test it tells that its figures are none.
-    if measured := len(images.hashes & vectors.hashes):
-        told += f" ({measured:,} of them among the images of this evaluation)"
+    told += told_if_measured(vectors.hashes, images.hashes)
     return Prepared(
         asking=asking,
         weights=[[choice.weights for choice in of_way] for of_way in choices],

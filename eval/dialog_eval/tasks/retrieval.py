@@ -140,7 +140,7 @@ class RetrievalTask:
             seen, told = images.of(variant, self.image_ids), models.text_vectors(variant, encoded)
             biases: list[tuple[Tensor | None, Tensor | None, Asked | None]] = [(None, None, None)]
             if bank is not None:
-                asked = bank.choose(variant, self.query_bank_weight)
+                asked = bank.choose(variant, self.query_bank_weight, images.hashes)
                 biases.append((*bank.biases(variant, seen, told, asked.debias_weight or 0.0), asked))
             for image_bias, text_bias, asked in biases:
                 found = retrieve(seen, told, torch.tensor(belongs), KS, image_bias=image_bias, text_bias=text_bias)

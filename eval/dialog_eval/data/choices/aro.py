@@ -24,6 +24,7 @@ from typing_extensions import TypedDict  # pydantic takes typing's only from Pyt
 from dialog_eval.data.choices.base import BENCHMARKS, Benchmark, ChoiceItem, ImagePart
 from dialog_eval.data.records import read_records
 from dialog_gen.core.errors import UsageError
+from dialog_gen.sources.images import DEFAULT_MAX_PIXELS
 
 _LEAST_ITEMS = 25
 _MOST_WORDS = 30
@@ -90,6 +91,8 @@ def _reader_of_regions(what: str, part_of: Callable[[_Region], str | None]) -> C
                     raise UsageError(f"{path} is not a file of {what}: record {number} has no {what.split()[-1]}.")
                 if not (record["bbox_w"] >= 1 and record["bbox_h"] >= 1):
                     raise UsageError(f"{path} is not a file of {what}: the box of record {number} is empty.")
+                if record["bbox_w"] * record["bbox_h"] > DEFAULT_MAX_PIXELS:
+                    raise UsageError(f"{path}: the box of record {number} is larger than any image that is read.")
                 items.append(_region(record, part))
         return items
 
