@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.results import entry
-from scipy.stats import ttest_1samp, ttest_ind
+from scipy.stats import ttest_1samp, ttest_ind, ttest_rel
 
 from dialog_eval.metrics.intervals import paired_bootstrap
 from dialog_eval.metrics.significance import difference, holm
@@ -37,6 +37,20 @@ def test_over_seeds_it_is_welchs_test() -> None:
     assert (found.p, found.seeds) == (pytest.approx(reference.pvalue), 3)
     one_side = difference([[mean] * 20 for mean in first], [[0.4] * 20], b_is_trained=False)
     assert one_side.p == pytest.approx(ttest_1samp(first, 0.4).pvalue)
+
+
+def test_over_seeds_in_pairs_it_is_students_test() -> None:
+    """With items of which none varies: scipy's test of the seeds' differences, here of starts that differ much."""
+    first, second = [0.50, 0.64, 0.81], [0.40, 0.55, 0.70]
+    found = difference([[mean] * 20 for mean in first], [[mean] * 20 for mean in second], paired=True)
+    reference = ttest_rel(first, second)
+    interval = reference.confidence_interval()
+    assert (found.p, found.seeds) == (pytest.approx(reference.pvalue), 3)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    half = difference([[mean] * 20 for mean in first], [[mean] * 20 for mean in second], factor=0.5, paired=True)
+    assert half.p == pytest.approx(ttest_1samp(np.subtract(first, np.multiply(0.5, second)), 0).pvalue)
+    with pytest.raises(ValueError, match="3 and 2 seeds"):
+        difference([[0.5] * 4] * 3, [[0.5] * 4] * 2, paired=True)
 
 
 def test_over_images_it_agrees_with_the_bootstrap() -> None:
@@ -154,6 +168,38 @@ def test_what_was_measured_on_something_else(tmp_path: Path) -> None:
     judged = judge([claim(ClaimTest(arm="a", above=50, on=on)) for on in ("", "held out")], found, "similarity")
     assert [one.verdict for one in judged] == ["holds", "does not"]
     assert not Measured(steps[:1], {"a": "A"}).has("a")
+
+
+def test_seeds_with_a_baseline_each_are_compared_in_pairs(tmp_path: Path) -> None:
+    """Also if a seed is not measured yet. The references are means and scipy's tests of the pairs."""
+    bases, tuned = {0: 0.2, 1: 0.6, 2: 0.9}, {0: 0.3, 2: 0.95}
+    steps: list[Step] = []
+    for seed, base in bases.items():
+        for arm, value in (("a", tuned.get(seed)), ("b", base + 0.02 * seed)):
+            if value is None:
+                continue
+            path = tmp_path / f"{arm}{seed}.json"
+            own = entry(arm.upper(), [value] * 50, f"{arm}{seed}")
+            Results(baseline=f"p{seed}", entries=[entry(f"p{seed}", [base] * 50, f"p{seed}"), own]).save(path)
+            steps.append(
+                Step(
+                    name=path.stem, kind="measure", words=(), makes=path, needs=(), cost=Cost(),
+                    arm=arm, seed=seed, measure="m",
+                )
+            )  # fmt: skip
+    found = Measured(steps, {"a": "A", "b": "B"}, paired=True)
+    gain = found.estimate(Figure(arm="a"), Figure(arm="a", alias="baseline"))
+    apart = found.estimate(Figure(arm="b"), Figure(arm="a"))
+    base = found.estimate(Figure(arm="b", alias="baseline"))
+    assert gain is not None
+    assert (gain.mean, gain.seeds) == (pytest.approx((0.1 + 0.05) / 2), 2)
+    assert gain.p == pytest.approx(ttest_1samp([0.1, 0.05], 0).pvalue)
+    assert apart is not None
+    assert apart.p == pytest.approx(ttest_1samp([0.2 - 0.3, 0.94 - 0.95], 0).pvalue)
+    assert base is not None
+    assert (base.mean, base.seeds) == (pytest.approx(sum(bases.values()) / 3), 3)
+    # Without pairs, the baselines are three models that no training changes.
+    assert Measured(steps, {"a": "A", "b": "B"}).estimate(Figure(arm="b", alias="baseline")) != base
 
 
 def test_the_baseline_without_images(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ def values(step: Step, flag: str) -> list[str]:
 
 
 def is_known_clip(name: str, pretrained: str | None) -> bool:
+    """Also one that a step makes; `test_commands` checks that it does."""
+    if OUT in Path(name).parents:
+        return pretrained is None
     return name in CLIP_MODELS.names() if pretrained is None else (name, pretrained) in open_clip.list_pretrained()
 
 
@@ -89,7 +92,9 @@ def test_commands(name: str, scale: str) -> None:
         for flag in ("--checkpoint", "--baseline"):
             for model in values(step, flag):
                 pretrained = values(step, "--baseline-pretrained")
-                known = is_known_clip(model, pretrained[0] if flag == "--baseline" and pretrained else None)
+                known = OUT not in Path(model).parents and is_known_clip(
+                    model, pretrained[0] if flag == "--baseline" and pretrained else None
+                )
                 assert known or any(model in (one, f"{one}/model") for one in made)
 
 
@@ -160,6 +165,19 @@ def test_seeds(tmp_path: Path) -> None:
     main = ("captions-only", "draft", "no-mmd", "third-tower", "plus", "plus-questions")
     assert trained[: 2 * len(main)] == [f"{arm}-{seed}" for seed in (0, 1) for arm in main]
     assert [name for name in trained if name.startswith("plus-no-foils")] == ["plus-no-foils-0"]
+
+
+def test_each_seed_has_a_pretraining_of_its_own() -> None:
+    """It is trained before what starts from it, and the evaluation compares with it."""
+    steps = {step.name: step for step in steps_of("pretrainings", "shapes", 2)}
+    order = list(steps)
+    for seed in (0, 1):
+        clip, data, tuned = (f"{name}-{seed}" for name in ("clip", "draft-data", "other-draft"))
+        assert values(steps[data], "--model") == [str(OUT / clip)]
+        assert {f"model={OUT / clip}", f"data.work={OUT / data}"} <= set(values(steps[tuned], "--set"))
+        assert values(steps[f"{tuned}-scores"], "--baseline") == [str(OUT / clip)]
+        assert order.index(clip) < order.index(data) < order.index(tuned)
+    assert steps["clip-0"].words[-1] != steps["clip-1"].words[-1]
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,14 @@ def difference(
     above: float = 0.0,
     a_is_trained: bool = True,
     b_is_trained: bool = True,
+    paired: bool = False,
 ) -> Difference:
     """mean(a) - factor * mean(b) and how likely it is `above`; `a` and `b` are (seeds, items), on the same items.
 
     `groups`: (items,), equal for items of one image. `b`: None for the mean of a alone. `a_is_trained`, `b_is_trained`:
-    whether another seed would give other values; a model that is not trained has no seeds. p is 1 if there are no two
-    groups. Raises ValueError for items of other numbers.
+    whether another seed would give other values; a model that is not trained has no seeds. `paired`: whether row s of
+    `a` and row s of `b` have something in common that other rows have not, such as what both trainings started from.
+    p is 1 if there are no two groups. Raises ValueError for items of other numbers, and for pairs without a partner.
     """
     from scipy.stats import t
 
@@ -57,8 +59,13 @@ def difference(
     residuals = units[:, 0] - mean * units[:, 1]
     images = len(units)
     parts = [(images / max(1, images - 1) * float(residuals @ residuals) / len(values) ** 2, images - 1)]
-    trained = [(first, 1.0)] if a_is_trained else []
-    trained += [(second, factor)] if b is not None and b_is_trained else []
+    if paired and b is not None:
+        if len(first) != len(second):
+            raise ValueError(f"{len(first)} and {len(second)} seeds are no pairs")
+        trained = [(first - factor * second, 1.0)] if a_is_trained or b_is_trained else []
+    else:
+        trained = [(first, 1.0)] if a_is_trained else []
+        trained += [(second, factor)] if b is not None and b_is_trained else []
     for repeated, weight in trained:
         if len(repeated) > 1:
             parts.append((weight**2 * repeated.mean(axis=1).var(ddof=1) / len(repeated), len(repeated) - 1))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dialog_eval.metrics.significance import Difference, difference
@@ -41,28 +41,40 @@ class Values:
 
     values: list[list[float]]
     """(seeds, items)"""
+    seeds: list[int]
+    """The number of each seed; of a model that no training changes, that of the first results that have it."""
     groups: list[int] | None
     trained: bool
     """Whether other seeds would give other values."""
     notes: list[list[str]]
     """What the results of each seed say about their figures."""
 
+    def of(self, seeds: Sequence[int]) -> "Values":
+        """The values of some of the seeds, in their order."""
+        places = [self.seeds.index(seed) for seed in seeds]
+        values, notes = ([some[place] for place in places] for some in (self.values, self.notes))
+        return replace(self, values=values, seeds=list(seeds), notes=notes)
+
 
 class Measured:
     """The results of the arms of a plan that are there."""
 
-    def __init__(self, steps: Sequence[Step], labels: dict[str, str]) -> None:
-        """`labels`: arm -> label. Raises UsageError for a results.json that cannot be read."""
+    def __init__(self, steps: Sequence[Step], labels: dict[str, str], *, paired: bool = False) -> None:
+        """`labels`: arm -> label. `paired`: whether each seed has a baseline of its own.
+
+        Raises UsageError for a results.json that cannot be read.
+        """
         self.labels = labels
+        self._paired = paired
         self.files = [step.makes for step in steps if step.is_results and step.makes.exists()]
-        self._of_arm: dict[tuple[str, str], list[Results]] = {}
-        """Arm and what was measured -> results."""
+        self._of_arm: dict[tuple[str, str], list[tuple[int, Results]]] = {}
+        """Arm and what was measured -> seeds and results."""
         self._choices: dict[str, list[Results]] = {}
         for step in steps:
             if step.arm is None or step.measure is None:
                 continue
             if step.is_results and step.makes.exists():
-                self._of_arm.setdefault((step.arm, step.on), []).append(_load(step.makes))
+                self._of_arm.setdefault((step.arm, step.on), []).append((step.seed, _load(step.makes)))
             elif (chosen := choice_results(step.makes)).exists():
                 self._choices.setdefault(step.arm, []).append(_load(chosen))
 
@@ -72,22 +84,23 @@ class Measured:
 
     def values(self, figure: Figure) -> Values | None:
         """The values of a figure; None if it was not measured."""
-        found: dict[str, Entry] = {}
-        for results in self._of_arm.get((figure.arm, figure.on), ()):
+        found: dict[str, tuple[int, Entry]] = {}
+        for seed, results in self._of_arm.get((figure.arm, figure.on), ()):
             label = self._label(figure, results)
             for entry in results.entries:
                 way = figure.way if figure.task != "vqa" else way_of(entry)
                 fits = (entry.label, entry.task, way) == (label, figure.task, figure.way)
                 if fits and entry.metric(figure.metric) is not None:
-                    found.setdefault(entry.weights_sha256, entry)
-        metrics = [metric for entry in found.values() if (metric := entry.metric(figure.metric)) is not None]
+                    found.setdefault(entry.weights_sha256, (seed, entry))
+        metrics = [metric for _, entry in found.values() if (metric := entry.metric(figure.metric)) is not None]
         if not metrics:
             return None
         return Values(
             values=[metric.values for metric in metrics],
+            seeds=[seed for seed, _ in found.values()],
             groups=metrics[0].groups,
-            trained=not figure.is_untuned,
-            notes=[entry.notes for entry in found.values()],
+            trained=self._paired or not figure.is_untuned,
+            notes=[entry.notes for _, entry in found.values()],
         )
 
     def estimate(
@@ -98,6 +111,11 @@ class Measured:
         b = self.values(against) if against is not None else None
         if a is None or (against is not None and b is None):
             return None
+        if b is not None and self._paired:
+            both = [seed for seed in a.seeds if seed in b.seeds]
+            if not both:
+                return None
+            a, b = a.of(both), b.of(both)
         return difference(
             a.values,
             None if b is None else b.values,
@@ -106,11 +124,12 @@ class Measured:
             above=above,
             a_is_trained=a.trained,
             b_is_trained=b is not None and b.trained,
+            paired=self._paired,
         )
 
     def ways(self) -> list[str]:
         """All ways of asking, in the order of the results."""
-        entries = (entry for some in self._of_arm.values() for results in some for entry in results.entries)
+        entries = (entry for some in self._of_arm.values() for _, results in some for entry in results.entries)
         return list(dict.fromkeys(way_of(entry) for entry in entries if entry.task == "vqa"))
 
     def best_way(self, arm: str) -> str:

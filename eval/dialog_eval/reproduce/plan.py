@@ -3,7 +3,8 @@
 A plan has steps, arms and measures. A step is a command. An arm is a training, repeated for several seeds. A measure
 is a command for each seed of the arms that name it. In commands, `{out}` is the folder of everything, `{NAME}` the
 output of the step NAME, and so of the training ARM-SEED; a measure also knows `{model}`, `{label}`, `{makes}` (what it
-writes) and, by their names, the other measures of its arm.
+writes) and, by their names, the other measures of its arm. A step with `each_seed` is a step NAME-SEED for each seed;
+what belongs to one seed knows it as `{NAME}`.
 
 What several plans share is in `plans/parts`; a plan names the parts of each scale.
 """
@@ -38,12 +39,14 @@ class Cost(_Strict):
 
 
 class StepPlan(Cost):
-    """A command that runs once."""
+    """A command that runs once, or once for each seed."""
 
     run: str
     kind: Kind = "other"
     makes: str = ""
-    """The file or folder that it writes; the default is {out}/NAME."""
+    """The file or folder that it writes; the default is {out}/NAME, for each seed {out}/NAME-SEED."""
+    each_seed: bool = False
+    """Whether each seed has its own. Then what trainings of a seed give is compared seed by seed."""
 
 
 class ArmPlan(Cost):
@@ -163,6 +166,11 @@ class Plan(_Strict):
     arms: dict[str, ArmPlan] = {}
     measures: dict[str, MeasurePlan] = {}
     page: Annotated[TablePage | StudyPage | PlainPage, Field(discriminator="kind")] = PlainPage()
+
+    @property
+    def seeds_share(self) -> bool:
+        """Whether what belongs to one seed has something in common, such as the model that trainings start from."""
+        return any(step.each_seed for step in self.steps.values())
 
 
 FOLDER = Path(str(files("dialog_eval.reproduce"))) / "plans"

@@ -22,6 +22,7 @@ class Step:
     """Names of the steps whose output the command names."""
     cost: Cost
     arm: str | None = None
+    seed: int = 0
     measure: str | None = None
     on: str = ""
     """What its results are on, see `MeasurePlan`."""
@@ -48,6 +49,7 @@ class _Draft:
     own: Mapping[str, str]
     """Placeholders of this step only -> name of a step, or a text in quotes."""
     arm: str | None = None
+    seed: int = 0
     measure: str | None = None
     on: str = ""
 
@@ -80,16 +82,18 @@ def _add(name: str, made: Mapping[str, Step], ordered: dict[str, Step]) -> None:
 
 
 def _drafts(plan: Plan, out: Path, seeds: int) -> dict[str, _Draft]:
-    drafts = {
-        name: _Draft(
-            kind=step.kind,
-            template=tuple(shlex.split(step.run)),
-            makes=step.makes.format(out=out) if step.makes else f"{out}/{name}",
-            cost=Cost(minutes=step.minutes, gpu_hours=step.gpu_hours, images=step.images),
-            own={"out": repr(str(out))},
-        )
-        for name, step in plan.steps.items()
-    }
+    drafts: dict[str, _Draft] = {}
+    every = range(max([seeds, *(arm.seeds or 0 for arm in plan.arms.values())]))
+    for name, step in plan.steps.items():
+        for seed in every if step.each_seed else (None,):
+            run = name if seed is None else f"{name}-{seed}"
+            drafts[run] = _Draft(
+                kind=step.kind,
+                template=tuple(shlex.split(step.run)),
+                makes=step.makes.format(out=out, seed=seed) if step.makes else f"{out}/{run}",
+                cost=Cost(minutes=step.minutes, gpu_hours=step.gpu_hours, images=step.images),
+                own={"out": repr(str(out))} if seed is None else _of_seed(plan, seed, out),
+            )
     # Seed by seed, so that a study that is stopped has one seed of each arm before it has two of any. Arms with their
     # own number of seeds, such as ablations, come after those that are the study's main part.
     main, others = ([name for name, arm in plan.arms.items() if (arm.seeds is None) is own] for own in (True, False))
@@ -100,10 +104,16 @@ def _drafts(plan: Plan, out: Path, seeds: int) -> dict[str, _Draft]:
     return drafts
 
 
+def _of_seed(plan: Plan, seed: int, out: Path) -> dict[str, str]:
+    """The placeholders of what belongs to one seed."""
+    shared = {name: f"{name}-{seed}" for name, step in plan.steps.items() if step.each_seed}
+    return {"out": repr(str(out)), "seed": repr(str(seed)), **shared}
+
+
 def _of_arm(plan: Plan, name: str, seed: int, out: Path) -> dict[str, _Draft]:
     """The training of an arm with one seed, and its measures."""
     arm, run, made = plan.arms[name], f"{name}-{seed}", dict[str, _Draft]()
-    own = {"out": repr(str(out)), "seed": repr(str(seed)), "label": repr(arm.label)}
+    own = _of_seed(plan, seed, out) | {"label": repr(arm.label)}
     if arm.system:
         settings = [word for one in [f"seed={seed}", "out={makes}", *arm.set] for word in ("--set", one)]
         words = [*shlex.split(plan.launcher), arm.system, "--config", arm.recipe, "--resume", "auto", *settings]
@@ -114,6 +124,7 @@ def _of_arm(plan: Plan, name: str, seed: int, out: Path) -> dict[str, _Draft]:
             cost=Cost(minutes=arm.minutes, gpu_hours=arm.gpu_hours),
             own=own,
             arm=name,
+            seed=seed,
         )
     elif not arm.model:
         raise UsageError(f"plan {plan.name}: the arm {name} has neither a system nor a model.")
@@ -132,6 +143,7 @@ def _of_arm(plan: Plan, name: str, seed: int, out: Path) -> dict[str, _Draft]:
             cost=Cost(minutes=told.minutes, gpu_hours=told.gpu_hours),
             own=own | others,
             arm=name,
+            seed=seed,
             measure=measure,
             on=told.on,
         )
@@ -182,6 +194,7 @@ def _finished(name: str, draft: _Draft, drafts: Mapping[str, _Draft], plan: str)
         needs=tuple(names.needs),
         cost=draft.cost,
         arm=draft.arm,
+        seed=draft.seed,
         measure=draft.measure,
         on=draft.on,
     )

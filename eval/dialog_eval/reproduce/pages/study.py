@@ -66,7 +66,7 @@ def _arms(rows: Sequence[Figure], measured: Measured, best: str) -> list[str]:
     body: list[list[str]] = []
     for row in rows:
         values = measured.values(of(row, "retrieval", "image R@1"))
-        seeds = "" if row.alias == BASELINE or values is None else str(len(values.values))
+        seeds = str(len(values.values)) if values is not None and values.trained else ""
         cells = [_cell(measured, of(row, *column)) for column in columns]
         body.append([md(row_name(row, measured)), seeds, *cells])
     note = (
