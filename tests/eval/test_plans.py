@@ -142,7 +142,7 @@ def test_published_figures_of_the_same_model_agree() -> None:
                 assert apart == [] or (row.arm == "c3m-l14-blip2" and apart == [4])
 
 
-@pytest.mark.parametrize("name", ["results", "richer"])
+@pytest.mark.parametrize("name", ["results", "pretrainings", "richer"])
 def test_claims_name_arms_and_measures_of_the_study(name: str) -> None:
     plan = load_plan(name, "shapes")
     assert plan.page.kind == "study"
