@@ -166,6 +166,27 @@ def test_killed_process_goes_on(tiny_dialogues: Path, tiny_clip: Path, clip: Cli
     assert files(out) == files(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("column", ["image_id", "image_sha256", "vector"])
+def test_a_flipped_bit_is_found_and_its_shard_made_anew(
+    tiny_dialogues: Path, clip: Clip, tmp_path: Path, column: str
+) -> None:
+    embed(tiny_dialogues, clip, tmp_path / "v")
+    store = VectorStore(tmp_path / "v")
+    before = {shard: store.read(shard) for shard in store.shards()}
+    shard = store.shards()[0]
+    file = tmp_path / "v" / "vectors" / f"{shard}.parquet"
+    group = pq.read_metadata(file).row_group(0)
+    chunk = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema.startswith(column))
+    data = bytearray(file.read_bytes())
+    data[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(UsageError, match="is damaged"):
+        store.read(shard)
+    summary = embed(tiny_dialogues, clip, tmp_path / "v")
+    assert (summary.skipped_shards, summary.vectors) == (len(before) - 1, 48)
+    assert {shard: store.read(shard) for shard in store.shards()} == before
+
+
 def test_changed_and_removed_shards(clip: Clip, tmp_path: Path) -> None:
     data, out = tmp_path / "d", tmp_path / "v"
     write_dialogues(data, {"a": [scene_row(0)], "b": [scene_row(1)], "c": [scene_row(2)]})

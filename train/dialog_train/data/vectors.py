@@ -55,6 +55,7 @@ from dialog_train.data.derived import (
 _KIND = "image vectors"
 _PART = "vectors"
 _COLUMNS = ["image_id", "image_sha256", "images"]
+_STORED = ["image_id", "image_sha256", "vector"]
 _CROP_AREA = (0.5, 1.0)
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 DECODERS = min(16, _CORES - 1)
@@ -121,7 +122,7 @@ class VectorStore:
         """The rows of a shard: columns image_id, image_sha256, vector. Raises UsageError if the file is damaged."""
         file = self.out / _PART / f"{shard}.parquet"
         try:
-            return pq.read_table(file, page_checksum_verification=True)
+            return _read(file)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UsageError(
                 f"{file} is damaged ({error}): remove it and run again, which computes its vectors anew."
@@ -167,7 +168,8 @@ def embed_dataset(
         todo: list[Source] = []
         for source in sources.values():
             metadata = _metadata(out, source.shard)
-            if metadata is None or metadata["source"] != source.sha256 or _count(metadata) != source.rows:
+            current = metadata is not None and metadata["source"] == source.sha256 and _count(metadata) == source.rows
+            if metadata is None or not current or not _is_whole(out, source.shard):
                 todo.append(source)
                 continue
             summary.skipped_shards += 1
@@ -369,6 +371,19 @@ def _metadata(out: Path, shard: str) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException):
         return None
     return found if good else None
+
+
+def _is_whole(out: Path, shard: str) -> bool:
+    """Whether all that the file holds agrees with its checksums."""
+    try:
+        _read(out / _PART / f"{shard}.parquet")
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+    return True
+
+
+def _read(file: Path) -> pa.Table:
+    return pq.read_table(file, columns=_STORED, page_checksum_verification=True)
 
 
 def _count(metadata: dict[str, Any]) -> int:
