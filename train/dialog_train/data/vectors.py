@@ -4,10 +4,11 @@
     OUT/vectors/SHARD.parquet  image_id, image_sha256, vector: unit-norm, computed in float32, stored as float16;
                                the vector of the whole image, followed by those of its crops, if there are any
 
-The key-value metadata of each file contains `source` (hash of the dialogues file), `rows`, and `lost` (reason -> number
-of images).
+The key-value metadata of each file contains `source` (hash of the dialogues file), `rows`, `lost` (reason -> number of
+images), and `content` (hash of the columns, as the pages' checksums leave out what says how to read them).
 """
 
+import hashlib
 import json
 import math
 import os
@@ -322,7 +323,7 @@ def _embed_shard(
             pa.field("vector", pa.list_(pa.float16(), width), nullable=False),
         ]
     )
-    count, lost = 0, Counter[str]()
+    count, lost, content = 0, Counter[str](), _Content()
     # Vectors do not compress.
     options: Any = {
         "compression": {"image_id": "zstd", "image_sha256": "zstd", "vector": "none"},
@@ -335,7 +336,9 @@ def _embed_shard(
             if batch.pixels is not None:
                 vectors = _encode(model, batch.pixels.flatten(0, 1))
                 values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().reshape(-1)), width)
-                writer.write_table(pa.table([batch.image_ids, batch.image_sha256s, values], schema=schema))
+                table = pa.table([batch.image_ids, batch.image_sha256s, values], schema=schema)
+                writer.write_table(table)
+                content.add(table)
                 count += len(values)
             advance(len(batch.image_ids) + len(batch.lost))
         if count + sum(lost.values()) != source.rows:
@@ -343,7 +346,7 @@ def _embed_shard(
                 f"{source.path} does not have the {source.rows} rows that its manifest states: see `dialog-gen verify`."
             )
         metadata = {"source": source.sha256, "rows": str(count), "lost": json.dumps(dict(sorted(lost.items())))}
-        writer.add_key_value_metadata(metadata)
+        writer.add_key_value_metadata({**metadata, "content": content.hexdigest()})
     return metadata
 
 
@@ -383,7 +386,36 @@ def _is_whole(out: Path, shard: str) -> bool:
 
 
 def _read(file: Path) -> pa.Table:
-    return pq.read_table(file, columns=_STORED, page_checksum_verification=True)
+    """Raises OSError, ValueError or ArrowException for a damaged file."""
+    with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        table = parquet.read(columns=_STORED)
+        # Earlier versions wrote no hash.
+        written = (parquet.metadata.metadata or {}).get(b"content")
+    if table.column_names != _STORED or not pa.types.is_fixed_size_list(table.schema.types[-1]):
+        raise ValueError("it has other columns")
+    if written is not None:
+        content = _Content()
+        content.add(table)
+        if written.decode() != content.hexdigest():
+            raise ValueError("its content is not what was written")
+    return table
+
+
+class _Content:
+    """The hash of the columns of a table, in whatever parts it comes."""
+
+    def __init__(self) -> None:
+        self._columns = {name: hashlib.sha256() for name in _STORED}
+
+    def add(self, table: pa.Table) -> None:
+        for name, column in self._columns.items():
+            if name == "vector":
+                column.update(table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).tobytes())
+            else:
+                column.update("".join(f"{value!r}\n" for value in table[name].to_pylist()).encode())
+
+    def hexdigest(self) -> str:
+        return hashlib.sha256(b"".join(column.digest() for column in self._columns.values())).hexdigest()
 
 
 def _count(metadata: dict[str, Any]) -> int:
