@@ -105,7 +105,7 @@ class TokenBatches:
         # Of ids on a GPU it is asked once for all texts, so that no batch waits for it.
         if tokens.device.type != "cpu":
             return ids.holds(self._pad_id)
-        return np.count_nonzero(tokens.numpy() == self._pad_id) > tokens.numel() - int(lengths.sum())
+        return int((tokens == self._pad_id).sum()) > tokens.numel() - int(lengths.sum())
 
     def _width(self, lengths: Numbers, full_length: bool) -> int:
         return self.context_length if full_length else int(lengths.max(initial=0))

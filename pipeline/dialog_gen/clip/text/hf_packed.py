@@ -59,7 +59,7 @@ def _pooled(text: Any, row: Tensor, packing: Packing) -> Tensor:
         # A half-precision sum of many states would lose digits.
         wide = row if row.dtype == torch.float64 else row.float()
         return torch.segment_reduce(wide, "mean", offsets=starts, unsafe=True).to(row.dtype)
-    states = row.index_select(0, starts[:-1]).unsqueeze(1)  # (N, 1, width)
+    states: Any = row.index_select(0, starts[:-1]).unsqueeze(1)  # (N, 1, width)
     head = text.transformer.pooler
     output = BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=None if head is None else head(states))
     return text.pooler(output, None)

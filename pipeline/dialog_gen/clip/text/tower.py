@@ -2,8 +2,8 @@
 
 A causal transformer that is pooled at the end-of-text token gives the same vector whatever follows that token. So the
 padding to open_clip's fixed context length can be left out; the result is exact, not an approximation. Texts of similar
-length are encoded together in one pass, so that one long text does not pad all others. Towers of the commonest kinds need
-no padding at all: see `packed` and `hf_packed`.
+length are encoded together in one pass, so that one long text does not pad all others. Towers of the commonest kinds
+need no padding at all: see `packed` and `hf_packed`.
 """
 
 from collections.abc import Callable, Sequence
