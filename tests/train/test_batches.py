@@ -21,7 +21,7 @@ from dialog_train.data.checked_rows import rows_writer
 from dialog_train.data.columns import crc32_after
 from dialog_train.data.mapped_files import MappedFiles
 from dialog_train.data.row_files import id_lists, open_rows, rows_schema
-from dialog_train.data.token_batches import keys_of
+from dialog_train.data.token_batches import TokenIds, keys_of
 from dialog_train.data.training_set import TrainingSet
 
 WIDTH, VIEWS, CONTEXT = 6, 3, 12
@@ -34,7 +34,7 @@ def ids_of(rng: random.Random) -> list[int]:
     return [*START, *(rng.randrange(1, 80) for _ in range(rng.randint(0, CONTEXT - 3))), *END]
 
 
-def write_set(out: Path, seed: int = 0) -> None:
+def write_set(out: Path, seed: int = 0, pad: int = PAD) -> None:
     """A training set as `build_training_set` writes it, with odd texts and ids."""
     rng = random.Random(seed)
     (out / "rows").mkdir(parents=True)
@@ -59,7 +59,7 @@ def write_set(out: Path, seed: int = 0) -> None:
                 ]
                 writer.write_batch(pa.record_batch(columns, schema=schema))
         number += count
-    tokenizer = {"context_length": CONTEXT, "pad_id": PAD, "start": START, "end": END}
+    tokenizer = {"context_length": CONTEXT, "pad_id": pad, "start": START, "end": END}
     write_json(
         out / "config.json", {"kind": "training set", "width": WIDTH, "crops": VIEWS - 1, "tokenizer": tokenizer}
     )
@@ -118,10 +118,25 @@ def test_batches_are_those_of_a_loop(
             wanted = Texts.of(texts, PAD, context if full_length else 0)
             assert torch.equal(found.tokens, wanted.tokens)
             assert found.lengths.tolist() == wanted.lengths.tolist()
+            assert found.may_hold_padding == wanted.may_hold_padding
         captions = [tuple(text.tolist()) for text in expected["captions"]]
         repeated = sum(captions.count(caption) > 1 for caption in captions) / len(captions)
         found = {name: float(value) for name, value in batch.statistics().items()}
         assert found == {"duplicate_captions": pytest.approx(repeated)}
+
+
+@pytest.mark.parametrize("where", ["files", "device"])
+def test_texts_may_hold_the_padding_id(tmp_path: Path, where: str) -> None:
+    write_set(tmp_path, pad=5)
+    training_set = TrainingSet(tmp_path)
+    training_set.place(torch.device("cpu"), "always" if where == "device" else "auto")
+    for row in range(len(training_set)):
+        batch = training_set.batch([row], 0, concatenate=True)
+        expected = by_hand(tmp_path, [row], 0, CONTEXT, concatenate=True)
+        for found, texts in ((batch.captions, expected["captions"]), (batch.dialogues, expected["dialogues"])):
+            assert found.may_hold_padding == (5 in texts[0])
+    ids = TokenIds(torch.tensor([3, 5, 3], dtype=torch.int32))
+    assert [ids.holds(value) for value in (3, 4, 5, 3)] == [True, False, True, True]
 
 
 def test_an_image_uses_each_pair_once_in_as_many_epochs(folder: Path) -> None:

@@ -87,7 +87,7 @@ class CandidateSet(TrainingSet):
         if distinct and candidates.tokens.device.type == "cpu":
             _, first, which = np.unique(keys_of(candidates), return_index=True, return_inverse=True)
             rows_of = torch.from_numpy(first)
-            candidates = Texts(candidates.tokens[rows_of], candidates.lengths[first])
+            candidates = Texts(candidates.tokens[rows_of], candidates.lengths[first], candidates.may_hold_padding)
         source = self._rows, self._store, self._tokens, of
         batch = CandidateBatch(
             image_ids=LazyStrings(len(of.piece), lambda: self._rows.image_ids(of)),

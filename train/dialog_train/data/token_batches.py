@@ -26,6 +26,13 @@ class TokenIds:
     def __init__(self, ids: Tensor) -> None:
         self.ids = ids
         """(T,)"""
+        self._holds: dict[int, bool] = {}
+
+    def holds(self, value: int) -> bool:
+        """Whether any of all ids is `value`; reads the device once for each value."""
+        if value not in self._holds:
+            self._holds[value] = bool((self.ids == value).any())
+        return self._holds[value]
 
     def filled(self, rows: Numbers, columns: Numbers, places: Numbers, shape: tuple[int, int], value: int) -> Tensor:
         """A tensor (N, L) int64 of `value`, with the ids at `places` in the given rows and columns."""
@@ -72,7 +79,7 @@ class TokenBatches:
             tokens[ids.here(cut), self.context_length - len(self._end) : self.context_length] = ids.here(
                 np.array(self._end)
             )
-        return Texts(tokens, lengths)
+        return Texts(tokens, lengths, self._may_hold_padding(ids, tokens, lengths))
 
     def joined(self, ids: TokenIds, spans: Spans, counts: Numbers, *, full_length: bool) -> Texts:
         """N texts, each joined from the next of `counts` (N,) texts at `spans`, with one start and one end."""
@@ -92,7 +99,13 @@ class TokenBatches:
             tokens[:, :start] = ids.here(np.array(self._start))
         for number, token in enumerate(self._end):
             tokens[ids.here(np.arange(len(counts))), ids.here(totals - end + number)] = token
-        return Texts(tokens, totals)
+        return Texts(tokens, totals, self._may_hold_padding(ids, tokens, totals))
+
+    def _may_hold_padding(self, ids: TokenIds, tokens: Tensor, lengths: Numbers) -> bool:
+        # Of ids on a GPU it is asked once for all texts, so that no batch waits for it.
+        if tokens.device.type != "cpu":
+            return ids.holds(self._pad_id)
+        return int((tokens == self._pad_id).sum()) > tokens.numel() - int(lengths.sum())
 
     def _width(self, lengths: Numbers, full_length: bool) -> int:
         return self.context_length if full_length else int(lengths.max(initial=0))

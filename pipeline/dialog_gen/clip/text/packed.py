@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import embedding, linear, scaled_dot_product_attention
 
 from dialog_gen.clip.text.texts import Lengths, Texts, passes
@@ -65,6 +66,17 @@ class Packing:
         text = torch.searchsorted(starts[1:], places, right=True)
         return cls(lengths, count, longest, starts, text, places - starts[text])
 
+    @classmethod
+    def sorting(cls, texts: Texts, *, context: int, filled: bool) -> "tuple[Packing, Tensor, Tensor]":
+        """Packs texts in any order; also gives their order (N,) in the row, and the place (N,) of each in this order.
+
+        A text without tokens has one of padding. Reads nothing from the device.
+        """
+        lengths, device = np.maximum(texts.lengths, 1), texts.tokens.device
+        order = lengths.argsort(kind="stable")
+        chosen = _without_waiting(np.stack([order, order.argsort()]), device)
+        return cls.of(lengths[order], device, context=context, filled=filled), chosen[0], chosen[1]
+
     def ids(self, tokens: Tensor) -> Tensor:
         """Token ids of the texts (N, L) -> of the row (T,)."""
         length = tokens.shape[1]
@@ -76,16 +88,16 @@ class Packing:
         return self.starts[: self.count] + positions
 
     @cached_property
-    def groups(self) -> "list[_Group]":
+    def groups(self) -> "list[Group]":
         """The texts in groups of similar length, for attention on padded texts."""
         counts = passes(self.lengths[: self.count], _PASS_COST.get(self.starts.device.type, _PASS_COST_GPU))
         fillers = [len(self.lengths) - self.count] * (len(self.lengths) > self.count)
         parts = np.split(self.lengths, np.cumsum([*counts, *fillers])[:-1])
-        return [_Group.of(lengths, self.starts.device) for lengths in parts]
+        return [Group.of(lengths, self.starts.device) for lengths in parts]
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Some texts that follow each other in the row, and their tokens as padded texts."""
 
     count: int
@@ -97,7 +109,7 @@ class _Group:
     """(count * longest,) the token at each place of the padded texts; any token where there is none."""
 
     @classmethod
-    def of(cls, lengths: Lengths, device: torch.device) -> "_Group":
+    def of(cls, lengths: Lengths, device: torch.device) -> "Group":
         """The group of texts of these lengths."""
         count, longest, tokens = len(lengths), int(lengths.max()), int(lengths.sum())
         if tokens == count * longest:
@@ -113,6 +125,14 @@ class _Group:
         if self.padded is not None:
             row = _Unpack.apply(row, self.inside, self.padded)  # type: ignore[assignment]
         return row.unflatten(0, (self.count, self.longest))
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """(count, 1, 1, longest) True at the places of tokens; None if no text is shorter than another."""
+        if self.inside is None:
+            return None
+        mask = torch.zeros(self.count * self.longest, dtype=torch.bool, device=self.inside.device)
+        return mask.index_fill_(0, self.inside, True).view(self.count, 1, 1, self.longest)
 
     def packed(self, texts: Tensor) -> Tensor:
         """(count, longest, C) -> (tokens, C)."""
@@ -163,22 +183,18 @@ def _packable() -> Any:
 
 def run_packed(tower: Any, texts: Texts, ends: Tensor, *, filled: bool) -> Tensor:
     """The states (N, width) at the positions `ends` (N,) of N texts after all layers of a native `TextTower`."""
-    # A text without tokens has one of padding.
-    lengths, device = np.maximum(texts.lengths, 1), texts.tokens.device
-    order = lengths.argsort(kind="stable")
-    chosen = _without_waiting(np.stack([order, order.argsort()]), device)
-    packing = Packing.of(lengths[order], device, context=len(tower.positional_embedding), filled=filled)
+    packing, order, places = Packing.sorting(texts, context=len(tower.positional_embedding), filled=filled)
     dtype = tower.transformer.get_cast_dtype()
-    x = embedding(packing.ids(texts.tokens[chosen[0]]), tower.token_embedding.weight).to(dtype)
+    x = embedding(packing.ids(texts.tokens[order]), tower.token_embedding.weight).to(dtype)
     x = x + embedding(packing.position, tower.positional_embedding).to(dtype)  # (T, width)
     for block in tower.transformer.resblocks:
         x = block(x, attn_mask=packing)
-    return x.index_select(0, packing.places(ends[chosen[0]])[chosen[1]])
+    return x.index_select(0, packing.places(ends[order])[places])
 
 
 def causal(row: Tensor, heads: int, packing: Packing) -> Tensor:
     """Queries, keys and values of a row (T, 3 * width) -> causal attention within each text (T, width)."""
-    attend = _kernel(row, row.shape[1] // (3 * heads))
+    attend = kernel(row, row.shape[1] // (3 * heads))
     if attend is not None:
         q, k, v = row.unflatten(-1, (3, heads, -1)).unbind(1)  # (T, heads, width / heads)
         bounds = packing.starts, packing.starts, packing.longest, packing.longest
@@ -198,7 +214,12 @@ def _padded_attention(texts: Tensor, heads: int) -> Tensor:
     return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
-def _kernel(row: Tensor, head_width: int) -> Any:
+def without_plans() -> Any:
+    """A context for attention on padded texts: not by cuDNN, which would plan anew for each shape."""
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def kernel(row: Tensor, head_width: int) -> Any:
     """The kernel for texts of different lengths, if there is one for such a row."""
     return _varlen() if row.is_cuda and row.dtype in _HALF and head_width % 8 == 0 else None
 

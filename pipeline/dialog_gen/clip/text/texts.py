@@ -23,22 +23,25 @@ class Texts:
     lengths: Lengths
     """(N,) the number of tokens of each text without its padding, always on the CPU: what a tower need not read from
     the device. The token that a tower pools is among them."""
+    may_hold_padding: bool = True
+    """Whether a token before a text's end may be the padding id, as where a text names that token: towers that mask the
+    padding then mask it too."""
 
     @classmethod
     def of(cls, texts: Sequence[Ids], pad_id: int, least: int = 0) -> "Texts":
         """Texts as token ids without padding; L is the length of the longest text, but at least `least`."""
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
         rows = np.full((len(texts), max(least, int(lengths.max(initial=0)))), pad_id, np.int64)
-        if len(texts):
-            rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.concatenate(texts)
-        return cls(torch.from_numpy(rows), lengths)
+        ids = np.concatenate(texts) if len(texts) else np.empty(0, np.int64)
+        rows[np.arange(rows.shape[1]) < lengths[:, None]] = ids
+        return cls(torch.from_numpy(rows), lengths, bool((ids == pad_id).any()))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, rows: slice) -> "Texts":
         """Some of the texts; they share the memory of all."""
-        return Texts(self.tokens[rows], self.lengths[rows])
+        return Texts(self.tokens[rows], self.lengths[rows], self.may_hold_padding)
 
     def to(self, device: torch.device) -> "Texts":
         """A copy with its tokens on `device`; from pinned memory it does not wait for the copy."""
@@ -55,7 +58,8 @@ def joined(sets: Sequence[Texts], pad_id: int) -> Texts:
         return sets[0]
     length = max(one.tokens.shape[1] for one in sets)
     rows = [pad(one.tokens, (0, length - one.tokens.shape[1]), value=pad_id) for one in sets]
-    return Texts(torch.cat(rows), np.concatenate([one.lengths for one in sets]))
+    lengths = np.concatenate([one.lengths for one in sets])
+    return Texts(torch.cat(rows), lengths, any(one.may_hold_padding for one in sets))
 
 
 def passes(lengths: Sequence[int] | Lengths, pass_cost_tokens: int) -> list[int]:

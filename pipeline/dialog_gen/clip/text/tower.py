@@ -2,7 +2,8 @@
 
 A causal transformer that is pooled at the end-of-text token gives the same vector whatever follows that token. So the
 padding to open_clip's fixed context length can be left out; the result is exact, not an approximation. Texts of similar
-length are encoded together in one pass, so that one long text does not pad all others.
+length are encoded together in one pass, so that one long text does not pad all others. Towers of the commonest kinds
+need no padding at all: see `packed` and `hf_packed`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize
 
-from dialog_gen.clip.text.packed import make_packable, run_packed
+from dialog_gen.clip.text import hf_packed
+from dialog_gen.clip.text.packed import make_packable, run_packed, without_plans
 from dialog_gen.clip.text.texts import Lengths, Texts, joined, passes
 from dialog_gen.clip.text.tokens import Ids, TextEncoder, last_tokens
 from dialog_gen.core.errors import UsageError
@@ -46,6 +47,7 @@ class TextTower(nn.Module):
                 raise TypeError(f"{type(model).__name__} has no text tower of a known kind")
             self.text: Any = source
             self.pad_id: int = source.config.pad_token_id if is_hf else source.pad_id
+            self.packs = is_hf and hf_packed.make_packable(source)
             return
         self.token_embedding: nn.Embedding = source.token_embedding
         self.positional_embedding: nn.Parameter = source.positional_embedding
@@ -84,7 +86,8 @@ class TextTower(nn.Module):
         It reads the lengths from the device; raises ValueError as the forward does.
         """
         lengths: Lengths = (self._ends(tokens) + 1).numpy(force=True)
-        return self(Texts(tokens, lengths))[0]
+        real = int((tokens != self.pad_id).sum())
+        return self(Texts(tokens, lengths, real < lengths.sum()))[0]
 
     def layers(self) -> tuple[str, list[nn.Module]]:
         """The name of the stack of transformer layers in this module, and the layers; "" and none if there is none."""
@@ -99,9 +102,12 @@ class TextTower(nn.Module):
             if tokens.shape[1] != self.whole.context_length:
                 raise ValueError(f"this tower sees padding: give all {self.whole.context_length} tokens")
             return self.whole(tokens)
-        if self.packs:
-            filled = tokens.is_cuda and torch.is_autocast_enabled("cuda")
+        filled = tokens.is_cuda and torch.is_autocast_enabled("cuda")
+        if self.packs and self.is_native:
             return self._projected(run_packed(self, texts, self._ends(tokens), filled=filled))
+        # In a row, nothing masks the padding.
+        if self.packs and len(texts) and texts.lengths.min() and not texts.may_hold_padding:
+            return hf_packed.run_packed(self.text, texts, filled=filled)
         # A text without tokens has one of padding.
         lengths = np.maximum(texts.lengths, 1)
         order = lengths.argsort(kind="stable")
@@ -110,8 +116,7 @@ class TextTower(nn.Module):
             return self._encode(tokens[:, : lengths.max(initial=1)])
         longest = lengths[order][np.cumsum(sizes) - 1]
         ranks = torch.from_numpy(np.stack([order, order.argsort()])).to(tokens.device, non_blocking=True)
-        # cuDNN would plan anew for each shape.
-        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        with without_plans():
             vectors = [
                 self._encode(tokens[rows, :length])
                 for rows, length in zip(ranks[0].split(sizes), longest.tolist(), strict=True)
@@ -119,8 +124,8 @@ class TextTower(nn.Module):
         return torch.cat(vectors)[ranks[1]]
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compiles the layers of a tower that runs on packed rows; the first steps then take longer."""
-        if self.packs:
+        """Compiles the layers of a native tower that runs on packed rows; the first steps then take longer."""
+        if self.packs and self.is_native:
             for block in self.transformer.resblocks:
                 block.compile(backend=backend)
 
