@@ -53,6 +53,14 @@ def test_over_seeds_in_pairs_it_is_students_test() -> None:
         difference([[0.5] * 4] * 3, [[0.5] * 4] * 2, paired=True)
 
 
+def test_the_interval_of_shares_ends_at_0_and_1() -> None:
+    rows = [[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0]]
+    found = difference(rows, None)
+    assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
+    assert difference(rows, [[0.0] * 4]).high > 1
+    assert difference([[2.0, 9.0, 1.0], [20.0, 3.0, 1.0]], None).low < 0
+
+
 def test_over_images_it_agrees_with_the_bootstrap() -> None:
     rng = np.random.default_rng(1)
     groups = np.repeat(np.arange(400), 3)

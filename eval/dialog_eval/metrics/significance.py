@@ -80,7 +80,11 @@ def difference(
     error = float(np.sqrt(total))
     width = float(t.ppf(0.975, freedom)) * error
     p = 2 * float(t.sf(abs(mean - above) / error, freedom))
-    return Difference(mean=mean, low=mean - width, high=mean + width, p=p, seeds=seeds)
+    low, high = mean - width, mean + width
+    if b is None and first.min() >= 0 and first.max() <= 1:
+        # The mean of shares is one, however few seeds there are.
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Difference(mean=mean, low=low, high=high, p=p, seeds=seeds)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
