@@ -62,6 +62,15 @@ def test_the_verdict_is_in_the_first_ten_lines(tmp_path: Path) -> None:
         assert any(line.startswith(wanted) for line in first)
 
 
+def test_a_training_from_scratch_is_said_to_be_one(tmp_path: Path) -> None:
+    settings = {"data.dialogues": "None", "data.images": "images", "from_scratch": "True"}
+    trained = {"training": {"model": "base", "steps": 600, "rows": 3031, "settings": settings}}
+    files = save(tmp_path, pair("m0", 0.5, 0.7, weights="0"), settings={"models": {"m0": trained}})
+    write_table(files, tmp_path / "t.md")
+    wanted = "m0: trained from scratch with the architecture of base on 3,031 images of images in 600 steps."
+    assert wanted in (tmp_path / "t.md").read_text(encoding="utf-8")
+
+
 def test_many_models_are_told_by_measure(tmp_path: Path) -> None:
     some = [one for number in range(4) for one in pair(f"m{number}", 0.5, 0.2 + number / 10, weights=f"{number}")]
     (sentence,) = said(save(tmp_path, some))

@@ -6,6 +6,8 @@ from typing import Any
 
 from dialog_eval.results import Results
 
+_DATA = ("data.dialogues", "data.images")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
@@ -81,8 +83,11 @@ def _settings(training: Mapping[str, Any]) -> dict[str, str]:
 
 def _text(some: list[Mapping[str, Any]]) -> str:
     first, settings = some[0], _settings(some[0])
-    parts = [f"from {first['model']}"] if isinstance(first.get("model"), str) else []
-    data = settings.get("data.dialogues")
+    from_scratch = settings.get("from_scratch") == str(True)
+    start = "with the architecture of" if from_scratch else "from"
+    parts = [f"{start} {first['model']}"] if isinstance(first.get("model"), str) else []
+    # Of a training on images with captions, the recipe has no dialogues.
+    data = next((settings[key] for key in _DATA if settings.get(key, str(None)) != str(None)), None)
     steps = first.get("steps")
     rows = [number for one in some if isinstance(number := one.get("rows"), int)]
     if rows:
@@ -93,7 +98,11 @@ def _text(some: list[Mapping[str, Any]]) -> str:
         parts.append(f"in {_counted(steps, 'step')}")
     if (batch := settings.get("optim.batch_size")) is not None:
         parts.append(f"of {batch}")
-    return "tuned " + " ".join(parts) + (f", {len(some)} seeds" if len(some) > 1 else "")
+    return (
+        ("trained from scratch " if from_scratch else "tuned ")
+        + " ".join(parts)
+        + (f", {len(some)} seeds" if len(some) > 1 else "")
+    )
 
 
 def _counted(number: int, what: str) -> str:
