@@ -22,6 +22,7 @@ from dialog_gen.dataset.command import recorded_command
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.notes import REPAIR
 from dialog_gen.dataset.repair import SET_ASIDE
+from dialog_gen.dataset.writer import open_writer
 from dialog_gen.engines.start import EngineSpec
 
 IMAGES, SHARD_SIZE = 12, 4
@@ -228,6 +229,22 @@ def test_a_run_restores_its_configuration(made: Path, out: Path) -> None:
         call(made / "images", out, seed=5)
     call(made / "images", out)
     check_is(out, made / "run")
+
+
+def test_a_damaged_configuration_without_shards_blocks_no_run(made: Path, tmp_path: Path) -> None:
+    """As a run leaves it that is killed before its first shard: its keys tell it from another program's."""
+    config = json.loads((made / "run" / "config.json").read_text())
+    with open_writer(str(tmp_path / "out"), config):
+        pass
+    file = tmp_path / "out" / "config.json"
+    written = file.read_bytes()
+    for bit in range(0, 8 * len(written), 5):
+        flipped = bytearray(written)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        with open_writer(str(tmp_path / "out"), config):
+            pass
+        assert file.read_bytes() == written
 
 
 @pytest.mark.slow

@@ -352,9 +352,9 @@ def _refuse_other(folder: DatasetFolder, wanted: Mapping[str, Any], *, alone: bo
 
 
 def _refuse_other_program(folder: DatasetFolder, wanted: Mapping[str, Any]) -> None:
-    """Raises UsageError if config.json is another program's, such as a model's."""
+    """Raises UsageError if config.json is another program's, such as a model's, which shares few names with ours."""
     with suppress(DamagedConfigError):
-        if "schema_version" in wanted and "schema_version" not in folder.config():
+        if "schema_version" in wanted and len(folder.config().keys() & wanted.keys()) < len(wanted) / 2:
             raise UsageError(
                 f"{folder.location} is no dataset folder, its config.json says something else: choose another folder."
             )
