@@ -89,6 +89,16 @@ def test_a_table_of_recalls(tmp_path: Path, out: Path, dialog_eval: Cli) -> None
     assert (out / "table-5-2-details.md").exists()
 
 
+def test_a_misspelt_alias_is_told(tmp_path: Path, out: Path, dialog_eval: Cli) -> None:
+    """The steps of the plan are there."""
+    plan = small("table-5-2", tmp_path)
+    plan.write_text(plan.read_text().replace('"embedding blend 0.6"', '"embeding blend 0.6"'))
+    ended = dialog_eval("reproduce", plan, "--out", out)
+    said = "have no 'embeding blend 0.6', they have '"
+    assert (ended.code, ended.out.count(said) + ended.err.count(said)) == (0, 1), ended.out + ended.err
+    assert (out / "table-5-2.md").read_text().count("not measured") == 6
+
+
 def test_a_table_of_answers(tmp_path: Path, out: Path, dialog_eval: Cli) -> None:
     page = run(dialog_eval, small("table-5-8", tmp_path), out)
     assert re.search(r"\| DRAFT, 3 epochs, blended +\| published +\| +28.3 \|", page)

@@ -82,6 +82,18 @@ class Measured:
         """Whether there is any result of the arm."""
         return (arm, "") in self._of_arm
 
+    def aliases(self, arm: str, on: str = "") -> list[str]:
+        """What an arm's results have figures of, in their order: the values that `Figure.alias` may have."""
+        found: dict[str, None] = {}
+        for _, results in self._of_arm.get((arm, on), ()):
+            known = {self.labels[arm]: ALONE, results.baseline: BASELINE}
+            for label in (entry.label for entry in results.entries):
+                if label in known:
+                    found[known[label]] = None
+                elif label.startswith(own := f"{self.labels[arm]}, "):
+                    found[label.removeprefix(own)] = None
+        return list(found)
+
     def values(self, figure: Figure) -> Values | None:
         """The values of a figure; None if it was not measured."""
         found: dict[str, tuple[int, Entry]] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dialog_eval.reproduce.measured import Measured
 from dialog_eval.reproduce.pages.plain import plain_page
-from dialog_eval.reproduce.pages.published import published_page
+from dialog_eval.reproduce.pages.published import published_page, unknown_rows
 from dialog_eval.reproduce.pages.study import study_page
 from dialog_eval.reproduce.plan import Plan, load_plan
 from dialog_eval.reproduce.run import Records
@@ -42,6 +42,8 @@ def write_page(
         text = study_page(plan, plan.page, measured, page, details)
     elif plan.page.kind == "table":
         text = published_page(plan, plan.page, scale, measured, details)
+        for line in unknown_rows(plan.page, measured):
+            tell(line)
     else:
         text = plain_page(plan, details)
     write_file(page, f"{text}\n{_made_by(plan, scale, steps, Records(out))}".encode())

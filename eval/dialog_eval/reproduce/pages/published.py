@@ -44,6 +44,17 @@ def published_page(plan: Plan, page: TablePage, scale: str, measured: Measured, 
     return "\n".join(lines)
 
 
+def unknown_rows(page: TablePage, measured: Measured) -> list[str]:
+    """The rows whose alias is of nothing that their arm's results have, each in a line."""
+    found: list[str] = []
+    for row in page.rows:
+        there = measured.aliases(row.arm)
+        if there and row.alias not in there:
+            names = ", ".join(map(repr, there))
+            found.append(f"row {row.label!r}: the results of {row.arm!r} have no {row.alias!r}, they have {names}.")
+    return found
+
+
 def _published(value: float) -> str:
     """As it was published, with one decimal or two."""
     text = f"{value:g}"
