@@ -251,3 +251,13 @@ def test_no_flipped_bit_of_a_manifest_or_a_note_is_as_promised(out: Path) -> Non
             assert any(f"{name} is damaged" in problem for problem in verify(out).problems), (name, bit)
             (out / name).write_bytes(whole)
     assert verify(out).problem_count == 0
+
+
+def test_a_damaged_note_of_a_repair_is_told(out: Path) -> None:
+    """It names what was set aside: without it, fewer shards would be as promised."""
+    with open_writer(str(out), DatasetFolder(str(out)).config()) as store:
+        store.put_json("repair.json", {"shards": ["s7"]})
+    assert "1 shard was set aside and not made again, first s7" in verify(out).problems[0]
+    note = out / "repair.json"
+    note.write_bytes(note.read_bytes().replace(b"s7", b"s2"))
+    assert verify(out).problems == ["repair.json is damaged, which tells what a repair has still to make anew"]

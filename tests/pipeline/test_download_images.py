@@ -396,3 +396,12 @@ def test_a_tar_of_another_size_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "images" / "00000.tar").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"1 tar of another size than its download\.json tells, first 00000\.tar"):
         download(tmp_path, [], retry_failed=False)
+
+
+def test_an_outcome_that_does_not_exist_is_noticed(tmp_path: Path) -> None:
+    finished(tmp_path)
+    stats = tmp_path / "images" / "00000_stats.json"
+    assert download(tmp_path, []).images == 4
+    stats.write_text(stats.read_text().replace("http_404", "http_405"))
+    with pytest.raises(UsageError, match="images lacks the tar or the statistics of 1 shard, first 00000"):
+        download(tmp_path, [])

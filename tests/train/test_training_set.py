@@ -537,3 +537,12 @@ def test_no_flipped_bit_of_the_summary_is_read(tiny_set: TrainingSet, tmp_path: 
         (out / "summary.json").write_bytes(damaged)
         with pytest.raises(UsageError, match=r"summary\.json is damaged"):
             TrainingSet(out)
+
+
+def test_rows_whose_columns_have_no_name_are_made_anew(clip: Clip, tmp_path: Path) -> None:
+    make(tmp_path, clip, {"a": [scene_row(0), scene_row(1)]})
+    whole, file = files(tmp_path / "t"), tmp_path / "t" / "rows" / "a.arrow"
+    before, name, after = whole["rows/a.arrow"].rpartition(b"caption_truncated")
+    file.write_bytes(before + name[:-1] + b"\xe4" + after)  # no UTF-8
+    make(tmp_path, clip, {})
+    assert files(tmp_path / "t") == whole

@@ -66,6 +66,8 @@ def missing_note(folder: DatasetFolder) -> str | None:
 def missing_shards(folder: DatasetFolder, images: int) -> str | None:
     """The problem if a dataset with `images` images must have more; None if it need not."""
     repair = begun_repair(folder)
+    if repair is not None and json_object(folder, REPAIR) is None:
+        return f"{REPAIR} is damaged, which tells what a repair has still to make anew"
     waiting = [name for name in repair.shards if not folder.exists(f"shards/{name}.json")] if repair else []
     if waiting:
         return (

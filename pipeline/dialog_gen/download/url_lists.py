@@ -25,7 +25,7 @@ from dialog_gen.core.toml_files import fit_model
 from dialog_gen.download.folder import KEPT, begin, finish, has_begun, is_complete, locked, read_json, work_folder
 from dialog_gen.download.http import FetchPolicy
 from dialog_gen.download.img2dataset.resize import IMAGE_SIZE_PX
-from dialog_gen.download.img2dataset.supervisor import download_list, finished_shards, require_img2dataset
+from dialog_gen.download.img2dataset.supervisor import download_list, finished_shards, outcomes_of, require_img2dataset
 from dialog_gen.download.link_rot import LinkRot, fetch_failed, is_whole_list, measure, retry_folders
 from dialog_gen.download.list_formats import ListOptions, Row, list_rows
 from dialog_gen.download.list_notes import ListNotes, describe
@@ -243,7 +243,7 @@ def _download(
     download_list(work, options, "downloading", on_progress)
     done = finished_shards(work / "images")
     notes = read_json(work / "urls" / _NOTES) or {}
-    images = sum(stats["successes"] for stats in done.values())
+    images = sum(outcomes_of(stats)["success"] for stats in done.values())
     finish(out, request, images=images, shards=len(done), list_notes=notes)
 
 

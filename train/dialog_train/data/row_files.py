@@ -153,6 +153,7 @@ def open_rows(file: Path) -> Any:
         with pa.memory_map(str(file)) as source:
             table: Any = pa.ipc.open_file(source).read_all()
         table.validate()
+        _ = table.schema.names  # Arrow does not see that a name is no UTF-8
     except OSError:
         raise
     except pa.ArrowException as error:  # a damaged schema may look like one of another version
