@@ -170,7 +170,7 @@ def test_an_upgrade_changes_no_row(out: Path, name: str, dialog_gen_cli: Cli) ->
     check_rows(out, name)
     assert json.loads((out / "config.json").read_text()) == {**config, "schema_version": 3}
     for file in (out / "shards").iterdir():
-        changed, was = json.loads(file.read_text()), manifests[file.name]
+        changed, was = unsealed(file.read_bytes()), manifests[file.name]
         assert {key: changed[key] for key in changed if key not in ("config_sha256", "files")} == {
             "gates_sha256": None,
             "scores_sha256": {},
