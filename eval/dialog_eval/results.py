@@ -6,19 +6,23 @@ were measured separately.
 """
 
 import codecs
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from dialog_eval.metrics.intervals import bootstrap_interval
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import read_regular, write_file
+from dialog_gen.core.sealed_json import checked, sealed
 
 Blend = Literal["embedding", "weight"]
 """What is blended: text vectors, or the weights of text towers. See `dialog_eval.models`."""
 
+_DAMAGED = "damaged"
 _Layout = TypeVar("_Layout", bound=BaseModel)
 
 
@@ -161,7 +165,7 @@ class Reference(_Strict):
 
 
 class Results(_Strict):
-    """The content of a results.json."""
+    """The content of a results.json, which also has a checksum: the values of a damaged file are not compared."""
 
     format: Literal["dialog-eval results 1"] = "dialog-eval results 1"
     baseline: str | None = None
@@ -173,7 +177,15 @@ class Results(_Strict):
 
     def save(self, path: Path) -> None:
         """Writes the file; replaces an existing one. Raises DialogGenError if the disk refuses the write."""
-        write_file(path, f"{self.model_dump_json()}\n".encode())
+        write_file(path, f"{json.dumps(sealed(self.model_dump(mode='json')))}\n".encode())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_intact(cls, content: Any) -> Any:
+        try:
+            return checked(content)
+        except ValueError as error:
+            raise PydanticCustomError(_DAMAGED, "{problem}", {"problem": str(error)}) from None
 
 
 def load_results(path: Path, *, remedy: str = "") -> Results:
@@ -205,6 +217,8 @@ def read_json_file(
         first = error.errors(include_url=False, include_input=False)[0]
         if remedy:
             hint = remedy
+        elif first["type"] == _DAMAGED:
+            hint = 'Measure again, or fetch it again; if it was changed on purpose, remove the key "sha256" from it.'
         elif first["type"] == "json_invalid":
             is_zip = path.suffix.lower() == ".zip"
             hint = "Unpack it, and give the JSON in it." if is_zip else "It is damaged or cut off: fetch it again."

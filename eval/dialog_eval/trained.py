@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from dialog_gen.core.errors import DialogGenError
 from dialog_gen.core.files import read_regular
-from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.config import EMA_FOLDER, MODEL_FOLDER, REPORT_FILE
 from dialog_train.data.derived import sources_of
@@ -73,7 +73,7 @@ def _report_of(checkpoint: str | None) -> tuple[dict[str, Any], dict[str, Any]] 
     if checkpoint is None or Path(checkpoint).name not in _FOLDERS:
         return None
     try:
-        report = parse_json(read_regular(Path(checkpoint).absolute().parent / REPORT_FILE).decode())
+        report = unsealed(read_regular(Path(checkpoint).absolute().parent / REPORT_FILE))
     except (OSError, ValueError):
         return None
     if not isinstance(report, dict) or not isinstance(recipe := report.get("recipe"), dict):

@@ -1,4 +1,5 @@
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,29 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
     entry = load_results(path).entries[0]
     assert entry.metric("accuracy") == results().entries[0].metrics[0]
     assert entry.metric("recall") is None
+
+
+def test_no_flipped_bit_changes_a_figure(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results().save(path)
+    whole = path.read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(whole)), 400):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert load_results(path) == results()  # another space
+        except UsageError:
+            continue
+    content = json.loads(whole)
+    content["entries"][0]["metrics"][0]["values"][0] = 0.9
+    path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r'checksum is not the one recorded\. Measure again.*remove the key "sha256"'):
+        load_results(path)
+    # As somebody who changes it on purpose is told; and as earlier versions wrote it.
+    del content["sha256"]
+    path.write_text(json.dumps(content))
+    assert load_results(path).entries[0].metrics[0].values[0] == 0.9
 
 
 @pytest.mark.parametrize(

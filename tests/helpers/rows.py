@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dialog_gen.core.blocks import digests
+from dialog_gen.core.sealed_json import sealed, unsealed
 from dialog_gen.dataset.folder import ShardManifest
 from dialog_gen.dataset.record import PAIR_COLUMNS, VOLATILE_COLUMNS, marking_gates
 from dialog_gen.dataset.shard_writer import ShardWriter
@@ -96,11 +97,11 @@ def rows_of(out: Path, part: str = "data", *, volatile: bool = False) -> list[di
 def sign(out: Path, shard: str) -> None:
     """Makes the manifest of a shard promise what is there, as someone would who wants an edit to pass."""
     sidecar = out / "shards" / f"{shard}.json"
-    manifest = json.loads(sidecar.read_text())
+    manifest = unsealed(sidecar.read_bytes())
     for entry in manifest["files"]:
         with (out / entry["path"]).open("rb") as file:
             entry |= asdict(digests(file))
-    sidecar.write_text(json.dumps(manifest))
+    sidecar.write_text(json.dumps(sealed(manifest)))
 
 
 def files_of(out: Path) -> dict[str, bytes]:

@@ -110,7 +110,12 @@ def test_what_is_there_is_not_fetched_again(server: FileServer, tmp_path: Path) 
     assert (again.fetched_bytes, len(server.requests)) == (0, 2)
     assert "complete already" in str(again)
     assert content(tmp_path) == DONE
-    # What somebody removed comes again.
+    # What was cut is told, and what somebody removed comes again.
+    (tmp_path / "vqa/q.json").write_bytes(QUESTIONS[:-1])
+    with pytest.raises(
+        UsageError, match=rf"q\.json has {len(QUESTIONS) - 1} bytes, it had {len(QUESTIONS)}: remove it"
+    ):
+        fetch_files(both(server), "val", tmp_path, POLICY, None)
     (tmp_path / "vqa/q.json").unlink()
     fetch_files(both(server), "val", tmp_path, POLICY, None)
     assert content(tmp_path) == DONE

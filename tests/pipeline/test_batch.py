@@ -2,7 +2,9 @@
 
 import json
 import random
+import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from helpers.rows import rows_of
 
 import dialog_gen
 from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.generation.batch.answers import Answers
 from dialog_gen.generation.batch.read import BatchRead
 from dialog_gen.generation.batch.write import BatchWritten
 
@@ -252,3 +256,41 @@ class TestMistakes:
         lines = [json.loads(line) for line in Path(written["files"][0]).read_text().splitlines()]
         file = save(tmp_path / "r.jsonl", map(result, lines))
         assert "the dataset is complete" in dialog_gen_cli("batch", "read", tmp_path / "out", file).out
+
+
+def test_damaged_answers_are_no_answers(images: Path, tmp_path: Path) -> None:
+    """They were paid for, and SQLite has no checksum of what it stores."""
+    out = tmp_path / "out"
+    requests = lines_of(write(images, out))
+    half = save(tmp_path / "half.jsonl", map(result, requests[::2]))
+    dialog_gen.batch_read(out, [half])
+    path, folder = out / "batch" / "answers.sqlite", DatasetFolder(str(out))
+    whole, ids = path.read_bytes(), [request["custom_id"] for request in requests]
+    with Answers(folder) as answers:
+        stored = [answers.get(custom_id) for custom_id in ids]
+    assert sum(answer is not None for answer in stored) == len(requests[::2])
+    found = 0
+    for bit in random.Random(0).sample(range(8 * len(whole)), 300):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            with Answers(folder) as answers:
+                now = [answers.get(custom_id) for custom_id in ids]
+        except UsageError as error:
+            assert "Remove it, and read all result files again." in str(error)  # noqa: PT017 - not every bit matters
+            found += 1
+        else:
+            assert now == stored
+    assert found > 30
+
+
+def test_answers_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    folder = DatasetFolder(str(tmp_path))
+    (tmp_path / "batch").mkdir()
+    with closing(sqlite3.connect(tmp_path / "batch" / "answers.sqlite")) as file:
+        file.execute("CREATE TABLE answers (id TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID")
+        file.execute("INSERT INTO answers VALUES ('a', '{\"text\": \"yes\"}')")
+        file.commit()
+    with Answers(folder) as answers:
+        assert answers.get("a") == {"text": "yes"}

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import dialog_gen
 from dialog_gen.core.extras import install_command
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.download.manifests import shipped_manifests
 from dialog_gen.download.url_lists import ImagesSummary
 from dialog_gen.engines.start import EngineSpec
@@ -356,7 +357,7 @@ def test_a_run_and_what_is_said_of_it(dialog_gen_cli: Cli, workplace: Path, engi
     assert (report["run"]["images"], report["run"]["images_already_done"]) == (2, 4)
     assert report["dataset"]["images"] == report["dataset"]["accepted"] == IMAGES
     assert report["config"]["model"] == "shapes-llava"
-    assert json.loads(Path("out/run.json").read_text(encoding="utf-8")) == report
+    assert unsealed(Path("out/run.json").read_bytes()) == report
     before = files_of(workplace)
     ended = dialog_gen_cli(*RUN, *SHARDS)
     assert "nothing to do: every shard is there, with files of the right sizes" in ended.out

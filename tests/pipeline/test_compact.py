@@ -17,6 +17,7 @@ from helpers.rows import files_of, make_row, rows_of, shard_of, sign, write_shar
 
 from dialog_gen.cli.remedies import explained
 from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.errors import OtherConfigError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import totals, verify
@@ -140,11 +141,11 @@ def test_gates(source: Path, tmp_path: Path) -> None:
     assert verify(DatasetFolder(str(out))).problems == []
     merged(source, out)
     assert [s.gates_sha256 for s in DatasetFolder(str(out)).manifests()] == ["b"]
-    assert json.loads((out / "gates.json").read_bytes()) == {"by": "b"}
+    assert unsealed((out / "gates.json").read_bytes()) == {"by": "b"}
     gate(source, "c")
     merged(source, out)
     assert [s.gates_sha256 for s in DatasetFolder(str(out)).manifests()] == ["c"]
-    assert json.loads((out / "gates.json").read_bytes()) == {"by": "c"}
+    assert unsealed((out / "gates.json").read_bytes()) == {"by": "c"}
     assert verify(DatasetFolder(str(out))).problems == []
 
 
@@ -287,7 +288,7 @@ def test_a_run_does_not_go_on_in_it(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["../x.parquet", "data/../x.parquet", "/etc/x.parquet", "data/x", "other/x.parquet"])
 def test_a_manifest_that_points_elsewhere(source: Path, path: str) -> None:
     """It may have come from a stranger."""
-    manifest = json.loads((source / "shards" / "s0.json").read_bytes())
+    manifest = unsealed((source / "shards" / "s0.json").read_bytes())
     manifest["files"][0]["path"] = path
     (source / "shards" / "s0.json").write_text(json.dumps(manifest))
     assert DatasetFolder(str(source)).manifest("s0") is None

@@ -15,6 +15,7 @@ from helpers.inputs import png, sha256
 from helpers.rows import files_of, make_row, shard_of, sign, write_shard
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.errors import DamagedDatasetError, UnreadableRowsError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.upgrade import upgrade
@@ -79,7 +80,7 @@ def damage(file: Path, column: str) -> Callable[[], None]:
 def forget_blocks(out: Path) -> None:
     """Makes the manifests those of a version that had no checksums of blocks."""
     for sidecar in (out / "shards").iterdir():
-        manifest = json.loads(sidecar.read_text())
+        manifest = unsealed(sidecar.read_bytes())
         for entry in manifest["files"]:
             del entry["block_crc32"]
         sidecar.write_text(json.dumps(manifest))
@@ -235,3 +236,28 @@ def test_no_merged_and_no_published_dataset_of_repeated_ids(out: Path, tmp_path:
         with pytest.raises(DamagedDatasetError, match="image_id 'image 7' stands in more than one row"):
             copy()
     assert not (tmp_path / "new").exists()
+
+
+def test_no_flipped_bit_of_a_manifest_or_a_note_is_as_promised(out: Path) -> None:
+    gate(out, "length")
+    bits = random.Random(0)
+    for name in ("shards/s1.json", "gates.json"):
+        whole = (out / name).read_bytes()
+        end = whole.index(b'"sha256": "', len(whole) - 90)  # without the key of the checksum itself
+        for bit in bits.sample(range(8 * end), 60):
+            if whole[bit // 8 : bit // 8 + 1].isspace():
+                continue
+            flip(out / name, bit // 8, bit % 8)
+            assert any(f"{name} is damaged" in problem for problem in verify(out).problems), (name, bit)
+            (out / name).write_bytes(whole)
+    assert verify(out).problem_count == 0
+
+
+def test_a_damaged_note_of_a_repair_is_told(out: Path) -> None:
+    """It names what was set aside: without it, fewer shards would be as promised."""
+    with open_writer(str(out), DatasetFolder(str(out)).config()) as store:
+        store.put_json("repair.json", {"shards": ["s7"]})
+    assert "1 shard was set aside and not made again, first s7" in verify(out).problems[0]
+    note = out / "repair.json"
+    note.write_bytes(note.read_bytes().replace(b"s7", b"s2"))
+    assert verify(out).problems == ["repair.json is damaged, which tells what a repair has still to make anew"]

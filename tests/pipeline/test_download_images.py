@@ -22,6 +22,7 @@ from PIL import Image
 
 from dialog_gen.cli.app import app
 from dialog_gen.core.errors import DialogGenError, MissingExtraError, UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.download.folder import locked
 from dialog_gen.download.http import FetchPolicy
 from dialog_gen.download.manifests import DownloadOptions, load_manifest
@@ -121,7 +122,7 @@ def test_every_url_ends_in_its_class_and_the_counts_add_up(
         url: sorted(wanted) for url, wanted in expected.items()
     }
     counts = Counter(outcome for wanted in expected.values() for outcome in wanted)
-    report = json.loads((out / "link_rot.json").read_text())
+    report = unsealed((out / "link_rot.json").read_bytes())
     assert report["outcomes"] == counts
     assert report["rows"] == len(rows) == sum(report["outcomes"].values())
     assert report["urls"] == len(rows) - 6
@@ -387,3 +388,20 @@ def test_folders_of_other_names_are_no_retries(tmp_path: Path) -> None:
     for name in ("retry-1.bak", "retry-", "retry-x", "retry-01"):
         write_shard(tmp_path / "images" / name, "00000", {"success": 9})
     assert download(tmp_path, []).images == 4
+
+
+def test_a_tar_of_another_size_is_noticed(tmp_path: Path) -> None:
+    finished(tmp_path, tar_bytes={"00000.tar": 0})
+    assert download(tmp_path, [], retry_failed=False).already_complete
+    (tmp_path / "images" / "00000.tar").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"1 tar of another size than its download\.json tells, first 00000\.tar"):
+        download(tmp_path, [], retry_failed=False)
+
+
+def test_an_outcome_that_does_not_exist_is_noticed(tmp_path: Path) -> None:
+    finished(tmp_path)
+    stats = tmp_path / "images" / "00000_stats.json"
+    assert download(tmp_path, []).images == 4
+    stats.write_text(stats.read_text().replace("http_404", "http_405"))
+    with pytest.raises(UsageError, match="images lacks the tar or the statistics of 1 shard, first 00000"):
+        download(tmp_path, [])

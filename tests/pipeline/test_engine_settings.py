@@ -1,6 +1,5 @@
 """Settings that only some engines have: who accepts them, where they are recorded, and what vLLM does with them."""
 
-import json
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from helpers.inputs import write_images
 from vllm.platforms import current_platform
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.engines.base import EngineOptions
 from dialog_gen.engines.start import EngineSpec
 from dialog_gen.engines.vllm import engine
@@ -157,7 +157,7 @@ def test_vllm_starts_with_them(dialog_gen_cli: Cli, tmp_path: Path) -> None:
         assert not out.exists()
         pytest.skip("this processor cannot read a KV cache in fp8, and the run refuses it")
     assert done.code == 0, done
-    found = json.loads((out / "run.json").read_text())
+    found = unsealed((out / "run.json").read_bytes())
     assert found["run"]["images"] == 3
     assert found["config"]["kv_cache_dtype"] == "fp8"
     # A request with an image has a prompt of at least its 16 image tokens.

@@ -17,6 +17,7 @@ from PIL import Image
 
 import dialog_gen
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.engines.start import EngineSpec
 from dialog_gen.generation.run import generate
 from dialog_gen.generation.speed import GPUS, speed
@@ -279,7 +280,7 @@ def test_no_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(EngineSpec, "start", lambda spec, log: ScriptedEngine().start(log))
     out = tmp_path / "out"
     generate(model="shapes-llava", images=write_images(tmp_path / "in", 2), out=out)
-    summary = json.loads((out / "run.json").read_text())
+    summary = unsealed((out / "run.json").read_bytes())
     for broken, said in (
         ("[]", "run.json cannot be read"),
         (json.dumps({**summary, "run": {"images": 0}}), "made no images"),
@@ -303,7 +304,7 @@ def test_prompts_are_counted_as_vllm_counts_them(tmp_path: Path, dialog_gen_cli:
     planned = json.loads(dialog_gen_cli("plan", *given, "--json").out)
     done = dialog_gen_cli("run", *given, f"--out={out}", "--attempts=1", "--max-losses=1")
     assert done.code == 0, done
-    run = json.loads((out / "run.json").read_text())
+    run = unsealed((out / "run.json").read_bytes())
     assert (planned["images"], planned["shards"]) == (run["dataset"]["images"], run["dataset"]["shards"])
     assert (planned["requests"], planned["prompt_tokens"]) == (run["run"]["requests"], run["run"]["prompt_tokens"])
     again = json.loads(dialog_gen_cli("plan", "--from", out, "--json").out)

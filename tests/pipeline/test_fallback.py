@@ -18,6 +18,7 @@ from PIL import Image
 
 import dialog_gen
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.engines.openai import OpenAIEntry
 from dialog_gen.generation.dialogue import Dialogue, DialogueGenerator, seed_of
 from dialog_gen.protocols.protocol import Protocol, load_protocol, load_with_fallbacks
@@ -166,7 +167,7 @@ def test_a_manifest_that_counts_other_fallbacks_is_found(images: Path, tmp_path:
         shard_size=12,
     )
     (sidecar,) = (out / "shards").glob("*.json")
-    manifest = json.loads(sidecar.read_text())
+    manifest = unsealed(sidecar.read_bytes())
     assert manifest["fallbacks"] == {"single": 1}
     sidecar.write_text(json.dumps({**manifest, "fallbacks": {"single": 2}}))
     (problem,) = dialog_gen.verify(out).problems

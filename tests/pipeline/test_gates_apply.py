@@ -15,6 +15,7 @@ from helpers.engine import ScriptedEngine
 from helpers.inputs import write_images
 from helpers.rows import files_of, make_row, marks_of, rows_of, scores_of, shard_of, sign, write_shard
 
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.dataset.verify import verify
@@ -107,7 +108,7 @@ def test_columns_and_marks_are_written_and_nothing_else_changes(dataset: Path, t
     assert answers.count("yes") == answers.count("no") == 8
     assert verify(DatasetFolder(str(dataset))).problems == []
 
-    assert json.loads((dataset / "gates.json").read_text()) == report
+    assert unsealed((dataset / "gates.json").read_bytes()) == report
     assert (report["images"], report["pairs"], report["kept"]) == (12, 36, len(answers))
     assert report["images_kept"] == sum(bool(kept_pairs(row)) for row in after)
     assert report["yes_share"] == 0.6
@@ -249,7 +250,7 @@ def test_the_command(dataset: Path, dialog_gen_cli: Cli) -> None:
     assert bias_line.split() == ["yes_bias", "at", "most", "0.6", "0", "0", "0", "0.0%"]
     assert last == f"{dataset}: 27 of 36 pairs kept, on 12 of 12 images; of the yes/no answers 60.0% are yes"
     as_json = dialog_gen_cli("gate", str(dataset), "--gates", "length,yes_bias", "--json")
-    assert json.loads(as_json.out) == json.loads((dataset / "gates.json").read_text())
+    assert json.loads(as_json.out) == unsealed((dataset / "gates.json").read_bytes())
 
 
 def test_a_dataset_without_rows(tmp_path: Path, dialog_gen_cli: Cli) -> None:
@@ -351,7 +352,7 @@ def test_a_run_with_gates_ends_as_a_run_and_then_gates(
     one, two = workplace / "one", workplace / "two"
     assert rows_of(one) == rows_of(two)
     assert {scores_of(row, "length") is not None for row in rows_of(one)} == {True}
-    assert report["gates"] == json.loads((one / "gates.json").read_text())
+    assert report["gates"] == unsealed((one / "gates.json").read_bytes())
     assert (one / "gates.json").read_bytes() == (two / "gates.json").read_bytes()
     said = dialog_gen_cli(*[word for word in run if word != "--json"], "one", "--gates", "length,leak").out
     assert "nothing to do" in said

@@ -12,6 +12,7 @@ from helpers.rows import rows_of
 from helpers.runs import make_generator, run
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.engines.start import EngineSpec
 from dialog_gen.generation.run import generate
 
@@ -49,7 +50,7 @@ def test_the_result_is_that_of_the_whole_dataset(
     assert (first.images, first.accepted, first.problem) == (2, 2, None)
     assert (whole.images, whole.accepted, whole.rejected, whole.unreadable, whole.problem) == (6, 5, 1, 0, None)
     assert whole.out == str(settings["out"])
-    assert whole.summary == json.loads((settings["out"] / "run.json").read_text())
+    assert whole.summary == unsealed((settings["out"] / "run.json").read_bytes())
     assert (whole.summary["run"]["images"], whole.summary["run"]["images_already_done"]) == (4, 2)
     assert "6 images in 3 shards" in whole.text
     lossy = generate(**settings, max_losses=0.1)
@@ -60,7 +61,7 @@ def test_the_result_is_that_of_the_whole_dataset(
 
 def test_gates_are_applied(settings: dict[str, Any], engine: ScriptedEngine) -> None:
     result = generate(**settings, gates="length,leak")
-    assert result.summary["gates"] == json.loads((settings["out"] / "gates.json").read_text())
+    assert result.summary["gates"] == unsealed((settings["out"] / "gates.json").read_bytes())
     assert "18 of 18 pairs kept" in result.text
 
 

@@ -14,6 +14,7 @@ from helpers.bad_server import BadServer
 
 from dialog_gen.cli.app import app
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.download.http import FetchPolicy
 from dialog_gen.download.list_formats import list_rows
 from dialog_gen.download.list_lines import MAX_LINE_BYTES
@@ -296,7 +297,7 @@ def test_the_accounting_of_a_download(tmp_path: Path, capsys: pytest.CaptureFixt
         app([*command, "--json"], standalone_mode=False)
         summary = json.loads(capsys.readouterr().out)
         assert summary["images"] == 2
-        report = json.loads((tmp_path / "out/link_rot.json").read_text())
+        report = unsealed((tmp_path / "out/link_rot.json").read_bytes())
         assert (report["rows"], report["urls"], report["outcomes"]) == (6, 2, {"no_url": 4, "success": 2})
         assert report["success_rate"] == 1
         assert (

@@ -9,6 +9,7 @@ import pytest
 from helpers.many_shards import write_many_shards
 from helpers.rows import rows_of
 
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.intact import intact_manifests
 from dialog_gen.dataset.verify import verify
@@ -25,7 +26,7 @@ def folder(tmp_path: Path) -> DatasetFolder:
     out = tmp_path / "out"
     write_many_shards(out, SHARDS, rows_every=1)
     for path in (out / "shards").iterdir():
-        manifest = json.loads(path.read_bytes())
+        manifest = unsealed(path.read_bytes())
         # A reader of some columns needs the checksums of blocks only.
         manifest["files"][0]["sha256"] = manifest["shard"] * (BYTES_PER_MANIFEST // len(manifest["shard"]))
         path.write_text(json.dumps(manifest))

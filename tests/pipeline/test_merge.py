@@ -24,6 +24,7 @@ import dialog_gen
 from dialog_gen.cli.remedies import explained
 from dialog_gen.core import files as files_module
 from dialog_gen.core.errors import DialogGenError, UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.errors import BeingWrittenError, EmptyDatasetError, OlderVersionError, OtherConfigError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.locks import lock_exclusively
@@ -142,7 +143,7 @@ def test_gates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     merge(folders[:2], out)
     assert caplog.messages == []
     assert verify(out).problems == []
-    found = json.loads((out / "gates.json").read_text())
+    found = unsealed((out / "gates.json").read_bytes())
     assert found["pairs"] == 6
     assert found["gates"]["length"]["scored"] == 6
     assert sorted_rows(out) == sorted_rows(*folders[:2])
@@ -364,7 +365,7 @@ def test_a_kill_at_any_moment_is_made_good_by_the_same_command(tmp_path: Path) -
 
 def without_time(out: Path) -> dict[str, bytes]:
     files = files_of(out)
-    files["run.json"] = json.dumps({**json.loads(files["run.json"]), "finished_at": None}).encode()
+    files["run.json"] = json.dumps({**unsealed(files["run.json"]), "finished_at": None}).encode()
     return files
 
 

@@ -15,6 +15,7 @@ from helpers.inputs import png, write_files, write_images, write_tar
 from helpers.runs import run
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import totals, verify
 from dialog_gen.generation.run import generate
@@ -234,7 +235,7 @@ def test_a_count_below_zero_is_damage(tmp_path: Path) -> None:
     run(tmp_path / "in", tmp_path / "out", ScriptedEngine())
     [name] = DatasetFolder(str(tmp_path / "out")).shards()
     path = tmp_path / "out" / "shards" / f"{name}.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "unused": {"second_image": -1}}))
+    path.write_text(json.dumps({**unsealed(path.read_bytes()), "unused": {"second_image": -1}}))
     assert verify(tmp_path / "out").problem_count
 
 
@@ -256,7 +257,7 @@ def test_it_is_told(tmp_path: Path, settings: dict[str, Any], caplog: pytest.Log
     assert "README" not in caplog.text  # no warning about what nobody takes for an image
     reasons = "1 file without an image or a caption, 1 further image of a sample, 1 image in a format that is not read"
     assert f"not used           3   {reasons}" in result.text
-    stored = json.loads((tmp_path / "out" / "run.json").read_text())
+    stored = unsealed((tmp_path / "out" / "run.json").read_bytes())
     assert stored["dataset"]["unused"] == {"other_file": 1, "second_image": 1, "unsupported_format": 1}
 
 

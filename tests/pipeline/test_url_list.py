@@ -1,5 +1,6 @@
 import csv
 import gzip
+import hashlib
 import io
 import json
 import shutil
@@ -92,7 +93,7 @@ def test_all_formats(tmp_path: Path, write: Callable[[list[Row]], bytes], name: 
 def test_files_of_a_size(tmp_path: Path, rows_per_file: int, limit: int | None, files: list[int]) -> None:
     (tmp_path / "l.csv").write_bytes(as_csv(ROWS))
     assert prepare(tmp_path / "l.csv", limit, rows_per_file=rows_per_file) == ROWS[:limit]
-    paths = sorted((tmp_path / "into").iterdir())
+    paths = sorted((tmp_path / "into").glob("*.parquet"))
     assert [path.name for path in paths] == [f"{number:05d}.parquet" for number in range(len(files))]
     assert [pq.read_metadata(path).num_rows for path in paths] == files
 
@@ -293,3 +294,27 @@ def test_memory_does_not_grow_with_the_list(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+@pytest.mark.parametrize("place", [20, -40], ids=["rows", "footer"])
+def test_a_damaged_prepared_list_is_made_again(tmp_path: Path, place: int) -> None:
+    """An interrupted download continues with it; another URL or caption in it would be taken in silence."""
+    path = tmp_path / "list.csv"
+    path.write_bytes(as_csv(ROWS))
+    assert prepare(path) == ROWS
+    prepared = tmp_path / "into" / "00000.parquet"
+    whole = prepared.read_bytes()
+    damaged = bytearray(whole)
+    damaged[place] ^= 1
+    prepared.write_bytes(damaged)
+    assert prepare(path) == ROWS
+    assert prepared.read_bytes() == whole
+
+
+def test_a_damaged_fetched_list_is_told(server: FileServer, tmp_path: Path) -> None:
+    whole = server.files["1.tsv"]
+    source = of({"url": f"{server.url}/1.tsv", "sha256": hashlib.sha256(whole).hexdigest()})
+    prepare_url_list(source, "train", tmp_path / "into", None, out=tmp_path, policy=POLICY)
+    (tmp_path / "1.tsv").write_bytes(whole[:-10])
+    with pytest.raises(FailedCheckError, match=r"1\.tsv has the sha256 .* remove it, and run again"):
+        prepare_url_list(source, "train", tmp_path / "again", None, out=tmp_path, policy=POLICY)

@@ -19,6 +19,7 @@ from PIL import Image
 import dialog_gen
 from dialog_gen.core import duplicates as duplicates_module
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.sealed_json import sealed, unsealed
 from dialog_gen.dataset import verify as verify_module
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import Verdict, totals, verify
@@ -45,9 +46,9 @@ def problems(out: Path) -> list[str]:
 
 
 def edit_manifest(out: Path, edit: Callable[[dict[str, Any]], object], name: str = SIDECAR) -> None:
-    manifest = json.loads((out / name).read_text())
+    manifest = unsealed((out / name).read_bytes())
     edit(manifest)
-    (out / name).write_text(json.dumps(manifest))
+    (out / name).write_text(json.dumps(sealed(manifest)))
 
 
 def edit_rows(out: Path, edit: Callable[[list[dict[str, Any]]], object], name: str = DATA) -> None:
@@ -81,7 +82,7 @@ def damage_footer(data: bytes) -> bytes:
 def copy_shard(out: Path) -> None:
     """s2 holds what s1 holds."""
     shutil.copy(out / "data" / "s1.parquet", out / "data" / "s2.parquet")
-    manifest = (out / "shards" / "s1.json").read_text()
+    manifest = json.dumps(unsealed((out / "shards" / "s1.json").read_bytes()))
     (out / "shards" / "s2.json").write_text(manifest.replace('"s1"', '"s2"').replace("data/s1", "data/s2"))
 
 

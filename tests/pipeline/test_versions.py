@@ -18,6 +18,7 @@ from helpers.engine import ScriptedEngine
 from helpers.rows import files_of, marks_of, rows_of
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.errors import OlderVersionError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import DIALOGUES, REJECTS, kept_pairs
@@ -169,7 +170,7 @@ def test_an_upgrade_changes_no_row(out: Path, name: str, dialog_gen_cli: Cli) ->
     check_rows(out, name)
     assert json.loads((out / "config.json").read_text()) == {**config, "schema_version": 3}
     for file in (out / "shards").iterdir():
-        changed, was = json.loads(file.read_text()), manifests[file.name]
+        changed, was = unsealed(file.read_bytes()), manifests[file.name]
         assert {key: changed[key] for key in changed if key not in ("config_sha256", "files")} == {
             "gates_sha256": None,
             "scores_sha256": {},
@@ -316,7 +317,7 @@ def test_gates_are_applied_after_an_upgrade(name: str, out: Path, dialog_gen_cli
     if name == "v2-gated":
         check_rows(out, name)
     counts = ("images", "images_kept", "pairs", "kept", "kept_rate", "yes_share", "gates")
-    then = json.loads((DATA / "v2-gated" / "gates.json").read_text())
+    then = unsealed((DATA / "v2-gated" / "gates.json").read_bytes())
     assert [json.loads((out / "gates.json").read_text())[key] for key in counts] == [then[key] for key in counts]
     gates = [row["gates"] for row in DatasetFolder(str(out)).rows()]
     assert gates == [row["gates"] for row in expected("v2-gated", "data")]

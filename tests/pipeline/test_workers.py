@@ -13,6 +13,7 @@ from helpers.inputs import png, sha256, write_images
 from helpers.rows import rows_of
 from helpers.swarm import Swarm
 
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.verify import verify
 
@@ -58,7 +59,7 @@ def test_two_engines(images: Path, undisturbed: Path, tmp_path: Path) -> None:
     assert len(bees) == 2
     assert len({run.process.pid, *(bee.worker for bee in bees)}) == 3
     report = json.loads(said)
-    assert report == json.loads((out / "run.json").read_text())
+    assert report == unsealed((out / "run.json").read_bytes())
     engines = report["run"]["engines"]
     assert sorted(engines) == ["0", "1"]
     assert sum(work["images"] for work in engines.values()) == report["run"]["images"] == IMAGES
@@ -192,7 +193,7 @@ def test_parts_at_once(images: Path, undisturbed: Path, tmp_path: Path, engines:
     assert sorted(path.name for path in out.glob("*.log")) == sorted(
         f"engine-{part}-of-2{'' if engines == 1 else f'-{number}'}.log" for part in (0, 1) for number in range(engines)
     )
-    whole = json.loads((out / "run.json").read_text())
+    whole = unsealed((out / "run.json").read_bytes())
     assert whole["dataset"]["images"] == IMAGES
     assert {key: whole["run"][key] for key in ("images", "accepted", "shards", "output_tokens", "parts")} == {
         "images": IMAGES,

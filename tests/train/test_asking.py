@@ -1,5 +1,6 @@
 """Statements, forms of questions, and the prior of answers."""
 
+import json
 import math
 import random
 import re
@@ -215,6 +216,11 @@ def test_prior_is_the_formula_over_kept_pairs(tmp_path: Path) -> None:
     prior.save(tmp_path / "prior.json")
     again = AnswerPrior.load(tmp_path / "prior.json")
     assert (again.sha256, again.pairs) == (prior.sha256, prior.pairs)
+    kind, total = next(iter(json.loads((tmp_path / "prior.json").read_text())["totals"].items()))
+    text = (tmp_path / "prior.json").read_text()
+    (tmp_path / "prior.json").write_text(text.replace(f'"{kind}": {total}', f'"{kind}": {total + 1}'))
+    with pytest.raises(UsageError, match="is no answer prior: its checksum"):
+        AnswerPrior.load(tmp_path / "prior.json")
 
 
 def test_prior_of_some_images(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@ import itertools
 import json
 import math
 import random
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -287,6 +289,22 @@ def test_a_completed_training_is_left_alone(tmp_path: Path) -> None:
     assert train(make_recipe(tmp_path), resume="auto", on_step=stop_at(1)) == first
     with pytest.raises(UsageError, match=r"optim.max_steps"):
         train(make_recipe(tmp_path, max_steps=40), resume="auto")
+
+
+def test_a_training_whose_model_is_lost_is_not_complete(tmp_path: Path) -> None:
+    train(make_recipe(tmp_path))
+    model, report = tmp_path / "model" / WEIGHTS, tmp_path / "train.json"
+    for file in (model, report):
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        damaged[whole.index(b"steps") + 2 if file == report else len(whole) // 2] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(UsageError, match=rf"{re.escape(file.name)} is damaged.*remove "):
+            train(make_recipe(tmp_path), resume="auto")
+        file.write_bytes(whole)
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(UsageError, match=r"model is missing: put it back, or remove .*train\.json"):
+        train(make_recipe(tmp_path), resume="auto")
 
 
 @pytest.mark.parametrize(("every", "saved"), [(1, 12), (12, 12), (12, 5)])

@@ -330,3 +330,13 @@ def test_crops_are_where_the_draws_say() -> None:
         assert crop.shape[1:] == (round(20 * side), round(30 * side))
         expected = interpolate(crop[None].float(), (20, 30), mode="bicubic", antialias=True)[0]
         torch.testing.assert_close(crops[number].float(), expected.clamp(0, 255).round(), rtol=0, atol=1)
+
+
+def test_a_damaged_name_of_the_dialogues_does_not_leave_them_out(
+    dialogues: DialogueImages, clip: Clip, tmp_path: Path
+) -> None:
+    """The location of the dialogues is not compared, as a dataset may move."""
+    build_pixel_set(dialogues, clip, tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"dialogues":', '"dialoguet":'))
+    assert build_pixel_set(dialogues, clip, tmp_path).has_dialogues

@@ -1,4 +1,5 @@
 import json
+import random
 import resource
 import shutil
 from collections import Counter
@@ -511,3 +512,37 @@ def test_processes_make_the_same_files(clip: Clip, tmp_path: Path, monkeypatch: 
     make(tmp_path / "two", clip, shards)
     for name in ("rows/a.arrow", "rows/b.arrow", "rows/c.arrow"):
         assert (tmp_path / "two" / "t" / name).read_bytes() == (tmp_path / "one" / "t" / name).read_bytes()
+
+
+def test_an_older_file_of_rows_is_not_taken_for_the_present_one(clip: Clip, tmp_path: Path) -> None:
+    make(tmp_path, clip, {"a": [scene_row(0)], "b": [scene_row(1), scene_row(5)]})
+    older = (tmp_path / "t" / "rows" / "b.arrow").read_bytes()
+    make(tmp_path, clip, {"b": [scene_row(2), scene_row(6)]})
+    present = files(tmp_path / "t")
+    # From a backup, as many rows, each with the right checksum.
+    (tmp_path / "t" / "rows" / "b.arrow").write_bytes(older)
+    make(tmp_path, clip, {})
+    assert files(tmp_path / "t") == present
+
+
+def test_no_flipped_bit_of_the_summary_is_read(tiny_set: TrainingSet, tmp_path: Path) -> None:
+    out = shutil.copytree(tiny_set.out, tmp_path / "t")
+    whole = (out / "summary.json").read_bytes()
+    end = whole.index(b'"sha256": "')
+    for bit in random.Random(0).sample(range(8 * end), 100):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        if whole[bit // 8 : bit // 8 + 1].isspace():
+            continue
+        (out / "summary.json").write_bytes(damaged)
+        with pytest.raises(UsageError, match=r"summary\.json is damaged"):
+            TrainingSet(out)
+
+
+def test_rows_whose_columns_have_no_name_are_made_anew(clip: Clip, tmp_path: Path) -> None:
+    make(tmp_path, clip, {"a": [scene_row(0), scene_row(1)]})
+    whole, file = files(tmp_path / "t"), tmp_path / "t" / "rows" / "a.arrow"
+    before, name, after = whole["rows/a.arrow"].rpartition(b"caption_truncated")
+    file.write_bytes(before + name[:-1] + b"\xe4" + after)  # no UTF-8
+    make(tmp_path, clip, {})
+    assert files(tmp_path / "t") == whole

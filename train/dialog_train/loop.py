@@ -35,10 +35,11 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from dialog_gen.clip.text.tower import TextTower
+from dialog_gen.core.checksums import check_checksums
 from dialog_gen.core.errors import FailedCheckError, MissingExtraError, UsageError
-from dialog_gen.core.files import fsync, write_json, writing
-from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.files import fsync, read_regular, write_json, writing
 from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.core.sealed_json import sealed, unsealed
 from dialog_train.checkpoint import DamagedCheckpointError, Trained, read_training, save_training, saved_trainings
 from dialog_train.config import CHECKPOINTS, EMA_FOLDER, MODEL_FOLDER, REPORT_FILE, Recipe
 from dialog_train.optim import learning_rate, parameter_groups
@@ -166,7 +167,7 @@ def fit(
                 system.save(recipe.out / MODEL_FOLDER, {})
                 if averages is not None:
                     system.save(recipe.out / EMA_FOLDER, averages)
-                write_json(recipe.out / REPORT_FILE, report)
+                write_json(recipe.out / REPORT_FILE, sealed(report))
                 fsync(recipe.out / REPORT_FILE)
                 fsync(recipe.out)
             shutil.rmtree(recipe.out / CHECKPOINTS, ignore_errors=True)
@@ -360,11 +361,18 @@ def _completed(recipe: Recipe, fingerprint: dict[str, Any], resume: Resume) -> F
     if not report.exists():
         return None
     try:
-        found = parse_json(report.read_text(encoding="utf-8"))
+        found = unsealed(read_regular(report))
         result = FitResult(**{name: found[name] for name in ("steps", "pairs_per_s", "losses")})
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{report} is damaged: remove it; --resume auto then trains again.") from None
     _require_same_training(recipe, found, fingerprint)
+    for folder in (out / MODEL_FOLDER, *([out / EMA_FOLDER] if recipe.optim.ema_decay else ())):
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is missing: put it back, or remove {report}; --resume auto then trains again.")
+        try:
+            check_checksums(folder)
+        except UsageError as error:
+            raise UsageError(f"{error} To train again, remove {report}.") from None
     _log.info("%s is complete: nothing to do", out)
     return result
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.core.files import read_regular
-from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.core.version import __version__
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.publish.card import licence_fields
@@ -163,7 +163,7 @@ def read_training(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.name not in (MODEL_FOLDER, EMA_FOLDER) or not file.is_file():
         return {}
     try:
-        found: Any = parse_json(read_regular(file))
+        found: Any = unsealed(read_regular(file))
         return {**found, "recipe": dict(found["recipe"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(

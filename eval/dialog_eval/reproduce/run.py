@@ -6,7 +6,6 @@ was interrupted themselves, so a step without a record simply runs.
 """
 
 import contextlib
-import json
 import logging
 import os
 import shlex
@@ -23,6 +22,7 @@ from typing import Any
 from dialog_eval.reproduce.steps import Step
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import locked_folder, write_json, writing
+from dialog_gen.core.sealed_json import sealed, unsealed
 
 _POLL_S = 0.1
 _GRACE_S = 60
@@ -62,7 +62,8 @@ class Records:
 
     def add(self, step: Step, seconds: float) -> None:
         """Notes that a step ended well."""
-        write_json(self.folder / f"{step.name}.json", {"command": list(step.words), "seconds": round(seconds, 1)})
+        record = {"command": list(step.words), "seconds": round(seconds, 1)}
+        write_json(self.folder / f"{step.name}.json", sealed(record))
 
     def check(self, steps: Sequence[Step]) -> None:
         """Raises UsageError if a folder that a step writes was made by another command line; files are replaced."""
@@ -81,7 +82,7 @@ class Records:
 
     def _read(self, step: Step) -> dict[str, Any] | None:
         try:
-            record = json.loads((self.folder / f"{step.name}.json").read_text(encoding="utf-8"))
+            record = unsealed((self.folder / f"{step.name}.json").read_bytes())
         except (OSError, ValueError):
             return None
         is_record = isinstance(record, dict) and isinstance(record.get("seconds"), int | float)

@@ -11,12 +11,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dialog_gen.core.files import absolute
-from dialog_gen.core.hashing import sha256_json
-from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.sealed_json import sealed, unsealed
 from dialog_gen.dataset.folder import DatasetFolder
 
 COMMAND = "command.json"
-_SHA256 = "sha256"
 
 
 class Command(BaseModel):
@@ -35,8 +33,7 @@ class Command(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """The content of command.json, with its own checksum."""
-        content = self.model_dump()
-        return {**content, _SHA256: sha256_json(content)}
+        return sealed(self.model_dump())
 
 
 def command_of(command: str, arguments: Mapping[str, Any], *, paths: Iterable[str]) -> Command:
@@ -55,10 +52,8 @@ def command_of(command: str, arguments: Mapping[str, Any], *, paths: Iterable[st
 def recorded_command(folder: DatasetFolder) -> Command | None:
     """The content of command.json; None if the file is missing or damaged."""
     try:
-        content = parse_json(folder.read(COMMAND))
-        promised = content.pop(_SHA256)
-        return Command.model_validate(content) if sha256_json(content) == promised else None
-    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, AttributeError, TypeError):
+        return Command.model_validate(unsealed(folder.read(COMMAND)))
+    except (FileNotFoundError, IsADirectoryError, ValueError):
         return None
 
 

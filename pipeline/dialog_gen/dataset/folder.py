@@ -13,6 +13,7 @@
     OUT/repair.json            exists only during a repair
     OUT/set-aside/TIME/        what a repair took out of the dataset; nothing reads it
 
+Every JSON file but config.json, of which the manifests have the hash, has a checksum of its own (`core.sealed_json`).
 A file that no manifest names is not part of the dataset. Rewritten rows go to SHARD.v2.parquet, and the next time back
 to SHARD.parquet: the manifest names the valid file.
 """
@@ -40,6 +41,7 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import sha256_json
 from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.parallel import in_order
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.errors import (
     BeingWrittenError,
     DamagedConfigError,
@@ -183,12 +185,12 @@ class DatasetFolder:
     def upgrade(self) -> Upgrade | None:
         """The content of upgrade.json; None if no upgrade is under way. Raises UsageError if the file is damaged."""
         try:
-            return Upgrade.model_validate_json(self.read(UPGRADE))
+            return Upgrade.model_validate(unsealed(self.read(UPGRADE)))
         except FileNotFoundError:
             return None
-        except ValidationError as error:
-            problem = f"{self.location}/{UPGRADE} is damaged: {error.errors()[0]['msg']}."
-            raise DamagedConfigError(problem) from None
+        except ValueError as error:
+            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise DamagedConfigError(f"{self.location}/{UPGRADE} is damaged: {problem}.") from None
         except IsADirectoryError:
             raise DamagedConfigError(f"{self.location}/{UPGRADE} is damaged: it is a folder.") from None
 
@@ -220,10 +222,10 @@ class DatasetFolder:
         """The manifest of a completed shard; None if there is none. Raises DamagedDatasetError if it is damaged."""
         name = f"shards/{shard}.json"
         try:
-            return ShardManifest.model_validate_json(self.read(name))
+            return ShardManifest.model_validate(unsealed(self.read(name)))
         except FileNotFoundError:
             return None
-        except (ValidationError, OSError):
+        except (ValueError, OSError):
             raise DamagedDatasetError(f"{self.location}/{name} is damaged") from None
 
     def shards(self) -> list[str]:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.plural import count_of
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.command import COMMAND, recorded_command
 from dialog_gen.dataset.folder import DatasetFolder
 
@@ -33,7 +33,7 @@ class Repair(BaseModel):
 def json_object(folder: DatasetFolder, name: str) -> dict[str, Any] | None:
     """The JSON object in a file; None if there is none, or if the file is damaged."""
     try:
-        found = parse_json(folder.read(name))
+        found = unsealed(folder.read(name))
     except (FileNotFoundError, IsADirectoryError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -42,10 +42,10 @@ def json_object(folder: DatasetFolder, name: str) -> dict[str, Any] | None:
 def begun_repair(folder: DatasetFolder) -> Repair | None:
     """The content of repair.json; None if no repair is under way."""
     try:
-        return Repair.model_validate_json(folder.read(REPAIR))
+        return Repair.model_validate(unsealed(folder.read(REPAIR)))
     except (FileNotFoundError, IsADirectoryError):
         return None
-    except ValidationError:
+    except ValueError:
         return Repair()
 
 
@@ -66,6 +66,8 @@ def missing_note(folder: DatasetFolder) -> str | None:
 def missing_shards(folder: DatasetFolder, images: int) -> str | None:
     """The problem if a dataset with `images` images must have more; None if it need not."""
     repair = begun_repair(folder)
+    if repair is not None and json_object(folder, REPAIR) is None:
+        return f"{REPAIR} is damaged, which tells what a repair has still to make anew"
     waiting = [name for name in repair.shards if not folder.exists(f"shards/{name}.json")] if repair else []
     if waiting:
         return (

@@ -149,7 +149,7 @@ class _Work:
         if not (found := found or candidates):
             raise UsageError(f"{problem}, and no shard is left: remove the folder and run the command again.")
         self._move("config.json")
-        writer.put_json("config.json", found[0])
+        writer.put_config(found[0])
 
     def _configs(self) -> Iterator[dict[str, Any]]:
         command, run = recorded_command(self._writer), (json_object(self._writer, RUN) or {}).get("config")

@@ -59,7 +59,7 @@ def upgrade(dataset: str | Path, *, on_progress: OnProgress = ignore_progress) -
         writer = DatasetWriter(location, upgraded(config), tmp)
         if before.schema_version != SCHEMA_VERSION:
             writer.put_json(UPGRADE, before.model_dump())
-            writer.put_json("config.json", upgraded(config))
+            writer.put_config(upgraded(config))
         writer.remove_leftovers()
         names, damaged, done = folder.shards(), list[str](), 0
         for number, name in enumerate(names):

@@ -19,6 +19,7 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import fsync, put_file
 from dialog_gen.core.hashing import sha256_json
 from dialog_gen.core.read_ahead import ReadAhead
+from dialog_gen.core.sealed_json import sealed
 from dialog_gen.dataset.command import COMMAND, Command, recorded_command, updated
 from dialog_gen.dataset.errors import DamagedConfigError, OlderVersionError, OtherConfigError, differing_keys
 from dialog_gen.dataset.folder import DatasetFolder, ShardManifest, other_name, upgraded, version_of
@@ -134,7 +135,14 @@ class DatasetWriter(DatasetFolder):
             self._changed.add(name.removeprefix("shards/").removesuffix(".json"))
 
     def put_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """Writes a small JSON file, atomically."""
+        """Writes a small JSON file with a checksum of its own (`core.sealed_json`), atomically."""
+        self._put_plain(name, sealed(value))
+
+    def put_config(self, config: Mapping[str, Any]) -> None:
+        """Writes config.json, atomically. The shards' manifests have its hash."""
+        self._put_plain("config.json", config)
+
+    def _put_plain(self, name: str, value: Mapping[str, Any]) -> None:
         self.put_bytes(name, f"{json.dumps(value, indent=2)}\n".encode())
 
     def put_bytes(self, name: str, content: bytes) -> None:
@@ -155,13 +163,13 @@ class DatasetWriter(DatasetFolder):
         """Writes command.json if it changes."""
         before = recorded_command(self)
         if (now := updated(before, made_by)) != before:
-            self.put_json(COMMAND, now.to_json())
+            self.put_json(COMMAND, now.model_dump())
 
     def record_gates(self, settings: Mapping[str, Any]) -> None:
         """Writes the settings of the applied gates to command.json, if there is one."""
         before = recorded_command(self)
         if before is not None and before.gates != settings:
-            self.put_json(COMMAND, before.model_copy(update={"gates": dict(settings)}).to_json())
+            self.put_json(COMMAND, before.model_copy(update={"gates": dict(settings)}).model_dump())
 
     def move(self, name: str, target: str) -> None:
         """Renames a file or a folder with its content; at a URL it is copied first and removed then."""
@@ -305,7 +313,7 @@ def _begin(writer: DatasetWriter, config: Mapping[str, Any], made_by: Command | 
         manifests = (writer.manifest(name) for name in writer.shards())
         if {manifest.config_sha256 for manifest in manifests if manifest} != {writer.config_sha256}:
             raise
-    writer.put_json("config.json", config)
+    writer.put_config(config)
     if made_by is not None:
         writer.record_command(made_by.model_copy(update={"config": dict(config)}))
 

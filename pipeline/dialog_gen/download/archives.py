@@ -22,6 +22,7 @@ from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.files import write_json, writing
 from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.core.sealed_json import sealed
 from dialog_gen.download.folder import KEPT, locked, read_json, work_folder
 from dialog_gen.download.http import FetchPolicy
 from dialog_gen.download.manifests import (
@@ -263,13 +264,14 @@ class _Download:
             if not place.exists() and ready.exists():
                 _move(ready, place)
             if place.exists():
+                _require_whole(place, item, done)
                 return done.get("images", 0)
         elif place.exists():
             raise UsageError(f"{place} exists, but is not part of a known download: move it away.")
         remove(ready)
         done = self._make_ready(item, ready)
         self._record["files"][item.place] = done
-        write_json(self._out / "download.json", self._record)
+        write_json(self._out / "download.json", sealed(self._record))
         _move(ready, place)
         remove(self._fetched(item))
         return done.get("images", 0)
@@ -310,6 +312,14 @@ class _Download:
         if is_ours:
             self.fetched_bytes += done["size_bytes"]
         return done
+
+
+def _require_whole(place: Path, item: _Item, done: dict[str, Any]) -> None:
+    """Raises UsageError for a file of another size than it had; what an archive was unpacked to is not looked at."""
+    if not item.is_archive and (size := place.stat().st_size) != done["size_bytes"]:
+        raise UsageError(
+            f"{place} has {size} bytes, it had {done['size_bytes']}: remove it, and run again to fetch it anew."
+        )
 
 
 def _count_images(tar: Path) -> int:

@@ -8,13 +8,14 @@ from typing import Any, Final
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import locked_folder, write_json
-from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.plural import count_of
+from dialog_gen.core.sealed_json import sealed, unsealed
 
 _BEGUN: Final = "request.json"
 _FINISHED: Final = "download.json"
 # A key that is missing in requests of earlier versions.
 _ADDED: Final = "list_sha256"
+_TAR_BYTES: Final = "tar_bytes"
 KEPT: Final = "what is finished is kept"
 
 
@@ -38,9 +39,9 @@ def work_folder(out: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if the file is missing or is not a JSON object, as after an interrupted write."""
+    """The JSON object in a file; None if the file is missing or damaged, as after an interrupted write."""
     try:
-        value = parse_json(path.read_bytes())
+        value = unsealed(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -50,7 +51,7 @@ def is_complete(out: Path, request: dict[str, Any], made: Iterable[str]) -> bool
     """Whether `out` has the complete download of `request`. If not, it is empty or has a part of the download.
 
     `made` are the names of the files and folders that a download creates. Raises UsageError if `out` was begun with
-    another request, contains any of `made` from an unknown origin, or lacks a tar.
+    another request, contains any of `made` from an unknown origin, or has a tar that is missing or of another size.
     """
     found = read_json(out / _FINISHED)
     begun = found if found is not None else read_json(work_folder(out) / _BEGUN)
@@ -70,6 +71,11 @@ def is_complete(out: Path, request: dict[str, Any], made: Iterable[str]) -> bool
                 f"{out} lacks {count_of(len(missing), 'tar')} that its {_FINISHED} counts, first {missing[0]}: "
                 f"put them back"
             )
+        if wrong := [name for name, size in found.get(_TAR_BYTES, {}).items() if _size(out, name) != size]:
+            raise UsageError(
+                f"{out} has {count_of(len(wrong), 'tar')} of another size than its {_FINISHED} tells, "
+                f"first {wrong[0]}: put them back, or download into another folder"
+            )
         shutil.rmtree(work_folder(out), ignore_errors=True)
     return found is not None
 
@@ -82,7 +88,7 @@ def has_begun(out: Path) -> bool:
 def begin(out: Path, request: dict[str, Any]) -> Path:
     """Stores the request; returns the work folder, which has a folder `images`."""
     work = work_folder(out)
-    write_json(work / _BEGUN, request)
+    write_json(work / _BEGUN, sealed(request))
     if (out / "images").exists():
         # A previous `finish` was interrupted.
         (out / "images").replace(work / "images")
@@ -96,7 +102,15 @@ def finish(out: Path, request: dict[str, Any], **results: Any) -> None:
     `results` are JSON values such as the numbers of `images` and `shards`.
     """
     work = work_folder(out)
+    sizes = {path.name: path.stat().st_size for path in sorted((work / "images").glob("*.tar"))}
     # The order matters: `images` in `out` is always complete, and download.json marks a finished download.
     (work / "images").replace(out / "images")
-    write_json(out / _FINISHED, {**request, **results})
+    write_json(out / _FINISHED, sealed({**request, **results, _TAR_BYTES: sizes}))
     shutil.rmtree(work)
+
+
+def _size(out: Path, tar: str) -> int | None:
+    try:
+        return (out / "images" / tar).stat().st_size
+    except FileNotFoundError:
+        return None

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dialog_gen.core.checksums import check_checksums, write_checksums
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
@@ -130,19 +131,29 @@ def fetch_failed(out: Path, options: DownloadOptions, on_progress: OnProgress = 
     for number in range(1, len(folders)):
         shutil.rmtree(_work(out, number), ignore_errors=True)
     work = _work(out, len(folders))
-    if not (work / "urls").exists():
+    if not is_whole_list(work / "urls"):
         part = work / "urls.part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         if not _write_failed(folders[-1], part, options.shard_size):
             shutil.rmtree(work)
             return False
+        write_checksums(part)
         part.replace(work / "urls")
     (work / "images").mkdir(exist_ok=True)
     download_list(work, options, "downloading again", on_progress)
     (work / "images").replace(out / "images" / f"retry-{len(folders)}")
     shutil.rmtree(work)
     return True
+
+
+def is_whole_list(urls: Path) -> bool:
+    """Whether the folder of a list exists and is what was written; removes a damaged one, which can be made again."""
+    try:
+        check_checksums(urls)
+    except UsageError:
+        shutil.rmtree(urls)
+    return urls.exists()
 
 
 def _work(out: Path, number: int) -> Path:

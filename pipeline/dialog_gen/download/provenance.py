@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json
+from dialog_gen.core.sealed_json import sealed, unsealed
 from dialog_gen.dataset.folder import Count, DatasetFolder
 from dialog_gen.download.manifests import Manifest
 
@@ -48,7 +49,7 @@ def note_manifest(out: Path, manifest: Manifest) -> None:
     The name alone is not enough, because it may mean another manifest later.
     """
     about = manifest.model_dump(mode="json", include={"description", "homepage", "licence"})
-    write_json(out / MANIFEST, {"manifest": manifest.name, **about})
+    write_json(out / MANIFEST, sealed({"manifest": manifest.name, **about}))
 
 
 def image_provenance(folder: DatasetFolder, link_rot: Path | None = None) -> ImageProvenance:
@@ -77,19 +78,19 @@ def _download_folder(images: str) -> Path | None:
 
 def _shared(folder: DatasetFolder) -> ImageProvenance | None:
     try:
-        return ImageProvenance.model_validate_json(folder.read(NAME))
+        return ImageProvenance.model_validate(unsealed(folder.read(NAME)))
     except FileNotFoundError:
         return None
-    except ValidationError as error:
+    except ValueError as error:
         raise UsageError(f"{folder.location}/{NAME} is damaged: {_first(error)}. Remove it, or pull again.") from None
 
 
 def _downloaded(folder: Path) -> ImageProvenance:
     try:
-        found = ImageProvenance.model_validate_json((folder / MANIFEST).read_bytes())
+        found = ImageProvenance.model_validate(unsealed((folder / MANIFEST).read_bytes()))
     except FileNotFoundError:
         found = ImageProvenance()  # an older download
-    except (ValidationError, OSError):
+    except (ValueError, OSError):
         raise UsageError(f"{folder / MANIFEST} is damaged: the same `dialog-gen download` writes it again.") from None
     file = folder / LINK_ROT
     return found.model_copy(update={"link_rot": _link_rot(file) if file.is_file() else None})
@@ -97,12 +98,14 @@ def _downloaded(folder: Path) -> ImageProvenance:
 
 def _link_rot(file: Path) -> LinkRotRecord:
     try:
-        return LinkRotRecord.model_validate_json(file.read_bytes())
-    except (ValidationError, OSError) as error:
-        what = _first(error) if isinstance(error, ValidationError) else error
+        return LinkRotRecord.model_validate(unsealed(file.read_bytes()))
+    except (ValueError, OSError) as error:
+        what = _first(error)
         raise UsageError(f"{file} is no link_rot.json of `dialog-gen download`: {what}.") from None
 
 
-def _first(error: ValidationError) -> str:
+def _first(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
     problem = error.errors()[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".removeprefix(": ")

@@ -11,6 +11,7 @@ from typing import Final
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.files import check_regular, open_regular, write_json
 from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.core.sealed_json import sealed
 from dialog_gen.download.folder import read_json
 from dialog_gen.download.http import FetchPolicy, open_url, with_retries
 from dialog_gen.download.manifests import SourceFile
@@ -44,7 +45,10 @@ def fetch_file(
         advice = f" Get it by hand: {file.by_hand}; then put it there and run again." if file.by_hand else ""
         raise UsageError(f"{own} is not there.{advice}")
     complete = folder / file.file_name
-    if not complete.exists():
+    if complete.exists():
+        if wrong := _wrong(complete, file):
+            raise FailedCheckError(f"{complete} {wrong}: remove it, and run again to fetch it anew.")
+    else:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{file.file_name}.part"
         try:
@@ -114,7 +118,7 @@ def _continue(url: str, part: Path, policy: FetchPolicy, on_progress: OnProgress
             etag = response.headers.get("ETag", "W/")
             # A weak ETag does not guarantee equal bytes.
             validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
-            write_json(_state_of(part), {"url": url, "validator": validator, "size_bytes": total})
+            write_json(_state_of(part), sealed({"url": url, "validator": validator, "size_bytes": total}))
             total_mb = None if total is None else math.ceil(total / _MB)
             with part.open("ab") as file:
                 while chunk := response.read(_CHUNK_BYTES):

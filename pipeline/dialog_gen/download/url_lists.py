@@ -15,16 +15,18 @@ from typing import Any, ClassVar, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dialog_gen.core.checksums import write_checksums
 from dialog_gen.core.errors import FailedCheckError, UsageError
 from dialog_gen.core.files import whole_folder, write_json, writing
 from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.core.sealed_json import sealed
 from dialog_gen.core.toml_files import fit_model
 from dialog_gen.download.folder import KEPT, begin, finish, has_begun, is_complete, locked, read_json, work_folder
 from dialog_gen.download.http import FetchPolicy
 from dialog_gen.download.img2dataset.resize import IMAGE_SIZE_PX
-from dialog_gen.download.img2dataset.supervisor import download_list, finished_shards, require_img2dataset
-from dialog_gen.download.link_rot import LinkRot, fetch_failed, measure, retry_folders
+from dialog_gen.download.img2dataset.supervisor import download_list, finished_shards, outcomes_of, require_img2dataset
+from dialog_gen.download.link_rot import LinkRot, fetch_failed, is_whole_list, measure, retry_folders
 from dialog_gen.download.list_formats import ListOptions, Row, list_rows
 from dialog_gen.download.list_notes import ListNotes, describe
 from dialog_gen.download.manifests import (
@@ -127,12 +129,12 @@ def prepare_url_list(
     The files have the columns of `SCHEMA` and `rows_per_file` rows each; the last file has the rest. Fetched lists are
     stored in the folder `out`, where lists that were downloaded by hand are also expected. What could not be used of
     the rows is logged, and written to `into`/notes.json. `into` becomes visible when it is complete; if it exists
-    already, it is left unchanged.
+    already and is not damaged, it is left unchanged.
 
     Raises UsageError for a list that is missing, cannot be read, lacks a column or has no URL; FailedCheckError for a
     list that cannot be fetched.
     """
-    if not into.exists():
+    if not is_whole_list(into):
         lists = [fetch_file(file, out, out, policy, on_progress) for file in of_split(source.files, split)]
         notes = ListNotes()
         rows = islice(chain.from_iterable(list_rows(path, source, notes) for path in lists), limit)
@@ -140,6 +142,7 @@ def prepare_url_list(
             _write_list(part, rows, rows_per_file, ", ".join(map(str, lists)))
             if notes.rows:
                 write_json(part / _NOTES, notes.to_json())
+            write_checksums(part)
         for line in describe(notes.to_json()):
             _log.warning("%s", line)
     return sum(pq.read_metadata(path).num_rows for path in into.glob("*.parquet"))
@@ -195,7 +198,7 @@ def download_url_list(
             nothing_done = False
             link_rot = measure(out / "images")
         list_notes = (read_json(out / "download.json") or {}).get("list_notes", {})
-        write_json(out / "link_rot.json", {**link_rot.to_json(), "list_notes": list_notes})
+        write_json(out / "link_rot.json", sealed({**link_rot.to_json(), "list_notes": list_notes}))
     images = link_rot.outcomes["success"]
     summary = ImagesSummary(
         out=out,
@@ -240,7 +243,7 @@ def _download(
     download_list(work, options, "downloading", on_progress)
     done = finished_shards(work / "images")
     notes = read_json(work / "urls" / _NOTES) or {}
-    images = sum(stats["successes"] for stats in done.values())
+    images = sum(outcomes_of(stats)["success"] for stats in done.values())
     finish(out, request, images=images, shards=len(done), list_notes=notes)
 
 

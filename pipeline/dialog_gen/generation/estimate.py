@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dialog_gen.core.errors import UsageError, check_within
-from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.core.visible import visible
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.generation.image_tokens import COUNT, USUAL, mean_images, sizes_px, tokens_of_images
@@ -246,7 +246,7 @@ class _Made:
         if not folder.exists("run.json"):
             raise UsageError(f"--from {where}: no run has finished there (no run.json).")
         try:
-            summary: Any = parse_json(folder.read("run.json"))
+            summary: Any = unsealed(folder.read("run.json"))
             dataset = summary["dataset"]
             images, shards, work = int(dataset["images"]), int(dataset["shards"]), counted(summary, f"{where}/run.json")
             per_second = float(summary["run"]["images_per_second"])

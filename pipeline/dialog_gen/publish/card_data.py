@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.folder import Count, DatasetFolder, ShardManifest
 from dialog_gen.dataset.intact import footer, intact_manifests
 from dialog_gen.dataset.record import REJECTS, STATEMENTS, dialogues_schema, kept_pairs
@@ -131,7 +131,7 @@ def _null_columns(folder: DatasetFolder, manifests: Iterable[ShardManifest]) -> 
 
 def _gates(folder: DatasetFolder) -> GateNotes | None:
     try:
-        return GateNotes.model_validate(parse_json(folder.read("gates.json")))
+        return GateNotes.model_validate(unsealed(folder.read("gates.json")))
     except FileNotFoundError:
         return None
     except ValueError as error:

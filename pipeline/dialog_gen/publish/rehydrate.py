@@ -20,9 +20,9 @@ import pyarrow as pa
 
 from dialog_gen.core.errors import check_at_least
 from dialog_gen.core.hashing import sha256_images, sha256_json
-from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, ignore_progress
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.core.visible import visible
 from dialog_gen.dataset.command import command_of
 from dialog_gen.dataset.folder import DatasetFolder, ShardManifest, open_dataset, upgraded
@@ -315,7 +315,7 @@ class _Rehydration:
 
     def _settled_before(self, shard: str) -> dict[int, str]:
         try:
-            settled = parse_json(self._store.read(_settled(shard)))
+            settled = unsealed(self._store.read(_settled(shard)))
             return {int(number): str(outcome) for outcome, numbers in settled.items() for number in numbers}
         except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return {}
@@ -333,7 +333,7 @@ def _meaning() -> dict[str, str]:
 
 def _noted(store: DatasetWriter) -> dict[str, Outcomes]:
     try:
-        noted = parse_json(store.read(_RECORD))["shards"]
+        noted = unsealed(store.read(_RECORD))["shards"]
         return {str(name): Outcomes({str(key): int(n) for key, n in counts.items()}) for name, counts in noted.items()}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return {}

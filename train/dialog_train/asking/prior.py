@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import read_regular, write_file
 from dialog_gen.core.hashing import sha256_json
+from dialog_gen.core.sealed_json import sealed, unsealed
 from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.dataset.record import kept_pairs
 from dialog_train.asking.questions import answer_key, tidy
@@ -133,17 +134,18 @@ class AnswerPrior:
 
     def save(self, path: Path) -> None:
         """Writes the counts as JSON. Raises DialogGenError if the disk refuses the write."""
-        write_file(path, f"{json.dumps(self._content(), ensure_ascii=False)}\n".encode())
+        write_file(path, f"{json.dumps(sealed(self._content()), ensure_ascii=False)}\n".encode())
 
     @classmethod
     def load(cls, path: Path) -> "AnswerPrior":
         """Reads what `save` wrote. Raises UsageError for a file that cannot be read or holds something else."""
         try:
-            found = _File.model_validate_json(read_regular(path))
+            found = _File.model_validate(unsealed(read_regular(path)))
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from None
-        except ValidationError as error:
-            raise UsageError(f"{path} is no answer prior: {error.errors(include_url=False)[0]['msg']}.") from None
+        except ValueError as error:
+            problem = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
+            raise UsageError(f"{path} is no answer prior: {problem}.") from None
         if found.format != _FORMAT:
             raise UsageError(f"{path} is of the format {found.format!r}, expected {_FORMAT!r}: make it anew.")
         return cls({kind: Counter(answers) for kind, answers in found.counts.items()}, found.totals)

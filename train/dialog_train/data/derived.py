@@ -17,7 +17,7 @@ from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.core.files import fsync, read_regular
 from dialog_gen.core.hashing import sha256_json
-from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.folder import DatasetFolder, FileEntry
 from dialog_gen.dataset.record import kept_pairs, stored_images
 from dialog_gen.dataset.versions import RowFile
@@ -128,7 +128,7 @@ def identity_of_dataset(dataset: DatasetFolder) -> dict[str, Any]:
 def read_json(file: Path, what: str) -> dict[str, Any]:
     """Reads a JSON file; `what` names the content in errors. Raises UsageError if the file is missing or damaged."""
     try:
-        return parse_json(read_regular(file))
+        return unsealed(read_regular(file))
     except FileNotFoundError:
         raise UsageError(f"{file.parent} holds no finished {what} (it has no {file.name}).") from None
     except OSError as error:

@@ -89,7 +89,8 @@ class PixelSet:
     def __init__(self, out: Path) -> None:
         self.summary = TrainingSetSummary(**read_json(out / SUMMARY_FILE, KIND))
         self.config = read_json(out / CONFIG_FILE, KIND)
-        self.has_dialogues = "dialogues" in self.config
+        # Building compares it, unlike the location.
+        self.has_dialogues = "dialogues_config_sha256" in self.config
         self._tokens = TokenBatches(self.config["tokenizer"])
         self.pins = False
         """Whether batches are in pinned memory, from which they are copied to a GPU without waiting."""

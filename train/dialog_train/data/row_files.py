@@ -153,6 +153,7 @@ def open_rows(file: Path) -> Any:
         with pa.memory_map(str(file)) as source:
             table: Any = pa.ipc.open_file(source).read_all()
         table.validate()
+        _ = table.schema.names  # Arrow does not see that a name is no UTF-8
     except OSError:
         raise
     except pa.ArrowException as error:  # a damaged schema may look like one of another version
@@ -160,12 +161,17 @@ def open_rows(file: Path) -> Any:
     return table
 
 
-def are_there(folder: Path, shards: Iterable[tuple[str, int]]) -> bool:
-    """Whether the files of `shards` (name and number of rows of each) exist and can be opened."""
+def are_there(folder: Path, shards: Iterable[tuple[str, int]], fingerprints: Iterable[str]) -> bool:
+    """Whether the files of `shards` (name and number of rows of each) can be opened and were made from these inputs.
+
+    `fingerprints` identify the inputs, in the order of the shards.
+    """
     try:
-        tables = ((open_rows(folder / f"{name}.arrow"), count) for name, count in shards)
-        return all(len(table) == count and CHECKSUM in table.schema.names for table, count in tables)
-    except (OSError, ValueError):
+        return all(
+            (table := rows_made_from(folder / f"{name}.arrow", fingerprint)) is not None and len(table) == count
+            for (name, count), fingerprint in zip(shards, fingerprints, strict=True)
+        )
+    except ValueError:  # as many files are not there
         return False
 
 

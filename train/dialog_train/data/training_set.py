@@ -70,6 +70,8 @@ DIALOGUE_FORMATS: dict[DialogueFormat, str] = {
 _KIND = "training set"
 _PART = "rows"
 _SUMMARY_FILE = "summary.json"
+_FILES = "made_from"
+"""Key of the fingerprints of the shards' files, in order."""
 _ROWS_PER_BATCH = 2048
 _ROWS_FOR_PROCESSES = 100_000
 _COLUMNS = ["image_id", "image_sha256", "caption", "texts"]
@@ -173,7 +175,8 @@ def build_training_set(
     with open_derived(out, config, _PART) as store:
         if (out / _SUMMARY_FILE).exists():
             found = read_json(out / _SUMMARY_FILE, _KIND)
-            if found.pop("fingerprint") == fingerprint and are_there(out / _PART, found["shards"]):
+            files = found.pop(_FILES, ())
+            if found.pop("fingerprint") == fingerprint and are_there(out / _PART, found["shards"], files):
                 on_shard(sum(source.rows for source in sources))
                 return TrainingSetSummary(**found)
             store.remove(_SUMMARY_FILE)
@@ -210,7 +213,8 @@ def build_training_set(
             truncated={name: counts[name] for name in ("captions", "dialogues", "concatenated")},
             shards=shards,
         )
-        store.put_json(_SUMMARY_FILE, {"fingerprint": fingerprint, **asdict(summary)})
+        files = [part.fingerprint for part in parts]
+        store.put_json(_SUMMARY_FILE, {"fingerprint": fingerprint, _FILES: files, **asdict(summary)})
     rates = ", ".join(f"{rate:.2%} of {name}" for name, rate in summary.truncation_rates().items())
     left_out = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items()) or "none"
     _log.info(
@@ -231,6 +235,7 @@ class TrainingSet:
         self.out = out
         found = read_json(out / _SUMMARY_FILE, _KIND)
         found.pop("fingerprint")
+        found.pop(_FILES, None)
         self.summary = TrainingSetSummary(**found)
         self.config = read_json(out / CONFIG_FILE, _KIND)
         self._tokens = TokenBatches(self.config["tokenizer"], context_length)

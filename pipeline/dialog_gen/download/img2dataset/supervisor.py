@@ -28,7 +28,7 @@ from dialog_gen.download.folder import read_json
 from dialog_gen.download.img2dataset.job import DownloadJob, OutcomePipe, write_duplicates
 from dialog_gen.download.img2dataset.resize import MAX_PIXELS
 from dialog_gen.download.manifests import DownloadOptions
-from dialog_gen.download.outcomes import Outcome
+from dialog_gen.download.outcomes import OUTCOMES, Outcome
 
 LOG_NAME: Final = "img2dataset.log"
 
@@ -101,10 +101,13 @@ def finished_shards(images: Path) -> dict[str, dict[str, Any]]:
     """Name -> statistics of each finished shard, sorted by name."""
     found = {path.name.removesuffix("_stats.json"): read_json(path) for path in sorted(images.glob("*_stats.json"))}
     return {
-        name: stats
-        for name, stats in found.items()
-        if stats and stats.get("count") == outcomes_of(stats).total() and (images / f"{name}.tar").exists()
+        name: stats for name, stats in found.items() if stats and _add_up(stats) and (images / f"{name}.tar").exists()
     }
+
+
+def _add_up(stats: dict[str, Any]) -> bool:
+    outcomes = outcomes_of(stats)
+    return stats.get("count") == outcomes.total() and outcomes.keys() <= set(OUTCOMES)
 
 
 def outcomes_of(stats: dict[str, Any]) -> Counter[Outcome]:

@@ -1,16 +1,22 @@
-"""The answers that batches have given until now: OUT/batch/answers.sqlite."""
+"""The answers that batches have given until now: OUT/batch/answers.sqlite.
+
+Each has a checksum, since SQLite has none; those of earlier versions have not. All are read when the file is opened.
+"""
 
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.json_text import parse_json
 from dialog_gen.dataset.folder import DatasetFolder
 
 FOLDER = "batch"
 _FILE = "answers.sqlite"
+_CRC32 = "crc32"
 
 
 class Answers:
@@ -28,9 +34,20 @@ class Answers:
         try:
             self._file.execute("CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID")
             self._file.commit()
-        except sqlite3.DatabaseError as error:
+            self._check()
+        except (sqlite3.Error, ValueError) as error:
             self._file.close()
             raise UsageError(f"{self._path}: {error}. Remove it, and read all result files again.") from None
+
+    def _check(self) -> None:
+        """Raises sqlite3.Error or ValueError for a damaged file."""
+        (found,) = self._file.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise ValueError(found.splitlines()[-1])
+        for custom_id, text in self._file.execute("SELECT id, answer FROM answers"):
+            answer = parse_json(text)
+            if answer.get(_CRC32) not in (None, _crc32(custom_id, answer)):
+                raise ValueError(f"the answer to {custom_id} is not the one that was stored")
 
     def __enter__(self) -> "Answers":
         return self
@@ -44,12 +61,21 @@ class Answers:
             found = self._file.execute("SELECT answer FROM answers WHERE id = ?", (custom_id,)).fetchone()
         return None if found is None else json.loads(found[0])
 
+    @staticmethod
+    def _row(custom_id: str, answer: dict[str, Any]) -> tuple[str, str]:
+        return custom_id, json.dumps({**answer, _CRC32: _crc32(custom_id, answer)})
+
     def add(self, answers: Iterable[tuple[str, dict[str, Any]]]) -> int:
         """Stores all answers or, after an error, none of them; returns the number of new ones."""
         with self._lock, self._file:
             before = self._file.total_changes
             self._file.executemany(
                 "INSERT OR IGNORE INTO answers VALUES (?, ?)",
-                ((custom_id, json.dumps(answer)) for custom_id, answer in answers),
+                (self._row(custom_id, answer) for custom_id, answer in answers),
             )
             return self._file.total_changes - before
+
+
+def _crc32(custom_id: str, answer: Mapping[str, Any]) -> int:
+    content = {key: value for key, value in answer.items() if key != _CRC32}
+    return zlib.crc32(json.dumps([custom_id, content], sort_keys=True).encode())

@@ -6,8 +6,8 @@ from math import isfinite
 from typing import Any
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.progress import OnProgress
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.download.outcomes import MEANING
 from dialog_gen.download.provenance import image_provenance
@@ -106,7 +106,7 @@ def _link_rot(folder: DatasetFolder) -> dict[str, Any] | None:
 def _json(folder: DatasetFolder, name: str) -> dict[str, Any]:
     """The JSON object in a file of the dataset folder; empty if the file is missing or damaged."""
     try:
-        return _object(parse_json(folder.read(name)))
+        return _object(unsealed(folder.read(name)))
     except (FileNotFoundError, ValueError):
         return {}
 

@@ -107,15 +107,18 @@ def build_texts(
     """
     config = {"kind": _KIND, **identity_of(clip), **identity_of_dataset(dataset), "kept_only": kept_only}
     sources = list(sources_of(dataset))
-    fingerprint = sha256_json({source.shard: source.sha256 for source in sources})
+    made_from = {source.shard: source.sha256 for source in sources}
+    fingerprint = sha256_json(made_from)
     with open_derived(out, config, _PART) as store:
         if (out / _SUMMARY_FILE).exists():
             found = read_json(out / _SUMMARY_FILE, _KIND)
-            if found.pop("fingerprint") == fingerprint and are_there(out / _PART, found["shards"]):
+            shards = found["shards"]
+            is_current = found.pop("fingerprint") == fingerprint
+            if is_current and are_there(out / _PART, shards, [made_from[shard] for shard, _ in shards]):
                 return TextsSummary(**found)
             store.remove(_SUMMARY_FILE)
         text_vectors = TextVectors(clip, device)
-        shards: list[tuple[str, int]] = []
+        shards = list[tuple[str, int]]()
         for source in sources:
             part, count = store.tmp / f"{source.shard}.arrow", 0
             schema = _schema(int(clip.config["embed_dim"]))

@@ -131,7 +131,8 @@ def build_text_pairs(source: PairSource, encoder: TextEncoder, out: Path) -> Tex
         fingerprint = sha256_json({part.name: part.fingerprint for part in parts})
         if (out / _SUMMARY_FILE).exists():
             found = TextPairsSummary(**read_json(out / _SUMMARY_FILE, _KIND))
-            if found.fingerprint == fingerprint and are_there(out / _PART, found.parts):
+            made_from = [part.fingerprint for part in parts]
+            if found.fingerprint == fingerprint and are_there(out / _PART, found.parts, made_from):
                 return found
             store.remove(_SUMMARY_FILE)
         counts, rows = Counter[str](), list[tuple[str, int]]()
