@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from dialog_eval.metrics.intervals import bootstrap_interval
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import read_regular, write_file
-from dialog_gen.core.sealed_json import checked, sealed
+from dialog_gen.core.sealed_json import DamagedJsonError, checked, sealed
 
 Blend = Literal["embedding", "weight"]
 """What is blended: text vectors, or the weights of text towers. See `dialog_eval.models`."""
 
-_DAMAGED = "damaged"
 _Layout = TypeVar("_Layout", bound=BaseModel)
 
 
@@ -182,10 +180,7 @@ class Results(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _is_intact(cls, content: Any) -> Any:
-        try:
-            return checked(content)
-        except ValueError as error:
-            raise PydanticCustomError(_DAMAGED, "{problem}", {"problem": str(error)}) from None
+        return checked(content)
 
 
 def load_results(path: Path, *, remedy: str = "") -> Results:
@@ -217,7 +212,7 @@ def read_json_file(
         first = error.errors(include_url=False, include_input=False)[0]
         if remedy:
             hint = remedy
-        elif first["type"] == _DAMAGED:
+        elif isinstance(first.get("ctx", {}).get("error"), DamagedJsonError):
             hint = 'Measure again, or fetch it again; if it was changed on purpose, remove the key "sha256" from it.'
         elif first["type"] == "json_invalid":
             is_zip = path.suffix.lower() == ".zip"
@@ -225,7 +220,9 @@ def read_json_file(
         elif first["type"] != "missing" or len(first["loc"]) != 1:
             hint = ""
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise error_type(f"{path} {complaint}: {where}: {first['msg']}. {hint}".rstrip()) from None
+        raise error_type(
+            f"{path} {complaint}: {where}: {first['msg'].removeprefix('Value error, ')}. {hint}".rstrip()
+        ) from None
 
 
 def check_writable(out: Path) -> None:

@@ -1,6 +1,5 @@
 """Parts of a run, one after the other: what they make, and when run.json appears."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from helpers.inputs import write_images
 from helpers.rows import rows_of
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import SCHEMA_VERSION
 from dialog_gen.dataset.verify import verify
@@ -47,7 +47,7 @@ def shards_of(out: str) -> list[int]:
 
 
 def report_of(out: str, name: str = "run.json") -> dict[str, Any]:
-    return json.loads(DatasetFolder(out).read(name))
+    return unsealed(DatasetFolder(out).read(name))
 
 
 def test_the_part_that_completes_the_dataset_says_so(out: str, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def assert_equal(out: Path, undisturbed: Path) -> None:
     shards = [sorted(path.name for path in (folder / "data").iterdir()) for folder in (out, undisturbed)]
     assert shards[0] == shards[1]
     for name in (path.name for path in (undisturbed / "shards").iterdir()):
-        counts = [json.loads((folder / "shards" / name).read_bytes()) for folder in (out, undisturbed)]
+        counts = [unsealed((folder / "shards" / name).read_bytes()) for folder in (out, undisturbed)]
         assert {**counts[0], "files": []} == {**counts[1], "files": []}
     assert verify(DatasetFolder(str(out))).problems == []
     assert not (out / ".tmp").exists()

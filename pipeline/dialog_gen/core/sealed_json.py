@@ -10,6 +10,10 @@ from dialog_gen.core.json_text import parse_json
 _SHA256 = "sha256"
 
 
+class DamagedJsonError(ValueError):
+    """A JSON object has another checksum than it promises."""
+
+
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `content`, which is JSON without a key "sha256", as it is read again, with its checksum."""
     plain: dict[str, Any] = json.loads(json.dumps(content))
@@ -17,7 +21,7 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked(content: Any) -> Any:
-    """The value of a JSON text without its checksum. Raises ValueError if it is an object with a wrong checksum.
+    """The value of a JSON text without its checksum. Raises DamagedJsonError if it has a wrong one.
 
     An object without a checksum, such as one of an earlier version or of another program, is not checked.
     """
@@ -25,7 +29,7 @@ def checked(content: Any) -> Any:
         return content
     plain = {key: value for key, value in content.items() if key != _SHA256}
     if sha256_json(plain) != content[_SHA256]:
-        raise ValueError("its checksum is not the one recorded")
+        raise DamagedJsonError("its checksum is not the one recorded")
     return plain
 
 
