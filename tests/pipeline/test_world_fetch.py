@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from dialog_gen.core.errors import FailedCheckError, MissingExtraError, UsageError
+from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.download.folder import locked
 from dialog_gen.download.url_lists import ImagesSummary
 from dialog_gen.shapes import fetch
@@ -63,8 +64,9 @@ def test_files(downloaded: Path) -> None:
         "vqa/shapes_test_annotations.json",
     ]
     assert not [p for p in downloaded.iterdir() if p.name.startswith(".")]
-    record = json.loads((downloaded / "download.json").read_text())
-    assert record == {"manifest": "shapes", **ARGUMENTS, "images": 40, "shards": 3}
+    record = unsealed((downloaded / "download.json").read_bytes())
+    sizes = {path.name: path.stat().st_size for path in (downloaded / "images").glob("*.tar")}
+    assert record == {"manifest": "shapes", **ARGUMENTS, "images": 40, "shards": 3, "tar_bytes": sizes}
 
 
 @pytest.mark.slow
