@@ -82,10 +82,10 @@ class Measured:
         """Whether there is any result of the arm."""
         return (arm, "") in self._of_arm
 
-    def aliases(self, arm: str, on: str = "") -> list[str]:
-        """What an arm's results have figures of, in their order: the values that `Figure.alias` may have."""
+    def aliases(self, arm: str) -> list[str]:
+        """What an arm's results on the plan's main data have figures of: the values that `Figure.alias` may have."""
         found: dict[str, None] = {}
-        for _, results in self._of_arm.get((arm, on), ()):
+        for _, results in self._of_arm.get((arm, ""), ()):
             known = {self.labels[arm]: ALONE, results.baseline: BASELINE}
             for label in (entry.label for entry in results.entries):
                 if label in known:

@@ -131,7 +131,8 @@ def fetch_failed(out: Path, options: DownloadOptions, on_progress: OnProgress = 
     for number in range(1, len(folders)):
         shutil.rmtree(_work(out, number), ignore_errors=True)
     work = _work(out, len(folders))
-    if not is_whole_list(work / "urls"):
+    remove_damaged_list(work / "urls")
+    if not (work / "urls").exists():
         part = work / "urls.part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -147,13 +148,12 @@ def fetch_failed(out: Path, options: DownloadOptions, on_progress: OnProgress = 
     return True
 
 
-def is_whole_list(urls: Path) -> bool:
-    """Whether the folder of a list exists and is what was written; removes a damaged one, which can be made again."""
+def remove_damaged_list(urls: Path) -> None:
+    """Removes the folder of a list if it is not what was written: it can be made again."""
     try:
         check_checksums(urls)
     except UsageError:
         shutil.rmtree(urls)
-    return urls.exists()
 
 
 def _work(out: Path, number: int) -> Path:

@@ -26,7 +26,7 @@ from dialog_gen.download.folder import KEPT, begin, finish, has_begun, is_comple
 from dialog_gen.download.http import FetchPolicy
 from dialog_gen.download.img2dataset.resize import IMAGE_SIZE_PX
 from dialog_gen.download.img2dataset.supervisor import download_list, finished_shards, outcomes_of, require_img2dataset
-from dialog_gen.download.link_rot import LinkRot, fetch_failed, is_whole_list, measure, retry_folders
+from dialog_gen.download.link_rot import LinkRot, fetch_failed, measure, remove_damaged_list, retry_folders
 from dialog_gen.download.list_formats import ListOptions, Row, list_rows
 from dialog_gen.download.list_notes import ListNotes, describe
 from dialog_gen.download.manifests import (
@@ -134,7 +134,8 @@ def prepare_url_list(
     Raises UsageError for a list that is missing, cannot be read, lacks a column or has no URL; FailedCheckError for a
     list that cannot be fetched.
     """
-    if not is_whole_list(into):
+    remove_damaged_list(into)
+    if not into.exists():
         lists = [fetch_file(file, out, out, policy, on_progress) for file in of_split(source.files, split)]
         notes = ListNotes()
         rows = islice(chain.from_iterable(list_rows(path, source, notes) for path in lists), limit)
