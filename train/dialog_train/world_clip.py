@@ -45,7 +45,7 @@ from dialog_train.world_layout import teach_layout
 
 # `dialog-gen download` does not use this seed by default.
 _SCENE_SEED = 20_232
-_WIDTH = 128
+_HEAD_WIDTH = 32
 _SCENES = "scenes of the train split, drawn as they are needed"
 _OPTIM: dict[str, Any] = {"lr": 1e-3, "eps": 1e-8, "warmup_steps": 100, "batch_size": 128, "grad_clip": 1.0}
 
@@ -55,6 +55,8 @@ class WorldClip:
     """How the CLIP of a world is built and trained."""
 
     world: World[Any]
+    width: int
+    """Of both towers and of the embeddings."""
     all_texts: Callable[[Any, random.Random], Iterator[str]]
     """All that may be said or asked about a scene, for the tokenizer."""
     scenes: Callable[[range], list[Any]]
@@ -64,7 +66,8 @@ class WorldClip:
     context_length: int
     steps: int
     layout_steps: int = 0
-    """Steps in which the image tower alone learns where things are; see `dialog_train.world_layout`."""
+    """Steps in which the image tower alone learns where things are; see `dialog_train.world_layout`. It is not trained
+    any further then: captions of the web would make it forget that."""
 
 
 def _texts_of_first(scene: Any, rng: random.Random) -> Iterator[str]:
@@ -101,6 +104,7 @@ def _scenes_of_second(numbers: range) -> list[Any]:
 CLIPS: Final = {
     "shapes-clip": WorldClip(
         world=FIRST,
+        width=128,
         all_texts=_texts_of_first,
         scenes=_scenes_of_first,
         image_layers=3,
@@ -110,13 +114,14 @@ CLIPS: Final = {
     ),
     "shapes2-clip": WorldClip(
         world=SECOND,
+        width=160,
         all_texts=_texts_of_second,
         scenes=_scenes_of_second,
         image_layers=3,
         text_layers=2,
         context_length=64,
         steps=900,
-        layout_steps=4000,
+        layout_steps=12000,
     ),
 }
 
@@ -162,21 +167,21 @@ def build(name: str, folder: Path) -> Clip:
     tokenizer.save_pretrained(folder)
     preprocess = _preprocess(spec)
     config: dict[str, Any] = {
-        "embed_dim": _WIDTH,
+        "embed_dim": spec.width,
         "vision_cfg": {
             "image_size": spec.world.image_size_px,
             # With larger patches the model does not learn positions.
             "patch_size": 16,
-            "width": _WIDTH,
+            "width": spec.width,
             "layers": spec.image_layers,
-            "head_width": 32,
+            "head_width": _HEAD_WIDTH,
         },
         "text_cfg": {
             "context_length": spec.context_length,
             "vocab_size": len(tokenizer),
             "hf_tokenizer_name": name,
-            "width": _WIDTH,
-            "heads": 4,
+            "width": spec.width,
+            "heads": spec.width // _HEAD_WIDTH,
             "layers": spec.text_layers,
             "pool_type": "eos",
             "eos_id": tokenizer.eos_token_id,
@@ -224,6 +229,7 @@ def recipe(name: str, out: Path, *, steps: int, seed: int) -> ClipRecipe:
     """The recipe of the training."""
     return ClipRecipe(
         model=name,
+        lock_image=CLIPS[name].layout_steps > 0,
         out=out,
         data=PixelSettings(images=_SCENES, work=out),
         optim=OptimSettings(**_OPTIM, max_steps=steps),

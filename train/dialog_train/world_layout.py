@@ -2,7 +2,9 @@
 
 Captions of the web name a few things of an image, and the contrastive loss needs many of them to teach an image tower
 where things are. As towers are trained on labelled images first, this one learns the look of the objects in each cell
-of a scene: linear heads, which are dropped afterwards, read it off the image's embedding and off the patches' vectors.
+of a scene, and the place of what has a color and a shape: linear heads, which are dropped afterwards, read it off the
+image's embedding and off the patches' vectors. So the difference between two places is linear in the embedding, too: a
+text vector can say that one thing is left of another.
 """
 
 import logging
@@ -12,31 +14,46 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss, normalize
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.shapes.render import through_jpeg
 from dialog_gen.shapes.second.render import render
-from dialog_gen.shapes.second.scenes import CELLS, COLORS, SHAPES, SIZES, TEXTURES, Scene, draw_scene
+from dialog_gen.shapes.second.scenes import CELL_PX, CELLS, COLORS, SHAPES, SIZES, TEXTURES, Scene, draw_scene
 from dialog_train.data.pixel_set import Normalization
 
 log = logging.getLogger(__name__)
 
-_ATTRIBUTES: dict[str, tuple[str, ...]] = {"shape": SHAPES, "color": COLORS, "texture": TEXTURES, "size": SIZES}
-# Each attribute has one class more: no object.
-_CLASSES = [1 + len(words) for words in _ATTRIBUTES.values()]
+_KINDS = [(color, shape) for color in COLORS for shape in SHAPES]
+# One class more each: no object.
+_CLASSES = [1 + len(_KINDS), 1 + len(TEXTURES), 1 + len(SIZES)]
+# Most kinds are in no place of most scenes: without a weight, their error would be nothing beside the other losses.
+_PLACES_WEIGHT = 30.0
 # The object in front, and the one behind it.
 _LAYERS = 2
 _SIDE = 3
 
 
 def layout(scene: Scene) -> list[list[list[int]]]:
-    """(cell, front or behind, attribute) -> class: 0 where there is no object, else 1 + the place of its word."""
-    found = [[[0] * len(_ATTRIBUTES) for _ in range(_LAYERS)] for _ in CELLS]
+    """(cell, front or behind, attribute) -> class: 0 where there is no object, else 1 + the number of its value.
+
+    The attributes are color and shape together, texture, and size.
+    """
+    found = [[[0] * len(_CLASSES) for _ in range(_LAYERS)] for _ in CELLS]
     for o in reversed(scene.objects):
         layers = found[CELLS.index(o.cell)]
         free = layers[0] if not any(layers[0]) else layers[1]
-        free[:] = [1 + words.index(getattr(o, name)) for name, words in _ATTRIBUTES.items()]
+        free[:] = [1 + _KINDS.index((o.color, o.shape)), 1 + TEXTURES.index(o.texture), 1 + SIZES.index(o.size)]
+    return found
+
+
+def places(scene: Scene) -> list[list[float]]:
+    """(color and shape) -> number of such objects, sums of their x and of their y in cells from the image's centre."""
+    found = [[0.0, 0.0, 0.0] for _ in _KINDS]
+    for o in scene.objects:
+        x, y = (place / CELL_PX - _SIDE / 2 for place in o.center_px)
+        kind = found[_KINDS.index((o.color, o.shape))]
+        kind[:] = [kind[0] + 1, kind[1] + x, kind[2] + y]
     return found
 
 
@@ -46,13 +63,19 @@ class LayoutHeads(nn.Module):
     def __init__(self, embed_dim: int, width: int) -> None:
         super().__init__()
         self.of_image = nn.Linear(embed_dim, len(CELLS) * _LAYERS * sum(_CLASSES))
+        self.places = nn.Linear(embed_dim, len(_KINDS) * 3)
         self.of_patch = nn.Linear(width, _LAYERS * sum(_CLASSES))
 
-    def forward(self, image: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) and (N, P, W) -> logits (N, 9, 2, C) of cells and (N, P, 2, C) of patches; C counts all classes."""
+    def forward(self, image: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, D) and (N, P, W) -> logits (N, 9, 2, C) of cells, `places` (N, 42, 3), logits (N, P, 2, C) of patches.
+
+        C counts all classes. Of the embedding, only the direction is read, as in a similarity.
+        """
         count = len(image)
+        image = normalize(image, dim=-1) * image.shape[-1] ** 0.5
         return (
             self.of_image(image).view(count, len(CELLS), _LAYERS, -1),
+            self.places(image).view(count, len(_KINDS), 3),
             self.of_patch(patches).view(count, patches.shape[1], _LAYERS, -1),
         )
 
@@ -82,8 +105,9 @@ def teach_layout(
         pixels = np.stack([np.asarray(through_jpeg(render(scene))) for scene in scenes])
         image, patches = tower(normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
         wanted = torch.tensor([layout(scene) for scene in scenes])
-        of_image, of_patch = heads(image, patches)
-        loss = _loss(of_image, wanted) + _loss(of_patch, wanted[:, cell_of_patch])
+        of_image, found, of_patch = heads(image, patches)
+        errors = mse_loss(found, torch.tensor([places(scene) for scene in scenes]))
+        loss = _loss(of_image, wanted) + _loss(of_patch, wanted[:, cell_of_patch]) + _PLACES_WEIGHT * errors
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -91,13 +115,13 @@ def teach_layout(
         schedule.step()
         total += loss.item()
         if step % log_every == 0:
-            found = _found(of_image, wanted)
             log.info(
-                "layout step %d/%d loss %.4f, %.1f %% of objects told by the embedding, %.0f s",
+                "layout step %d/%d loss %.4f, %.1f %% of objects told by the embedding, error of places %.4f, %.0f s",
                 step,
                 steps,
                 total / log_every,
-                100 * found,
+                100 * _found(of_image, wanted),
+                errors.item(),
                 time.perf_counter() - started,
             )
             total = 0.0
@@ -105,14 +129,14 @@ def teach_layout(
 
 
 def _loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Mean cross-entropy over attributes. `logits` is (N, places, 2, C), `wanted` (N, places, 2, 4)."""
+    """Mean cross-entropy over attributes. `logits` is (N, places, 2, C), `wanted` (N, places, 2, 3)."""
     parts = logits.split(_CLASSES, dim=-1)
     losses = [cross_entropy(part.flatten(0, 2), wanted[..., i].flatten()) for i, part in enumerate(parts)]
     return torch.stack(losses).mean()
 
 
 def _found(logits: Tensor, wanted: Tensor) -> float:
-    """Fraction of the objects whose four attributes the largest logits all name, in their cell."""
+    """Fraction of the objects whose attributes the largest logits all name, in their cell."""
     named = torch.stack([part.argmax(-1) for part in logits.split(_CLASSES, dim=-1)], dim=-1)
     there = wanted.any(-1)
     return float((named == wanted).all(-1)[there].float().mean())
