@@ -12,6 +12,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -21,6 +22,7 @@ import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dialog_gen.clip.base import Clip
@@ -41,7 +43,7 @@ from dialog_train.loop import fit
 from dialog_train.system import Share
 from dialog_train.systems.clip.config import ClipRecipe
 from dialog_train.systems.clip.training import ClipTraining
-from dialog_train.world_layout import teach_layout
+from dialog_train.world_layout import ImageHeads, LayoutKept, looks_of, teach_layout
 
 # `dialog-gen download` does not use this seed by default.
 _SCENE_SEED = 20_232
@@ -66,8 +68,8 @@ class WorldClip:
     context_length: int
     steps: int
     layout_steps: int = 0
-    """Steps in which the image tower alone learns where things are; see `dialog_train.world_layout`. It is not trained
-    any further then: captions of the web would make it forget that."""
+    """Steps in which the image tower alone learns where things are, which it keeps in those on captions; see
+    `dialog_train.world_layout`."""
 
 
 def _texts_of_first(scene: Any, rng: random.Random) -> Iterator[str]:
@@ -199,6 +201,14 @@ def build(name: str, folder: Path) -> Clip:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookBatch(PixelBatch):
+    """Scenes of the second world, with what is where in them."""
+
+    cells: Tensor
+    places: Tensor
+
+
 class CaptionedScenes:
     """`Data` of scenes of the train split, each with a web caption, drawn on demand; no scene is used twice."""
 
@@ -217,7 +227,8 @@ class CaptionedScenes:
         texts = [world.web_caption(scene, rng) for scene in scenes]
         mine = columns_of(share.rank, share.world_size, self._batch_size)
         images = [np.asarray(through_jpeg(world.render(scene))) for scene in scenes[mine]]
-        return PixelBatch(
+        make = partial(LookBatch, **looks_of(scenes[mine])._asdict()) if self._spec.layout_steps else PixelBatch
+        return make(
             image_ids=[str(number) for number in numbers[mine]],
             pixels=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
             captions=Texts.of(self._encoder(texts[mine])[0], self._encoder.pad_id),
@@ -229,7 +240,6 @@ def recipe(name: str, out: Path, *, steps: int, seed: int) -> ClipRecipe:
     """The recipe of the training."""
     return ClipRecipe(
         model=name,
-        lock_image=CLIPS[name].layout_steps > 0,
         out=out,
         data=PixelSettings(images=_SCENES, work=out),
         optim=OptimSettings(**_OPTIM, max_steps=steps),
@@ -242,12 +252,20 @@ def train(name: str, folder: Path, *, steps: int | None = None, seed: int = 0) -
     """Trains the model and writes it to `folder`, in float16."""
     torch.manual_seed(seed)
     clip = build(name, folder)
+    heads = None
     if CLIPS[name].layout_steps:
-        teach_layout(clip, scene_seed=_SCENE_SEED, steps=min(CLIPS[name].layout_steps, steps or sys.maxsize))
+        heads = teach_layout(clip, scene_seed=_SCENE_SEED, steps=min(CLIPS[name].layout_steps, steps or sys.maxsize))
     with TemporaryDirectory() as work:
         how = recipe(name, Path(work) / "training", steps=CLIPS[name].steps if steps is None else steps, seed=seed)
-        fit(how, ClipTraining(clip, how), CaptionedScenes(clip, how))
+        fit(how, _training(clip, how, heads), CaptionedScenes(clip, how))
     save_clip(clip, folder, {name: tensor.half() for name, tensor in clip.model.state_dict().items()})
+
+
+def _training(clip: Clip, how: ClipRecipe, heads: ImageHeads | None) -> ClipTraining:
+    training = ClipTraining(clip, how)
+    if heads is not None:
+        training.module = LayoutKept(training.module, heads)
+    return training
 
 
 def main() -> None:

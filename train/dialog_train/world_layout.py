@@ -4,12 +4,14 @@ Captions of the web name a few things of an image, and the contrastive loss need
 where things are. As towers are trained on labelled images first, this one learns the look of the objects in each cell
 of a scene, and the place of what has a color and a shape: linear heads, which are dropped afterwards, read it off the
 image's embedding and off the patches' vectors. So the difference between two places is linear in the embedding, too: a
-text vector can say that one thing is left of another.
+text vector can say that one thing is left of another. `LayoutKept` adds the heads' losses to the contrastive loss, for
+captions of the web would make the tower forget most of it.
 """
 
 import logging
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,44 +59,77 @@ def places(scene: Scene) -> list[list[float]]:
     return found
 
 
-class LayoutHeads(nn.Module):
-    """Linear heads that read a scene's layout off the image's embedding and off the patches' vectors."""
+class Looks(NamedTuple):
+    """What is where in N scenes."""
 
-    def __init__(self, embed_dim: int, width: int) -> None:
+    cells: Tensor
+    """(N, 9, 2, 3) int64: see `layout`."""
+    places: Tensor
+    """(N, 42, 3) float32: see `places`."""
+
+
+def looks_of(scenes: Sequence[Scene]) -> Looks:
+    """The layouts of the scenes."""
+    return Looks(torch.tensor([layout(scene) for scene in scenes]), torch.tensor([places(scene) for scene in scenes]))
+
+
+class ImageHeads(nn.Module):
+    """Linear heads that read a scene's layout off the image's embedding."""
+
+    def __init__(self, embed_dim: int) -> None:
         super().__init__()
-        self.of_image = nn.Linear(embed_dim, len(CELLS) * _LAYERS * sum(_CLASSES))
+        self.cells = nn.Linear(embed_dim, len(CELLS) * _LAYERS * sum(_CLASSES))
         self.places = nn.Linear(embed_dim, len(_KINDS) * 3)
-        self.of_patch = nn.Linear(width, _LAYERS * sum(_CLASSES))
 
-    def forward(self, image: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, D) and (N, P, W) -> logits (N, 9, 2, C) of cells, `places` (N, 42, 3), logits (N, P, 2, C) of patches.
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) -> logits (N, 9, 2, C) of cells, `places` (N, 42, 3); C counts all classes.
 
-        C counts all classes. Of the embedding, only the direction is read, as in a similarity.
+        Of the embedding, only the direction is read, as in a similarity.
         """
-        count = len(image)
         image = normalize(image, dim=-1) * image.shape[-1] ** 0.5
-        return (
-            self.of_image(image).view(count, len(CELLS), _LAYERS, -1),
-            self.places(image).view(count, len(_KINDS), 3),
-            self.of_patch(patches).view(count, patches.shape[1], _LAYERS, -1),
-        )
+        return self.cells(image).unflatten(1, (len(CELLS), _LAYERS, -1)), self.places(image).unflatten(1, (-1, 3))
+
+    def loss(self, image: Tensor, looks: Looks) -> Tensor:
+        """Of N embeddings (N, D), as a scalar."""
+        cells, found = self(image)
+        return _loss(cells, looks.cells) + _PLACES_WEIGHT * mse_loss(found, looks.places)
+
+
+class LayoutKept(nn.Module):
+    """A system's module on batches with `looks`, which adds the loss of heads that stay as they are."""
+
+    def __init__(self, towers: Any, heads: ImageHeads) -> None:
+        super().__init__()
+        self.towers, self.heads = towers, heads.requires_grad_(False)
+        self._image = torch.empty(0)
+        towers.visual.register_forward_hook(self._see)
+
+    def _see(self, tower: nn.Module, inputs: object, image: Tensor) -> None:
+        del tower, inputs
+        self._image = image
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """The system's losses, and `layout_loss`."""
+        losses = self.towers(batch)
+        return {**losses, "layout_loss": self.heads.loss(self._image, Looks(batch.cells, batch.places))}
 
 
 def teach_layout(
     clip: Clip, *, scene_seed: int, steps: int, batch_size: int = 32, lr: float = 1e-3, log_every: int = 100
-) -> None:
-    """Trains the image tower, in place, on scenes of the train split; the text tower stays as it is.
+) -> ImageHeads:
+    """Trains the image tower, in place, on scenes of the train split; the text tower stays as it is. Returns the heads.
 
     The scenes have negative numbers, which the contrastive training does not use.
     """
     tower: Any = clip.model.visual  # type: ignore[union-attr]
-    heads = LayoutHeads(tower.output_dim, tower.conv1.out_channels)
+    heads = ImageHeads(tower.output_dim)
+    of_patches = nn.Linear(tower.conv1.out_channels, _LAYERS * sum(_CLASSES))
     normalize = Normalization(clip.preprocess_config)
     side = tower.image_size[0] // tower.patch_size[0]
     cell_of_patch = torch.tensor(
         [y * _SIDE // side * _SIDE + x * _SIDE // side for y in range(side) for x in range(side)]
     )
-    parameters = [*tower.parameters(), *heads.parameters()]
+    parameters = [*tower.parameters(), *heads.parameters(), *of_patches.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, total_steps=steps, pct_start=min(0.5, 100 / steps), div_factor=100
@@ -104,10 +139,9 @@ def teach_layout(
         scenes = [draw_scene("train", scene_seed, -(step * batch_size + i)) for i in range(batch_size)]
         pixels = np.stack([np.asarray(through_jpeg(render(scene))) for scene in scenes])
         image, patches = tower(normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
-        wanted = torch.tensor([layout(scene) for scene in scenes])
-        of_image, found, of_patch = heads(image, patches)
-        errors = mse_loss(found, torch.tensor([places(scene) for scene in scenes]))
-        loss = _loss(of_image, wanted) + _loss(of_patch, wanted[:, cell_of_patch]) + _PLACES_WEIGHT * errors
+        looks = looks_of(scenes)
+        of_patch = of_patches(patches).unflatten(2, (_LAYERS, -1))
+        loss = heads.loss(image, looks) + _loss(of_patch, looks.cells[:, cell_of_patch])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -115,17 +149,20 @@ def teach_layout(
         schedule.step()
         total += loss.item()
         if step % log_every == 0:
+            with torch.no_grad():
+                cells, found = heads(image)
             log.info(
                 "layout step %d/%d loss %.4f, %.1f %% of objects told by the embedding, error of places %.4f, %.0f s",
                 step,
                 steps,
                 total / log_every,
-                100 * _found(of_image, wanted),
-                errors.item(),
+                100 * _found(cells, looks.cells),
+                mse_loss(found, looks.places).item(),
                 time.perf_counter() - started,
             )
             total = 0.0
     tower.output_tokens = False
+    return heads
 
 
 def _loss(logits: Tensor, wanted: Tensor) -> Tensor:
