@@ -24,8 +24,9 @@ from dialog_gen.shapes.second.choices import choices
 from dialog_gen.shapes.second.scenes import CELLS, COLORS, SHAPES, SIZES, TEXTURES
 from dialog_gen.shapes.worlds import SECOND
 from dialog_train import world_clip
+from dialog_train.data.pixel_set import Normalization
 from dialog_train.system import EVERYTHING, Share
-from dialog_train.world_layout import layout, teach_layout
+from dialog_train.world_layout import ImageHeads, LayoutKept, Looks, layout, places, teach_layout
 
 CHECKPOINTS = Path(str(CLIP_MODELS.get("shapes-clip"))).parent
 SCENES = [draw_scene("test", 3, number) for number in range(200)]
@@ -164,18 +165,29 @@ def test_siblings_are_every_second_scene_and_differ_in_a_swap() -> None:
 
 
 def test_the_layout_is_what_is_seen_in_the_pixels() -> None:
-    attributes = {"shape": SHAPES, "color": COLORS, "texture": TEXTURES, "size": SIZES}
+    kinds = [(color, shape) for color in COLORS for shape in SHAPES]
     for number in range(60):
         scene = SECOND.draw_scene("train", 3, number)
         said = {
-            (cell, layer, *(words[place - 1] for words, place in zip(attributes.values(), look, strict=True)))
+            (cell, layer, kinds[kind - 1], TEXTURES[texture - 1], SIZES[size - 1])
             for cell, layers in zip(CELLS, layout(scene), strict=True)
-            for layer, look in enumerate(layers)
-            if any(look)
+            for layer, (kind, texture, size) in enumerate(layers)
+            if kind
         }
         found = seen(scene)
         behind = {j for f in found for j in f.in_front_of}
-        assert said == {(f.cell, int(i in behind), f.shape, f.color, f.texture, f.size) for i, f in enumerate(found)}
+        assert said == {(f.cell, int(i in behind), (f.color, f.shape), f.texture, f.size) for i, f in enumerate(found)}
+
+
+def test_places_are_those_seen_in_the_pixels() -> None:
+    kinds = [(color, shape) for color in COLORS for shape in SHAPES]
+    for number in range(60):
+        scene = SECOND.draw_scene("train", 3, number)
+        wanted = torch.zeros(len(kinds), 3)
+        for f in seen(scene):
+            # In cells of 32 pixels, from the centre of an image of 96.
+            wanted[kinds.index((f.color, f.shape))] += torch.tensor([1, (f.x - 48) / 32, (f.y - 48) / 32])
+        torch.testing.assert_close(torch.tensor(places(scene)), wanted, rtol=0, atol=0.1)
 
 
 @pytest.mark.slow
@@ -193,6 +205,30 @@ def test_the_image_tower_learns_a_layout_and_the_text_tower_stays(
     changed = {name for name, value in clip.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("visual.") for name in changed)
+
+
+def test_the_contrastive_training_keeps_the_layout_with_heads_that_stay_as_they_are(tmp_path: Path) -> None:
+    """Losses and gradients of the image tower are the sums of both; neither towers nor heads are changed otherwise."""
+    torch.manual_seed(0)
+    clip = world_clip.build("shapes2-clip", tmp_path)
+    how = world_clip.recipe("shapes2-clip", tmp_path / "training", steps=1, seed=0)
+    heads = ImageHeads(clip.config["embed_dim"])
+    training = world_clip.ClipTraining(clip, how)
+    batch = world_clip.CaptionedScenes(clip, how).batch(0, Share(0, 8))
+    scenes = world_clip.CLIPS["shapes2-clip"].scenes(range(how.optim.batch_size))[: len(batch.image_ids)]
+    assert isinstance(batch, world_clip.LookBatch)
+    assert torch.equal(batch.cells, torch.tensor([layout(scene) for scene in scenes]))
+    assert torch.equal(batch.places, torch.tensor([places(scene) for scene in scenes]))
+
+    alone = training.module(batch)
+    image = clip.model.visual(Normalization(clip.preprocess_config)(batch.pixels))
+    wanted = {**alone, "layout_loss": heads.loss(image, Looks(batch.cells, batch.places))}
+    kept = LayoutKept(training.module, heads)(batch)
+    torch.testing.assert_close(kept, wanted)
+    towers = [p for p in clip.model.parameters() if p.requires_grad]
+    gradients = [torch.autograd.grad(torch.stack([*losses.values()]).sum(), towers) for losses in (kept, wanted)]
+    torch.testing.assert_close(*gradients)
+    assert not any(p.requires_grad for p in heads.parameters())
 
 
 def test_scenes_are_the_same_for_any_number_of_processes(clip: Clip) -> None:

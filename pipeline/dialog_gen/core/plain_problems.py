@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 _MUST_BE: Mapping[str, str] = {
     "int_parsing": "a whole number",
     "int_parsing_size": "a whole number of fewer digits",
@@ -36,6 +38,14 @@ def plain_problem(problem: Mapping[str, Any]) -> str:
         limits = {key: _number(value) for key, value in problem.get("ctx", {}).items()}
         return f"must be {wanted.format_map(limits)}"
     return re.sub("^Value error, ", "", problem["msg"]).removesuffix(".")
+
+
+def first_problem(error: Exception) -> str:
+    """What `error` says; of pydantic's problems the first, with the place where it is."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {plain_problem(problem)}".removeprefix(": ")
 
 
 def _number(value: object) -> str:

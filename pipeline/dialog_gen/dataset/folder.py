@@ -32,7 +32,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
 )
 
@@ -41,6 +40,7 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import sha256_json
 from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.parallel import in_order
+from dialog_gen.core.plain_problems import first_problem
 from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.errors import (
     BeingWrittenError,
@@ -189,8 +189,7 @@ class DatasetFolder:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-            raise DamagedConfigError(f"{self.location}/{UPGRADE} is damaged: {problem}.") from None
+            raise DamagedConfigError(f"{self.location}/{UPGRADE} is damaged: {first_problem(error)}.") from None
         except IsADirectoryError:
             raise DamagedConfigError(f"{self.location}/{UPGRADE} is damaged: it is a folder.") from None
 

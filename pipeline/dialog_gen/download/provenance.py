@@ -6,10 +6,11 @@ images.
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import write_json
+from dialog_gen.core.plain_problems import first_problem
 from dialog_gen.core.sealed_json import sealed, unsealed
 from dialog_gen.dataset.folder import Count, DatasetFolder
 from dialog_gen.download.manifests import Manifest
@@ -82,7 +83,9 @@ def _shared(folder: DatasetFolder) -> ImageProvenance | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UsageError(f"{folder.location}/{NAME} is damaged: {_first(error)}. Remove it, or pull again.") from None
+        raise UsageError(
+            f"{folder.location}/{NAME} is damaged: {first_problem(error)}. Remove it, or pull again."
+        ) from None
 
 
 def _downloaded(folder: Path) -> ImageProvenance:
@@ -100,12 +103,4 @@ def _link_rot(file: Path) -> LinkRotRecord:
     try:
         return LinkRotRecord.model_validate(unsealed(file.read_bytes()))
     except (ValueError, OSError) as error:
-        what = _first(error)
-        raise UsageError(f"{file} is no link_rot.json of `dialog-gen download`: {what}.") from None
-
-
-def _first(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    problem = error.errors()[0]
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".removeprefix(": ")
+        raise UsageError(f"{file} is no link_rot.json of `dialog-gen download`: {first_problem(error)}.") from None

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plain_problems import first_problem
 from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.folder import Count, DatasetFolder, ShardManifest
 from dialog_gen.dataset.intact import footer, intact_manifests
@@ -135,9 +136,8 @@ def _gates(folder: DatasetFolder) -> GateNotes | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise UsageError(
-            f"{folder.location}/gates.json is damaged ({what}): `dialog-gen gate` writes it again."
+            f"{folder.location}/gates.json is damaged ({first_problem(error)}): `dialog-gen gate` writes it again."
         ) from None
 
 

@@ -35,6 +35,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_gen.core.plain_problems import plain_problem
 from dialog_gen.engines.base import (
     Answer,
     CoreAddress,
@@ -325,8 +326,7 @@ def check_quantized(model: GeneratorModel, options: EngineOptions, method: str) 
     try:
         found = VllmConfig.get_quantization_config(arguments.create_model_config(), arguments.create_load_config())
     except ValidationError as error:
-        problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise unreadable(model.name, method, "vLLM", problem, known=known) from error
+        raise unreadable(model.name, method, "vLLM", plain_problem(error.errors()[0]), known=known) from error
     # Each format has checks of its own.
     except Exception as error:
         raise unreadable(model.name, method, "vLLM", error, known=known) from error
