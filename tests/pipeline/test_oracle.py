@@ -103,3 +103,19 @@ def test_a_share_of_the_answers_is_false(tmp_path: Path, name: str) -> None:
     assert 0.4 < found.rate < 0.95
     with pytest.raises(UsageError, match=r"--truth 1\.5: give the share"):
         write_dialogues(world, str(tmp_path / "out"), truth=1.5)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_longer_dialogues_begin_as_shorter_ones_and_ask_different_things(tmp_path: Path, name: str) -> None:
+    world = write_world(tmp_path / "world", name)
+    for pairs in (3, 5):
+        write_dialogues(world, str(tmp_path / str(pairs)), pairs=pairs)
+    for short, long in zip(rows_of(tmp_path / "3"), rows_of(tmp_path / "5"), strict=True):
+        assert long["texts"][:3] == short["texts"]
+        assert len({pair["user"] for pair in long["texts"]}) == 5
+    with pytest.raises(
+        UsageError, match=r"--pairs 99 is too many for image .*: the scene offers"
+    ):
+        write_dialogues(world, str(tmp_path / "out"), pairs=99)
+    with pytest.raises(UsageError, match="--pairs 0: give the number"):
+        write_dialogues(world, str(tmp_path / "out"), pairs=0)

@@ -3,7 +3,7 @@
 In place of a generator, the scene graphs ask and answer three questions about each image of a downloaded world. Such
 dialogues are the upper bound of what a generator can give, and they stand in for one in `shapes-2`, which
 has no generator of its own. With `--truth 0.7`, 30 % of the answers are replaced by others of the same kind, to measure
-what false dialogues cost.
+what false dialogues cost; with `--pairs 8`, each image has eight questions, to measure what longer dialogues give.
 """
 
 import argparse
@@ -27,25 +27,27 @@ from dialog_gen.shapes.truth import load_scenes
 from dialog_gen.shapes.worlds import AnyScene, world_of
 from dialog_gen.sources.base import SourceImage, open_source
 
-QUESTIONS = 3
-_MODEL, _ENGINE, _PROTOCOL = "oracle", "scene graphs", f"oracle-{QUESTIONS}qa"
+PAIRS = 3
+_MODEL, _ENGINE = "oracle", "scene graphs"
 
 
-def write_dialogues(shapes: Path, out: str, *, seed: int = 0, truth: float = 1.0) -> int:
+def write_dialogues(shapes: Path, out: str, *, seed: int = 0, truth: float = 1.0, pairs: int = PAIRS) -> int:
     """Writes a dataset with a row for each image of a downloaded world; gives the number of rows.
 
-    `truth`: probability of each answer to stay true, from 0 to 1. Finished shards are kept; the same world, seed and
-    truth give the same dialogues. Raises UsageError for an image without a scene graph, for a truth beyond its bounds,
-    or if `out` has a dataset of another kind.
+    `truth`: probability of each answer to stay true, from 0 to 1. `pairs`: questions about each image. Finished shards
+    are kept; the same arguments give the same dialogues. Raises UsageError for an image without a scene graph or with
+    fewer kinds of questions, for a truth beyond its bounds, or if `out` has a dataset of another kind.
     """
     if not 0 <= truth <= 1:
         raise UsageError(f"--truth {truth:g}: give the share of true answers, from 0 to 1.")
+    if pairs < 1:
+        raise UsageError(f"--pairs {pairs}: give the number of questions about each image, at least 1.")
     scenes, rows = load_scenes(shapes), 0
     config: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model": _MODEL,
         "engine": _ENGINE,
-        "protocol": _PROTOCOL,
+        "protocol": _protocol(pairs),
         "seed": seed,
     }
     if truth < 1:
@@ -57,20 +59,27 @@ def write_dialogues(shapes: Path, out: str, *, seed: int = 0, truth: float = 1.0
                 continue
             writer = ShardWriter(store.staging(), shard)
             for index, image in enumerate(shard.read()):
-                writer.add(index, _row(image, scenes, seed, truth), output_tokens=0)
+                writer.add(index, _row(image, scenes, seed, truth, pairs), output_tokens=0)
             store.commit(writer.finish())
     return rows
 
 
-def _row(image: SourceImage, scenes: Mapping[str, AnyScene], seed: int, truth: float) -> dict[str, Any]:
+def _protocol(pairs: int) -> str:
+    return f"oracle-{pairs}qa"
+
+
+def _row(image: SourceImage, scenes: Mapping[str, AnyScene], seed: int, truth: float, pairs: int) -> dict[str, Any]:
     if image.image_id not in scenes:
         raise UsageError(f"truth.jsonl has no scene for image {image.image_id}: download the world again.")
     scene = scenes[image.image_id]
     world = world_of(scene)
-    questions = world.ask(scene, random.Random(f"oracle/{seed}/{image.image_id}"), QUESTIONS)
+    try:
+        questions = world.ask(scene, random.Random(f"oracle/{seed}/{image.image_id}"), pairs)
+    except ValueError as error:
+        raise UsageError(f"--pairs {pairs} is too many for image {image.image_id}: {error}.") from None
     # A stream of its own, so that a lower truth asks the same questions and replaces the same answers and more.
     rng = random.Random(f"oracle truth/{seed}/{image.image_id}")
-    pairs = [
+    texts = [
         {"user": asked.question, "assistant": _answer(asked, world.answer_groups, true=rng.random() < truth, rng=rng)}
         for asked in questions
     ]
@@ -81,14 +90,14 @@ def _row(image: SourceImage, scenes: Mapping[str, AnyScene], seed: int, truth: f
         "url": image.url,
         "source_sha256": image.source_sha256,
         "caption": image.caption,
-        "texts": pairs,
+        "texts": texts,
         **dict.fromkeys(PAIR_COLUMNS),
         "model": _MODEL,
         "model_revision": None,
         "engine": _ENGINE,
         "engine_version": __version__,
-        "protocol": _PROTOCOL,
-        "prompt_sha256": sha256_json({"protocol": _PROTOCOL}),
+        "protocol": _protocol(pairs),
+        "prompt_sha256": sha256_json({"protocol": _protocol(pairs)}),
         "sampling": {"temperature": 0.0, "top_p": 1.0, "max_tokens": 0, "seed": seed},
         "finish_reasons": ["stop"],
         "attempts": 1,
@@ -110,12 +119,15 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="the dataset to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--truth", type=float, default=1.0, help="share of answers that are true, from 0 to 1")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="questions about each image, each of another kind")
     arguments = parser.parse_args()
     try:
-        rows = write_dialogues(arguments.shapes, arguments.out, seed=arguments.seed, truth=arguments.truth)
+        rows = write_dialogues(
+            arguments.shapes, arguments.out, seed=arguments.seed, truth=arguments.truth, pairs=arguments.pairs
+        )
     except (UsageError, FileNotFoundError) as error:
         parser.error(str(error))
-    say(f"{arguments.out}: {count_of(rows, 'dialogue')} of {QUESTIONS} pairs")
+    say(f"{arguments.out}: {count_of(rows, 'dialogue')} of {arguments.pairs} pairs")
 
 
 if __name__ == "__main__":
