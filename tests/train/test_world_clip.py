@@ -21,6 +21,7 @@ from dialog_gen.shapes.render import render, through_jpeg
 from dialog_gen.shapes.scenes import draw_scene
 from dialog_gen.shapes.second.captions import negated_captions
 from dialog_gen.shapes.second.choices import choices
+from dialog_gen.shapes.second.relations import decided
 from dialog_gen.shapes.second.scenes import CELLS, COLORS, SHAPES, SIZES, TEXTURES
 from dialog_gen.shapes.worlds import SECOND
 from dialog_train import world_clip
@@ -138,20 +139,28 @@ def test_the_second_finds_images_it_never_saw(second: Clip) -> None:
     assert found.text_recall[1] > 0.7
 
 
-def test_embeddings_of_the_second_tell_where_something_is(second: Clip) -> None:
-    """A least-squares probe of which cells are occupied, against the more frequent answer for each cell."""
+def test_embeddings_of_the_second_tell_which_of_two_things_is_left_and_above(second: Clip) -> None:
+    """A least-squares probe of the x and y of what has a color and a shape, on scenes of the test split."""
+    kinds = [(color, shape) for color in COLORS for shape in SHAPES]
 
-    def data(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def data(split: str, count: int) -> tuple[list[Any], torch.Tensor, torch.Tensor]:
         scenes = [SECOND.draw_scene(split, 9, number) for number in range(count)]
-        occupied = torch.tensor([[float(any(o.cell == cell for o in s.objects)) for cell in CELLS] for s in scenes])
-        return torch.cat([embedded(second, scenes), torch.ones(count, 1)], 1), occupied
+        return scenes, torch.cat([embedded(second, scenes), torch.ones(count, 1)], 1), torch.zeros(count, len(kinds), 2)
 
-    (x, y), (x_test, y_test) = data("train", 1200), data("test", 300)
-    weights = torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(x.shape[1]), x.T @ (2 * y - 1))
-    told = ((x_test @ weights > 0).float() == y_test).float().mean()
-    blind = torch.maximum(y_test.mean(0), 1 - y_test.mean(0)).mean()
-    assert blind < 0.75
-    assert told > 0.82
+    (scenes, x, places), (unseen, x_test, _) = data("train", 1200), data("test", 300)
+    for row, scene in enumerate(scenes):
+        for o in scene.objects:
+            places[row, kinds.index((o.color, o.shape))] += torch.tensor(o.center_px) - 48
+    weights = torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(x.shape[1]), x.T @ places.flatten(1))
+    told = (x_test @ weights).unflatten(1, (-1, 2))
+    right = [
+        told[row, kinds.index((a.color, a.shape)), axis] < told[row, kinds.index((b.color, b.shape)), axis]
+        for row, scene in enumerate(unseen)
+        for axis, relation in enumerate(("left of", "above"))
+        for a, _, b in decided(scene, (relation,))
+    ]
+    assert len(right) > 500
+    assert torch.stack(right).float().mean() > 0.95
 
 
 def test_siblings_are_every_second_scene_and_differ_in_a_swap() -> None:
