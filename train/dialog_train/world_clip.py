@@ -1,9 +1,10 @@
 """Trains the CLIP of an embedded world: `python -m dialog_train.world_clip shapes-clip --out DIR` (see `make world`).
 
-`shapes-clip` and `shapes2-clip` are open_clip models of 1.1 million parameters. They are trained like any
-other by `train/clip.py`, with only the contrastive loss, on scenes of the train split and their web captions. Their
-tokenizers know every word of their world, but no caption contains a question, so the embeddings of words such as
-"what", "how many" or "yes" keep their initial values. Dialogues can fill that gap.
+`shapes-clip` and `shapes2-clip` are open_clip models of 1.1 and 1.8 million parameters. They are trained like any
+other by `train/clip.py`, with the contrastive loss, on scenes of the train split and their web captions; the image
+tower of `shapes2-clip` learns what is where before that, and keeps it (`dialog_train.world_layout`). Their tokenizers
+know every word of their world, but no caption contains a question, so the embeddings of words such as "what",
+"how many" or "yes" keep their initial values. Dialogues can fill that gap.
 """
 
 import argparse
@@ -122,7 +123,7 @@ CLIPS: Final = {
         image_layers=3,
         text_layers=2,
         context_length=64,
-        steps=900,
+        steps=2000,
         layout_steps=12000,
     ),
 }

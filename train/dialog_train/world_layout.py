@@ -101,17 +101,14 @@ class LayoutKept(nn.Module):
     def __init__(self, towers: Any, heads: ImageHeads) -> None:
         super().__init__()
         self.towers, self.heads = towers, heads.requires_grad_(False)
-        self._image = torch.empty(0)
-        towers.visual.register_forward_hook(self._see)
-
-    def _see(self, tower: nn.Module, inputs: object, image: Tensor) -> None:
-        del tower, inputs
-        self._image = image
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
         """The system's losses, and `layout_loss`."""
+        images: list[Tensor] = []
+        hook = self.towers.visual.register_forward_hook(lambda _tower, _pixels, image: images.append(image))
         losses = self.towers(batch)
-        return {**losses, "layout_loss": self.heads.loss(self._image, Looks(batch.cells, batch.places))}
+        hook.remove()
+        return {**losses, "layout_loss": self.heads.loss(torch.cat(images), Looks(batch.cells, batch.places))}
 
 
 def teach_layout(
