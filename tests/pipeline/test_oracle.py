@@ -9,6 +9,7 @@ from helpers.inputs import write_tar
 from helpers.rows import rows_of
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.dataset.errors import OtherConfigError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.shapes import oracle
 from dialog_gen.shapes.files import ShapesSubset, write_files
@@ -75,6 +76,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr("sys.argv", ["oracle", str(world), "--out", str(tmp_path / "out")])
     oracle.main()
     assert f"{LIMIT} dialogues of 3 pairs" in "".join(capsys.readouterr())
+    monkeypatch.setattr("sys.argv", ["oracle", str(world), "--out", str(tmp_path / "one"), "--pairs", "1"])
+    oracle.main()
+    assert f"{LIMIT} dialogues of 1 pair\n" in "".join(capsys.readouterr())
+    assert [len(row["texts"]) for row in rows_of(tmp_path / "one")] == [1] * LIMIT
     monkeypatch.setattr("sys.argv", ["oracle", str(tmp_path / "none"), "--out", str(tmp_path / "other")])
     with pytest.raises(SystemExit) as stopped:
         oracle.main()
@@ -113,9 +118,9 @@ def test_longer_dialogues_begin_as_shorter_ones_and_ask_different_things(tmp_pat
     for short, long in zip(rows_of(tmp_path / "3"), rows_of(tmp_path / "5"), strict=True):
         assert long["texts"][:3] == short["texts"]
         assert len({pair["user"] for pair in long["texts"]}) == 5
-    with pytest.raises(
-        UsageError, match=r"--pairs 99 is too many for image .*: the scene offers"
-    ):
+    with pytest.raises(UsageError, match=r"--pairs 99 is too many for image .*: the scene offers"):
         write_dialogues(world, str(tmp_path / "out"), pairs=99)
     with pytest.raises(UsageError, match="--pairs 0: give the number"):
         write_dialogues(world, str(tmp_path / "out"), pairs=0)
+    with pytest.raises(OtherConfigError):
+        write_dialogues(world, str(tmp_path / "3"), pairs=5)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from dialog_gen.shapes.second.scenes import CELLS, COLORS, SHAPES, SIZES, TEXTUR
 from dialog_gen.shapes.worlds import SECOND
 from dialog_train import world_clip
 from dialog_train.data.pixel_set import Normalization
+from dialog_train.loop import fit
 from dialog_train.system import EVERYTHING, Share
-from dialog_train.world_layout import ImageHeads, LayoutKept, Looks, layout, places, teach_layout
+from dialog_train.world_layout import ImageHeads, LayoutTargets, layout, places, teach_layout
 
 CHECKPOINTS = Path(str(CLIP_MODELS.get("shapes-clip"))).parent
+SPEC = world_clip.CLIPS["shapes2-clip"]
 SCENES = [draw_scene("test", 3, number) for number in range(200)]
 
 
@@ -81,6 +84,24 @@ def test_finds_images_it_never_saw(clip: Clip) -> None:
     # Chance is half a percent.
     assert found.image_recall[1] > 0.5
     assert found.text_recall[1] > 0.5
+
+
+@pytest.mark.slow
+def test_both_trainings_of_the_second_are_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The layout's loss begins in the second where it ended in the first, instead of where it began."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(world_clip, "CLIPS", {"shapes2-clip": replace(SPEC, layout_steps=100, steps=3)})
+    losses: list[dict[str, float]] = []
+    monkeypatch.setattr(world_clip, "fit", lambda *args: losses.append(fit(*args).losses))
+    with caplog.at_level("INFO"):
+        world_clip.train("shapes2-clip", tmp_path / "clip")
+    (said,) = [record.getMessage() for record in caplog.records if record.msg.startswith("layout step")]
+    (found,) = losses
+    assert set(found) == {"contrastive_loss", "layout_loss", "loss"}
+    assert found["layout_loss"] < float(said.split("loss ")[1].split(",")[0])
+    assert load_clip(str(tmp_path / "clip")).config["embed_dim"] == SPEC.width
 
 
 @pytest.mark.slow
@@ -147,11 +168,11 @@ def test_embeddings_of_the_second_tell_which_of_two_things_is_left_and_above(sec
         scenes = [SECOND.draw_scene(split, 9, number) for number in range(count)]
         return scenes, torch.cat([embedded(second, scenes), torch.ones(count, 1)], 1), torch.zeros(count, len(kinds), 2)
 
-    (scenes, x, places), (unseen, x_test, _) = data("train", 1200), data("test", 300)
+    (scenes, x, where), (unseen, x_test, _) = data("train", 1200), data("test", 300)
     for row, scene in enumerate(scenes):
         for o in scene.objects:
-            places[row, kinds.index((o.color, o.shape))] += torch.tensor(o.center_px) - 48
-    weights = torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(x.shape[1]), x.T @ places.flatten(1))
+            where[row, kinds.index((o.color, o.shape))] += torch.tensor(o.center_px) - 48
+    weights = torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(x.shape[1]), x.T @ where.flatten(1))
     told = (x_test @ weights).unflatten(1, (-1, 2))
     right = [
         told[row, kinds.index((a.color, a.shape)), axis] < told[row, kinds.index((b.color, b.shape)), axis]
@@ -216,23 +237,22 @@ def test_the_image_tower_learns_a_layout_and_the_text_tower_stays(
     assert all(name.startswith("visual.") for name in changed)
 
 
-def test_the_contrastive_training_keeps_the_layout_with_heads_that_stay_as_they_are(tmp_path: Path) -> None:
-    """Losses and gradients of the image tower are the sums of both; neither towers nor heads are changed otherwise."""
-    torch.manual_seed(0)
-    clip = world_clip.build("shapes2-clip", tmp_path)
+def test_the_contrastive_training_keeps_the_layout(tmp_path: Path) -> None:
+    """Losses and gradients of the towers are the sums of both; the heads are not trained."""
+    clip = load_clip(str(CHECKPOINTS / "shapes2-clip"))
     how = world_clip.recipe("shapes2-clip", tmp_path / "training", steps=1, seed=0)
     heads = ImageHeads(clip.config["embed_dim"])
     training = world_clip.ClipTraining(clip, how)
     batch = world_clip.CaptionedScenes(clip, how).batch(0, Share(0, 8))
     scenes = world_clip.CLIPS["shapes2-clip"].scenes(range(how.optim.batch_size))[: len(batch.image_ids)]
-    assert isinstance(batch, world_clip.LookBatch)
+    assert isinstance(batch, world_clip.LayoutBatch)
     assert torch.equal(batch.cells, torch.tensor([layout(scene) for scene in scenes]))
     assert torch.equal(batch.places, torch.tensor([places(scene) for scene in scenes]))
 
     alone = training.module(batch)
     image = clip.model.visual(Normalization(clip.preprocess_config)(batch.pixels))
-    wanted = {**alone, "layout_loss": heads.loss(image, Looks(batch.cells, batch.places))}
-    kept = LayoutKept(training.module, heads)(batch)
+    wanted = {**alone, "layout_loss": heads.loss(image, LayoutTargets(batch.cells, batch.places))}
+    kept = world_clip._training(clip, how, heads).module(batch)
     torch.testing.assert_close(kept, wanted)
     towers = [p for p in clip.model.parameters() if p.requires_grad]
     gradients = [torch.autograd.grad(torch.stack([*losses.values()]).sum(), towers) for losses in (kept, wanted)]

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.core.files import read_regular
+from dialog_gen.core.plain_problems import first_problem
 from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.core.version import __version__
 from dialog_gen.dataset.folder import DatasetFolder
@@ -149,9 +150,7 @@ def _results(path: Path) -> Results:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path} is no results.json of dialog-eval: {where}: {first['msg']}.") from None
+        raise UsageError(f"{path} is no results.json of dialog-eval: {first_problem(error)}.") from None
 
 
 def read_training(checkpoint: Path) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 `shapes-clip` and `shapes2-clip` are open_clip models of 1.1 and 1.8 million parameters. They are trained like any
 other by `train/clip.py`, with the contrastive loss, on scenes of the train split and their web captions; the image
-tower of `shapes2-clip` learns what is where before that, and keeps it (`dialog_train.world_layout`). Their tokenizers
-know every word of their world, but no caption contains a question, so the embeddings of words such as "what",
-"how many" or "yes" keep their initial values. Dialogues can fill that gap.
+tower of `shapes2-clip` learns what is where before that, by a loss that is then kept beside the contrastive one
+(`dialog_train.world_layout`). Their tokenizers know every word of their world, but no caption contains a question, so
+the embeddings of words such as "what", "how many" or "yes" keep their initial values. Dialogues can fill that gap.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from dialog_train.loop import fit
 from dialog_train.system import Share
 from dialog_train.systems.clip.config import ClipRecipe
 from dialog_train.systems.clip.training import ClipTraining
-from dialog_train.world_layout import ImageHeads, LayoutKept, looks_of, teach_layout
+from dialog_train.world_layout import ImageHeads, WithLayoutLoss, layout_targets, teach_layout
 
 # `dialog-gen download` does not use this seed by default.
 _SCENE_SEED = 20_232
@@ -69,8 +69,8 @@ class WorldClip:
     context_length: int
     steps: int
     layout_steps: int = 0
-    """Steps in which the image tower alone learns where things are, which it keeps in those on captions; see
-    `dialog_train.world_layout`."""
+    """Steps in which the image tower alone learns where things are; if there are any, that loss stays beside the
+    contrastive one. See `dialog_train.world_layout`."""
 
 
 def _texts_of_first(scene: Any, rng: random.Random) -> Iterator[str]:
@@ -203,8 +203,8 @@ def build(name: str, folder: Path) -> Clip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LookBatch(PixelBatch):
-    """Scenes of the second world, with what is where in them."""
+class LayoutBatch(PixelBatch):
+    """Images of scenes, with the tensors of `LayoutTargets`."""
 
     cells: Tensor
     places: Tensor
@@ -228,7 +228,7 @@ class CaptionedScenes:
         texts = [world.web_caption(scene, rng) for scene in scenes]
         mine = columns_of(share.rank, share.world_size, self._batch_size)
         images = [np.asarray(through_jpeg(world.render(scene))) for scene in scenes[mine]]
-        make = partial(LookBatch, **looks_of(scenes[mine])._asdict()) if self._spec.layout_steps else PixelBatch
+        make = partial(LayoutBatch, **layout_targets(scenes[mine])._asdict()) if self._spec.layout_steps else PixelBatch
         return make(
             image_ids=[str(number) for number in numbers[mine]],
             pixels=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
@@ -265,7 +265,7 @@ def train(name: str, folder: Path, *, steps: int | None = None, seed: int = 0) -
 def _training(clip: Clip, how: ClipRecipe, heads: ImageHeads | None) -> ClipTraining:
     training = ClipTraining(clip, how)
     if heads is not None:
-        training.module = LayoutKept(training.module, heads)
+        training.module = WithLayoutLoss(training.module, heads)
     return training
 
 

@@ -1,11 +1,11 @@
-"""Teaches the image tower of a CLIP of the world `shapes-2` what is where, before its contrastive training.
+"""Teaches the image tower of a CLIP of the world `shapes-2` what is where, before and during its contrastive training.
 
-Captions of the web name a few things of an image, and the contrastive loss needs many of them to teach an image tower
-where things are. As towers are trained on labelled images first, this one learns the look of the objects in each cell
-of a scene, and the place of what has a color and a shape: linear heads, which are dropped afterwards, read it off the
-image's embedding and off the patches' vectors. So the difference between two places is linear in the embedding, too: a
-text vector can say that one thing is left of another. `LayoutKept` adds the heads' losses to the contrastive loss, for
-captions of the web would make the tower forget most of it.
+Web captions name a few things of an image, and the contrastive loss needs many of them to teach an image tower where
+things are. As towers are trained on labelled images first, this one learns the objects in each cell of a scene, which
+linear heads read off the image's embedding and off the patches' vectors, and for each color and shape where such
+objects are, which a linear head reads off the embedding. So the difference between two places is linear in the
+embedding, too: a text vector can say that one thing is left of another. The heads are dropped afterwards.
+`WithLayoutLoss` adds their loss to the contrastive loss: with web captions alone, the tower would forget most of it.
 """
 
 import logging
@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 _KINDS = [(color, shape) for color in COLORS for shape in SHAPES]
 # One class more each: no object.
 _CLASSES = [1 + len(_KINDS), 1 + len(TEXTURES), 1 + len(SIZES)]
-# Most kinds are in no place of most scenes: without a weight, their error would be nothing beside the other losses.
+# Most kinds are absent from most scenes, so this mean error is small: unweighted, it would hardly count beside the
+# cross-entropies.
 _PLACES_WEIGHT = 30.0
 # The object in front, and the one behind it.
 _LAYERS = 2
@@ -37,7 +38,7 @@ _SIDE = 3
 
 
 def layout(scene: Scene) -> list[list[list[int]]]:
-    """(cell, front or behind, attribute) -> class: 0 where there is no object, else 1 + the number of its value.
+    """(cell, front or behind, attribute) -> class: 0 where there is no object, else 1 + the index of its value.
 
     The attributes are color and shape together, texture, and size.
     """
@@ -59,8 +60,8 @@ def places(scene: Scene) -> list[list[float]]:
     return found
 
 
-class Looks(NamedTuple):
-    """What is where in N scenes."""
+class LayoutTargets(NamedTuple):
+    """What heads are to read off N images."""
 
     cells: Tensor
     """(N, 9, 2, 3) int64: see `layout`."""
@@ -68,9 +69,11 @@ class Looks(NamedTuple):
     """(N, 42, 3) float32: see `places`."""
 
 
-def looks_of(scenes: Sequence[Scene]) -> Looks:
-    """The layouts of the scenes."""
-    return Looks(torch.tensor([layout(scene) for scene in scenes]), torch.tensor([places(scene) for scene in scenes]))
+def layout_targets(scenes: Sequence[Scene]) -> LayoutTargets:
+    """The targets of the scenes."""
+    return LayoutTargets(
+        torch.tensor([layout(scene) for scene in scenes]), torch.tensor([places(scene) for scene in scenes])
+    )
 
 
 class ImageHeads(nn.Module):
@@ -84,19 +87,23 @@ class ImageHeads(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> logits (N, 9, 2, C) of cells, `places` (N, 42, 3); C counts all classes.
 
-        Of the embedding, only the direction is read, as in a similarity.
+        Of the embedding, only the direction is read, as in a similarity; the scale gives its entries a mean square of
+        one, as linear layers expect.
         """
         image = normalize(image, dim=-1) * image.shape[-1] ** 0.5
         return self.cells(image).unflatten(1, (len(CELLS), _LAYERS, -1)), self.places(image).unflatten(1, (-1, 3))
 
-    def loss(self, image: Tensor, looks: Looks) -> Tensor:
+    def loss(self, image: Tensor, targets: LayoutTargets) -> Tensor:
         """Of N embeddings (N, D), as a scalar."""
         cells, found = self(image)
-        return _loss(cells, looks.cells) + _PLACES_WEIGHT * mse_loss(found, looks.places)
+        return _loss(cells, targets.cells) + _PLACES_WEIGHT * mse_loss(found, targets.places)
 
 
-class LayoutKept(nn.Module):
-    """A system's module on batches with `looks`, which adds the loss of heads that stay as they are."""
+class WithLayoutLoss(nn.Module):
+    """The module of contrastive training, on batches that have the tensors of `LayoutTargets`, and the heads' loss.
+
+    The heads are not trained.
+    """
 
     def __init__(self, towers: Any, heads: ImageHeads) -> None:
         super().__init__()
@@ -105,10 +112,10 @@ class LayoutKept(nn.Module):
     def forward(self, batch: Any) -> dict[str, Tensor]:
         """The system's losses, and `layout_loss`."""
         images: list[Tensor] = []
-        hook = self.towers.visual.register_forward_hook(lambda _tower, _pixels, image: images.append(image))
-        losses = self.towers(batch)
-        hook.remove()
-        return {**losses, "layout_loss": self.heads.loss(torch.cat(images), Looks(batch.cells, batch.places))}
+        with self.towers.visual.register_forward_hook(lambda _tower, _pixels, image: images.append(image)):
+            losses = self.towers(batch)
+        targets = LayoutTargets(batch.cells, batch.places)
+        return {**losses, "layout_loss": self.heads.loss(torch.cat(images), targets)}
 
 
 def teach_layout(
@@ -121,7 +128,7 @@ def teach_layout(
     tower: Any = clip.model.visual  # type: ignore[union-attr]
     heads = ImageHeads(tower.output_dim)
     of_patches = nn.Linear(tower.conv1.out_channels, _LAYERS * sum(_CLASSES))
-    normalize = Normalization(clip.preprocess_config)
+    normalization = Normalization(clip.preprocess_config)
     side = tower.image_size[0] // tower.patch_size[0]
     cell_of_patch = torch.tensor(
         [y * _SIDE // side * _SIDE + x * _SIDE // side for y in range(side) for x in range(side)]
@@ -135,10 +142,10 @@ def teach_layout(
     for step in range(1, steps + 1):
         scenes = [draw_scene("train", scene_seed, -(step * batch_size + i)) for i in range(batch_size)]
         pixels = np.stack([np.asarray(through_jpeg(render(scene))) for scene in scenes])
-        image, patches = tower(normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
-        looks = looks_of(scenes)
+        image, patches = tower(normalization(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+        targets = layout_targets(scenes)
         of_patch = of_patches(patches).unflatten(2, (_LAYERS, -1))
-        loss = heads.loss(image, looks) + _loss(of_patch, looks.cells[:, cell_of_patch])
+        loss = heads.loss(image, targets) + _loss(of_patch, targets.cells[:, cell_of_patch])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -153,8 +160,8 @@ def teach_layout(
                 step,
                 steps,
                 total / log_every,
-                100 * _found(cells, looks.cells),
-                mse_loss(found, looks.places).item(),
+                100 * _found(cells, targets.cells),
+                mse_loss(found, targets.places).item(),
                 time.perf_counter() - started,
             )
             total = 0.0
@@ -163,7 +170,7 @@ def teach_layout(
 
 
 def _loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Mean cross-entropy over attributes. `logits` is (N, places, 2, C), `wanted` (N, places, 2, 3)."""
+    """Mean cross-entropy over attributes. `logits` is (N, cells or patches, 2, C), `wanted` has 3 for C."""
     parts = logits.split(_CLASSES, dim=-1)
     losses = [cross_entropy(part.flatten(0, 2), wanted[..., i].flatten()) for i, part in enumerate(parts)]
     return torch.stack(losses).mean()

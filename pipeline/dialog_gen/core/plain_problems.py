@@ -41,7 +41,7 @@ def plain_problem(problem: Mapping[str, Any]) -> str:
 
 
 def first_problem(error: Exception) -> str:
-    """What `error` says; of pydantic's problems the first, with the place where it is."""
+    """The message of `error`; for a ValidationError, its first problem and where it is."""
     if not isinstance(error, ValidationError):
         return str(error)
     problem = error.errors()[0]

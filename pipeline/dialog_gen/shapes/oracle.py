@@ -35,8 +35,9 @@ def write_dialogues(shapes: Path, out: str, *, seed: int = 0, truth: float = 1.0
     """Writes a dataset with a row for each image of a downloaded world; gives the number of rows.
 
     `truth`: probability of each answer to stay true, from 0 to 1. `pairs`: questions about each image. Finished shards
-    are kept; the same arguments give the same dialogues. Raises UsageError for an image without a scene graph or with
-    fewer kinds of questions, for a truth beyond its bounds, or if `out` has a dataset of another kind.
+    are kept; the same arguments give the same dialogues. Raises UsageError for an image without a scene graph, or whose
+    scene offers fewer kinds of questions than `pairs`, for a truth or a number of pairs out of bounds, or if `out` has
+    a dataset of another kind.
     """
     if not 0 <= truth <= 1:
         raise UsageError(f"--truth {truth:g}: give the share of true answers, from 0 to 1.")
@@ -119,7 +120,12 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="the dataset to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--truth", type=float, default=1.0, help="share of answers that are true, from 0 to 1")
-    parser.add_argument("--pairs", type=int, default=PAIRS, help="questions about each image, each of another kind")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=PAIRS,
+        help="questions about each image, each of another kind; all images offer up to 5 in shapes, and 8 in shapes-2",
+    )
     arguments = parser.parse_args()
     try:
         rows = write_dialogues(
@@ -127,7 +133,7 @@ def main() -> None:
         )
     except (UsageError, FileNotFoundError) as error:
         parser.error(str(error))
-    say(f"{arguments.out}: {count_of(rows, 'dialogue')} of {arguments.pairs} pairs")
+    say(f"{arguments.out}: {count_of(rows, 'dialogue')} of {count_of(arguments.pairs, 'pair')}")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import read_regular, write_file
 from dialog_gen.core.hashing import sha256_json
+from dialog_gen.core.plain_problems import first_problem
 from dialog_gen.core.sealed_json import sealed, unsealed
 from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.dataset.record import kept_pairs
@@ -144,8 +145,7 @@ class AnswerPrior:
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from None
         except ValueError as error:
-            problem = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
-            raise UsageError(f"{path} is no answer prior: {problem}.") from None
+            raise UsageError(f"{path} is no answer prior: {first_problem(error)}.") from None
         if found.format != _FORMAT:
             raise UsageError(f"{path} is of the format {found.format!r}, expected {_FORMAT!r}: make it anew.")
         return cls({kind: Counter(answers) for kind, answers in found.counts.items()}, found.totals)

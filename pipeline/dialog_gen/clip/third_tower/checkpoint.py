@@ -18,6 +18,7 @@ from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.clip.third_tower.layout import CONFIG_FILE, THIRD_TOWER, WEIGHTS_FILE
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import read_regular, write_json
+from dialog_gen.core.plain_problems import first_problem
 from dialog_gen.core.tensors import load_tensors, save_tensors, sha256_of_weights
 
 PREFIX = "third."
@@ -105,9 +106,7 @@ def load_third_tower(folder: Path) -> ThirdTowerClip:
     except OSError as error:
         raise UsageError(f"{folder / CONFIG_FILE} cannot be read: {error.strerror}.") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise UsageError(f"{folder / CONFIG_FILE} is damaged: {where}: {first['msg']}.") from None
+        raise UsageError(f"{folder / CONFIG_FILE} is damaged: {first_problem(error)}.") from None
     if config.base_weights_sha256 != clip.weights_sha256:
         raise UsageError(f"the third tower in {folder} was trained beside another model than the one there.")
     third = copy.deepcopy(text_tower(clip))
