@@ -239,7 +239,7 @@ def spoil_weights(folder: Path, **changes: torch.Tensor) -> None:
     ("spoil", "said"),
     [
         (lambda folder: (folder / CONFIG_FILE).write_text("{"), f"{CONFIG_FILE} is damaged"),
-        (lambda folder: spoil_json(folder, beta=1.5), "beta: Input should be less than or equal to 1"),
+        (lambda folder: spoil_json(folder, beta=1.5), "beta: must be at most 1"),
         (lambda folder: spoil_json(folder, weights="../x"), "weights: Extra inputs"),
         (lambda folder: spoil_weights(folder, other=torch.ones(1)), "they differ in other"),
         (lambda folder: spoil_weights(folder, text_projection=torch.ones(3, 3)), "they differ in text_projection"),
