@@ -170,7 +170,7 @@ def teach_layout(
 
 
 def _loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Mean cross-entropy over attributes. `logits` is (N, cells or patches, 2, C), `wanted` (N, cells or patches, 2, 3)."""
+    """Mean cross-entropy over attributes. `logits` is (N, P, 2, C) and `wanted` (N, P, 2, 3); P: cells or patches."""
     parts = logits.split(_CLASSES, dim=-1)
     losses = [cross_entropy(part.flatten(0, 2), wanted[..., i].flatten()) for i, part in enumerate(parts)]
     return torch.stack(losses).mean()
