@@ -23,7 +23,8 @@ def prepare(folder: Path, clip: Path, dialogues: Path) -> None:
     loaded, dataset = load_clip(str(clip)), DatasetFolder(str(dialogues))
     (folder / "clip").symlink_to(clip)
     embed_dataset(dataset, loaded, folder / "vectors")
-    texts = Candidates(prior=AnswerPrior.of_dataset(dataset), text_format="statement", foils=FOILS, denials=True)
+    prior = AnswerPrior.of_dataset(dataset)
+    texts = Candidates(prior=prior, text_format="statement", foils=FOILS, denials=True, conjunctions=True)
     build_training_set(dataset, VectorStore(folder / "vectors"), loaded, folder / "candidates", pair_texts=texts)
 
 
@@ -37,7 +38,7 @@ def train_plus(out: Path, changes: dict[str, Any], **options: Any) -> FitResult:
             "data": {"dialogues": "nowhere", "work": "nowhere"},
             "foils": FOILS,
             "balance": 0.5,
-            "loss": {"dialogues": 0.3, "denials": 0.5},
+            "loss": {"dialogues": 0.3, "denials": 0.5, "conjunctions": 0.3, "truths": 0.2},
             "guard": {"kind": "similarities", "recombined": True},
             "log": {"tensorboard": False},
             "save_every_steps": changes.get("save_every_steps"),

@@ -17,7 +17,7 @@ from dialog_gen.shapes.worlds import FIRST, SECOND, World
 from dialog_train.asking import prior as prior_module
 from dialog_train.asking.prior import AnswerPrior
 from dialog_train.asking.questions import Form, fits, form_of
-from dialog_train.asking.statements import negated, statement
+from dialog_train.asking.statements import conjunction, negated, statement
 
 # Question, answer, statement, its denial.
 SENTENCES = [
@@ -118,6 +118,28 @@ SENTENCES = [
 def test_statements(question: str, answer: str, said: str, denied: str) -> None:
     assert statement(question, answer) == said
     assert negated(question, answer) == denied
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "both"),
+    [
+        ("there is a star", "there is no red circle", "there is a star but no red circle"),
+        ("there is no red circle", "There is a star.", "There is a star but no red circle"),
+        ("there are dogs in the park", "there are people", "there are dogs in the park and people"),
+        ("there is no star", "there is no circle", "there is neither star nor circle"),
+        ("the star is red", "there is no circle", "the star is red and there is no circle"),
+        ("The star is red.", "the sky is not blue", "The star is red and the sky is not blue"),
+        # "There are three objects and two red objects" would be five.
+        ("there are 3 objects", "there are 2 red objects", "there are 3 objects and there are 2 red objects"),
+        ("there are two dogs", "there are no cats", "there are two dogs and there are no cats"),
+        ("there are not 2 dogs", "there are cats", "there are not 2 dogs and there are cats"),
+        ("there is no one outside", "there is a star", "there is no one outside and there is a star"),
+        ("there is nobody", "there is a star", "there is nobody and there is a star"),
+        ("there was a star", "there is a circle", "there was a star and there is a circle"),
+    ],
+)
+def test_conjunctions(first: str, second: str, both: str) -> None:
+    assert conjunction(first, second) == both
 
 
 @pytest.mark.parametrize(

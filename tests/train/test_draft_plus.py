@@ -30,7 +30,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "dialogues": {"loss": {"captions": 0, "foils": 0, "dialogues": 0.6, "direction": "i2t"}},
     "foils": {"loss": {"captions": 0, "foils": 1.5}},
     "denials": {"loss": {"captions": 0, "foils": 0, "denials": 0.5}},
-    "truths": {"loss": {"captions": 0, "foils": 0, "truths": 0.4}},
+    "conjunctions": {"loss": {"captions": 0, "foils": 0, "denials": 0.5, "conjunctions": 0.3}},
+    "truths": {"loss": {"captions": 0, "foils": 0, "denials": 0.5, "conjunctions": 0.3, "truths": 0.4}},
     "vectors": {"guard": {"kind": "vectors", "weight": 3, "recombined": True}},
     "similarities": {"guard": {"kind": "similarities", "weight": 2, "recombined": True}},
 }
@@ -56,16 +57,19 @@ def texts(count: int, seed: int) -> Texts:
     return Texts(tokens, lengths.numpy())
 
 
-def batch() -> CandidateBatch:
+def batch(recipe: DraftPlusRecipe) -> CandidateBatch:
+    """The right text, the foils, and what else the recipe asks for."""
     generator = torch.Generator().manual_seed(1)
-    there = torch.ones(COUNT, FOILS + 3, dtype=torch.bool)
-    there[1, 2] = there[2, 1:3] = there[2, 4] = there[4, 3] = False
+    count = 1 + FOILS + 2 * (recipe.loss.denials > 0) + 4 * (recipe.loss.conjunctions > 0)
+    there = torch.ones(COUNT, count, dtype=torch.bool)
+    there[1, 2] = there[2, 1:3] = False
+    there[2, 4:5] = there[4, 3:4] = there[3, 5:] = there[5, 7:8] = False
     return CandidateBatch(
         image_ids=[str(number) for number in range(COUNT)],
         image_vectors=normalize(torch.randn(COUNT, WIDTH, generator=generator), dim=-1),
         captions=texts(COUNT, 2),
         candidates=texts(9, 3),
-        which=torch.randint(0, 9, (COUNT, FOILS + 3), generator=generator),
+        which=torch.randint(0, 9, (COUNT, count), generator=generator),
         there=there,
         recombined=texts(COUNT, 4),
     )
@@ -125,11 +129,13 @@ def expected(part: str, clip: Clip, base: Clip, batch: CandidateBatch) -> float:
         return 1.5 * mean([choice(image, 0, [1, 2]) for image in range(COUNT)])
     if part == "denials":
         return 0.5 * mean([choice(image, *of) for image in range(COUNT) for of in ((0, [3]), (4, [1]))])
+    if part == "conjunctions":
+        return 0.3 * mean([choice(image, 5, [6, 7, 8]) for image in range(COUNT)])
     if part == "truths":
-        # The right text and the denial of a wrong one are true; foils and the denial of the right one are false.
+        # The right text, the denial of a wrong one, and the right conjunction are true.
         true, false = (
             [score(image, place) for image in range(COUNT) for place in places if batch.there[image, place]]
-            for places in ((0, 4), (1, 2, 3))
+            for places in ((0, 4, 5), (1, 2, 3, 6, 7, 8))
         )
         return 0.4 * mean([[math.log1p(math.exp(wrong - right)) for wrong in false] for right in true])
     held, wanted = (torch.cat([encode(of, one) for of in (batch.captions, batch.recombined)]) for one in (clip, base))
@@ -147,15 +153,16 @@ def expected(part: str, clip: Clip, base: Clip, batch: CandidateBatch) -> float:
 def test_each_part_alone(clip: Clip, tiny_clip: Path, part: str) -> None:
     base = load_clip(str(tiny_clip))
     changes = PARTS[part]
-    system = moved(clip, PlusObjective(clip, recipe_of(**changes)), changes)
-    losses = system.module(batch())
-    assert len(losses) == (3 if "guard" in changes else 1)
-    assert float([*losses.values()][-1]) == pytest.approx(expected(part, clip, base, batch()), rel=1e-5)
+    recipe = recipe_of(**changes)
+    system = moved(clip, PlusObjective(clip, recipe), changes)
+    losses = system.module(batch(recipe))
+    assert len(losses) == (3 if "guard" in changes else sum(map(bool, [*dict(recipe.loss).values()])) - 1)
+    assert float([*losses.values()][-1]) == pytest.approx(expected(part, clip, base, batch(recipe)), rel=1e-5)
 
 
 def test_all_parts_are_summed_and_mini_batches_change_nothing(clip: Clip) -> None:
     changes: dict[str, Any] = {
-        "loss": {"dialogues": 0.2, "denials": 0.5},
+        "loss": {"dialogues": 0.2, "denials": 0.5, "conjunctions": 0.3, "truths": 0.4},
         "guard": {"kind": "similarities", "weight": 2.0, "recombined": True},
     }
     objective = PlusObjective(clip, recipe_of(**changes))
@@ -163,8 +170,8 @@ def test_all_parts_are_summed_and_mini_batches_change_nothing(clip: Clip) -> Non
     small = TextTuning(clip, objective, recipe_of(**changes).optim.model_copy(update={"mini_batch_size": 4}))
     found = list[list[Tensor]]()
     for one in (system, small):
-        losses = one.module(batch())
-        assert len(losses) == 5
+        losses = one.module(batch(recipe_of(**changes)))
+        assert len(losses) == 7
         values = torch.stack(list(losses.values()))
         found.append([values, *torch.autograd.grad(values.sum(), list(one.trainable.values()))])
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
@@ -175,7 +182,7 @@ def test_all_parts_are_summed_and_mini_batches_change_nothing(clip: Clip) -> Non
 def test_the_guard_is_zero_until_the_tower_moves(clip: Clip, kind: str) -> None:
     recipe = recipe_of(guard={"kind": kind, "recombined": True})
     system = TextTuning(clip, PlusObjective(clip, recipe), recipe.optim)
-    assert float(system.module(batch())["guard_loss"]) == pytest.approx(0, abs=1e-6)
+    assert float(system.module(batch(recipe))["guard_loss"]) == pytest.approx(0, abs=1e-6)
 
 
 def test_frozen_embeddings(clip: Clip) -> None:

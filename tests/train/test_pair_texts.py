@@ -22,8 +22,9 @@ def candidates(
     denials: bool = False,
     prior: AnswerPrior = PRIOR,
     text_format: CandidateFormat = "question_answer",
+    conjunctions: bool = False,
 ) -> Candidates:
-    return Candidates(prior=prior, text_format=text_format, foils=foils, denials=denials)
+    return Candidates(prior=prior, text_format=text_format, foils=foils, denials=denials, conjunctions=conjunctions)
 
 
 def pair(question: str, answer: str) -> dict[str, str]:
@@ -107,6 +108,56 @@ def test_statements_and_denials() -> None:
     assert answers[0] == "red"
     assert texts[:3] == [statement(question, answer) for answer in answers]
     assert texts[3:] == [negated(question, answer) for answer in answers[:2]]
+
+
+def test_conjunctions_of_existence_are_a_choice_among_all_four() -> None:
+    made = candidates(foils=1, conjunctions=True, text_format="statement")
+    texts = made("a", [pair("Is there a star?", "yes"), pair("Is there any circle?", "no")])
+    assert made.per_pair == 6
+    assert texts[2:6] == [
+        "there is a star but no circle",
+        "there is a star and circle",
+        "there is neither star nor circle",
+        "there is circle but no star",
+    ]
+    assert texts[8:] == [
+        "there is a star but no circle",
+        "there is neither circle nor star",
+        "there is circle and a star",
+        "there is circle but no star",
+    ]
+
+
+def test_conjunctions_prefer_a_pair_of_the_same_type_and_wrong_answers_of_the_right_form() -> None:
+    made = candidates(foils=2, conjunctions=True)
+    pairs = [pair("What color is it?", "red"), pair("Is there a star?", "no"), pair("What color is that?", "green")]
+    for number in range(10):
+        first, star, last = (made(str(number), pairs)[start + 3 : start + 7] for start in (0, 7, 14))
+        assert first[0] == "What color is it? red What color is that? green"
+        assert last[0] == "What color is that? green What color is it? red"
+        # The other foil is a color: "Is there a star? red".
+        assert {text.split("star? ")[1].split(" What")[0] for text in star} == {"yes", "no"}
+        assert len(set(star)) == 4
+    # The star has no other of its type, and takes any.
+    assert {made(str(number), pairs)[10].split("? ")[1] for number in range(20)} == {
+        "no What color is it",
+        "no What color is that",
+    }
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("Is there a star?", "yes")],
+        [("Is there a star?", "yes"), ("Is there a star", "Yes.")],
+        [("Is there a star?", "yes"), ("Is there no star?", "no")],
+        [("Is there a star?", "yes"), ("What color is it?", "red, light red, green, blue, yellow")],
+    ],
+)
+def test_without_another_pair_there_are_no_conjunctions(pairs: list[tuple[str, str]]) -> None:
+    texts = candidates(foils=1, conjunctions=True, text_format="statement")("a", [pair(*of) for of in pairs])
+    assert texts[:2] == ["there is a star", "there is no star"]
+    assert texts[2:6] == [""] * 4
 
 
 def test_image_and_number_determine_the_foils() -> None:

@@ -7,7 +7,8 @@
     What is the man holding?           a bat  -> the man is holding a bat
 
 A question has three parts: what it asks for, its auxiliary, and the rest. The rest begins with the subject, or it is
-only the predicate: "what is | on the table". `negated` denies the same statement (NegBench, arXiv 2501.09425).
+only the predicate: "what is | on the table". `negated` denies the same statement, and `conjunction` says two
+at once (NegBench, arXiv 2501.09425).
 """
 
 import re
@@ -60,6 +61,11 @@ _AMOUNT = re.compile(
 )
 _WERE = {"do": "is", "does": "is", "did": "was"}
 _PLACES = word_set("here there outside inside outdoors indoors left right downtown home upstairs nowhere")
+# "there is | no | red square": what there is, not how much of it, and not "there is no one"
+_EXISTENCE = re.compile(
+    rf"(there (?:is|are|was|were)) (no )?((?!(?:not|no|one|nobody|nothing|none|neither)\b|{_AMOUNT.pattern}).+)",
+    re.IGNORECASE,
+)
 # What a thing has one of: "What texture does the star have?"
 _ATTRIBUTE = re.compile(r"(?:what|which) (colou?r|texture|pattern|shape|size|material|length|height|width|age)$")
 # "What color shirt is the man wearing?"
@@ -86,6 +92,18 @@ def statement(question: str, answer: str) -> str:
 def negated(question: str, answer: str) -> str | None:
     """The sentence that denies what the answer says; None for forms without a rule."""
     return _sentence(question, answer, denied=True)
+
+
+def conjunction(first: str, second: str) -> str:
+    """The sentence that says two statements: "there is a star but no circle", "the star is red and the sky is blue"."""
+    one, other = _EXISTENCE.fullmatch(tidy(first)), _EXISTENCE.fullmatch(tidy(second))
+    if not one or not other or one[1].lower() != other[1].lower():
+        return f"{tidy(first)} and {tidy(second)}"
+    if one[2] and other[2]:
+        return f"{one[1]} neither {one[3]} nor {other[3]}"
+    # What is there comes first.
+    one, other = (other, one) if one[2] else (one, other)
+    return f"{one[1]} {one[3]} {'but no' if other[2] else 'and'} {other[3]}"
 
 
 def _sentence(question: str, answer: str, *, denied: bool) -> str | None:

@@ -1,4 +1,4 @@
-"""A training set in which each QA pair has several texts: the right one, foils and denials; and its batches."""
+"""A training set in which each QA pair has several texts: the right one, foils, and more; and its batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class CandidateBatch:
     candidates: Texts
     """The texts of all images; several images may share one."""
     which: Tensor
-    """(N, G) int64: the numbers of each image's candidates: of the right text, of the foils, then of the denials of
-    the right text and of the first foil."""
+    """(N, G) int64: the numbers of each image's candidates: of the right text, of the foils, of the denials of the
+    right text and of the first foil, then of the conjunctions, the right one first."""
     there: Tensor
     """(N, G) bool: which of the candidates exist."""
     recombined: Texts

@@ -1,9 +1,12 @@
 """The texts that a question-answer pair becomes in a training set: one, or one that is right and others that are wrong.
 
-A candidate set has G texts of each pair: the right one, `foils` wrong ones, and with `denials` two more, which deny the
-right one and the first wrong one. Wrong answers are drawn from what the dialogues answer to questions of the same type,
-by how frequent they are; if there are too few, from the answers to all questions. None of them is an answer that the
-same image has to the same question, or says more or less of the same words, however they are written ("2" and "two").
+A candidate set has G texts of each pair: the right one, `foils` wrong ones, with `denials` two more, which deny the
+right one and the first wrong one, and with `conjunctions` four more. These say the pair and another one of the same
+image at once, of the same type of question if there is one: first both as they are right, then with a wrong answer to
+the other one, to this one, and to both. Wrong answers are drawn from what the dialogues answer to questions of the same
+type, by how frequent they are; if there are too few, from the answers to all questions. None of them is an answer that
+the same image has to the same question, or says more or less of the same words, however they are written ("2" and
+"two").
 Only pairs that no gate marks are counted;
 if self-consistency kept the right answer, the generator gave no other one when it was asked again.
 
@@ -22,13 +25,16 @@ from typing import Any, Protocol
 
 from dialog_gen.core.hashing import sha256_json
 from dialog_train.asking.prior import AnswerPrior, question_type
-from dialog_train.asking.questions import answer_key, meaning
+from dialog_train.asking.questions import answer_key, fits, meaning
 from dialog_train.asking.sentences import RULES, Sentences, forms_of
-from dialog_train.asking.statements import negated
+from dialog_train.asking.statements import conjunction, negated
 from dialog_train.config import CandidateFormat
 
 Pair = Mapping[str, str]
 """A question under "user", its answer under "assistant"; the generator's sentence, if any, under "statement"."""
+
+CONJUNCTIONS = 4
+"""The number of texts that say two pairs at once."""
 
 _TRIES = 8
 
@@ -98,6 +104,7 @@ class Candidates:
     foils: int
     """Wrong texts of each pair."""
     denials: bool
+    conjunctions: bool = False
     sentences: Sentences = RULES
     """How the generator of the same dataset states answers."""
 
@@ -109,7 +116,7 @@ class Candidates:
     @property
     def config(self) -> dict[str, Any]:
         """Implements `PairTexts`."""
-        return candidates_config(self.text_format, self.foils, self.denials)
+        return candidates_config(self.text_format, self.foils, self.denials, self.conjunctions)
 
     @property
     def fingerprint(self) -> str:
@@ -131,18 +138,50 @@ class Candidates:
 
     def __call__(self, image_id: str, pairs: Sequence[Pair]) -> list[str]:
         """Implements `PairTexts`. The image's id and the pair's number determine the foils."""
-        texts = list[str]()
-        for number, pair in enumerate(pairs):
-            question, right = pair["user"], answer_key(pair["assistant"])
-            taken = [answer_key(other["assistant"]) for other in pairs if _same(other["user"], question)]
-            foils = self.draw(question, taken, random.Random(f"{image_id}/{number}"))
-            foils += [""] * (self.foils - len(foils))
-            own = forms_of(question, right, pair.get("statement"))
-            texts += [self._told(question, answer, own) if answer else "" for answer in (right, *foils)]
-            if self.denials:
-                texts += [negated(question, answer) or "" if answer else "" for answer in (right, *foils[:1])]
-                texts += [""] * (not foils)
-        return texts
+        own = [self._own_texts(image_id, pairs, number) for number in range(len(pairs))]
+        if not self.conjunctions:
+            return [text for texts, _wrong in own for text in texts]
+        return [
+            text
+            for number, (texts, _wrong) in enumerate(own)
+            for text in (*texts, *self._conjunctions(image_id, pairs, own, number))
+        ]
+
+    def _own_texts(self, image_id: str, pairs: Sequence[Pair], number: int) -> tuple[list[str], str]:
+        """The texts of a pair alone, and the first wrong one whose answer is of the form that is asked for."""
+        pair = pairs[number]
+        question, right = pair["user"], answer_key(pair["assistant"])
+        taken = [answer_key(other["assistant"]) for other in pairs if _same(other["user"], question)]
+        foils = self.draw(question, taken, random.Random(f"{image_id}/{number}"))
+        foils += [""] * (self.foils - len(foils))
+        own = forms_of(question, right, pair.get("statement"))
+        texts = [self._told(question, answer, own) if answer else "" for answer in (right, *foils)]
+        wrong = next((text for foil, text in zip(foils, texts[1:], strict=True) if foil and fits(question, foil)), "")
+        if self.denials:
+            texts += [negated(question, answer) or "" if answer else "" for answer in (right, *foils[:1])]
+            texts += [""] * (not foils)
+        return texts, wrong
+
+    def _conjunctions(
+        self, image_id: str, pairs: Sequence[Pair], own: Sequence[tuple[list[str], str]], number: int
+    ) -> list[str]:
+        """Of this pair and another: both right, the other wrong, this one wrong, both wrong; empty if there is none."""
+        question, (right, *_), this_wrong = pairs[number]["user"], *own[number]
+        others = [
+            place
+            for place, (texts, wrong) in enumerate(own)
+            if wrong and not _same(pairs[place]["user"], question) and meaning(texts[0]) != meaning(right)
+        ]
+        if not this_wrong or not others:
+            return [""] * CONJUNCTIONS
+        alike = [place for place in others if question_type(pairs[place]["user"]) == question_type(question)]
+        place = random.Random(f"{image_id}/{number}/and").choice(alike or others)
+        (other_right, *_), other_wrong = own[place]
+        return [
+            conjunction(this, other) if self.text_format == "statement" else f"{this} {other}"
+            for this in (right, this_wrong)
+            for other in (other_right, other_wrong)
+        ]
 
     def _told(self, question: str, answer: str, own: Mapping[str, str]) -> str:
         if self.text_format == "question_answer":
@@ -173,14 +212,18 @@ class Candidates:
         return _Pool(self.prior.all_answers())
 
 
-def candidates_config(text_format: CandidateFormat, foils: int, denials: bool) -> dict[str, Any]:
+def candidates_config(
+    text_format: CandidateFormat, foils: int, denials: bool, conjunctions: bool = False
+) -> dict[str, Any]:
     """The `config` of `Candidates`."""
-    return {
+    config: dict[str, Any] = {
         "dialogue_format": text_format,
         "foils": foils,
         "denials": denials,
-        "per_pair": 1 + foils + 2 * denials,
+        "per_pair": 1 + foils + 2 * denials + CONJUNCTIONS * conjunctions,
     }
+    # Sets without them are those of earlier versions, and trainings on these can be continued.
+    return config | ({"conjunctions": True} if conjunctions else {})
 
 
 class _Pool:

@@ -76,19 +76,27 @@ def prepare_candidate_set(
     text_format: CandidateFormat,
     foils: int,
     denials: bool,
+    conjunctions: bool,
 ) -> CandidateSet:
     """Computes image vectors and the token ids of candidates (see `pair_texts`), and places them as the recipe says.
 
     Trainings with other candidates can share `work`: these rows are in `candidates-HASH`. Raises what `compute_rows`
     raises.
     """
-    settings = {**candidates_config(text_format, foils, denials), "kept_only": recipe.data.kept_only}
+    settings = {**candidates_config(text_format, foils, denials, conjunctions), "kept_only": recipe.data.kept_only}
     rows = recipe.data.work / f"candidates-{sha256_json(settings)[:8]}"
 
     def texts_of(dataset: DatasetFolder) -> Candidates:
         prior = AnswerPrior.of_dataset(dataset)
         sentences = Sentences.of_dataset(dataset) if text_format == "statement" else RULES
-        return Candidates(prior=prior, text_format=text_format, foils=foils, denials=denials, sentences=sentences)
+        return Candidates(
+            prior=prior,
+            text_format=text_format,
+            foils=foils,
+            denials=denials,
+            conjunctions=conjunctions,
+            sentences=sentences,
+        )
 
     _compute_rows(recipe, clip, rows, accelerator, on_progress, texts_of)
     candidate_set = CandidateSet(rows)

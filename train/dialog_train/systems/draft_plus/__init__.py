@@ -28,6 +28,7 @@ def train(recipe: DraftPlusRecipe, run: Run) -> "FitResult":
         text_format=recipe.texts,
         foils=recipe.foils,
         denials=recipe.loss.denials > 0,
+        conjunctions=recipe.loss.conjunctions > 0,
     )
     # The objective copies the tower before parts of it are frozen or get updates.
     objective = PlusObjective(stretched, recipe)

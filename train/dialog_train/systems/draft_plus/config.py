@@ -23,13 +23,17 @@ class PlusLossSettings(Settings):
     """The same over two texts: a right one against its denial, and a wrong one's denial against the wrong one
     (NegBench, arXiv 2501.09425)."""
 
+    conjunctions: float = Field(default=0.0, ge=0)
+    """The same over four texts that say two pairs of the image at once ("there is a star but no circle"): both as they
+    are right, or one or both of them wrong."""
+
     truths: float = Field(default=0.0, ge=0)
     """All true texts of a batch against all false ones, whatever their questions: see `losses.truths`."""
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        if not (self.captions or self.dialogues or self.foils or self.denials or self.truths):
-            raise ValueError("there is nothing to learn: captions, dialogues, foils, denials and truths are all 0")
+        if not any(value for name, value in self if name != "direction"):
+            raise ValueError("there is nothing to learn: the weights of all losses are 0")
         return self
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dialog_gen.clip.base import Clip
 from dialog_gen.clip.third_tower.checkpoint import text_tower
 from dialog_train.data.candidate_set import CandidateBatch
+from dialog_train.data.pair_texts import CONJUNCTIONS
 from dialog_train.losses.contrastive import contrastive_loss
 from dialog_train.losses.distillation import similarity_distillation
 from dialog_train.losses.foils import foil_loss
@@ -16,6 +17,37 @@ from dialog_train.losses.truths import truth_loss
 from dialog_train.processes import gather_rows
 from dialog_train.systems.draft_plus.config import DraftPlusRecipe
 from dialog_train.text_tuning import Encode, TextTuning
+
+
+class _Places(nn.Module):
+    """The places of the candidates of `pair_texts.Candidates`, on the device where they are used.
+
+    Each of the first three has rows of places to choose among, the right one first.
+    """
+
+    asserted: Tensor
+    """(1, 1 + foils) int64: the right text and the foils."""
+    denied: Tensor
+    """(2, 2): the right text, its denial; the first foil's denial, the foil. (0, 2) without denials."""
+    joined: Tensor
+    """(1, 4): the conjunctions. (0, 4) without them."""
+    true: Tensor
+    """(G,) bool."""
+
+    def __init__(self, recipe: DraftPlusRecipe) -> None:
+        super().__init__()
+        denials = 1 + recipe.foils
+        joined = denials + (2 if recipe.loss.denials else 0)
+        end = joined + (CONJUNCTIONS if recipe.loss.conjunctions else 0)
+        places = torch.arange(end)
+        rows = {
+            "asserted": places[None, :denials],
+            "denied": torch.tensor([[0, denials], [denials + 1, 1]][: joined - denials]).reshape(-1, 2),
+            "joined": places[joined:].reshape(-1, CONJUNCTIONS),
+        }
+        right = torch.cat([of[:, 0] for of in rows.values()])
+        for name, value in {**rows, "true": torch.isin(places, right)}.items():
+            self.register_buffer(name, value, persistent=False)
 
 
 class PlusObjective(nn.Module):
@@ -29,7 +61,7 @@ class PlusObjective(nn.Module):
     def __init__(self, clip: Clip, recipe: DraftPlusRecipe) -> None:
         """Raises UsageError for a tower of an unknown kind."""
         super().__init__()
-        self._loss, self._guard, self._foils = recipe.loss, recipe.guard, recipe.foils
+        self._loss, self._guard, self._places = recipe.loss, recipe.guard, _Places(recipe)
         self.base: Any = None
         if recipe.guard.kind != "none":
             self.base = copy.deepcopy(text_tower(clip)).requires_grad_(False).eval()
@@ -44,7 +76,7 @@ class PlusObjective(nn.Module):
 
     def forward(self, batch: CandidateBatch, encode: Encode, logit_scale: Tensor) -> dict[str, Tensor]:
         """Implements `text_tuning.Objective`."""
-        images, weights = batch.image_vectors, self._loss
+        images, weights, places = batch.image_vectors, self._loss, self._places
         guards = self._guard.kind != "none" and self._guard.weight > 0
         held = [batch.captions, batch.recombined] if guards and self._guard.recombined else [batch.captions]
         candidates, captions, *others = encode(batch.candidates, *held)
@@ -53,26 +85,23 @@ class PlusObjective(nn.Module):
         def contrastive(texts: Tensor) -> Tensor:
             return contrastive_loss(images, texts, logit_scale, direction=weights.direction)
 
+        def choice(among: Tensor) -> Tensor:
+            own = candidates[:, among].flatten(0, 1), logit_scale, batch.there[:, among].flatten(0, 1)
+            return foil_loss(images.repeat_interleave(len(among), 0), *own)
+
         losses = dict[str, Tensor]()
         if weights.captions:
             losses["image_caption_loss"] = weights.captions * contrastive(captions)
         if weights.dialogues:
             losses["image_dialogue_loss"] = weights.dialogues * contrastive(candidates[:, 0])
         if weights.foils:
-            asserted = slice(1 + self._foils)
-            own = candidates[:, asserted], logit_scale, batch.there[:, asserted]
-            losses["foil_loss"] = weights.foils * foil_loss(images, *own)
+            losses["foil_loss"] = weights.foils * choice(places.asserted)
         if weights.denials:
-            # Right text, its denial; the foil's denial, the foil.
-            pairs = torch.tensor([[0, 1 + self._foils], [2 + self._foils, 1]], device=images.device)
-            twice = images.repeat_interleave(2, 0), candidates[:, pairs].flatten(0, 1), logit_scale
-            losses["denial_loss"] = weights.denials * foil_loss(*twice, batch.there[:, pairs].flatten(0, 1))
+            losses["denial_loss"] = weights.denials * choice(places.denied)
+        if weights.conjunctions:
+            losses["conjunction_loss"] = weights.conjunctions * choice(places.joined)
         if weights.truths:
-            true, false = batch.there.clone(), batch.there.clone()
-            # The right text and the denial of the first foil are true.
-            places = [0] if candidates.shape[1] == 1 + self._foils else [0, 2 + self._foils]
-            true[:, [place for place in range(true.shape[1]) if place not in places]] = False
-            false[:, places] = False
+            true, false = batch.there & places.true, batch.there & ~places.true
             losses["truth_loss"] = weights.truths * truth_loss(images, candidates, logit_scale, true, false)
         if guards:
             with torch.no_grad():
