@@ -143,6 +143,19 @@ def test_conjunctions(first: str, second: str, both: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "both"),
+    [
+        ("there is no red circle", "there is a star", "a star but no red circle"),
+        ("there are dogs", "there are people", "dogs and people"),
+        ("there is no star", "there is no circle", "neither star nor circle"),
+        ("the star is red", "there is no circle", "the star is red and there is no circle"),
+    ],
+)
+def test_conjunctions_as_captions(first: str, second: str, both: str) -> None:
+    assert conjunction(first, second, phrase=True) == both
+
+
+@pytest.mark.parametrize(
     ("question", "answer"),
     [
         ("Why is he sad?", "rain"),

@@ -132,10 +132,10 @@ def expected(part: str, clip: Clip, base: Clip, batch: CandidateBatch) -> float:
     if part == "conjunctions":
         return 0.3 * mean([choice(image, 5, [6, 7, 8]) for image in range(COUNT)])
     if part == "truths":
-        # The right text, the denial of a wrong one, and the right conjunction are true.
+        # The right text and the denial of a wrong one are true; foils and the denial of the right one are false.
         true, false = (
             [score(image, place) for image in range(COUNT) for place in places if batch.there[image, place]]
-            for places in ((0, 4, 5), (1, 2, 3, 6, 7, 8))
+            for places in ((0, 4), (1, 2, 3))
         )
         return 0.4 * mean([[math.log1p(math.exp(wrong - right)) for wrong in false] for right in true])
     held, wanted = (torch.cat([encode(of, one) for of in (batch.captions, batch.recombined)]) for one in (clip, base))

@@ -94,16 +94,20 @@ def negated(question: str, answer: str) -> str | None:
     return _sentence(question, answer, denied=True)
 
 
-def conjunction(first: str, second: str) -> str:
-    """The sentence that says two statements: "there is a star but no circle", "the star is red and the sky is blue"."""
+def conjunction(first: str, second: str, *, phrase: bool = False) -> str:
+    """The sentence that says two statements: "there is a star but no circle", "the star is red and the sky is blue".
+
+    `phrase`: leave out "there is", as captions do.
+    """
     one, other = _EXISTENCE.fullmatch(tidy(first)), _EXISTENCE.fullmatch(tidy(second))
     if not one or not other or one[1].lower() != other[1].lower():
         return f"{tidy(first)} and {tidy(second)}"
-    if one[2] and other[2]:
-        return f"{one[1]} neither {one[3]} nor {other[3]}"
     # What is there comes first.
-    one, other = (other, one) if one[2] else (one, other)
-    return f"{one[1]} {one[3]} {'but no' if other[2] else 'and'} {other[3]}"
+    one, other = (other, one) if one[2] and not other[2] else (one, other)
+    there = "" if phrase else one[1]
+    if one[2]:
+        return _joined(there, "neither", one[3], "nor", other[3])
+    return _joined(there, one[3], "but no" if other[2] else "and", other[3])
 
 
 def _sentence(question: str, answer: str, *, denied: bool) -> str | None:

@@ -175,10 +175,12 @@ class Candidates:
         if not this_wrong or not others:
             return [""] * CONJUNCTIONS
         alike = [place for place in others if question_type(pairs[place]["user"]) == question_type(question)]
-        place = random.Random(f"{image_id}/{number}/and").choice(alike or others)
-        (other_right, *_), other_wrong = own[place]
+        rng = random.Random(f"{image_id}/{number}/and")
+        (other_right, *_), other_wrong = own[rng.choice(alike or others)]
+        # The model is to understand sentences and captions.
+        phrase = rng.random() < 0.5
         return [
-            conjunction(this, other) if self.text_format == "statement" else f"{this} {other}"
+            conjunction(this, other, phrase=phrase) if self.text_format == "statement" else f"{this} {other}"
             for this in (right, this_wrong)
             for other in (other_right, other_wrong)
         ]

@@ -28,7 +28,8 @@ class PlusLossSettings(Settings):
     are right, or one or both of them wrong."""
 
     truths: float = Field(default=0.0, ge=0)
-    """All true texts of a batch against all false ones, whatever their questions: see `losses.truths`."""
+    """All true texts of a batch against all false ones, whatever their questions: see `losses.truths`. Conjunctions are
+    left out."""
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:

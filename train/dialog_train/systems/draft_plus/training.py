@@ -32,7 +32,9 @@ class _Places(nn.Module):
     joined: Tensor
     """(1, 4): the conjunctions. (0, 4) without them."""
     true: Tensor
-    """(G,) bool."""
+    """(G,) bool: of those that a statement alone makes."""
+    false: Tensor
+    """(G,) bool, likewise."""
 
     def __init__(self, recipe: DraftPlusRecipe) -> None:
         super().__init__()
@@ -45,8 +47,10 @@ class _Places(nn.Module):
             "denied": torch.tensor([[0, denials], [denials + 1, 1]][: joined - denials]).reshape(-1, 2),
             "joined": places[joined:].reshape(-1, CONJUNCTIONS),
         }
-        right = torch.cat([of[:, 0] for of in rows.values()])
-        for name, value in {**rows, "true": torch.isin(places, right)}.items():
+        # A conjunction is half true if one of its parts is: among the others, it would be what is learned above all.
+        right = torch.cat([rows["asserted"][:, 0], rows["denied"][:, 0]])
+        true = torch.isin(places, right)
+        for name, value in {**rows, "true": true, "false": ~true & (places < joined)}.items():
             self.register_buffer(name, value, persistent=False)
 
 
@@ -101,7 +105,7 @@ class PlusObjective(nn.Module):
         if weights.conjunctions:
             losses["conjunction_loss"] = weights.conjunctions * choice(places.joined)
         if weights.truths:
-            true, false = batch.there & places.true, batch.there & ~places.true
+            true, false = batch.there & places.true, batch.there & places.false
             losses["truth_loss"] = weights.truths * truth_loss(images, candidates, logit_scale, true, false)
         if guards:
             with torch.no_grad():
