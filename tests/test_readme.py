@@ -24,10 +24,11 @@ from dialog_train.cli import app as train_app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# What commands write is left out.
+# Pages that `dialog-eval reproduce` writes are left out.
+RESULTS = ("results", "pretrainings", "richer", "systems")
 PAGES = [
     *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
-    *(path for path in sorted((ROOT / "docs").rglob("*.md")) if path.stem not in ("results", "richer", "systems")),
+    *(path for path in sorted((ROOT / "docs").rglob("*.md")) if path.stem not in RESULTS),
 ]
 TEXT = "\n\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 PROGRAMS: dict[str, Any] = {
