@@ -63,6 +63,24 @@ def test_the_same_seed_gives_the_same_rows_and_finished_shards_are_kept(tmp_path
     assert [row["texts"] for row in rows_of(tmp_path / "c")] != [row["texts"] for row in first]
 
 
+def test_dialogues_about_other_images_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    world, other = write_world(tmp_path / "world", "shapes-2"), write_world(tmp_path / "other", "shapes-2")
+    write_dialogues(world, str(tmp_path / "out"))
+    before = rows_of(tmp_path / "out")
+    with pytest.raises(UsageError, match="images"):
+        write_dialogues(other, str(tmp_path / "out"))
+    assert rows_of(tmp_path / "out") == before
+
+
+def test_scenes_that_are_missing_or_damaged(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be read .*give the folder that `dialog-gen download` wrote"):
+        load_scenes(tmp_path)
+    for content in ("{", '"text"', "{}", '{"image_id": "0", "world": "none", "scene": {}}'):
+        (tmp_path / "truth.jsonl").write_text(content)
+        with pytest.raises(UsageError, match=r"truth\.jsonl is damaged: download the world again"):
+            load_scenes(tmp_path)
+
+
 def test_an_image_without_a_scene_is_refused(tmp_path: Path) -> None:
     world = write_world(tmp_path / "world", "shapes-2")
     lines = (world / "truth.jsonl").read_text().splitlines(keepends=True)
@@ -85,6 +103,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         oracle.main()
     assert stopped.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["oracle", str(world), "--out", str(tmp_path / "file")])
+    with pytest.raises(SystemExit) as stopped:
+        oracle.main()
+    assert stopped.value.code == 2
 
 
 @pytest.mark.parametrize("name", WORLDS)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from helpers.rows import gates_of, make_row, shard_of, write_shard
 
+from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.writer import open_writer
 from dialog_gen.shapes import truth
@@ -127,7 +128,7 @@ def test_no_pair_is_no_truth(tmp_path: Path) -> None:
 
 
 def test_an_image_of_another_world_is_no_truth_but_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="image 2"):
+    with pytest.raises(UsageError, match="no scene for image image 2: give the world of the dialogues"):
         measure(tmp_path, 2, ("How many objects are there?", "1"))
 
 

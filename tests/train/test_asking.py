@@ -160,6 +160,8 @@ def test_conjunctions_as_captions(first: str, second: str, both: str) -> None:
     [
         ("Why is he sad?", "rain"),
         ("Is there a star?", "purple"),
+        ("Is the cat black or white?", "no"),
+        ("Is the cat black or white?", "yes"),
         ("What color is it?", "yes"),
         ("stars", "two"),
         ("", "yes"),

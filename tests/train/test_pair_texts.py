@@ -100,6 +100,15 @@ def test_texts_that_do_not_exist_are_empty() -> None:
     assert len(candidates(denials=True)("a", [pair("Why?", "because")] * 2)) == 12
 
 
+def test_an_answer_of_marks_only_has_no_texts() -> None:
+    made = candidates(foils=2, denials=True, conjunctions=True)
+    texts = made("a", [pair("Is there a star?", "..."), pair("What color is it?", "red")])
+    assert texts[:9] == [""] * 9
+    # Nor is it said together with another.
+    assert texts[9].endswith("red")
+    assert texts[14:] == [""] * 4
+
+
 def test_statements_and_denials() -> None:
     made = candidates(foils=2, denials=True, text_format="statement")
     texts = made("a", [pair("What color is the star?", "red")])

@@ -1,5 +1,6 @@
 """Mistakes that a training tells before torch is imported."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.training import scene_row, write_dialogues, write_recipe
 
+from dialog_gen.clip.base import CLIP_MODELS
 from dialog_gen.core.errors import UsageError
 from dialog_train.api import load_recipe
 from dialog_train.preflight import check_start
@@ -35,6 +37,14 @@ def test_what_is_told(tmp_path: Path, dialogues: Path, monkeypatch: pytest.Monke
         started(recipe, f"data.dialogues={tmp_path / 'none'}")
     with pytest.raises(UsageError, match=r"run `dialog-gen gate .*dialogues`, or leave out data\.kept_only"):
         started(recipe, "data.kept_only=true")
+    more = tmp_path / "more"
+    shutil.copytree(CLIP_MODELS.get("shapes-clip"), more)
+    assert started(recipe, f"model={more}") == "nothing is wrong"
+    (more / "third_tower.json").write_text("{}")
+    with pytest.raises(
+        UsageError, match=r"more is a CLIP with a third tower: .* Give the model from which it was tuned"
+    ):
+        started(recipe, f"model={more}")
     for there in ("out/train.json", "out/checkpoints/step-1.safetensors"):
         (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / there).touch()

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoProcessor
 
 from dialog_gen.clip.loader import load_clip, save_clip
+from dialog_gen.clip.third_tower.checkpoint import new_third_tower
 from dialog_gen.core.errors import UsageError
 from dialog_train.cli import run
 from dialog_train.model_card import read_figures
@@ -145,6 +146,27 @@ def test_figures_of_a_third_tower_are_those_with_its_own_beta(tmp_path: Path) ->
     # A model without a third tower is no blend, and its blends' figures without images are none of its own.
     with pytest.raises(UsageError, match="no figure of this checkpoint"):
         read_figures([file], "a" * 64)
+
+
+@pytest.mark.parametrize("question_beta", [None, 0.0])
+def test_as_the_card_says_what_was_tuned_is_loaded(tmp_path: Path, question_beta: float | None) -> None:
+    clip = new_third_tower(
+        load_clip("shapes-clip"), beta=1.0 if question_beta == 0 else 0.5, question_beta=question_beta
+    )
+    with torch.no_grad():
+        for parameter in clip.third.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    save_clip(clip, tmp_path / "model")
+    card = push_checkpoint(tmp_path / "model", REPO, dry_run=True).card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    found: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(tmp_path / "model")), found)
+    texts = ["the star is red"]
+    tuned = clip.for_questions().embed_texts(texts)
+    torch.testing.assert_close(found["clip" if question_beta is None else "questions"].embed_texts(texts), tuned)
+    assert not torch.allclose(tuned, load_clip("shapes-clip").embed_texts(texts), atol=1e-3)
+    assert ("questions" in found) == ("with the tower that was tuned" in card) == (question_beta is not None)
+    assert "loads as the CLIP from which it was tuned" in card
 
 
 def test_a_card_without_results_or_training_says_so(checkpoint: Path) -> None:

@@ -201,6 +201,8 @@ def make_model_card(
         repo=Markdown(repo),
         kind=clip.kind,
         is_clip=clip.format == "open_clip",
+        holds_untuned=clip.untuned is not None,
+        reads_questions_apart=clip.for_questions() is not clip,
         with_transformers=with_transformers,
         licence=licence,
         weights_sha256=clip.weights_sha256,

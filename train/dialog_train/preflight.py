@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from dialog_gen.clip.loader import check_nothing_lost
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.gates.summary import without_gates
@@ -14,12 +15,14 @@ def check_start(recipe: Recipe, resume: Literal["never", "auto"]) -> None:
     Of a dataset it reads manifests only, and no more than it takes to count one batch.
 
     Raises UsageError for a folder that contains a training if `resume` is "never", a dataset that does not exist or has
-    fewer images than a batch, and `kept_only` for a dataset without gates.
+    fewer images than a batch, `kept_only` for a dataset without gates, and a model with more towers than a CLIP's.
     """
     if resume == "never" and (
         (recipe.out / REPORT_FILE).exists() or any((recipe.out / CHECKPOINTS).glob("*.safetensors"))
     ):
         raise UsageError(f"{recipe.out} contains a training: continue it with --resume auto, or choose another out.")
+    if not getattr(recipe, "from_scratch", False):
+        check_nothing_lost(recipe.model)
     data = getattr(recipe, "data", None)
     dialogues = getattr(data, "dialogues", None)
     if isinstance(dialogues, str):

@@ -5,7 +5,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dialog_gen.clip.base import CLIP_MODELS, FORMATS, TUNING, Capability, Clip, ClipFormat, check_capabilities
+from dialog_gen.clip.base import (
+    CLIP_MODELS,
+    FORMATS,
+    SEARCH,
+    TUNING,
+    Capability,
+    Clip,
+    ClipFormat,
+    check_capabilities,
+)
 from dialog_gen.clip.open_clip.layout import CONFIG_FILE, OPEN_CLIP, WEIGHTS_FILE
 from dialog_gen.core.checksums import check_checksums, write_checksums
 from dialog_gen.core.errors import MissingExtraError, UsageError
@@ -57,6 +66,19 @@ def check_clip(name: str, pretrained: str | None = None, *, needs: Sequence[Capa
 
     check_capabilities(name, FORMATS.get(OPEN_CLIP), needs)
     check_named(name, pretrained)
+
+
+def check_nothing_lost(name: str) -> None:
+    """Raises UsageError for a folder with more than the CLIP that a training reads of it, such as a third tower."""
+    folder = _folder_of(name)
+    if folder is None:
+        return
+    plain, whole = (format_of(name, folder, None, needs) for needs in (TUNING, SEARCH))
+    if whole is not plain:
+        raise UsageError(
+            f"{name} is a {whole.kind}: a training reads only the CLIP in it, and what was tuned would be lost. Give "
+            "the model from which it was tuned."
+        )
 
 
 def new_clip(name: str, seed: int) -> Clip:

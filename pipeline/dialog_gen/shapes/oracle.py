@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dialog_gen.core.console import say
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.core.hashing import sha256_json
 from dialog_gen.core.plural import count_of
 from dialog_gen.core.version import __version__
@@ -37,7 +37,7 @@ def write_dialogues(shapes: Path, out: str, *, seed: int = 0, truth: float = 1.0
     `truth`: probability of each answer to stay true, from 0 to 1. `pairs`: questions about each image. Finished shards
     are kept; the same arguments give the same dialogues. Raises UsageError for an image without a scene graph, or whose
     scene offers fewer kinds of questions than `pairs`, for a truth or a number of pairs out of bounds, or if `out` has
-    a dataset of another kind.
+    a dataset of another kind or of other images; and DialogGenError if the folder cannot be written.
     """
     if not 0 <= truth <= 1:
         raise UsageError(f"--truth {truth:g}: give the share of true answers, from 0 to 1.")
@@ -46,6 +46,7 @@ def write_dialogues(shapes: Path, out: str, *, seed: int = 0, truth: float = 1.0
     scenes, rows = load_scenes(shapes), 0
     config: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
+        "images": str((shapes / "images").resolve()),
         "model": _MODEL,
         "engine": _ENGINE,
         "protocol": _protocol(pairs),
@@ -131,7 +132,7 @@ def main() -> None:
         rows = write_dialogues(
             arguments.shapes, arguments.out, seed=arguments.seed, truth=arguments.truth, pairs=arguments.pairs
         )
-    except (UsageError, FileNotFoundError) as error:
+    except DialogGenError as error:
         parser.error(str(error))
     say(f"{arguments.out}: {count_of(rows, 'dialogue')} of {count_of(arguments.pairs, 'pair')}")
 

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from dialog_gen.core.console import say
+from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.core.files import open_regular
 from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.plural import count_of
@@ -84,17 +85,27 @@ class Truth:
 def load_scenes(shapes: Path) -> dict[str, AnyScene]:
     """`image_id` -> scene graph, from a folder that `dialog-gen download` wrote for a world.
 
-    Records of the first world name none.
+    Records of the first world name none. Raises UsageError for a folder without such a file, or with a damaged one.
     """
-    with open_regular(shapes / "truth.jsonl") as file:
-        records = map(parse_json, file)
-        return {r["image_id"]: WORLDS[r.get("world", FIRST.name)].scene_from_json(r["scene"]) for r in records}
+    path = shapes / "truth.jsonl"
+    try:
+        with open_regular(path) as file:
+            records = map(parse_json, file)
+            return {r["image_id"]: WORLDS[r.get("world", FIRST.name)].scene_from_json(r["scene"]) for r in records}
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}): give the folder that `dialog-gen download` wrote for a world."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{path} is damaged: download the world again.") from None
 
 
 def measure_truth(dataset: DatasetFolder, scenes: Mapping[str, AnyScene]) -> Truth:
-    """Judges every accepted pair of a dataset. Raises KeyError for an image without a scene graph."""
+    """Judges every accepted pair of a dataset. Raises UsageError for an image without a scene graph."""
     truth = Truth()
     for row in dataset.rows(["image_id", "texts", "gates"]):
+        if row["image_id"] not in scenes:
+            raise UsageError(f"truth.jsonl has no scene for image {row['image_id']}: give the world of the dialogues.")
         truth.images += 1
         for place, pair in enumerate(row["texts"]):
             kind = world_of(scenes[row["image_id"]]).question_kind(pair["user"])
@@ -116,10 +127,13 @@ def main() -> None:
     parser.add_argument("shapes", type=Path, help="the folder that `dialog-gen download shapes` wrote")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N dialogues")
     arguments = parser.parse_args()
-    dataset, scenes = DatasetFolder.existing(arguments.dataset), load_scenes(arguments.shapes)
-    if arguments.show:
-        _show(dataset, scenes, arguments.show)
-    truth = measure_truth(dataset, scenes)
+    try:
+        dataset, scenes = DatasetFolder.existing(arguments.dataset), load_scenes(arguments.shapes)
+        truth = measure_truth(dataset, scenes)
+        if arguments.show:
+            _show(dataset, scenes, arguments.show)
+    except DialogGenError as error:
+        parser.error(str(error))
     for kind, asked in truth.asked.most_common():
         say(f"  {kind:<12} {truth.true[kind] / asked:6.1%} of {asked}")
     say(

@@ -122,6 +122,9 @@ def _sentence(question: str, answer: str, *, denied: bool) -> str | None:
             return None
         return _count(parts, said, denied) if parts.asked.startswith("how many ") else _content(parts, said, denied)
     if (key := answer_key(said)) in YES_NO:
+        # "Is the cat black or white?" is not asked for a yes; "Is there a cat or a dog?" is.
+        if "or" in words and parts.subject != "there":
+            return None
         return _polar(parts, (key == "yes") != denied)
     return _choice(parts, key, denied)
 

@@ -151,6 +151,8 @@ class Candidates:
         """The texts of a pair alone, and the first wrong one whose answer is of the form that is asked for."""
         pair = pairs[number]
         question, right = pair["user"], answer_key(pair["assistant"])
+        if not right:  # only marks, such as "..."
+            return [""] * (1 + self.foils + 2 * self.denials), ""
         taken = [answer_key(other["assistant"]) for other in pairs if _same(other["user"], question)]
         foils = self.draw(question, taken, random.Random(f"{image_id}/{number}"))
         foils += [""] * (self.foils - len(foils))
