@@ -19,6 +19,7 @@ from dialog_gen.clip.base import SEARCH, Clip
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.clip.text.texts import Texts
 from dialog_gen.clip.third_tower.checkpoint import ThirdTowerClip
+from dialog_gen.core.errors import UsageError
 from dialog_train.data.candidate_set import CandidateBatch
 from dialog_train.systems.draft_plus.config import DraftPlusRecipe
 from dialog_train.systems.draft_plus.training import PlusObjective, freeze_embeddings
@@ -183,6 +184,16 @@ def test_the_guard_is_zero_until_the_tower_moves(clip: Clip, kind: str) -> None:
     recipe = recipe_of(guard={"kind": kind, "recombined": True})
     system = TextTuning(clip, PlusObjective(clip, recipe), recipe.optim)
     assert float(system.module(batch(recipe))["guard_loss"]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("part", "places"), [("foils", [1, 2]), ("denials", [3, 4]), ("conjunctions", [6, 7, 8])])
+def test_a_loss_without_an_example_is_refused(clip: Clip, part: str, places: list[int]) -> None:
+    recipe = recipe_of(loss={"denials": 0.5, "conjunctions": 0.3})
+    objective, examples = PlusObjective(clip, recipe), batch(recipe)
+    objective.require_examples(examples)
+    examples.there[:, places] = False
+    with pytest.raises(UsageError, match=rf"loss\.{part} has nothing to learn from: of 6 images, none has"):
+        objective.require_examples(examples)
 
 
 def test_frozen_embeddings(clip: Clip) -> None:

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from dialog_train.loop import FitResult
 
 
+# The number of images among which each loss must find an example.
+_SAMPLE = 4096
+
+
 def train(recipe: DraftPlusRecipe, run: Run) -> "FitResult":
     """Trains the text tower."""
     from dialog_gen.clip.loader import load_clip
@@ -32,6 +36,7 @@ def train(recipe: DraftPlusRecipe, run: Run) -> "FitResult":
     )
     # The objective copies the tower before parts of it are frozen or get updates.
     objective = PlusObjective(stretched, recipe)
+    objective.require_examples(candidate_set.candidate_batch(range(min(len(candidate_set), _SAMPLE)), epoch=0))
     system = TextTuning(stretched, objective, recipe.optim, questions_only=recipe.questions_only)
     if recipe.guard.freeze_embeddings:
         freeze_embeddings(system)

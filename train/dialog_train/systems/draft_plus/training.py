@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.clip.third_tower.checkpoint import text_tower
+from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 from dialog_train.data.candidate_set import CandidateBatch
 from dialog_train.data.pair_texts import CONJUNCTIONS
 from dialog_train.losses.contrastive import contrastive_loss
@@ -77,6 +79,21 @@ class PlusObjective(nn.Module):
         if self.base is not None:
             self.base.eval()
         return self
+
+    def require_examples(self, batch: CandidateBatch) -> None:
+        """Raises UsageError for a loss of choices that is to be learned and for which no image has texts."""
+        parts = {
+            "foils": (self._places.asserted, "another answer to its question"),
+            "denials": (self._places.denied, "an answer that a rule can deny"),
+            "conjunctions": (self._places.joined, "a second question, and wrong answers to both"),
+        }
+        for name, (among, needed) in parts.items():
+            there = batch.there[:, among]
+            if getattr(self._loss, name) and not (there[..., 0] & there[..., 1:].any(-1)).any():
+                raise UsageError(
+                    f"loss.{name} has nothing to learn from: of {count_of(len(there), 'image')}, none has {needed}. "
+                    "Set it to 0, or give other dialogues."
+                )
 
     def forward(self, batch: CandidateBatch, encode: Encode, logit_scale: Tensor) -> dict[str, Tensor]:
         """Implements `text_tuning.Objective`."""
