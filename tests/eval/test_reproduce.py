@@ -58,11 +58,59 @@ def test_a_missing_output_is_made_again(tmp_path: Path) -> None:
 def test_another_command_line_makes_a_file_anew_and_is_refused_for_a_folder(tmp_path: Path) -> None:
     folder = "import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir(exist_ok=True)"
     run_steps([step(tmp_path, "file"), step(tmp_path, "folder", code=folder)], tmp_path)
-    run_steps([step(tmp_path, "file", more="1")], tmp_path)
-    assert (tmp_path / "file").read_text() == "xx"
+    lines: list[str] = []
+    run_steps([step(tmp_path, "file", more="1")], tmp_path, tell=lines.append)
+    assert lines[0].startswith("[1/1] file: ")
+    assert (tmp_path / "file").read_text() == "x"
     with pytest.raises(UsageError, match=f"another command line .*rm -r {tmp_path / 'folder'}"):
         run_steps([step(tmp_path, "new"), step(tmp_path, "folder", code=folder, more="1")], tmp_path)
     assert not (tmp_path / "new").exists()
+
+
+def test_what_needs_a_step_that_was_made_anew_is_made_anew(tmp_path: Path) -> None:
+    steps = [step(tmp_path, "a"), step(tmp_path, "b", "a"), step(tmp_path, "c", "b"), step(tmp_path, "d")]
+    run_steps(steps, tmp_path)
+    (tmp_path / "a").unlink()
+    assert costs(steps, Records(tmp_path))[-1].done == 1
+    # As if a run was interrupted after the first step.
+    run_steps(steps[:1], tmp_path)
+    assert Records(tmp_path).done(steps).keys() == {"a", "d"}
+    assert run_steps(steps, tmp_path).done == {"a", "b", "c", "d"}
+    assert [(tmp_path / name).read_text() for name in "abcd"] == ["x"] * 4
+    assert Records(tmp_path).done(steps).keys() == {"a", "b", "c", "d"}
+
+
+def test_records_of_earlier_versions_are_done(tmp_path: Path) -> None:
+    steps = [step(tmp_path, "a"), step(tmp_path, "b", "a")]
+    run_steps(steps, tmp_path)
+    for name in "ab":
+        file = tmp_path / "steps" / f"{name}.json"
+        record = {key: value for key, value in json.loads(file.read_text()).items() if key in ("command", "seconds")}
+        file.write_text(json.dumps(record))
+    assert Records(tmp_path).done(steps).keys() == {"a", "b"}
+    run_steps([step(tmp_path, "a", more="1")], tmp_path)
+    assert Records(tmp_path).done([step(tmp_path, "a", more="1"), steps[1]]).keys() == {"a"}
+
+
+def test_a_folder_made_of_what_was_there_before_is_refused(tmp_path: Path) -> None:
+    folder = "import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir(exist_ok=True)"
+    steps = [step(tmp_path, "a"), step(tmp_path, "b", "a", code=folder)]
+    run_steps(steps, tmp_path)
+    (tmp_path / "a").unlink()
+    for _ in range(2):
+        with pytest.raises(UsageError, match=f"b was made from what a made before: .*rm -r {tmp_path / 'b'}"):
+            run_steps(steps, tmp_path)
+        run_steps(steps[:1], tmp_path)
+    (tmp_path / "b").rmdir()
+    assert run_steps(steps, tmp_path).done == {"a", "b"}
+
+
+def test_no_page_shows_what_was_made_of_other_inputs(tmp_path: Path) -> None:
+    run_steps([step(tmp_path, "a"), step(tmp_path, "b", "a")], tmp_path)
+    (tmp_path / "a").unlink()
+    again = [step(tmp_path, "a", code="import sys; sys.exit('no room')"), step(tmp_path, "b", "a")]
+    assert run_steps(again, tmp_path).left == {"b": "a"}
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_failed_step_leaves_out_what_needs_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

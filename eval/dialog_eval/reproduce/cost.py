@@ -1,6 +1,6 @@
 """What a plan costs, said before anything starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dialog_eval.reproduce.run import Records
@@ -29,11 +29,12 @@ class Cost(NamedTuple):
 
 def costs(steps: Sequence[Step], records: Records) -> list[Cost]:
     """The costs by kind, and last their sum. Minutes are scaled by how long the steps that are done took here."""
-    rate = _rate(steps, records)
+    done = records.done(steps)
+    rate = _rate(steps, done)
     found: list[Cost] = []
     for kind, name in _KINDS.items():
         own = [step for step in steps if step.kind == kind]
-        left = [step.cost for step in own if not records.is_done(step)]
+        left = [step.cost for step in own if step.name not in done]
         if own:
             found.append(
                 Cost(
@@ -49,9 +50,9 @@ def costs(steps: Sequence[Step], records: Records) -> list[Cost]:
     return [*found, Cost("all", int(total[0]), int(total[1]), total[2], total[3], int(total[4]))]
 
 
-def _rate(steps: Sequence[Step], records: Records) -> float:
+def _rate(steps: Sequence[Step], done: Mapping[str, float]) -> float:
     """How much longer steps take here than where they were measured; 1 if none is done."""
-    known = [(seconds, step.cost.minutes) for step in steps if (seconds := records.seconds(step)) is not None]
+    known = [(done[step.name], step.cost.minutes) for step in steps if step.name in done]
     expected = 60 * sum(minutes for _, minutes in known)
     return sum(seconds for seconds, minutes in known if minutes) / expected if expected else 1.0
 

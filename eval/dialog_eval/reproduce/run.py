@@ -1,8 +1,9 @@
 """Runs the steps of a plan, several at a time, and skips what an earlier run did.
 
-`OUT/steps` has a log of each step, NAME.log, and for each that ended well a record, NAME.json: its command line and how
-long it took. A step is done if its output exists and its record has the same command line. The commands continue what
-was interrupted themselves, so a step without a record simply runs.
+`OUT/steps` has a log of each step, NAME.log, and for each that ended well a record, NAME.json: its command line, when
+it ended and how long it took, and when the steps had ended that it needed. A step is done if its output exists, its
+record has the same command line, and what it needs is done and was not made anew since. The commands continue what was
+interrupted themselves, so a step without a record simply runs.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,46 +53,74 @@ class Records:
         """The file with what the step printed."""
         return self.folder / f"{step.name}.log"
 
-    def seconds(self, step: Step) -> float | None:
-        """How long the step took; None if it is not done."""
-        record = self._read(step)
-        return record["seconds"] if record is not None and self._same(step, record) and step.makes.exists() else None
-
-    def is_done(self, step: Step) -> bool:
-        """Whether its output exists and was made by the same command line."""
-        return self.seconds(step) is not None
+    def done(self, steps: Sequence[Step]) -> dict[str, float]:
+        """The names of the steps that are done, with the seconds that they took; `steps` are in order."""
+        found: dict[str, float] = {}
+        for step in steps:
+            record = self._read(step.name)
+            if record is not None and found.keys() >= set(step.needs) and self._is_of(record, step):
+                found[step.name] = record["seconds"]
+        return found
 
     def add(self, step: Step, seconds: float) -> None:
         """Notes that a step ended well."""
-        record = {"command": list(step.words), "seconds": round(seconds, 1)}
+        record = {
+            "command": list(step.words),
+            "seconds": round(seconds, 1),
+            "ended": datetime.now(UTC).isoformat(),
+            "needs": {need: self._ended(need) for need in step.needs},
+        }
         write_json(self.folder / f"{step.name}.json", sealed(record))
 
     def check(self, steps: Sequence[Step]) -> None:
-        """Raises UsageError if a folder that a step writes was made by another command line; files are replaced."""
-        wrong = [
-            step
-            for step in steps
-            if step.makes.is_dir() and (record := self._read(step)) is not None and not self._same(step, record)
-        ]
-        if wrong:
-            folders = shlex.join(str(step.makes) for step in wrong)
-            before = shlex.join(self._read(wrong[0])["command"])  # type: ignore[index] - it was read above
-            raise UsageError(
-                f"{wrong[0].makes} was made by another command line ({before}): give another --out, "
-                f"or remove what is to be made anew: rm -r {folders}"
-            )
+        """Raises UsageError if a folder that a step is to write was made by another command line or of other inputs.
 
-    def _read(self, step: Step) -> dict[str, Any] | None:
+        Files are replaced.
+        """
+        done = self.done(steps)
+        wrong = {
+            step: record
+            for step in steps
+            if step.name not in done and step.makes.is_dir() and (record := self._read(step.name)) is not None
+        }
+        if not wrong:
+            return
+        (step, record), *_ = wrong.items()
+        if record["command"] != list(step.words):
+            how = f"by another command line ({shlex.join(record['command'])})"
+        else:
+            needed = [need for need in step.needs if need not in done or not self._is_present(record, need)]
+            how = f"from what {needed[0]} made before"
+        raise UsageError(
+            f"{step.makes} was made {how}: give another --out, or remove what is to be made anew: "
+            f"rm -r {shlex.join(str(step.makes) for step in wrong)}"
+        )
+
+    def remove_outdated(self, steps: Sequence[Step]) -> None:
+        """Removes the files that the steps made before, so that no page shows them should a step fail now."""
+        for step in steps:
+            if step.makes.is_file() and self._read(step.name) is not None:
+                step.makes.unlink()
+
+    def _is_of(self, record: Mapping[str, Any], step: Step) -> bool:
+        """Whether a record is of this command line, and the inputs and the output are as they were."""
+        same = record["command"] == list(step.words) and all(self._is_present(record, need) for need in step.needs)
+        return same and step.makes.exists()
+
+    def _is_present(self, record: Mapping[str, Any], need: str) -> bool:
+        """Whether what was needed is what is there now. Records of earlier versions do not say when a step ended."""
+        return (record.get("needs") or {}).get(need) == self._ended(need)
+
+    def _ended(self, name: str) -> str | None:
+        return (self._read(name) or {}).get("ended")
+
+    def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            record = unsealed((self.folder / f"{step.name}.json").read_bytes())
+            record = unsealed((self.folder / f"{name}.json").read_bytes())
         except (OSError, ValueError):
             return None
         is_record = isinstance(record, dict) and isinstance(record.get("seconds"), int | float)
         return record if is_record and isinstance(record.get("command"), list) else None
-
-    @staticmethod
-    def _same(step: Step, record: Mapping[str, Any]) -> bool:
-        return record["command"] == list(step.words)
 
 
 def run_steps(
@@ -99,8 +129,8 @@ def run_steps(
     """Runs what is not done, `jobs` steps at a time; `steps` are in order. `tell` gets a line at each start and end.
 
     A failed step leaves out what needs it; the others run. On KeyboardInterrupt or SIGTERM the running steps are
-    interrupted, too, and waited for. Raises UsageError if another process works in `out`, or if the output of a step
-    was made by another command line; DialogGenError if the folder cannot be written.
+    interrupted, too, and waited for. Raises UsageError if another process works in `out`, or if the folder that a step
+    writes was made by another command line or of other inputs; DialogGenError if the folder cannot be written.
     """
     records = Records(out)
     with writing(out), locked_folder(records.folder, "dialog-eval reproduce"):
@@ -132,11 +162,9 @@ class _Scheduler:
         self._outcome = Outcome()
         self._waiting = list[Step]()
         self._running: dict[str, tuple[Step, subprocess.Popen[bytes], float]] = {}
-        for step in steps:
-            if records.is_done(step):
-                self._outcome.done.add(step.name)
-            else:
-                self._waiting.append(step)
+        self._outcome.done |= records.done(steps).keys()
+        self._waiting += [step for step in steps if step.name not in self._outcome.done]
+        records.remove_outdated(self._waiting)
         self._to_run = len(self._waiting)
         self._started = 0
 

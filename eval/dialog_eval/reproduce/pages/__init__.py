@@ -63,7 +63,7 @@ def _table(files: Sequence[Path], out: Path, tell: Callable[[str], None]) -> Non
 
 def _made_by(plan: Plan, scale: str, steps: Sequence[Step], records: Records) -> str:
     """How to make the page again, and how long it took."""
-    taken = [seconds for step in steps if (seconds := records.seconds(step)) is not None]
+    taken = records.done(steps).values()
     missing = len(steps) - len(taken)
     note = f" Missing: {count_of(missing, 'step')}, which the same command runs." if missing else ""
     return (
