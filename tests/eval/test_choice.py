@@ -346,6 +346,7 @@ Change = Callable[[Any], Any]
         ("mmvp-vlm", "Q.csv", "q,t,s\nx,Texts,a\n2,Colors,b\n", "record 1: number: Input should be a valid integer"),
         ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,b,2\n", "correct_answer is 2"),
         ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,,1\n", "correct_answer is 1"),
+        ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,,0\n", "record 1 has 1 caption:"),
         ("negbench-mcq", "m.csv", "image_path,caption_0\nx,a\n", "record 1: caption_1: Field required"),
         ("negbench-mcq", "m.json", '[{"a": 1}]', "record 1: image_path"),
         ("aro-relation", "r.json", "[]", "it has no records. Give --files visual_genome_relation.json."),
