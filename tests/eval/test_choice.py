@@ -238,17 +238,40 @@ def test_aro_cuts_the_image(
     assert told["mean over parts"] == pytest.approx(sum(kept) / 2)
 
 
-@pytest.mark.parametrize("side", ["bbox_w", "bbox_h"])
-@pytest.mark.parametrize(
-    ("size", "message"), [(0.5, "the box of record 1 is empty"), (1e9, "the box of record 1 is larger than any image")]
-)
-def test_aro_refuses_an_empty_or_endless_box(tmp_path: Path, side: str, size: float, message: str) -> None:
-    box = {"bbox_x": 1, "bbox_y": 1, "bbox_w": 9, "bbox_h": 9, side: size}
+def write_region(folder: Path, **changed: float | str) -> Path:
+    """A file of one relation."""
+    box = {"bbox_x": 1, "bbox_y": 1, "bbox_w": 9, "bbox_h": 9}
     texts = {"true_caption": "a on b", "false_caption": "b on a", "relation_name": "on"}
-    file = tmp_path / "visual_genome_relation.json"
-    file.write_text(json.dumps([{"image_path": "0.jpg", **box, **texts}]))
+    file = folder / "visual_genome_relation.json"
+    file.write_text(json.dumps([{"image_path": "0.jpg", **box, **texts, **changed}]))
+    return file
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+@pytest.mark.parametrize(
+    ("part", "number", "message"),
+    [
+        ("wh", 0.5, "the box of record 1 is empty"),
+        ("wh", 1e9, "the box of record 1 is larger than any image"),
+        ("xy", 1e300, "the box of record 1 lies outside of any image"),
+        ("xy", -1e300, "the box of record 1 lies outside of any image"),
+        ("xy", "nan", "the box of record 1 lies outside of any image"),
+    ],
+)
+def test_aro_refuses_an_impossible_box(tmp_path: Path, axis: str, part: str, number: float | str, message: str) -> None:
+    file = write_region(tmp_path, **{f"bbox_{part['xy'.index(axis)]}": number})
     with pytest.raises(UsageError, match=message):
         BENCHMARKS.get("aro-relation").read([file])
+
+
+@pytest.mark.parametrize("place", [{"bbox_x": 64}, {"bbox_y": 64}, {"bbox_x": -9}, {"bbox_y": -9}])
+def test_a_box_outside_of_its_image_is_refused(
+    world: Path, clips: tuple[Path, Path], tmp_path: Path, place: dict[str, float]
+) -> None:
+    name = image_path(world, SUBSET, 0).name
+    file = write_region(tmp_path, image_path=name, **place)
+    with pytest.raises(UsageError, match=rf"the box of .*{name} .* outside of the image, which has 64 x"):
+        measured(clips, world / "images", "aro-relation", file)
 
 
 def test_aro_attribution_averages_frequent_pairs(world: Path, clips: tuple[Path, Path], tmp_path: Path) -> None:
