@@ -402,8 +402,12 @@ def test_figures_that_need_no_image_are_said_to(split: Path) -> None:
         ({"dialogues": "d"}, "--dialogues d: --score has no prior, debias or statement"),
         ({"score": "debias", "prior_weight": "1"}, "--prior-weight 1: --score has no prior"),
         ({"score": "debias", "debias_weight": "auto"}, "chosen on held-out dialogues: give --dialogues"),
-        ({"score": "debias", "debias_weight": "-1"}, "--debias-weight -1: give a number from 0 on"),
+        ({"score": "debias", "debias_weight": "-1"}, "--debias-weight -1: give a number from 0 to 1,000"),
         ({"score": "debias", "debias_weight": "nan"}, "--debias-weight nan: give a number"),
+        (
+            {"score": "prior", "dialogues": "d", "prior_weight": "1e300"},
+            "--prior-weight 1e300: give a number from 0 to",
+        ),
     ],
 )
 def test_flags_that_contradict_one_another(flags: dict[str, Any], said: str) -> None:
