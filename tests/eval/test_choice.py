@@ -373,6 +373,18 @@ Change = Callable[[Any], Any]
         ("negbench-mcq", "m.csv", "image_path,caption_0\nx,a\n", "record 1: caption_1: Field required"),
         ("negbench-mcq", "m.json", '[{"a": 1}]', "record 1: image_path"),
         ("aro-relation", "r.json", "[]", "it has no records. Give --files visual_genome_relation.json."),
+        (
+            "aro-order",
+            "o.json",
+            '[{"image": "x", "caption_options": ["a"]}]',
+            "each needs two different texts. Give --",
+        ),
+        (
+            "aro-trigrams",
+            "o.json",
+            '[{"image": "x", "caption": ["a"]}]',
+            "none of the records leaves anything to choose",
+        ),
         ("captions", "c.json", '[{"image_id": "x", "captions": ["a"]}]', "record 1 has 1 caption:"),
         ("nothing", "r.json", "[]", "--benchmark nothing: unknown benchmark; "),
     ],
