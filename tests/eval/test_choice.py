@@ -357,6 +357,13 @@ Change = Callable[[Any], Any]
         ("sugarcrepe", "a.json", "7", "it has no records"),
         ("sugarcrepe", "a.json", '{"0": ', "is not a file of SugarCrepe: "),
         ("winoground", "a.jsonl", '{"image_0": "x"}\n', "record 1: image_1: Field required"),
+        (
+            "captions",
+            "a.jsonl",
+            '{}\n\n{"a": }\n',
+            "a.jsonl is not a file of captions to choose from: line 3: Expecting",
+        ),
+        ("captions", "a.jsonl", '{}\n{"a": NaN}\n', "line 2: NaN is not a finite number"),
         ("winoground", "a.jsonl", b"\xff\xfe", "is not a file of Winoground"),
         (
             "valse",
