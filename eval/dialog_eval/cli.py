@@ -184,8 +184,11 @@ def _add_sweep(tasks: dict[str, type[TaskDefinition[Any]]]) -> None:
     own |= blending | choosing
 
     def run(given: dict[str, Any]) -> None:
+        kind = given["blend"]
         blends = _blending(**{name: given.pop(name) for name in blending})
         chosen_blend, most_loss = (given.pop(name) for name in choosing)
+        if chosen_blend is not None and kind == "embedding":
+            raise UsageError("--choose chooses among blends of weights: it needs --blend weight or --blend both.")
         if chosen_blend is not None and chosen_blend.exists():
             raise UsageError(f"--choose {chosen_blend} exists already: choose another folder.")
         chosen: list[str] = []

@@ -402,8 +402,12 @@ def test_figures_that_need_no_image_are_said_to(split: Path) -> None:
         ({"dialogues": "d"}, "--dialogues d: --score has no prior, debias or statement"),
         ({"score": "debias", "prior_weight": "1"}, "--prior-weight 1: --score has no prior"),
         ({"score": "debias", "debias_weight": "auto"}, "chosen on held-out dialogues: give --dialogues"),
-        ({"score": "debias", "debias_weight": "-1"}, "--debias-weight -1: give a number from 0 on"),
+        ({"score": "debias", "debias_weight": "-1"}, "--debias-weight -1: give a number from 0 to 1,000"),
         ({"score": "debias", "debias_weight": "nan"}, "--debias-weight nan: give a number"),
+        (
+            {"score": "prior", "dialogues": "d", "prior_weight": "1e300"},
+            "--prior-weight 1e300: give a number from 0 to",
+        ),
     ],
 )
 def test_flags_that_contradict_one_another(flags: dict[str, Any], said: str) -> None:
@@ -437,6 +441,53 @@ def test_dialogues_without_images_are_refused(
     )
     assert done.code == 2
     assert "has no images" in done.err
+
+
+@pytest.mark.parametrize(
+    ("dialogues", "held_out", "score", "said"),
+    [
+        ("one", None, "prior", "--dialogues DATA/one has too few images to hold some out"),
+        ("held", None, "prior", "--dialogues DATA/held has no images besides the held-out ones"),
+        ("held", None, "debias", "--dialogues DATA/held has no images besides the held-out ones"),
+        ("one", "all", "prior", "--dialogues DATA/one has no images besides --held-out DATA/all. Give"),
+        ("one", "all", "debias", "--dialogues DATA/one has no images besides --held-out DATA/all. Give"),
+        ("one", "silent", "prior", "--held-out DATA/silent: the gates keep no question and answer. Give"),
+        ("one", "alike", "prior", "--held-out DATA/alike: every answer is 'red', so all weights answer alike. Give"),
+        ("one", "several", "prior", "--held-out DATA/several has no dialogue about one image. Give"),
+    ],
+)
+def test_held_out_dialogues_that_do_not_do(
+    dialog_eval: Cli,
+    split: Path,
+    clips: tuple[Path, Path],
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    dialogues: str,
+    held_out: str | None,
+    score: str,
+    said: str,
+) -> None:
+    """Each message names the dataset that is at fault, and what it lacks."""
+    held = [row for row in rows if is_held_out(row["image_sha256"])]
+    other = next(row for row in rows if not is_held_out(row["image_sha256"]))
+    datasets = {
+        "one": [other],
+        "held": held,
+        "all": [other, *held],
+        "silent": [row | {"texts": []} for row in rows],
+        "alike": [row | {"texts": [{"user": "What color is it?", "assistant": "red"}]} for row in held],
+        "several": [other | {"images": other["images"] * 2}],
+    }
+    for name in filter(None, (dialogues, held_out)):
+        write_dialogues(tmp_path / name, {"a": datasets[name]})
+    questions, answers = vqa_files(split)
+    done = dialog_eval(
+        *("vqa", "--checkpoint", clips[1], "--baseline", clips[0], "--images", split / "images"),
+        *("--questions", questions, "--annotations", answers, "--image-list", captions(split)),
+        *("--out", tmp_path / "r.json", "--score", score, "--dialogues", tmp_path / dialogues),
+        *(("--held-out", tmp_path / held_out) if held_out else ()),
+    )
+    assert said.replace("DATA", str(tmp_path)) in done.mistake
 
 
 def test_dialogues_about_several_images_are_left_out(tmp_path: Path) -> None:

@@ -238,17 +238,40 @@ def test_aro_cuts_the_image(
     assert told["mean over parts"] == pytest.approx(sum(kept) / 2)
 
 
-@pytest.mark.parametrize("side", ["bbox_w", "bbox_h"])
-@pytest.mark.parametrize(
-    ("size", "message"), [(0.5, "the box of record 1 is empty"), (1e9, "the box of record 1 is larger than any image")]
-)
-def test_aro_refuses_an_empty_or_endless_box(tmp_path: Path, side: str, size: float, message: str) -> None:
-    box = {"bbox_x": 1, "bbox_y": 1, "bbox_w": 9, "bbox_h": 9, side: size}
+def write_region(folder: Path, **changed: float | str) -> Path:
+    """A file of one relation."""
+    box = {"bbox_x": 1, "bbox_y": 1, "bbox_w": 9, "bbox_h": 9}
     texts = {"true_caption": "a on b", "false_caption": "b on a", "relation_name": "on"}
-    file = tmp_path / "visual_genome_relation.json"
-    file.write_text(json.dumps([{"image_path": "0.jpg", **box, **texts}]))
+    file = folder / "visual_genome_relation.json"
+    file.write_text(json.dumps([{"image_path": "0.jpg", **box, **texts, **changed}]))
+    return file
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+@pytest.mark.parametrize(
+    ("part", "number", "message"),
+    [
+        ("wh", 0.5, "the box of record 1 is empty"),
+        ("wh", 1e9, "the box of record 1 is larger than any image"),
+        ("xy", 1e300, "the box of record 1 lies outside of any image"),
+        ("xy", -1e300, "the box of record 1 lies outside of any image"),
+        ("xy", "nan", "the box of record 1 lies outside of any image"),
+    ],
+)
+def test_aro_refuses_an_impossible_box(tmp_path: Path, axis: str, part: str, number: float | str, message: str) -> None:
+    file = write_region(tmp_path, **{f"bbox_{part['xy'.index(axis)]}": number})
     with pytest.raises(UsageError, match=message):
         BENCHMARKS.get("aro-relation").read([file])
+
+
+@pytest.mark.parametrize("place", [{"bbox_x": 64}, {"bbox_y": 64}, {"bbox_x": -9}, {"bbox_y": -9}])
+def test_a_box_outside_of_its_image_is_refused(
+    world: Path, clips: tuple[Path, Path], tmp_path: Path, place: dict[str, float]
+) -> None:
+    name = image_path(world, SUBSET, 0).name
+    file = write_region(tmp_path, image_path=name, **place)
+    with pytest.raises(UsageError, match=rf"the box of .*{name} .* outside of the image, which has 64 x"):
+        measured(clips, world / "images", "aro-relation", file)
 
 
 def test_aro_attribution_averages_frequent_pairs(world: Path, clips: tuple[Path, Path], tmp_path: Path) -> None:
@@ -334,6 +357,13 @@ Change = Callable[[Any], Any]
         ("sugarcrepe", "a.json", "7", "it has no records"),
         ("sugarcrepe", "a.json", '{"0": ', "is not a file of SugarCrepe: "),
         ("winoground", "a.jsonl", '{"image_0": "x"}\n', "record 1: image_1: Field required"),
+        (
+            "captions",
+            "a.jsonl",
+            '{}\n\n{"a": }\n',
+            "a.jsonl is not a file of captions to choose from: line 3: Expecting",
+        ),
+        ("captions", "a.jsonl", '{}\n{"a": NaN}\n', "line 2: NaN is not a finite number"),
         ("winoground", "a.jsonl", b"\xff\xfe", "is not a file of Winoground"),
         (
             "valse",
@@ -346,9 +376,22 @@ Change = Callable[[Any], Any]
         ("mmvp-vlm", "Q.csv", "q,t,s\nx,Texts,a\n2,Colors,b\n", "record 1: number: Input should be a valid integer"),
         ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,b,2\n", "correct_answer is 2"),
         ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,,1\n", "correct_answer is 1"),
+        ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,,0\n", "record 1 has 1 caption:"),
         ("negbench-mcq", "m.csv", "image_path,caption_0\nx,a\n", "record 1: caption_1: Field required"),
         ("negbench-mcq", "m.json", '[{"a": 1}]', "record 1: image_path"),
         ("aro-relation", "r.json", "[]", "it has no records. Give --files visual_genome_relation.json."),
+        (
+            "aro-order",
+            "o.json",
+            '[{"image": "x", "caption_options": ["a"]}]',
+            "each needs two different texts. Give --",
+        ),
+        (
+            "aro-trigrams",
+            "o.json",
+            '[{"image": "x", "caption": ["a"]}]',
+            "none of the records leaves anything to choose",
+        ),
         ("captions", "c.json", '[{"image_id": "x", "captions": ["a"]}]', "record 1 has 1 caption:"),
         ("nothing", "r.json", "[]", "--benchmark nothing: unknown benchmark; "),
     ],

@@ -82,6 +82,15 @@ def test_one_class_is_refused(images: Path, tmp_path: Path, dialog_eval: Cli, cl
     assert dialog_eval(*command, "--classes", tmp_path / "classes.txt", "--templates", "simple").code == 0
 
 
+def test_classes_of_the_same_text_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Equal scores go to the first, so no answer is ever the second."""
+    (tmp_path / "c.txt").write_text("n01440764\tcrane\nn03445777\tgolf ball\nn01443537\tcrane\n")
+    texts_of_classes(tmp_path / "c.txt", IDS)
+    assert caplog.messages == [
+        "the classes n01440764 and n01443537 have the same text 'crane': only n01440764 can be right"
+    ]
+
+
 def test_imagenet_by_its_own_name() -> None:
     ids = [f"n{number:08d}" for number in range(1000)]
     texts = texts_of_classes(Path("imagenet"), ids[::-1])

@@ -419,10 +419,15 @@ def test_wrong_use(
     assert not Path(str(common[-1])).exists()
 
 
-def test_wrong_sweeps(dialog_eval: Cli, common: list[object], split: Path) -> None:
+def test_wrong_sweeps(dialog_eval: Cli, common: list[object], split: Path, tmp_path: Path) -> None:
     alone = [*common[:2], *common[4:]]
     assert "give --baseline" in dialog_eval("sweep", "--captions", captions(split), *alone).mistake
     assert "nothing to measure" in dialog_eval("sweep", *common).mistake
+    choose = ["--captions", captions(split), "--blend", "embedding", "--choose", tmp_path / "chosen"]
+    assert (
+        "--choose chooses among blends of weights: it needs --blend weight"
+        in dialog_eval("sweep", *choose, *common).mistake
+    )
     assert "both --questions and" in dialog_eval("sweep", "--questions", "x", *common).mistake
 
 

@@ -17,6 +17,7 @@ from dialog_gen.core.progress import OnProgress, counter
 from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.sources.base import SourceImage
 from dialog_train.asking.prior import AnswerPrior
+from dialog_train.asking.questions import answer_key
 from dialog_train.asking.sentences import RULES, Sentences
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 HELD_OUT_IMAGES = 1000
 REFERENCE_IMAGES = 4096
+
+_WAY_OUT = "Give more dialogues, others with --held-out, or the weights as numbers."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +58,16 @@ def prepare(
 
     `image_ids`: the images of the evaluation; they are the references of "nearest" if there are no dialogues.
 
-    Raises UsageError for dialogues that cannot be read, have no images where they are needed, or no held-out question.
+    Raises UsageError for dialogues that cannot be read, have no images where they are needed, or none but the held-out
+    ones, and for held-out ones that have fewer than two different answers.
     """
     held_out = _HeldOut(options) if options.chooses else None
     pairs: list[tuple[str, str, str]] = []
     vectors = None
     if held_out is not None:
         vectors = _embed(models, held_out.pictures(), "held-out images", on_progress, pairs)
+        _check_answers(held_out.given, pairs)
+        held_out.check_others(options)
     uses = held_out.is_other if held_out is not None else lambda sha256: True
     prior, prior_name = _prior(options, models, uses)
     sentences = _sentences(options, uses)
@@ -82,8 +88,6 @@ def prepare(
         )
     counted = prior if isinstance(prior, AnswerPrior) else AnswerPrior.of_pairs((q, a) for _, q, a in pairs)
     questions, right = held_out_questions(pairs, counted.answers)
-    if not questions:
-        raise UsageError(f"{held_out.name}: no question to choose a weight on. Give the weights as numbers.")
     choices = choose_weights(
         models,
         HeldOut(questions=questions, right=right, images=vectors),
@@ -112,6 +116,7 @@ class _HeldOut:
     def __init__(self, options: AskingOptions) -> None:
         self._own = options.held_out is not None
         location = options.held_out or options.dialogues or ""
+        self.given = f"--held-out {location}" if self._own else f"the held-out images of --dialogues {location}"
         self._dataset: DatasetFolder = open_dataset(location)
         share = "" if self._own else f", from the {HELD_OUT_SHARE:.0%} of images that are held out"
         self.name = f"{_short(location)}{share}"
@@ -122,10 +127,36 @@ class _HeldOut:
         for picture in pictures(self._dataset, most=HELD_OUT_IMAGES, uses=uses):
             self._seen.add(picture.image.image_id)
             yield picture
+        if not self._seen and self._own:
+            raise UsageError(f"{self.given} has no dialogue about one image. {_WAY_OUT}")
+        if not self._seen:
+            raise UsageError(
+                f"--dialogues {self._dataset.location} has too few images to hold some out, so that weights can be "
+                f"chosen on them. {_WAY_OUT}"
+            )
 
     def is_other(self, image_sha256: str) -> bool:
         """Whether an image is not held out."""
         return image_sha256 not in self._seen if self._own else not is_held_out(image_sha256)
+
+    def check_others(self, options: AskingOptions) -> None:
+        """Raises UsageError if all images are held out of dialogues that the prior or debias needs."""
+        counted = options.prior_model is None and any(way.prior for way in options.ways)
+        if options.dialogues is None or not (counted or options.calibration == "nearest"):
+            return
+        rows = open_dataset(options.dialogues).rows(["image_sha256"])
+        if not any(self.is_other(row["image_sha256"]) for row in rows):
+            held = self.given if self._own else "the held-out ones"
+            raise UsageError(f"--dialogues {options.dialogues} has no images besides {held}. {_WAY_OUT}")
+
+
+def _check_answers(given: str, pairs: Sequence[tuple[str, str, str]]) -> None:
+    """Raises UsageError if the answers of (image id, question, answer) are not at least two."""
+    answers = {answer_key(answer) for _, _, answer in pairs}
+    if not answers:
+        raise UsageError(f"{given}: the gates keep no question and answer. {_WAY_OUT}")
+    if len(answers) == 1:
+        raise UsageError(f"{given}: every answer is {answers.pop()!r}, so all weights answer alike. {_WAY_OUT}")
 
 
 def _embed(

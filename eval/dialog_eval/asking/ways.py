@@ -22,6 +22,8 @@ Calibration = Literal["none", "mean-image", "text", "null-image", "nearest"]
 
 _ADDED = ("debias", "prior", "filter")
 _AUTO = "auto"
+_MOST_WEIGHT = 1000
+"""Beyond it nothing but the weighted part would count, and at last no score would be finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,13 +156,15 @@ class AskingOptions:
 
 
 def parse_weight(flag: str, text: str) -> float | None:
-    """Parses a weight; "auto" is None. Raises UsageError for other texts, and for a number that is below 0."""
+    """Parses a weight; "auto" is None. Raises UsageError for other texts, and for a number below 0 or above 1,000."""
     if text == _AUTO:
         return None
     try:
         weight = float(text)
     except ValueError:
         weight = -1.0
-    if not 0 <= weight < float("inf"):
-        raise UsageError(f"{flag} {text}: give a number from 0 on, or auto to choose it on held-out dialogues.")
+    if not 0 <= weight <= _MOST_WEIGHT:
+        raise UsageError(
+            f"{flag} {text}: give a number from 0 to {_MOST_WEIGHT:,}, or auto to choose it on held-out dialogues."
+        )
     return weight

@@ -1,7 +1,9 @@
 """Reads the names of classes, and the words for each that a model can understand."""
 
+import logging
 import re
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from dialog_gen.core.json_text import parse_json
 
 IMAGENET = "imagenet"
 """In place of a file: the names that CLIP's authors gave the 1,000 classes of ImageNet."""
+
+_log = logging.getLogger(__name__)
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _IMAGENET_CLASSES = 1000
@@ -27,8 +31,8 @@ def texts_of_classes(classes: Path | None, used: Collection[str]) -> dict[str, s
     ImageNet's classes: the JSON {"0": ["n01440764", "tench"], ...} or lines such as "n01440764 tench, Tinca tinca", of
     which the first name is taken. In ImageNet's lists an underscore stands for a space.
 
-    Raises UsageError for files of another form; for one class only, which every image would be assigned; and for a
-    class without another text than its id in WordNet, such as n01440764.
+    Warns of classes with the same text. Raises UsageError for files of another form; for one class only, which every
+    image would be assigned; and for a class without another text than its id in WordNet, such as n01440764.
     """
     if classes is None:
         texts = {name: name for name in sorted(used)}
@@ -44,7 +48,20 @@ def texts_of_classes(classes: Path | None, used: Collection[str]) -> dict[str, s
             f"there is only one class, {next(iter(texts))!r}, so every answer would be right: give images with a "
             "folder for each class, or --classes with all of them."
         )
+    _warn_of_equal(texts)
     return texts
+
+
+def _warn_of_equal(texts: Mapping[str, str]) -> None:
+    """Not an error: ImageNet's own lists have two cranes and two maillots."""
+    named = defaultdict[str, list[str]](list)
+    for name, text in texts.items():
+        named[text].append(name)
+    for text, names in named.items():
+        if len(names) > 1:
+            _log.warning(
+                "the classes %s have the same text %r: only %s can be right", " and ".join(names), text, names[0]
+            )
 
 
 def _imagenet(used: Collection[str]) -> dict[str, str]:

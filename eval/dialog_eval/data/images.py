@@ -44,7 +44,8 @@ def embed_images(
 ) -> ImageVectors:
     """Encodes the given images, once per image tower; only one batch of pixels is in memory.
 
-    Raises UsageError for an image that cannot be decoded: without it, the results would not be comparable.
+    Raises UsageError for an image that cannot be decoded, because without it the results would not be comparable, and
+    for a box that lies outside of its image.
     """
     return embed_stream(models, index.read(image_ids), "images", len(image_ids), on_progress, boxes=index.boxes)
 
@@ -124,5 +125,9 @@ def _pixels(clips: Sequence[Clip], image: SourceImage, box: Box | None) -> list[
             f"image {image.image_id} cannot be read ({why}): an evaluation needs all its images."
         ) from None
     if box is not None:
+        left, top, right, bottom = box
+        if not (left < decoded.width and top < decoded.height and right > 0 and bottom > 0):
+            size = f"{decoded.width} x {decoded.height} pixels"
+            raise UsageError(f"the box of {image.image_id} lies outside of the image, which has {size}.")
         decoded = decoded.crop(box)
     return [clip.preprocess(decoded) for clip in clips]

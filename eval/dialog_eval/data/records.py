@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,7 +46,7 @@ def _rows(path: Path, what: str, columns: Sequence[str] | None) -> list[Any]:
             rows: Any = list(csv.DictReader(io.StringIO(text, newline=""), columns, strict=True))
             rows = rows[1:] if columns else rows
         elif path.suffix.lower() in (".jsonl", ".jsonlines"):
-            rows = [parse_json(line) for line in text.split("\n") if line.strip()]
+            rows = [_parse_line(line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         else:
             content = parse_json(text)
             rows = list(content.values()) if isinstance(content, dict) else content
@@ -56,3 +57,12 @@ def _rows(path: Path, what: str, columns: Sequence[str] | None) -> list[Any]:
     if not isinstance(rows, list) or not rows:
         raise UsageError(f"{path} is not a file of {what}: it has no records.")
     return rows
+
+
+def _parse_line(line: str, number: int) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        # The decoder counts lines, too, but sees only this one.
+        problem = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        raise ValueError(f"line {number}: {problem}") from None

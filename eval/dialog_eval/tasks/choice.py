@@ -272,6 +272,10 @@ def load_choice(
         raise UsageError(f"{benchmark.title} is read from files: give --files.{benchmark.hint}")
     try:
         items = benchmark.read(found)
+        if not items:
+            # ARO's order leaves out captions whose shuffles give the caption again.
+            files = ", ".join(map(str, found))
+            raise UsageError(f"{files}: none of the records leaves anything to choose, each needs two different texts.")
     except UsageError as error:
         raise UsageError(f"{error}{benchmark.hint}") from None
     ids = index.by_file_name({part.file_name: part.file_name for item in items for part in item.images})

@@ -93,6 +93,8 @@ def _reader_of_regions(what: str, part_of: Callable[[_Region], str | None]) -> C
                     raise UsageError(f"{path} is not a file of {what}: the box of record {number} is empty.")
                 if record["bbox_w"] * record["bbox_h"] > DEFAULT_MAX_PIXELS:
                     raise UsageError(f"{path}: the box of record {number} is larger than any image that is read.")
+                if not (abs(record["bbox_x"]) < DEFAULT_MAX_PIXELS and abs(record["bbox_y"]) < DEFAULT_MAX_PIXELS):
+                    raise UsageError(f"{path}: the box of record {number} lies outside of any image that is read.")
                 items.append(_region(record, part))
         return items
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.registry import Registry
 
 RuleName = Literal["choice", "texts_alone", "text_score", "image_score", "group_score"]
@@ -70,6 +71,12 @@ class Benchmark:
 BENCHMARKS = Registry[Benchmark](
     "benchmark", "dialog_eval.data.choices", base=Benchmark, group="dialog_eval.benchmarks"
 )
+
+
+def check_choice(texts: Sequence[str], path: Path, number: int) -> None:
+    """Raises UsageError for a record, the file's `number`th, whose captions leave nothing to choose."""
+    if len(texts) < 2:
+        raise UsageError(f"{path}: record {number} has {count_of(len(texts), 'caption')}: there is nothing to choose.")
 
 
 def every_part(sizes: Mapping[str, int]) -> set[str]:

@@ -9,10 +9,8 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict  # pydantic takes typing's only from Python 3.12 on
 
-from dialog_eval.data.choices.base import BENCHMARKS, Benchmark, ChoiceItem, ImagePart, every_part
+from dialog_eval.data.choices.base import BENCHMARKS, Benchmark, ChoiceItem, ImagePart, check_choice, every_part
 from dialog_eval.data.records import read_records
-from dialog_gen.core.errors import UsageError
-from dialog_gen.core.plural import count_of
 
 
 class _Item(TypedDict):
@@ -26,10 +24,7 @@ def _read(files: Sequence[Path]) -> list[ChoiceItem]:
     for path in files:
         for number, record in enumerate(read_records(path, _Item, "captions to choose from"), 1):
             texts = tuple(record["captions"])
-            if len(texts) < 2:
-                raise UsageError(
-                    f"{path}: record {number} has {count_of(len(texts), 'caption')}: there is nothing to choose."
-                )
+            check_choice(texts, path, number)
             items.append(ChoiceItem(images=(ImagePart(record["image_id"]),), texts=texts, part=record.get("kind", "")))
     return items
 

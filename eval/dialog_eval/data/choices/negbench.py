@@ -11,7 +11,7 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict  # pydantic takes typing's only from Python 3.12 on
 
-from dialog_eval.data.choices.base import BENCHMARKS, Benchmark, ChoiceItem, ImagePart
+from dialog_eval.data.choices.base import BENCHMARKS, Benchmark, ChoiceItem, ImagePart, check_choice
 from dialog_eval.data.records import read_records
 from dialog_gen.core.errors import UsageError
 
@@ -42,6 +42,7 @@ def _item(record: _Question, path: Path, number: int) -> ChoiceItem:
     if not 0 <= right < len(captions) or not (own := captions[right]):
         raise UsageError(f"{path} is not a file of {_WHAT}: record {number}: correct_answer is {right}.")
     texts = (own, *(caption for place, caption in enumerate(captions) if place != right and caption))
+    check_choice(texts, path, number)
     part = record.get("correct_answer_template") or ""
     return ChoiceItem(images=(ImagePart(record["image_path"]),), texts=texts, part=part)
 
