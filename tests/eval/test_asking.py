@@ -234,6 +234,13 @@ def test_weights_that_are_chosen_on_what_is_measured_are_told(
     (entry,) = (e for e in results.entries if e.label == "tuned" and e.task == "vqa")
     assert entry.asked is not None
     assert "of held (5 of them among the images of this evaluation)" in str(entry.asked.chosen_on)
+    assert not any("prior counted" in note for note in entry.notes)
+    # The prior is counted on some of them, and told likewise: for the ways that have it.
+    options = ["--score", "similarity,prior", "--prior-weight", "1", "--dialogues", held]
+    results = measured(dialog_eval, split, clips, tmp_path / "r.json", *options)
+    plain, prior = (e for e in results.entries if e.label == "tuned" and e.task == "vqa")
+    told = "prior counted on images of held (5 of them among the images of this evaluation)"
+    assert (told in plain.all_notes(), told in prior.all_notes()) == (False, True)
 
 
 def test_held_out_questions_have_the_right_answer_among_18() -> None:

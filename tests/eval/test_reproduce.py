@@ -222,6 +222,29 @@ def test_the_command(tmp_path: Path, dialog_eval: Cli) -> None:
     assert "[1/1] arm-0-0-copy" in dialog_eval("reproduce", plan, "--out", out).err
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--out", "HERE/mine.toml"], "--out HERE/mine.toml cannot be written: HERE/mine.toml is no folder"),
+        (["--out", "HERE/mine.toml/out"], "--out HERE/mine.toml/out cannot be written: HERE/mine.toml is no folder"),
+        (["--page", "HERE"], "--page HERE is a folder: give the name of a file, such as HERE/page.md."),
+        (["--page", "HERE/x.html"], "--page HERE/x.html: a page is written as .md, not as '.html'."),
+        (["--page", "HERE/x"], "--page HERE/x: a page is written as .md, not as 'a file without suffix'."),
+        (["--page", "HERE/mine.toml/x.md"], "cannot be written: HERE/mine.toml is no folder"),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_first(
+    tmp_path: Path, dialog_eval: Cli, flags: list[str], said: str, dry: list[str]
+) -> None:
+    (results,) = save(tmp_path, [entry("base", [0, 1]), entry("tuned", [1, 1])])
+    plan = write_plan(tmp_path, results)
+    flags = [flag.replace("HERE", str(tmp_path)) for flag in flags]
+    ended = dialog_eval("reproduce", plan, "--out", tmp_path / "out", *flags, *dry)
+    assert said.replace("HERE", str(tmp_path)) in ended.mistake
+    assert not (tmp_path / "out").exists()
+
+
 def write_study(folder: Path, name: str, arm: str, results: Path, more: str = "") -> Path:
     """A study of one arm, whose measure copies results; they are on val."""
     run = shlex.join([sys.executable, "-c", "import sys, shutil; shutil.copy(*sys.argv[1:])", str(results), "{makes}"])

@@ -1,6 +1,6 @@
 """Prepares what ways of asking need: the prior, reference images, and weights chosen on held-out dialogues."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,8 @@ class Prepared:
     """(ways, variants): for the results; None for a way without weights."""
     prior_name: str | None
     """The prior, for the results; None if no way has it."""
+    prior_note: str | None
+    """For the results: that images of the evaluation are among those that the prior is counted on; None if none is."""
     sentences: str | None
     """Whose sentences statements are, for the results; None for rules only."""
 
@@ -69,7 +71,7 @@ def prepare(
         _check_answers(held_out.given, pairs)
         held_out.check_others(options)
     uses = held_out.is_other if held_out is not None else lambda sha256: True
-    prior, prior_name = _prior(options, models, uses)
+    prior, prior_name, prior_note = _prior(options, models, uses, images.hashes)
     sentences = _sentences(options, uses)
     asking = Asking(
         text_format=text_format,
@@ -84,7 +86,12 @@ def prepare(
         asked = [[_asked(way, weights, None) for weights in given] for way in options.ways]
         weights = [given] * len(options.ways)
         return Prepared(
-            asking=asking, weights=weights, asked=asked, prior_name=prior_name, sentences=_told(options, sentences)
+            asking=asking,
+            weights=weights,
+            asked=asked,
+            prior_name=prior_name,
+            prior_note=prior_note,
+            sentences=_told(options, sentences),
         )
     counted = prior if isinstance(prior, AnswerPrior) else AnswerPrior.of_pairs((q, a) for _, q, a in pairs)
     questions, right = held_out_questions(pairs, counted.answers)
@@ -106,6 +113,7 @@ def prepare(
             for way, of_way in zip(options.ways, choices, strict=True)
         ],
         prior_name=prior_name,
+        prior_note=prior_note,
         sentences=_told(options, sentences),
     )
 
@@ -176,16 +184,28 @@ def _embed(
     return embed_stream(models, stream(), stage, None, on_progress)
 
 
-def _prior(options: AskingOptions, models: "Models", uses: Callable[[str], bool]) -> tuple[Prior | None, str | None]:
+def _prior(
+    options: AskingOptions, models: "Models", uses: Callable[[str], bool], measured: Set[str]
+) -> tuple[Prior | None, str | None, str | None]:
+    """The prior, its name, and a note if it is counted on `measured` images."""
     if not any(way.prior for way in options.ways):
-        return None, None
+        return None, None, None
     if options.prior_model is not None:
         from dialog_eval.asking.text_prior import TextPrior
 
         model = TextPrior(options.prior_model, models.device)
-        return model, f"prior of {_short(str(options.prior_model))} {model.sha256[:6]}"
-    counted = AnswerPrior.of_dataset(options.dialogues or "", uses=uses)
-    return counted, f"prior of {_short(options.dialogues or '')} {counted.sha256[:6]}"
+        return model, f"prior of {_short(str(options.prior_model))} {model.sha256[:6]}", None
+    both: set[str] = set()
+
+    def counts(sha256: str) -> bool:
+        if used := uses(sha256):
+            both.update({sha256} & measured)
+        return used
+
+    name = _short(options.dialogues or "")
+    counted = AnswerPrior.of_dataset(options.dialogues or "", uses=counts)
+    note = f"prior counted on images of {name}{told_if_measured(both, measured)}" if both else None
+    return counted, f"prior of {name} {counted.sha256[:6]}", note
 
 
 def _sentences(options: AskingOptions, uses: Callable[[str], bool]) -> Sentences:

@@ -1,5 +1,6 @@
 """Runs a plan: says what it costs, runs its steps and writes its page."""
 
+import os
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -9,7 +10,7 @@ from dialog_eval.reproduce.pages import write_page
 from dialog_eval.reproduce.plan import load_plan
 from dialog_eval.reproduce.run import Outcome, Records, run_steps
 from dialog_eval.reproduce.steps import Step, plan_steps
-from dialog_gen.core.errors import FailedCheckError, check_at_least
+from dialog_gen.core.errors import FailedCheckError, UsageError, check_at_least
 
 
 def reproduce(
@@ -41,13 +42,16 @@ def reproduce(
         The page; None after a dry run.
 
     Raises:
-        UsageError: For an unknown plan or scale, and if `out` has outputs of other command lines or another run in it.
+        UsageError: For an unknown plan or scale, for an `out` or a `page` that cannot be written, and if `out` has
+            outputs of other command lines or another run in it.
         FailedCheckError: If steps failed; the page is written from the others.
         DialogGenError: If the disk refuses a write.
     """
     check_at_least("--jobs", jobs, 1)
     plan = load_plan(name, scale)
     folder = Path(out) if out is not None else Path("reproduce-out") / scale
+    target = Path(page) if page is not None else folder / f"{plan.name}.md"
+    _check_places(folder, target)
     steps = plan_steps(plan, folder, seeds)
     records = Records(folder)
     records.check(steps)
@@ -56,11 +60,22 @@ def reproduce(
     if dry_run:
         return None
     outcome = run_steps(steps, folder, jobs=jobs, tell=tell)
-    target = Path(page) if page is not None else folder / f"{plan.name}.md"
     write_page(plan, scale, steps, folder, target, tell=tell)
     if outcome.failed:
         raise FailedCheckError(_failures(outcome, records, target))
     return target
+
+
+def _check_places(out: Path, page: Path) -> None:
+    """Raises UsageError if the outputs or the page cannot be written; makes nothing itself, for dry runs."""
+    for flag, given, folder in (("--out", out, out), ("--page", page, page.parent)):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise UsageError(f"{flag} {given} cannot be written: {there} is no folder that can be written to.")
+    if page.is_dir():
+        raise UsageError(f"--page {page} is a folder: give the name of a file, such as {page / 'page.md'}.")
+    if page.suffix != ".md":
+        raise UsageError(f"--page {page}: a page is written as .md, not as {page.suffix or 'a file without suffix'!r}.")
 
 
 def _failures(outcome: Outcome, records: Records, page: Path) -> str:

@@ -228,6 +228,8 @@ class VqaTask:
                 blind_metrics = self._figures.by_answer(blind)
                 metrics = self._figures.by_answer(sighted)
                 more: dict[str, Any] = {"asked": prepared.asked[number][place]}
+                if way.prior and prepared.prior_note is not None:
+                    more["notes"] = [prepared.prior_note]
                 if variant is models.tuned:
                     answers, values = chosen[number, [place, 0], 0], accuracy[number, [place, 0], 0]
                     more["examples"] = self._examples(models.alone[0].label, answers, values)
