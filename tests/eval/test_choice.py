@@ -390,7 +390,7 @@ Change = Callable[[Any], Any]
             "aro-trigrams",
             "o.json",
             '[{"image": "x", "caption": ["a"]}]',
-            "none of the records leaves anything to choose",
+            "no record leaves anything to choose",
         ),
         ("captions", "c.json", '[{"image_id": "x", "captions": ["a"]}]', "record 1 has 1 caption:"),
         ("nothing", "r.json", "[]", "--benchmark nothing: unknown benchmark; "),

@@ -274,8 +274,8 @@ def load_choice(
         items = benchmark.read(found)
         if not items:
             # ARO's order leaves out captions whose shuffles give the caption again.
-            files = ", ".join(map(str, found))
-            raise UsageError(f"{files}: none of the records leaves anything to choose, each needs two different texts.")
+            names = ", ".join(map(str, found))
+            raise UsageError(f"{names}: no record leaves anything to choose; each needs two different texts.")
     except UsageError as error:
         raise UsageError(f"{error}{benchmark.hint}") from None
     ids = index.by_file_name({part.file_name: part.file_name for item in items for part in item.images})
