@@ -1,6 +1,7 @@
 """`dialog-train push` against a stand-in of the Hub; what it published is read by open_clip and transformers."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,26 @@ def test_as_the_card_says_what_was_tuned_is_loaded(tmp_path: Path, question_beta
     assert not torch.allclose(tuned, load_clip("shapes-clip").embed_texts(texts), atol=1e-3)
     assert ("questions" in found) == ("with the tower that was tuned" in card) == (question_beta is not None)
     assert "loads as the CLIP from which it was tuned" in card
+
+
+def test_the_card_of_an_average_says_of_what(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint.parent / "train.json").unlink()
+    mixed = tmp_path / "mixed"
+    shutil.copytree(checkpoint, mixed)
+    choice = {"beta": 0.4, "baseline": "b" * 64, "checkpoint": "c" * 64, "lowest_difference": 0.0, "accuracy": 0.7}
+    (mixed / "choice.json").write_text(json.dumps(choice))
+    words = push_checkpoint(mixed, REPO, dry_run=True).card.replace("\\", "")
+    assert f"an average: 0.4 times the weights of {'b' * 12} and 0.6 times those of {'c' * 12} (SHA-256)" in words
+    assert "No record of a training" not in words
+    (mixed / "choice.json").unlink()
+    (mixed / "soup.json").write_text(json.dumps({"ingredients": ["/secret/a/model", "b/model"], "tasted": []}))
+    words = push_checkpoint(mixed, REPO, dry_run=True).card.replace("\\", "")
+    assert "an average: the mean of 2 checkpoints: a/model, b/model." in words
+    assert "secret" not in words
+    for content in ("{", "[]", '{"ingredients": [1]}'):
+        (mixed / "soup.json").write_text(content)
+        with pytest.raises(UsageError, match=r"soup\.json is damaged: remove it"):
+            push_checkpoint(mixed, REPO, dry_run=True)
 
 
 def test_a_card_without_results_or_training_says_so(checkpoint: Path) -> None:

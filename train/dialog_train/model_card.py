@@ -15,7 +15,9 @@ from pydantic import BaseModel, Field, ValidationError
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.core.files import read_regular
+from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.plain_problems import first_problem
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.core.version import __version__
 from dialog_gen.dataset.folder import DatasetFolder
@@ -170,19 +172,48 @@ def read_training(checkpoint: Path) -> dict[str, Any]:
         ) from None
 
 
+def read_average(checkpoint: Path) -> str:
+    """What the weights are the average of, as `soup` or `sweep --choose` noted it beside them; empty without a note.
+
+    Raises UsageError if the note is damaged.
+    """
+    for file, tell in ((checkpoint / "choice.json", _blend), (checkpoint / "soup.json", _soup)):
+        if file.is_file():
+            try:
+                return tell(parse_json(read_regular(file)))
+            except (OSError, ValueError, KeyError, TypeError):
+                raise UsageError(f"{file} is damaged: remove it, and the card will say nothing of it.") from None
+    return ""
+
+
+def _blend(choice: Any) -> str:
+    share = float(choice["beta"])
+    return (
+        f"{share:.4g} times the weights of {str(choice['baseline'])[:12]} and {1 - share:.4g} times those of "
+        f"{str(choice['checkpoint'])[:12]} (SHA-256), as was chosen on validation data"
+    )
+
+
+def _soup(soup: Any) -> str:
+    # Without the folders of this machine: RUN/model.
+    names = ["/".join(PurePath(name).parts[-2:]) for name in soup["ingredients"]]
+    return f"the mean of {count_of(len(names), 'checkpoint')}: {', '.join(names)}"
+
+
 def make_model_card(
     clip: Clip,
     repo: str,
     *,
     training: Mapping[str, Any],
+    average: str = "",
     figures: Sequence[Figures],
     licence: str | None = None,
     with_transformers: bool = False,
 ) -> str:
     """The text of the card for a checkpoint in the repository `repo` (USER/NAME).
 
-    `training` is what `read_training` returns. `with_transformers` says that the repository also has the files of
-    `export_hf`. Paths of this machine are shortened to their last part.
+    `training` is what `read_training` returns, `average` what `read_average` does. `with_transformers` says that the
+    repository also has the files of `export_hf`. Paths of this machine are shortened to their last part.
     """
     name = repo.rpartition("/")[2]
     recipe = dict(_flat(training.get("recipe", {})))
@@ -208,6 +239,7 @@ def make_model_card(
         weights_sha256=clip.weights_sha256,
         version=Markdown(__version__),
         method=training.get("method"),
+        average=average,
         steps=training.get("steps"),
         base=recipe.get("model"),
         data=_data(training),

@@ -16,7 +16,7 @@ from dialog_gen.publish.commit import commit_files
 from dialog_gen.publish.hub import Hub, Repository, check_name
 from dialog_train.hf_export import export_hf
 from dialog_train.loop import MODEL_FOLDER, REPORT_FILE
-from dialog_train.model_card import make_model_card, read_figures, read_training
+from dialog_train.model_card import make_model_card, read_average, read_figures, read_training
 
 CARD_FILE = "README.md"
 _SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".toml")
@@ -78,6 +78,7 @@ def push_checkpoint(
         clip,
         repo,
         training=read_training(folder),
+        average=read_average(folder),
         figures=figures,
         licence=licence,
         with_transformers=with_transformers,
