@@ -42,7 +42,7 @@ def train_plus(out: Path, changes: dict[str, Any], **options: Any) -> FitResult:
             "guard": {"kind": "similarities", "recombined": True},
             "log": {"tensorboard": False},
             "save_every_steps": changes.get("save_every_steps"),
-            "optim": {"lr": 2e-4, "batch_size": 16, "max_steps": 8, **optim},
+            "optim": {"lr": 1e-4, "batch_size": 16, "max_steps": 8, **optim},
         }
     )
     clip = load_clip(str(out.parent / "clip"))

@@ -52,8 +52,9 @@ def check_two_processes(name: str, folder: Path) -> None:
     assert json.loads((folder / "2" / "train.json").read_text())["processes"] == 2
     # Both processes tell of each step, and tell the same.
     assert sorted(step for step, _ in two) == sorted(2 * [step for step, _ in one])
+    # A small loss may be a difference of large numbers, such as that of a guard: 1e-6 is their rounding.
     for step, values in two:
-        assert values == pytest.approx(one[step - 1][1], rel=2e-5, abs=1e-7)
+        assert values == pytest.approx(one[step - 1][1], rel=2e-5, abs=1e-6)
     first, second = (load_file(folder / str(count) / "first.safetensors") for count in (1, 2))
     gradients = [name for name in first if name.startswith("exp_avg/")]
     assert len(gradients) > 10
