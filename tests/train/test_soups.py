@@ -141,8 +141,8 @@ def test_what_does_not_go_together(tiny_clip: Path, tmp_path: Path, wrong: str) 
             report(folder, start)
         said = "not trained from the same weights"
     else:
-        (folders[1] / "third_tower.json").write_text("{}")
-        said = "is a CLIP with a third tower: a training reads only the CLIP in it"
+        (folders[1] / "third_tower.safetensors").write_bytes(b"")
+        said = r"holds more than a CLIP \(third_tower.safetensors\)"
     with pytest.raises(UsageError, match=said):
         uniform_soup(folders)
 

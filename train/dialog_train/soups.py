@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dialog_gen.clip.base import Clip
-from dialog_gen.clip.loader import check_clip, check_nothing_lost, load_clip, save_clip
+from dialog_gen.clip.loader import check_clip, load_clip, save_clip
 from dialog_gen.clip.open_clip.layout import CONFIG_FILE, WEIGHTS_FILE
 from dialog_gen.clip.text.tower import TextTower
 from dialog_gen.core.checksums import check_checksums
@@ -183,7 +183,8 @@ def _base(folders: Sequence[Path]) -> Clip:
     for folder in folders:
         check_clip(str(folder))
         check_checksums(folder)
-        check_nothing_lost(str(folder))
+        if more := [file.name for file in folder.glob("*.safetensors") if file.name != WEIGHTS_FILE]:
+            raise UsageError(f"{folder} holds more than a CLIP ({more[0]}), which would be lost: it cannot be used.")
         if _config(folder) != _config(folders[0]):
             raise UsageError(f"{folder} is of another configuration than {folders[0]}: see {CONFIG_FILE} in both.")
         report = folder.parent / REPORT_FILE
