@@ -281,4 +281,5 @@ def test_two_processes_give_the_losses_and_gradients_of_one(
     tmp_path: Path, tiny_clip: Path, tiny_dialogues: Path
 ) -> None:
     prepare(tmp_path, tiny_clip, tiny_dialogues)
-    check_two_processes("helpers.candidates:train_plus", tmp_path)
+    # The guard's loss is a small difference of large numbers.
+    check_two_processes("helpers.candidates:train_plus", tmp_path, rounding=1e-6)
