@@ -84,11 +84,15 @@ def test_foils_are_as_frequent_as_answers() -> None:
     assert {color: count / 4000 for color, count in drawn.items()} == pytest.approx(expected, abs=0.03)
 
 
-def test_answers_to_other_questions_fill_up() -> None:
-    (right, first, *others) = candidates(foils=4)("a", [pair("Is there a circle?", "yes")])
-    assert (right, first) == ("Is there a circle? yes", "Is there a circle? no")
-    assert {text.removeprefix("Is there a circle? ") for text in others} <= COLORS.keys()
-    assert len(set(others)) == 3
+def test_answers_to_other_types_of_questions_are_no_foils() -> None:
+    # "The circle is red" may be true, whatever the circle's size.
+    sizes = AnswerPrior.of_pairs([("What size is it?", size) for size in ("small", "large")] + COLOR_PAIRS)
+    for number in range(50):
+        texts = candidates(foils=4, prior=sizes, text_format="statement")(
+            str(number), [pair("What size is the circle?", "small")]
+        )
+        assert texts == ["the circle is small", "the circle is large", "", "", ""]
+    assert candidates(foils=2, prior=sizes).draw("Why is it?", [], random.Random(0)) == []
 
 
 def test_texts_that_do_not_exist_are_empty() -> None:

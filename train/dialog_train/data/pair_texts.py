@@ -3,12 +3,13 @@
 A candidate set has G texts of each pair: the right one, `foils` wrong ones, with `denials` two more, which deny the
 right one and the first wrong one, and with `conjunctions` four more. These say the pair and another one of the same
 image at once, of the same type of question if there is one: first both as they are right, then with a wrong answer to
-the other one, to this one, and to both. Wrong answers are drawn from what the dialogues answer to questions of the same
-type, by how frequent they are; if there are too few, from the answers to all questions. None of them is an answer that
-the same image has to the same question, or says more or less of the same words, however they are written ("2" and
-"two").
-Only pairs that no gate marks are counted;
-if self-consistency kept the right answer, the generator gave no other one when it was asked again.
+the other one, to this one, and to both.
+
+Wrong answers are drawn from what the dialogues answer to questions of the same type, by how frequent they are. If these
+are too few, so are the foils: an answer to another type of question can be true of the image ("the ball is red", for
+"What size is the ball?"). No wrong answer is one that the same image has to the same question, or says more or less of
+the same words, however they are written ("2" and "two"). Only pairs that no gate marks are counted; if self-consistency
+kept the right answer, the generator gave no other one when it was asked again.
 
 Statements are the generator's own sentences where the dataset has them (see `asking.sentences`), and made by rules
 elsewhere; the texts of a pair are always made in one of the two ways, so that only their meaning tells the right one.
@@ -193,41 +194,37 @@ class Candidates:
         return self.sentences.statement(question, answer, own)
 
     def draw(self, question: str, taken: Sequence[str], rng: random.Random) -> list[str]:
-        """At most `foils` different answers to a question, none of which could be one of `taken`."""
+        """At most `foils` different answers to questions of its type, none of which could be one of `taken`."""
         found = list[str]()
         own = [meaning(answer) for answer in taken]
         kind = question_type(question)
         if kind not in self._pools:
             self._pools[kind] = _Pool(self.prior.answers(question))
-        for pool in (self._pools[kind], self._everything):
-            for answer in pool.drawn(self.foils, rng):
-                if len(found) == self.foils:
-                    return found
-                if answer not in found and not any(_nested(meaning(answer), one) for one in own):
-                    found.append(answer)
+        for answer in self._pools[kind].drawn(self.foils, rng):
+            if len(found) == self.foils:
+                break
+            if answer not in found and not any(_nested(meaning(answer), one) for one in own):
+                found.append(answer)
         return found
 
     @cached_property
     def _pools(self) -> "dict[str, _Pool]":
         return {}
 
-    @cached_property
-    def _everything(self) -> "_Pool":
-        return _Pool(self.prior.all_answers())
-
 
 def candidates_config(
     text_format: CandidateFormat, foils: int, denials: bool, conjunctions: bool = False
 ) -> dict[str, Any]:
     """The `config` of `Candidates`."""
-    config: dict[str, Any] = {
+    return {
         "dialogue_format": text_format,
         "foils": foils,
+        # Sets of earlier versions, which do not say this, have foils from the answers to all questions.
+        "foils_from": "questions of the same type",
         "denials": denials,
+        "conjunctions": conjunctions,
         "per_pair": 1 + foils + 2 * denials + CONJUNCTIONS * conjunctions,
     }
-    # Sets without them are those of earlier versions, and trainings on these can be continued.
-    return config | ({"conjunctions": True} if conjunctions else {})
 
 
 class _Pool:
