@@ -110,6 +110,10 @@ class AnswerPrior:
         """The answers counted for the type of a question; empty for a type that was never counted."""
         return Counter(self._counts.get(question_type(question), {}))
 
+    def all_answers(self) -> Counter[str]:
+        """The answers counted for all types."""
+        return sum(self._counts.values(), Counter[str]())
+
     def share(self, question: str) -> float:
         """The share (0 to 1) of a question's type among all pairs that were counted."""
         return self._totals.get(question_type(question), 0) / max(self.pairs, 1)

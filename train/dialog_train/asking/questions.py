@@ -14,13 +14,20 @@ def word_set(text: str) -> frozenset[str]:
 
 COPULAS = word_set("is are was were")
 AUXILIARIES = COPULAS | word_set("do does did can could has have had will would should may might must")
+# What is left of auxiliaries before "n't".
+_WHOLE = {"ca": "can", "wo": "will"}
+_NEGATED = re.compile(rf"^({'|'.join(sorted(AUXILIARIES | _WHOLE.keys()))})n['\u2019]t\b", re.IGNORECASE)
+_IS = re.compile(r"^(what|who|where)['\u2019]s\b", re.IGNORECASE)
 YES_NO = word_set("yes no")
 _COUNTED = tuple(
     """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen twenty""".split()  # noqa: SIM905 - a list of twenty-one lines is no better
 )
 NUMBER_WORDS = frozenset(_COUNTED) | word_set("thirty forty fifty sixty seventy eighty ninety hundred dozen")
-_AMOUNTS = NUMBER_WORDS | word_set("none no many few several lots lot hundreds thousands")
+_AMOUNTS = NUMBER_WORDS | word_set(
+    """none no many few several some lots lot plenty both couple pair group crowd multiple numerous dozens hundreds
+    thousands"""
+)
 _OF_A_CHOICE = YES_NO | word_set("both neither either none")
 # What says the same; a word that is not here says only what itself does.
 _SAME = {word: str(number) for number, word in enumerate(_COUNTED)} | {"none": "0", "grey": "gray"}
@@ -53,9 +60,15 @@ def is_number(answer: str) -> bool:
     return any(word[0].isdigit() or word in NUMBER_WORDS for word in _words(answer))
 
 
+def expanded(question: str) -> str:
+    """A question without contractions: "Isn't the cat black?" is answered as "Is the cat black?" is."""
+    question = _NEGATED.sub(lambda found: _WHOLE.get(found[1].lower(), found[1]), question)
+    return _IS.sub(r"\1 is", question)
+
+
 def form_of(question: str) -> Form:
     """The form of a question, by its first words; "other" also for a text that is no question."""
-    words = tidy(question).lower().split()
+    words = expanded(tidy(question)).lower().split()
     first = words[0] if words else ""
     if first in AUXILIARIES:
         return "choice" if "or" in words else "yes/no"

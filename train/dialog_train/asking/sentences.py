@@ -19,7 +19,7 @@ from dialog_gen.core.hashing import sha256_json
 from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.dataset.record import STATEMENTS, kept_places
 from dialog_train.asking.prior import MOST_PAIRS, forget_rarest
-from dialog_train.asking.questions import YES_NO, answer_key, tidy
+from dialog_train.asking.questions import YES_NO, answer_key, fits, tidy
 from dialog_train.asking.statements import statement
 
 _PLACE = "\0"
@@ -82,7 +82,7 @@ class Sentences:
         forms = [form for key in _keys(question, answer) if (form := (own or {}).get(key) or self._best.get(key))]
         said = tidy(answer)
         # One of a yes and a no by rules would tell them apart by their style.
-        if not said or len(forms) < len(_keys(question, answer)):
+        if not said or len(forms) < len(_keys(question, answer)) or not fits(question, answer):
             return statement(question, answer)
         return forms[0].replace(_PLACE, said)
 

@@ -14,7 +14,17 @@ at once (NegBench, arXiv 2501.09425).
 import re
 from dataclasses import dataclass
 
-from dialog_train.asking.questions import AUXILIARIES, COPULAS, NUMBER_WORDS, YES_NO, answer_key, tidy, word_set
+from dialog_train.asking.questions import (
+    AUXILIARIES,
+    COPULAS,
+    NUMBER_WORDS,
+    YES_NO,
+    answer_key,
+    expanded,
+    fits,
+    tidy,
+    word_set,
+)
 
 _DETERMINERS = word_set("the a an this that these those his her its their our your my any some all both each every no")
 _PRONOUNS = word_set("it this that these those he she they there someone anyone everyone you we one")
@@ -85,7 +95,7 @@ class _Parts:
 
 
 def statement(question: str, answer: str) -> str:
-    """The sentence that says what the answer says; "question answer" for forms without a rule."""
+    """The sentence that says what the answer says; "question answer" if no rule makes one, or if it does not fit."""
     return _sentence(question, answer, denied=False) or f"{question} {answer}"
 
 
@@ -111,8 +121,8 @@ def conjunction(first: str, second: str, *, phrase: bool = False) -> str:
 
 
 def _sentence(question: str, answer: str, *, denied: bool) -> str | None:
-    words, said = _expanded(tidy(question)).split(), tidy(answer)
-    if not said or not (parts := _parts(words)):
+    words, said = expanded(tidy(question)).split(), tidy(answer)
+    if not said or not fits(question, said) or not (parts := _parts(words)):
         return None
     # What denies "nothing is on the table" says what is there.
     if denied and answer_key(said).split()[0] in _NOBODY - YES_NO and not parts.asked.startswith("how many"):
@@ -323,18 +333,6 @@ def _begins_predicate(word: str) -> bool:
 
 def _is_participle(word: str) -> bool:
     return word.endswith("ing") and len(word) > 4 and word not in _NOT_VERBS
-
-
-def _expanded(question: str) -> str:
-    # "Isn't the cat black?" is answered as "Is the cat black?" is.
-    question = re.sub(
-        r"^(is|are|was|were|do|does|did|has|have|ca)n['\u2019]t\b", _positive, question, flags=re.IGNORECASE
-    )
-    return re.sub(r"^(what|who|where)['\u2019]s\b", r"\1 is", question, flags=re.IGNORECASE)
-
-
-def _positive(found: re.Match[str]) -> str:
-    return "can" if found[1].lower() == "ca" else found[1]
 
 
 def _with_object(predicate: str, answer: str) -> str:

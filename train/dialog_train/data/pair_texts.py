@@ -5,11 +5,12 @@ right one and the first wrong one, and with `conjunctions` four more. These say 
 image at once, of the same type of question if there is one: first both as they are right, then with a wrong answer to
 the other one, to this one, and to both.
 
-Wrong answers are drawn from what the dialogues answer to questions of the same type, by how frequent they are. If these
-are too few, so are the foils: an answer to another type of question can be true of the image ("the ball is red", for
-"What size is the ball?"). No wrong answer is one that the same image has to the same question, or says more or less of
-the same words, however they are written ("2" and "two"). Only pairs that no gate marks are counted; if self-consistency
-kept the right answer, the generator gave no other one when it was asked again.
+Wrong answers are drawn from what the dialogues answer to questions of the same type, by how frequent they are. Where
+these are too few, answers follow that do not fit the question ("red" for "How many balls are there?"), so that what a
+question asks for is learned, too. Other answers to other types of questions are none: as statements, they can be true
+of the image ("the ball is red", for "What size is the ball?"). No wrong answer is one that the same image has to the
+same question, or says more or less of the same words, however they are written ("2" and "two"). Only pairs that no gate
+marks are counted; if self-consistency kept the right answer, the generator gave no other one when it was asked again.
 
 Statements are the generator's own sentences where the dataset has them (see `asking.sentences`), and made by rules
 elsewhere; the texts of a pair are always made in one of the two ways, so that only their meaning tells the right one.
@@ -21,12 +22,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, Protocol
 
 from dialog_gen.core.hashing import sha256_json
 from dialog_train.asking.prior import AnswerPrior, question_type
-from dialog_train.asking.questions import answer_key, fits, meaning
+from dialog_train.asking.questions import Form, answer_key, fits, form_of, meaning
 from dialog_train.asking.sentences import RULES, Sentences, forms_of
 from dialog_train.asking.statements import conjunction, negated
 from dialog_train.config import CandidateFormat
@@ -38,6 +39,14 @@ CONJUNCTIONS = 4
 """The number of texts that say two pairs at once."""
 
 _TRIES = 8
+_MOST_MISFITS = 1000
+# A question of each form that the most answers do not fit.
+_STRICTEST: dict[Form, str] = {
+    "yes/no": "Is it?",
+    "choice": "Is it this or that?",
+    "number": "How many are there?",
+    "other": "Where is it?",
+}
 
 
 class PairTexts(Protocol):
@@ -194,13 +203,15 @@ class Candidates:
         return self.sentences.statement(question, answer, own)
 
     def draw(self, question: str, taken: Sequence[str], rng: random.Random) -> list[str]:
-        """At most `foils` different answers to questions of its type, none of which could be one of `taken`."""
+        """At most `foils` different wrong answers, none of which could be one of `taken`; see the module."""
         found = list[str]()
         own = [meaning(answer) for answer in taken]
         kind = question_type(question)
         if kind not in self._pools:
             self._pools[kind] = _Pool(self.prior.answers(question))
-        for answer in self._pools[kind].drawn(self.foils, rng):
+        misfits = self._misfits[form_of(question)].drawn(self.foils, rng)
+        misfits = (answer for answer in misfits if not fits(question, answer))
+        for answer in chain(self._pools[kind].drawn(self.foils, rng), misfits):
             if len(found) == self.foils:
                 break
             if answer not in found and not any(_nested(meaning(answer), one) for one in own):
@@ -211,6 +222,15 @@ class Candidates:
     def _pools(self) -> "dict[str, _Pool]":
         return {}
 
+    @cached_property
+    def _misfits(self) -> "dict[Form, _Pool]":
+        """Form of questions -> answers that do not fit some of these questions."""
+        frequent = self.prior.all_answers().most_common(_MOST_MISFITS)
+        return {
+            form: _Pool(Counter({answer: count for answer, count in frequent if not fits(example, answer)}))
+            for form, example in _STRICTEST.items()
+        }
+
 
 def candidates_config(
     text_format: CandidateFormat, foils: int, denials: bool, conjunctions: bool = False
@@ -219,8 +239,8 @@ def candidates_config(
     return {
         "dialogue_format": text_format,
         "foils": foils,
-        # Sets of earlier versions, which do not say this, have foils from the answers to all questions.
-        "foils_from": "questions of the same type",
+        # Sets of earlier versions, which do not say this, have others from the answers to all questions.
+        "foils_from": "questions of the same type, misfits",
         "denials": denials,
         "conjunctions": conjunctions,
         "per_pair": 1 + foils + 2 * denials + CONJUNCTIONS * conjunctions,

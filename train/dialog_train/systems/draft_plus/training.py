@@ -83,7 +83,7 @@ class PlusObjective(nn.Module):
     def require_examples(self, batch: CandidateBatch) -> None:
         """Raises UsageError for a loss of choices that is to be learned and for which no image has texts."""
         parts = {
-            "foils": (self._places.asserted, "another answer to a question of its type"),
+            "foils": (self._places.asserted, "another answer to its question"),
             "denials": (self._places.denied, "an answer that a rule can deny"),
             "conjunctions": (self._places.joined, "a second question, and wrong answers to both"),
         }
