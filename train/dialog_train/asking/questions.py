@@ -33,7 +33,9 @@ _OF_A_CHOICE = YES_NO | word_set("both neither either none")
 _SAME = {word: str(number) for number, word in enumerate(_COUNTED)} | {"none": "0", "grey": "gray"}
 _ARTICLES = word_set("a an the")
 # Questions whose answer is no number; others, such as "What number is on the bus?", may have any.
-_NO_NUMBER = re.compile(r"(?:what|which) (?:colou?r|shape|animal|sport|room|kind|type|material)s?\b|where|who|why")
+_NO_NUMBER = re.compile(
+    r"(?:what|which) (?:colou?r|shape|texture|pattern|material|animal|breed|fruit|sport|room|gender|kind|type)s?\b|where|who|why"
+)
 
 
 def tidy(text: str) -> str:
