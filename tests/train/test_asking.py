@@ -17,6 +17,7 @@ from dialog_gen.shapes.worlds import FIRST, SECOND, World
 from dialog_train.asking import prior as prior_module
 from dialog_train.asking.prior import AnswerPrior
 from dialog_train.asking.questions import Form, fits, form_of
+from dialog_train.asking.sentences import Sentences
 from dialog_train.asking.statements import conjunction, negated, statement
 
 # Question, answer, statement, its denial.
@@ -192,6 +193,24 @@ def test_what_a_rule_cannot_deny_is_not_denied(question: str, answer: str, said:
     assert negated(question, answer) is None
 
 
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("How many circles are there?", "red"),
+        ("What color is the star?", "2"),
+        ("What size is the star?", "yes"),
+        ("Is the star red or blue?", "large"),
+        ("Is there a star?", "red"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_not_stated(question: str, answer: str) -> None:
+    """ "There are red circles" may be true, but it does not say how many."""
+    assert statement(question, answer) == f"{question} {answer}"
+    assert negated(question, answer) is None
+    generators = Sentences.of_triples([(question, right, f"So: {right}.") for right in ("3", "blue", "large", "yes")])
+    assert generators.statement(question, answer) == f"{question} {answer}"
+
+
 @pytest.mark.parametrize("world", [FIRST, SECOND], ids=lambda world: world.name)
 def test_every_question_of_the_embedded_worlds_has_a_rule(world: World[Any]) -> None:
     scenes = [world.draw_scene("train", 0, n) for n in range(300)]
@@ -213,7 +232,16 @@ def test_every_question_of_the_embedded_worlds_has_a_rule(world: World[Any]) -> 
         ("Is there a dog or a cat?", "choice", ["yes", "no", "dog"], ["3", "purple"]),
         ("Is the star small or large?", "choice", ["small", "Large", "both"], ["blue", "2"]),
         ("Are they happy?", "yes/no", ["yes", "No."], ["happy", "1"]),
-        ("How many dogs?", "number", ["3", "two", "none", "lots"], ["yes", "no", "brown"]),
+        ("Isn't the cat black?", "yes/no", ["yes"], ["black"]),
+        ("Won\u2019t it rain?", "yes/no", ["no"], ["rain"]),
+        ("Can't he swim or dive?", "choice", ["dive"], ["run"]),
+        (
+            "How many dogs?",
+            "number",
+            ["3", "two", "none", "lots", "a couple", "a group of dogs"],
+            ["yes", "no", "brown"],
+        ),
+        ("What texture does it have?", "other", ["striped"], ["2", "no"]),
         ("What color is it?", "other", ["red", "red and white"], ["yes", "2"]),
         ("What number is on the bus?", "other", ["2", "red"], ["no"]),
         ("", "other", ["red"], ["yes"]),

@@ -2,10 +2,14 @@
 
 import pickle
 import random
+import re
 from collections import Counter
+from itertools import chain
+from typing import Any
 
 import pytest
 
+from dialog_gen.shapes.worlds import FIRST, SECOND, World
 from dialog_train.asking.prior import AnswerPrior
 from dialog_train.asking.statements import negated, statement
 from dialog_train.config import CandidateFormat
@@ -84,15 +88,48 @@ def test_foils_are_as_frequent_as_answers() -> None:
     assert {color: count / 4000 for color, count in drawn.items()} == pytest.approx(expected, abs=0.03)
 
 
-def test_answers_to_other_types_of_questions_are_no_foils() -> None:
+def test_answers_that_do_not_fit_the_question_fill_up() -> None:
+    (right, first, *others) = candidates(foils=4)("a", [pair("Is there a circle?", "yes")])
+    assert (right, first) == ("Is there a circle? yes", "Is there a circle? no")
+    assert {text.removeprefix("Is there a circle? ") for text in others} <= COLORS.keys()
+    assert len(set(others)) == 3
+
+
+def test_answers_to_other_types_of_questions_that_fit_are_no_foils() -> None:
     # "The circle is red" may be true, whatever the circle's size.
-    sizes = AnswerPrior.of_pairs([("What size is it?", size) for size in ("small", "large")] + COLOR_PAIRS)
+    prior = AnswerPrior.of_pairs(COLOR_PAIRS + STAR_PAIRS + [("What size is it?", size) for size in ("small", "large")])
+    question = "What size is the circle?"
     for number in range(50):
-        texts = candidates(foils=4, prior=sizes, text_format="statement")(
-            str(number), [pair("What size is the circle?", "small")]
-        )
-        assert texts == ["the circle is small", "the circle is large", "", "", ""]
-    assert candidates(foils=2, prior=sizes).draw("Why is it?", [], random.Random(0)) == []
+        texts = candidates(foils=4, prior=prior, text_format="statement")(str(number), [pair(question, "small")])
+        assert texts[:2] == ["the circle is small", "the circle is large"]
+        assert sorted(texts[2:]) == ["", f"{question} no", f"{question} yes"]
+    # A type of question that was never counted.
+    assert set(candidates(prior=prior).draw("Why is it?", [], random.Random(0))) == {"yes", "no"}
+
+
+@pytest.mark.parametrize("world", [FIRST, SECOND], ids=lambda world: world.name)
+def test_no_foil_is_true_of_the_image(world: World[Any]) -> None:
+    """Foils of the worlds' own dialogues, judged by their scenes: none says what is so."""
+    scenes = [world.draw_scene("train", 0, n) for n in range(400)]
+    asked = [[(one.question, one.answer) for one in world.ask(s, random.Random(n), 3)] for n, s in enumerate(scenes)]
+    made = candidates(foils=7, prior=AnswerPrior.of_pairs(chain.from_iterable(asked)))
+    judged, not_stated = Counter[bool](), 0
+    for number, (scene, pairs) in enumerate(zip(scenes, asked, strict=True)):
+        for question, _right in pairs:
+            taken = [answer for other, answer in pairs if other == question]
+            thing = re.search(r"the (?:\w+ ){1,2}(?=is|have)|the \w+ \w+(?=\?)", question)
+            for foil in made.draw(question, taken, random.Random(number)):
+                assert not world.judge(scene, question, foil)
+                if statement(question, foil).startswith(question):
+                    not_stated += 1
+                    continue
+                # Whether it is another attribute of the thing: "the star is large", for "What color is the star?".
+                for other in ("What color is {}?", "What size is {}?", "What texture does {} have?", "Where is {}?"):
+                    if thing:
+                        judged[world.judge(scene, other.format(thing[0].strip()), foil)] += 1
+    assert set(judged) == {False}
+    assert judged[False] > 500
+    assert not_stated > 500
 
 
 def test_texts_that_do_not_exist_are_empty() -> None:

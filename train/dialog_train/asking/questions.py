@@ -34,7 +34,8 @@ _SAME = {word: str(number) for number, word in enumerate(_COUNTED)} | {"none": "
 _ARTICLES = word_set("a an the")
 # Questions whose answer is no number; others, such as "What number is on the bus?", may have any.
 _NO_NUMBER = re.compile(
-    r"(?:what|which) (?:colou?r|shape|texture|pattern|material|animal|breed|fruit|sport|room|gender|kind|type)s?\b|where|who|why"
+    r"(?:what|which) (?:colou?r|shape|texture|pattern|material|animal|breed|fruit|sport|room|gender|kind|type)s?\b"
+    "|where|who|why"
 )
 
 

@@ -61,7 +61,7 @@ class DraftPlusRecipe(LongTextRecipe):
     texts: CandidateFormat = "statement"
     """A question and its answer become a "statement", or "question_answer", one after the other."""
     foils: int = Field(default=7, ge=1, le=63)
-    """Wrong answers for each pair, at most: first those that the dialogues give to questions of its type, then those that
+    """Wrong answers for each pair, at most: first those that the dialogues give to questions of its type, then such as
     do not fit the question."""
     balance: float = Field(default=0.0, ge=0, le=1)
     """0: the pairs of an image rotate from epoch to epoch. Up to 1: pairs with rare types of questions are drawn more
