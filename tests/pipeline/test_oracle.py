@@ -11,7 +11,7 @@ from helpers.rows import rows_of
 from dialog_gen.core.errors import UsageError
 from dialog_gen.dataset.errors import OtherConfigError
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.shapes import oracle
+from dialog_gen.shapes import oracle, truth
 from dialog_gen.shapes.files import ShapesSubset, write_files
 from dialog_gen.shapes.oracle import write_dialogues
 from dialog_gen.shapes.truth import load_scenes, measure_truth
@@ -20,10 +20,10 @@ from dialog_gen.shapes.worlds import WORLDS
 LIMIT = 12
 
 
-def write_world(root: Path, name: str) -> Path:
+def write_world(root: Path, name: str, split: str = "train") -> Path:
     """Images in tars as img2dataset writes them, and the files beside them."""
     world: Any = WORLDS[name]
-    subset = ShapesSubset(split="train", seed=1, limit=LIMIT, shard_size=8, world=world)
+    subset = ShapesSubset(split=split, seed=1, limit=LIMIT, shard_size=8, world=world)
     write_files(root, subset)
     for tar, indices in subset.shards().items():
         members: dict[str, bytes] = {}
@@ -42,8 +42,8 @@ def write_world(root: Path, name: str) -> Path:
 def test_every_pair_is_true_and_the_dataset_verifies(tmp_path: Path, name: str, dialog_gen_cli: Cli) -> None:
     world = write_world(tmp_path / "world", name)
     assert write_dialogues(world, str(tmp_path / "out")) == LIMIT
-    truth = measure_truth(DatasetFolder(str(tmp_path / "out")), load_scenes(world))
-    assert (truth.images, truth.asked.total(), truth.rate) == (LIMIT, 3 * LIMIT, 1.0)
+    measured = measure_truth(DatasetFolder(str(tmp_path / "out")), load_scenes(world))
+    assert (measured.images, measured.asked.total(), measured.rate) == (LIMIT, 3 * LIMIT, 1.0)
     assert dialog_gen_cli("verify", str(tmp_path / "out"), "--deep").code == 0
     assert dialog_gen_cli("stats", str(tmp_path / "out")).code == 0
     rows = rows_of(tmp_path / "out")
@@ -89,6 +89,22 @@ def test_an_image_without_a_scene_is_refused(tmp_path: Path) -> None:
         write_dialogues(world, str(tmp_path / "out"))
 
 
+def test_dialogues_are_not_judged_by_another_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its images have the same ids."""
+    world, other = write_world(tmp_path / "world", "shapes"), write_world(tmp_path / "other", "shapes", "val")
+    write_dialogues(world, str(tmp_path / "out"))
+    monkeypatch.setattr("sys.argv", ["truth", str(tmp_path / "out"), str(other)])
+    with pytest.raises(SystemExit) as stopped:
+        truth.main()
+    assert stopped.value.code == 2
+    assert "about another image 00000/000000 than" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["truth", str(tmp_path / "out"), str(world)])
+    truth.main()
+    assert "truth rate 100.0%: 36 of 36 pairs" in capsys.readouterr().out
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     world = write_world(tmp_path / "world", "shapes-2")
     monkeypatch.setattr("sys.argv", ["oracle", str(world), "--out", str(tmp_path / "out")])
@@ -115,11 +131,11 @@ def test_a_share_of_the_answers_is_false(tmp_path: Path, name: str) -> None:
     """The questions stay the same; a false answer is of the same kind, and what is false stays so at a lower truth."""
     world = write_world(tmp_path / "world", name)
     rows = {}
-    for truth in (1.0, 0.7, 0.0):
-        write_dialogues(world, str(tmp_path / str(truth)), truth=truth)
-        rows[truth] = [pair for row in rows_of(tmp_path / str(truth)) for pair in row["texts"]]
+    for share in (1.0, 0.7, 0.0):
+        write_dialogues(world, str(tmp_path / str(share)), truth=share)
+        rows[share] = [pair for row in rows_of(tmp_path / str(share)) for pair in row["texts"]]
     assert len({tuple(pair["user"] for pair in pairs) for pairs in rows.values()}) == 1
-    answers = {truth: [pair["assistant"] for pair in pairs] for truth, pairs in rows.items()}
+    answers = {share: [pair["assistant"] for pair in pairs] for share, pairs in rows.items()}
     groups = WORLDS[name].answer_groups
     for true, some, none in zip(answers[1.0], answers[0.7], answers[0.0], strict=True):
         assert none != true

@@ -4,6 +4,7 @@ This is the only module that compares dialogues with scene graphs; the pipeline 
 """
 
 import argparse
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from dialog_gen.core.visible import visible
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.dataset.record import marking_gates
 from dialog_gen.shapes.worlds import FIRST, WORLDS, AnyScene, world_of
+from dialog_gen.sources.base import open_source
 
 _ALL = "all gates"
 
@@ -100,6 +102,26 @@ def load_scenes(shapes: Path) -> dict[str, AnyScene]:
         raise UsageError(f"{path} is damaged: download the world again.") from None
 
 
+def check_images(dataset: DatasetFolder, shapes: Path) -> None:
+    """Raises UsageError if dialogues are about other images than the world in `shapes` has: ids repeat in each split.
+
+    A world without its images is not checked.
+    """
+    if not (shapes / "images").is_dir():
+        return
+    hashes = {
+        image.image_id: hashlib.sha256(image.data).hexdigest()
+        for shard in open_source(str(shapes / "images"), shard_size=1024)
+        for image in shard.read()
+    }
+    for row in dataset.rows(["image_id", "image_sha256"]):
+        if hashes.get(row["image_id"], row["image_sha256"]) != row["image_sha256"]:
+            raise UsageError(
+                f"the dialogues are about another image {row['image_id']} than that of {shapes}: give the world and "
+                "the split of the dialogues."
+            )
+
+
 def measure_truth(dataset: DatasetFolder, scenes: Mapping[str, AnyScene]) -> Truth:
     """Judges every accepted pair of a dataset. Raises UsageError for an image without a scene graph."""
     truth = Truth()
@@ -129,6 +151,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         dataset, scenes = DatasetFolder.existing(arguments.dataset), load_scenes(arguments.shapes)
+        check_images(dataset, arguments.shapes)
         truth = measure_truth(dataset, scenes)
         if arguments.show:
             _show(dataset, scenes, arguments.show)
