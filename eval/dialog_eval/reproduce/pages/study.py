@@ -134,9 +134,10 @@ def _ablations(page: StudyPage, plan: Plan, measured: Measured, best: str) -> li
     arms = [arm for arm in page.ablations if measured.has(arm)]
     if not arms:
         return []
+    # The best way, and without its prior.
+    ways = list(dict.fromkeys(["similarity", best.split(" + ")[0], best]))
     columns = [
-        ("vqa", "accuracy", "similarity"),
-        ("vqa", "accuracy", best),
+        *(("vqa", "accuracy", way) for way in ways),
         *(("retrieval", one, "similarity") for one in R1),
     ]
     full = Figure(arm=page.ablated)
@@ -154,12 +155,12 @@ def _ablations(page: StudyPage, plan: Plan, measured: Measured, best: str) -> li
         body.append(
             [md(plan.arms[arm].label), *(_change(one, next(adjusted) if one is not None else 1.0) for one in some)]
         )
-    head = ["", "VQA, similarity", f"VQA, {best}", *R1]
+    head = ["", *(f"VQA, {way}" for way in ways), *R1]
     note = (
         "First row in percent, others as differences to it in points; bold where Holm's p-value, over this table, is "
         f"below {LEVEL:g}."
     )
-    return ["## Parts left out, one at a time", "", *table(head, body), "", note, ""]
+    return ["## Parts left out or changed, one at a time", "", *table(head, body), "", note, ""]
 
 
 def _change(change: Difference | None, p: float) -> str:
