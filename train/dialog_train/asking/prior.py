@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -112,7 +113,10 @@ class AnswerPrior:
 
     def all_answers(self) -> Counter[str]:
         """The answers counted for all types."""
-        return sum(self._counts.values(), Counter[str]())
+        counts = Counter[str]()
+        for answers in self._counts.values():
+            counts.update(answers)
+        return counts
 
     def share(self, question: str) -> float:
         """The share (0 to 1) of a question's type among all pairs that were counted."""
@@ -123,7 +127,7 @@ class AnswerPrior:
         most = self.answers(question).most_common(1)
         return most[0][0] if most else None
 
-    @property
+    @cached_property
     def pairs(self) -> int:
         """The number of pairs that were counted."""
         return sum(self._totals.values())

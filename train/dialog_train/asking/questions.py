@@ -17,21 +17,59 @@ AUXILIARIES = COPULAS | word_set("do does did can could has have had will would 
 # What is left of auxiliaries before "n't".
 _WHOLE = {"ca": "can", "wo": "will"}
 _NEGATED = re.compile(rf"^({'|'.join(sorted(AUXILIARIES | _WHOLE.keys()))})n['\u2019]t\b", re.IGNORECASE)
-_IS = re.compile(r"^(what|who|where)['\u2019]s\b", re.IGNORECASE)
+_IS = re.compile(r"^(what|who|where|when|why|how)['\u2019]s\b", re.IGNORECASE)
+# Words about the image that say nothing: "In the image, is there a dog?", "Is the man in the photo wearing a hat?"
+_IN_THE_IMAGE = re.compile(
+    r"^(?:in|on) (?:the|this) (?:image|picture|photo|scene),? (?=\w)"
+    r"|(?<=\w) in (?:the|this) (?:image|picture|photo|scene)(?= (?!or\b|and\b)\w)",
+    re.IGNORECASE,
+)
 YES_NO = word_set("yes no")
 _COUNTED = tuple(
     """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen twenty""".split()  # noqa: SIM905 - a list of twenty-one lines is no better
 )
 NUMBER_WORDS = frozenset(_COUNTED) | word_set("thirty forty fifty sixty seventy eighty ninety hundred dozen")
-_AMOUNTS = NUMBER_WORDS | word_set(
-    """none no many few several some lots lot plenty both couple pair group crowd multiple numerous dozens hundreds
-    thousands"""
+# Amounts that leave open how many: "several" may be true where "many" is.
+_VAGUE = word_set(
+    """many few several some lots lot plenty multiple numerous dozens hundreds thousands all most half both bunch group
+    crowd handful countless enough"""
 )
+_NOBODY = word_set("none no zero nobody nothing noone")
+_AMOUNTS = NUMBER_WORDS | _VAGUE | _NOBODY | word_set("couple pair trio everyone everybody thousand million")
 _OF_A_CHOICE = YES_NO | word_set("both neither either none")
 # What says the same; a word that is not here says only what itself does.
-_SAME = {word: str(number) for number, word in enumerate(_COUNTED)} | {"none": "0", "grey": "gray"}
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905 - as above
+_SAME = {
+    **{word: str(number) for number, word in enumerate(_COUNTED)},
+    **{word: str(10 * number) for number, word in enumerate(_TENS, 2)},
+    "none": "0",
+    "nobody": "0",
+    "dozen": "12",
+    "couple": "2",
+    "pair": "2",
+    "grey": "gray",
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "people": "person",
+    "feet": "foot",
+    "buses": "bus",
+}
+# Answers that say that there is none to be seen: neither true nor false of an image.
+_NO_ANSWER = re.compile(
+    r"(?:it(?:'s| is) )?(?:not (?:visible|shown|sure|clear|known|specified|applicable|possible|present in)|unclear"
+    r"|unknown|unsure|uncertain|n/?a\b)"
+    r"|.*\b(?:do(?:n['\u2019]t| not) know|can(?:not|['\u2019]t| not) (?:tell|see|say|be)|unable to)\b"
+)
+# A sentence is no answer that a statement could name: it is one.
+_SENTENCE = re.compile(
+    r"(?:there|it|he|she|they|this|that|these|those|(?:the|an?|his|her|its|their)(?: [\w'-]+){1,4}?)"
+    r" (?:is|are|was|were|has|have|appears?|seems?)\b.+"
+)
 _ARTICLES = word_set("a an the")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+_YES_NO_FIRST = re.compile(r"[\"'\u2018\u201c]?(yes|no)(?:[\"'\u2019\u201d]|\s*[,.;:!-](?:\s.*)?)$", re.DOTALL)
 # Questions whose answer is no number; others, such as "What number is on the bus?", may have any.
 _NO_NUMBER = re.compile(
     r"(?:what|which) (?:colou?r|shape|texture|pattern|material|animal|breed|fruit|sport|room|gender|kind|type)s?\b"
@@ -45,8 +83,10 @@ def tidy(text: str) -> str:
 
 
 def answer_key(answer: str) -> str:
-    """The text by which equal answers are found: `tidy`, in lower case."""
-    return tidy(answer).lower()
+    """The text by which equal answers are found: `tidy`, in lower case; "yes" for "Yes, it is.", and so for no."""
+    key = tidy(answer).lower()
+    whole = _YES_NO_FIRST.match(key)
+    return whole[1] if whole else key
 
 
 def meaning(answer: str) -> frozenset[str]:
@@ -54,7 +94,8 @@ def meaning(answer: str) -> frozenset[str]:
 
     Articles are left out, and numbers are digits. Synonyms such as "couch" and "sofa" stay different.
     """
-    words = [_SAME.get(word, word) for word in _words(answer_key(answer)) if word not in _ARTICLES]
+    key = _THOUSANDS.sub("", answer_key(answer)).replace("no one", "nobody")
+    words = [_SAME.get(word, word) for word in _words(key) if word not in _ARTICLES]
     return frozenset(word[:-1] if re.search(r"..[^s]s$", word) else word for word in words) or word_set(answer)
 
 
@@ -64,9 +105,9 @@ def is_number(answer: str) -> bool:
 
 
 def expanded(question: str) -> str:
-    """A question without contractions: "Isn't the cat black?" is answered as "Is the cat black?" is."""
+    """A question as rules read it: "Isn't the cat in the image black?" is answered as "Is the cat black?" is."""
     question = _NEGATED.sub(lambda found: _WHOLE.get(found[1].lower(), found[1]), question)
-    return _IS.sub(r"\1 is", question)
+    return _IN_THE_IMAGE.sub("", _IS.sub(r"\1 is", question))
 
 
 def form_of(question: str) -> Form:
@@ -80,9 +121,24 @@ def form_of(question: str) -> Form:
     return "other"
 
 
+def is_vague(answer: str) -> bool:
+    """Whether an answer is an amount that leaves open how many, such as "several"."""
+    return not is_number(answer) and bool(_VAGUE & set(_words(answer)))
+
+
+def is_sentence(answer: str) -> bool:
+    """Whether an answer is a whole sentence, such as "The cat is on the bed."."""
+    return bool(_SENTENCE.fullmatch(answer_key(answer)))
+
+
 def fits(question: str, answer: str) -> bool:
-    """Whether an answer is of the form that the question asks for; True wherever the form does not tell."""
+    """Whether an answer is of the form that the question asks for; True wherever the form does not tell.
+
+    What says that it is no answer, such as "not visible", fits no question.
+    """
     key, form = answer_key(answer), form_of(question)
+    if _NO_ANSWER.match(key):
+        return False
     if form == "yes/no":
         return key in YES_NO
     if form == "choice":

@@ -22,6 +22,7 @@ from dialog_train.asking.questions import (
     answer_key,
     expanded,
     fits,
+    is_sentence,
     tidy,
     word_set,
 )
@@ -122,16 +123,21 @@ def conjunction(first: str, second: str, *, phrase: bool = False) -> str:
 
 def _sentence(question: str, answer: str, *, denied: bool) -> str | None:
     words, said = expanded(tidy(question)).split(), tidy(answer)
-    if not said or not fits(question, said) or not (parts := _parts(words)):
+    if not said or "?" in tidy(question) or not fits(question, said):
+        return None
+    if is_sentence(said):
+        return None if denied else said
+    if not (parts := _parts(words)):
         return None
     # What denies "nothing is on the table" says what is there.
-    if denied and answer_key(said).split()[0] in _NOBODY - YES_NO and not parts.asked.startswith("how many"):
+    key = answer_key(said)
+    if denied and key not in YES_NO and key.split()[0] in _NOBODY and not parts.asked.startswith("how many"):
         return None
     if parts.asked:
-        if answer_key(said) in YES_NO:
+        if key in YES_NO:
             return None
         return _count(parts, said, denied) if parts.asked.startswith("how many ") else _content(parts, said, denied)
-    if (key := answer_key(said)) in YES_NO:
+    if key in YES_NO:
         # "Is the cat black or white?" is not asked for a yes; "Is there a cat or a dog?" is.
         if "or" in words and parts.subject != "there":
             return None
@@ -308,7 +314,7 @@ def _end_of_subject(rest: list[str], asked: str, auxiliary: str) -> int:
             if place >= least and (verb or (polar and place > 1 and begins)):
                 return place
         # Of two in a row, the first is a noun: "What does the stand | sell?"
-        elif word in _VERBS and not _VERBS & {*lower[place + 1 : place + 2]}:
+        elif word in _VERBS and (not _VERBS & {*lower[place + 1 : place + 2]} or lower[place + 1] == "like"):
             return place
     if not polar:
         # "What side is the car | on?"

@@ -5,12 +5,14 @@ right one and the first wrong one, and with `conjunctions` four more. These say 
 image at once, of the same type of question if there is one: first both as they are right, then with a wrong answer to
 the other one, to this one, and to both.
 
-Wrong answers are drawn from what the dialogues answer to questions of the same type, by how frequent they are. Where
-these are too few, answers follow that do not fit the question ("red" for "How many balls are there?"), so that what a
-question asks for is learned, too. Other answers to other types of questions are none: as statements, they can be true
-of the image ("the ball is red", for "What size is the ball?"). No wrong answer is one that the same image has to the
-same question, or says more or less of the same words, however they are written ("2" and "two"). Only pairs that no gate
-marks are counted; if self-consistency kept the right answer, the generator gave no other one when it was asked again.
+Wrong answers are drawn from what the dialogues answer to questions of the same type and form, by how frequent they are.
+Where these are too few, answers follow that do not fit the question ("red" for "How many balls are there?"), so that
+what a question asks for is learned, too; their texts keep the question. Other answers to other types of questions are
+none: as statements, they can be true of the image ("the ball is red", for "What size is the ball?"). No wrong answer is
+one that the same image has to the same question, or says more or less of the same words, however they are written ("2"
+and "two"); and beside an answer that does not fit its question or leaves open how many, there is none. Synonyms are not
+known, and a type such as "what is" has answers of which two can be true. Only pairs that no gate marks are counted; if
+self-consistency kept the right answer, the generator gave no other one when it was asked again.
 
 Statements are the generator's own sentences where the dataset has them (see `asking.sentences`), and made by rules
 elsewhere; the texts of a pair are always made in one of the two ways, so that only their meaning tells the right one.
@@ -18,7 +20,6 @@ elsewhere; the texts of a pair are always made in one of the two ways, so that o
 
 import random
 from bisect import bisect
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,16 @@ from typing import Any, Protocol
 
 from dialog_gen.core.hashing import sha256_json
 from dialog_train.asking.prior import AnswerPrior, question_type
-from dialog_train.asking.questions import Form, answer_key, fits, form_of, meaning
+from dialog_train.asking.questions import (
+    YES_NO,
+    Form,
+    answer_key,
+    fits,
+    form_of,
+    is_sentence,
+    is_vague,
+    meaning,
+)
 from dialog_train.asking.sentences import RULES, Sentences, forms_of
 from dialog_train.asking.statements import conjunction, negated
 from dialog_train.config import CandidateFormat
@@ -39,7 +49,7 @@ CONJUNCTIONS = 4
 """The number of texts that say two pairs at once."""
 
 _TRIES = 8
-_MOST_MISFITS = 1000
+_MOST_OTHERS = 1000
 # A question of each form that the most answers do not fit.
 _STRICTEST: dict[Form, str] = {
     "yes/no": "Is it?",
@@ -163,8 +173,11 @@ class Candidates:
         question, right = pair["user"], answer_key(pair["assistant"])
         if not right:  # only marks, such as "..."
             return [""] * (1 + self.foils + 2 * self.denials), ""
-        taken = [answer_key(other["assistant"]) for other in pairs if _same(other["user"], question)]
-        foils = self.draw(question, taken, random.Random(f"{image_id}/{number}"))
+        taken = [key for other in pairs if _same(other["user"], question) and (key := answer_key(other["assistant"]))]
+        # Beside an answer that does not fit or leaves open how many, another may be true.
+        foils = list[str]()
+        if fits(question, right) and not is_vague(right):
+            foils = self.draw(question, taken, random.Random(f"{image_id}/{number}"))
         foils += [""] * (self.foils - len(foils))
         own = forms_of(question, right, pair.get("statement"))
         texts = [self._told(question, answer, own) if answer else "" for answer in (right, *foils)]
@@ -182,9 +195,12 @@ class Candidates:
         others = [
             place
             for place, (texts, wrong) in enumerate(own)
-            if wrong and not _same(pairs[place]["user"], question) and meaning(texts[0]) != meaning(right)
+            if wrong
+            and not _same(pairs[place]["user"], question)
+            and meaning(texts[0]) != meaning(right)
+            and self._is_told(pairs[place]["user"], texts[0])
         ]
-        if not this_wrong or not others:
+        if not this_wrong or not others or not self._is_told(question, right):
             return [""] * CONJUNCTIONS
         alike = [place for place in others if question_type(pairs[place]["user"]) == question_type(question)]
         rng = random.Random(f"{image_id}/{number}/and")
@@ -202,34 +218,63 @@ class Candidates:
             return f"{question} {answer}"
         return self.sentences.statement(question, answer, own)
 
+    def _is_told(self, question: str, text: str) -> bool:
+        """Whether a text is as this format has it, and not a question whose answer no rule states."""
+        return self.text_format == "question_answer" or not text.startswith(question)
+
     def draw(self, question: str, taken: Sequence[str], rng: random.Random) -> list[str]:
         """At most `foils` different wrong answers, none of which could be one of `taken`; see the module."""
-        found = list[str]()
+        found = dict[frozenset[str], str]()
         own = [meaning(answer) for answer in taken]
-        kind = question_type(question)
-        if kind not in self._pools:
-            self._pools[kind] = _Pool(self.prior.answers(question))
-        misfits = self._misfits[form_of(question)].drawn(self.foils, rng)
-        misfits = (answer for answer in misfits if not fits(question, answer))
-        for answer in chain(self._pools[kind].drawn(self.foils, rng), misfits):
+        form = form_of(question)
+        same = self._pool(question, form).drawn(self.foils, rng)
+        if form == "choice":
+            # "Is there a cat or a dog?" is answered by yes and no, or by cat and dog, which a yes does not exclude.
+            yes_or_no = not YES_NO.isdisjoint(taken)
+            same = (answer for answer in same if fits(question, answer) and (answer in YES_NO) == yes_or_no)
+        others = self._misfits[form].drawn(self.foils, rng)
+        if self.text_format == "question_answer":
+            others = self._everything.drawn(self.foils, rng)
+        else:
+            others = (answer for answer in others if not fits(question, answer))
+        if form == "yes/no":
+            # "Is the cat black?" may be answered by "black".
+            asked = meaning(question)
+            others = (answer for answer in others if not meaning(answer) & asked)
+        for answer in chain(same, others):
             if len(found) == self.foils:
                 break
-            if answer not in found and not any(_nested(meaning(answer), one) for one in own):
-                found.append(answer)
-        return found
+            words = meaning(answer)
+            if words not in found and not any(_nested(words, one) for one in own):
+                found[words] = answer
+        return list(found.values())
+
+    def _pool(self, question: str, form: Form) -> "_Pool":
+        kind = question_type(question), form
+        if kind not in self._pools:
+            counts = self.prior.answers(question).items()
+            self._pools[kind] = _Pool({answer: count for answer, count in counts if _may_be_wrong(question, answer)})
+        return self._pools[kind]
 
     @cached_property
-    def _pools(self) -> "dict[str, _Pool]":
+    def _pools(self) -> "dict[tuple[str, Form], _Pool]":
         return {}
 
     @cached_property
     def _misfits(self) -> "dict[Form, _Pool]":
         """Form of questions -> answers that do not fit some of these questions."""
-        frequent = self.prior.all_answers().most_common(_MOST_MISFITS)
         return {
-            form: _Pool(Counter({answer: count for answer, count in frequent if not fits(example, answer)}))
-            for form, example in _STRICTEST.items()
+            form: _Pool({answer: count for answer, count in self._frequent.items() if _never_fits(form, answer)})
+            for form in _STRICTEST
         }
+
+    @cached_property
+    def _everything(self) -> "_Pool":
+        return _Pool({answer: count for answer, count in self._frequent.items() if not is_vague(answer)})
+
+    @cached_property
+    def _frequent(self) -> dict[str, int]:
+        return dict(self.prior.all_answers().most_common(_MOST_OTHERS))
 
 
 def candidates_config(
@@ -250,8 +295,9 @@ def candidates_config(
 class _Pool:
     """Answers that are drawn as often as they were counted."""
 
-    def __init__(self, counts: Counter[str]) -> None:
-        self._answers = [answer for answer, _ in counts.most_common()]
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        # Not in the order in which they were counted, of which the fingerprint does not tell.
+        self._answers = sorted(counts, key=lambda answer: (-counts[answer], answer))
         self._sums = list(accumulate(counts[answer] for answer in self._answers))
 
     def drawn(self, count: int, rng: random.Random) -> Iterator[str]:
@@ -259,6 +305,22 @@ class _Pool:
         for _ in range(_TRIES * count if self._answers else 0):
             yield self._answers[bisect(self._sums, rng.random() * self._sums[-1])]
         yield from self._answers
+
+
+def _may_be_wrong(question: str, answer: str) -> bool:
+    """Whether an answer can be a foil of a question's type: "several" may be true where "many" is, a sentence anywhere.
+
+    What fits a choice depends on the choice.
+    """
+    fitting = form_of(question) == "choice" or fits(question, answer)
+    return fitting and not is_vague(answer) and not is_sentence(answer)
+
+
+def _never_fits(form: Form, answer: str) -> bool:
+    """Whether an answer fits some question of a form only by mistake; "none" says no, and an amount may say yes."""
+    if form in ("yes/no", "choice") and (is_vague(answer) or meaning(answer) == {"0"}):
+        return False
+    return not fits(_STRICTEST[form], answer) and not is_sentence(answer)
 
 
 def _same(one: str, other: str) -> bool:
