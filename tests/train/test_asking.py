@@ -16,7 +16,7 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.shapes.worlds import FIRST, SECOND, World
 from dialog_train.asking import prior as prior_module
 from dialog_train.asking.prior import AnswerPrior
-from dialog_train.asking.questions import Form, fits, form_of
+from dialog_train.asking.questions import Form, fits, form_of, meaning
 from dialog_train.asking.sentences import Sentences
 from dialog_train.asking.statements import conjunction, negated, statement
 
@@ -191,6 +191,55 @@ def test_what_has_no_rule_stays_question_and_answer(question: str, answer: str) 
 def test_what_a_rule_cannot_deny_is_not_denied(question: str, answer: str, said: str) -> None:
     assert statement(question, answer) == said
     assert negated(question, answer) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "said"),
+    [
+        ("Is the man in the image wearing a hat?", "no", "the man is not wearing a hat"),
+        ("In the image, is there a dog?", "yes", "there is a dog"),
+        ("Is the man wearing a hat?", "Yes, he is wearing a hat.", "the man is wearing a hat"),
+        ("Is the man wearing a hat?", '"No"', "the man is not wearing a hat"),
+        ("Does this look like a zoo?", "yes", "this looks like a zoo"),
+        ("How many people are there?", "There are two people.", "There are two people"),
+        ("Where is the cat?", "The cat is on the bed.", "The cat is on the bed"),
+        ("What color is the cat?", "not visible", "What color is the cat? not visible"),
+        ("Is there a dog? If so, what color is it?", "yes", "Is there a dog? If so, what color is it? yes"),
+        ("What's on the table?", "no idea, yes", "no idea, yes is on the table"),
+    ],
+)
+def test_answers_as_models_give_them(question: str, answer: str, said: str) -> None:
+    assert statement(question, answer) == said
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What is on the man's head?", "no hat"),
+        ("Who is in the picture?", "no one"),
+        ("Where is the cat?", "The cat is on the bed."),
+    ],
+)
+def test_what_denies_or_is_a_sentence_is_not_denied(question: str, answer: str) -> None:
+    assert negated(question, answer) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("30", "thirty"),
+        ("1,000", "1000"),
+        ("12", "a dozen"),
+        ("2", "a couple"),
+        ("nobody", "no one"),
+        ("0", "none"),
+        ("a man", "men"),
+        ("two buses", "2 bus"),
+        ("Yes, it is.", "yes"),
+    ],
+)
+def test_meanings(one: str, other: str) -> None:
+    assert meaning(one) == meaning(other)
 
 
 @pytest.mark.parametrize(

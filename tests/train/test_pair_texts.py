@@ -88,14 +88,14 @@ def test_foils_are_as_frequent_as_answers() -> None:
     assert {color: count / 4000 for color, count in drawn.items()} == pytest.approx(expected, abs=0.03)
 
 
-def test_answers_that_do_not_fit_the_question_fill_up() -> None:
+def test_answers_to_other_questions_fill_up() -> None:
     (right, first, *others) = candidates(foils=4)("a", [pair("Is there a circle?", "yes")])
     assert (right, first) == ("Is there a circle? yes", "Is there a circle? no")
     assert {text.removeprefix("Is there a circle? ") for text in others} <= COLORS.keys()
     assert len(set(others)) == 3
 
 
-def test_answers_to_other_types_of_questions_that_fit_are_no_foils() -> None:
+def test_statements_of_answers_to_other_questions_are_no_foils() -> None:
     # "The circle is red" may be true, whatever the circle's size.
     prior = AnswerPrior.of_pairs(COLOR_PAIRS + STAR_PAIRS + [("What size is it?", size) for size in ("small", "large")])
     question = "What size is the circle?"
@@ -103,8 +103,69 @@ def test_answers_to_other_types_of_questions_that_fit_are_no_foils() -> None:
         texts = candidates(foils=4, prior=prior, text_format="statement")(str(number), [pair(question, "small")])
         assert texts[:2] == ["the circle is small", "the circle is large"]
         assert sorted(texts[2:]) == ["", f"{question} no", f"{question} yes"]
+        texts = candidates(foils=4, prior=prior)(str(number), [pair(question, "small")])
+        assert {text.removeprefix(f"{question} ") for text in texts[2:]} < {*COLORS, "yes", "no"}
     # A type of question that was never counted.
-    assert set(candidates(prior=prior).draw("Why is it?", [], random.Random(0))) == {"yes", "no"}
+    drawn = candidates(prior=prior, text_format="statement").draw("Why is it?", [], random.Random(0))
+    assert set(drawn) == {"yes", "no"}
+
+
+MIXED = [
+    *[("Is there a dog or a cat?", answer) for answer in ("dog", "cat", "yes", "no")],
+    *[("Is there a dog?", answer) for answer in ("yes", "no", "black")],
+    *[("How many dogs are there?", answer) for answer in ("0", "none", "zero", "2", "3", "many", "a few", "black")],
+    *[("What color is it?", answer) for answer in ("red", "blue", "not visible", "It is red.", "yes")],
+]
+
+
+@pytest.mark.parametrize(
+    ("question", "right", "foils"),
+    [
+        # A yes does not exclude a cat.
+        ("Is there a dog or a cat?", "dog", {"cat"}),
+        ("Is there a dog or a cat?", "yes", {"no"}),
+        ("Is there a dog?", "Yes, there is.", {"no"}),
+        # Nor do some exclude a few, and 2 many.
+        ("How many dogs are there?", "2", {"0", "3"}),
+        ("How many dogs are there?", "many", set()),
+        # What does not fit is not known to exclude anything.
+        ("Is there a dog?", "The dog is asleep", set()),
+        ("What color is it?", "not visible", set()),
+        ("What color is it?", "red", {"blue"}),
+    ],
+)
+def test_foils_of_the_same_type_exclude_the_right_answer(question: str, right: str, foils: set[str]) -> None:
+    made = candidates(foils=9, prior=AnswerPrior.of_pairs(MIXED), text_format="statement")
+    for number in range(20):
+        own, *found = made(str(number), [pair(question, right)])
+        stated = {foil: statement(question, foil) for foil in foils}
+        assert {text for text in found if text and not text.startswith(question)} <= {*stated.values()}
+        assert own
+        # "none" and "zero" say what "0" does.
+        same = [text for text in found if text.removeprefix(f"{question} ") in foils or text in stated.values()]
+        assert len(same) == len(foils)
+
+
+@pytest.mark.parametrize("text_format", ["statement", "question_answer"])
+def test_answers_that_may_be_meant_are_not_among_those_that_do_not_fit(text_format: CandidateFormat) -> None:
+    made = candidates(foils=9, prior=AnswerPrior.of_pairs(MIXED), text_format=text_format)
+    drawn = {answer for number in range(20) for answer in made.draw("Is there a dog?", ["no"], random.Random(number))}
+    # "None" and "0" say no, "many" and "dog" may say yes.
+    assert drawn == {"yes", "2", "3", "red", "blue", "cat", "black"}
+
+
+def test_an_answer_of_marks_takes_no_foils_from_another() -> None:
+    texts = candidates()("a", [pair("What color is it?", "red"), pair("What color is it?", "...")])
+    assert all(texts[:4])
+
+
+def test_the_order_in_which_answers_were_counted_does_not_matter() -> None:
+    colors = [("What color is it?", color) for color in ("red", "blue", "pink", "green", "gray")]
+    one, other = (AnswerPrior.of_pairs(pairs) for pairs in (colors, colors[::-1]))
+    assert one.sha256 == other.sha256
+    for number in range(10):
+        texts = [candidates(prior=prior)(str(number), [pair(*colors[0])]) for prior in (one, other)]
+        assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("world", [FIRST, SECOND], ids=lambda world: world.name)
@@ -112,7 +173,7 @@ def test_no_foil_is_true_of_the_image(world: World[Any]) -> None:
     """Foils of the worlds' own dialogues, judged by their scenes: none says what is so."""
     scenes = [world.draw_scene("train", 0, n) for n in range(400)]
     asked = [[(one.question, one.answer) for one in world.ask(s, random.Random(n), 3)] for n, s in enumerate(scenes)]
-    made = candidates(foils=7, prior=AnswerPrior.of_pairs(chain.from_iterable(asked)))
+    made = candidates(foils=7, prior=AnswerPrior.of_pairs(chain.from_iterable(asked)), text_format="statement")
     judged, not_stated = Counter[bool](), 0
     for number, (scene, pairs) in enumerate(zip(scenes, asked, strict=True)):
         for question, _right in pairs:

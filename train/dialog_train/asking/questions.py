@@ -131,6 +131,11 @@ def is_sentence(answer: str) -> bool:
     return bool(_SENTENCE.fullmatch(answer_key(answer)))
 
 
+def is_definite(answer: str) -> bool:
+    """Whether an answer says one thing: not that there are several, not a whole sentence, nor that nobody can tell."""
+    return not (is_vague(answer) or is_sentence(answer) or _NO_ANSWER.match(answer_key(answer)))
+
+
 def fits(question: str, answer: str) -> bool:
     """Whether an answer is of the form that the question asks for; True wherever the form does not tell.
 

@@ -34,7 +34,7 @@ from dialog_train.asking.questions import (
     answer_key,
     fits,
     form_of,
-    is_sentence,
+    is_definite,
     is_vague,
     meaning,
 )
@@ -232,15 +232,7 @@ class Candidates:
             # "Is there a cat or a dog?" is answered by yes and no, or by cat and dog, which a yes does not exclude.
             yes_or_no = not YES_NO.isdisjoint(taken)
             same = (answer for answer in same if fits(question, answer) and (answer in YES_NO) == yes_or_no)
-        others = self._misfits[form].drawn(self.foils, rng)
-        if self.text_format == "question_answer":
-            others = self._everything.drawn(self.foils, rng)
-        else:
-            others = (answer for answer in others if not fits(question, answer))
-        if form == "yes/no":
-            # "Is the cat black?" may be answered by "black".
-            asked = meaning(question)
-            others = (answer for answer in others if not meaning(answer) & asked)
+        others = self._others(question, form, rng)
         for answer in chain(same, others):
             if len(found) == self.foils:
                 break
@@ -249,11 +241,24 @@ class Candidates:
                 found[words] = answer
         return list(found.values())
 
+    def _others(self, question: str, form: Form, rng: random.Random) -> Iterator[str]:
+        """Answers to other types of questions that are wrong in this format, whatever the image shows."""
+        if self.text_format == "question_answer":
+            others = self._everything.drawn(self.foils, rng)
+        else:
+            others = (a for a in self._misfits[form].drawn(self.foils, rng) if not fits(question, a))
+        if form in ("yes/no", "choice"):
+            # "Is there a black cat?" may be answered by "black", and by "none".
+            meant = meaning(question) | {"0"} | YES_NO
+            others = (answer for answer in others if not meaning(answer) & meant)
+        return others
+
     def _pool(self, question: str, form: Form) -> "_Pool":
         kind = question_type(question), form
         if kind not in self._pools:
+            # What fits a choice depends on the choice.
             counts = self.prior.answers(question).items()
-            self._pools[kind] = _Pool({answer: count for answer, count in counts if _may_be_wrong(question, answer)})
+            self._pools[kind] = _Pool({a: count for a, count in counts if form == "choice" or fits(question, a)})
         return self._pools[kind]
 
     @cached_property
@@ -264,13 +269,13 @@ class Candidates:
     def _misfits(self) -> "dict[Form, _Pool]":
         """Form of questions -> answers that do not fit some of these questions."""
         return {
-            form: _Pool({answer: count for answer, count in self._frequent.items() if _never_fits(form, answer)})
-            for form in _STRICTEST
+            form: _Pool({answer: count for answer, count in self._frequent.items() if not fits(example, answer)})
+            for form, example in _STRICTEST.items()
         }
 
     @cached_property
     def _everything(self) -> "_Pool":
-        return _Pool({answer: count for answer, count in self._frequent.items() if not is_vague(answer)})
+        return _Pool(self._frequent)
 
     @cached_property
     def _frequent(self) -> dict[str, int]:
@@ -293,11 +298,11 @@ def candidates_config(
 
 
 class _Pool:
-    """Answers that are drawn as often as they were counted."""
+    """Definite answers, which are drawn as often as they were counted."""
 
     def __init__(self, counts: Mapping[str, int]) -> None:
         # Not in the order in which they were counted, of which the fingerprint does not tell.
-        self._answers = sorted(counts, key=lambda answer: (-counts[answer], answer))
+        self._answers = sorted(filter(is_definite, counts), key=lambda answer: (-counts[answer], answer))
         self._sums = list(accumulate(counts[answer] for answer in self._answers))
 
     def drawn(self, count: int, rng: random.Random) -> Iterator[str]:
@@ -305,22 +310,6 @@ class _Pool:
         for _ in range(_TRIES * count if self._answers else 0):
             yield self._answers[bisect(self._sums, rng.random() * self._sums[-1])]
         yield from self._answers
-
-
-def _may_be_wrong(question: str, answer: str) -> bool:
-    """Whether an answer can be a foil of a question's type: "several" may be true where "many" is, a sentence anywhere.
-
-    What fits a choice depends on the choice.
-    """
-    fitting = form_of(question) == "choice" or fits(question, answer)
-    return fitting and not is_vague(answer) and not is_sentence(answer)
-
-
-def _never_fits(form: Form, answer: str) -> bool:
-    """Whether an answer fits some question of a form only by mistake; "none" says no, and an amount may say yes."""
-    if form in ("yes/no", "choice") and (is_vague(answer) or meaning(answer) == {"0"}):
-        return False
-    return not fits(_STRICTEST[form], answer) and not is_sentence(answer)
 
 
 def _same(one: str, other: str) -> bool:
