@@ -82,7 +82,7 @@ def test_no_foil_says_the_same_in_other_words(question: str, right: str, same: s
 def test_foils_are_as_frequent_as_answers() -> None:
     drawn = Counter[str]()
     for number in range(4000):
-        drawn.update(candidates(foils=1).draw("What color is it?", ["yellow"], random.Random(number)))
+        drawn.update(candidates(foils=1).draw("What color is it?", ["yellow"], random.Random(number), stated=True))
     total = sum(COLORS.values()) - COLORS["yellow"]
     expected = {color: count / total for color, count in COLORS.items() if color != "yellow"}
     assert {color: count / 4000 for color, count in drawn.items()} == pytest.approx(expected, abs=0.03)
@@ -106,7 +106,7 @@ def test_statements_of_answers_to_other_questions_are_no_foils() -> None:
         texts = candidates(foils=4, prior=prior)(str(number), [pair(question, "small")])
         assert {text.removeprefix(f"{question} ") for text in texts[2:]} < {*COLORS, "yes", "no"}
     # A type of question that was never counted.
-    drawn = candidates(prior=prior, text_format="statement").draw("Why is it?", [], random.Random(0))
+    drawn = candidates(prior=prior, text_format="statement").draw("Why is it?", [], random.Random(0), stated=True)
     assert set(drawn) == {"yes", "no"}
 
 
@@ -146,12 +146,36 @@ def test_foils_of_the_same_type_exclude_the_right_answer(question: str, right: s
         assert len(same) == len(foils)
 
 
-@pytest.mark.parametrize("text_format", ["statement", "question_answer"])
-def test_answers_that_may_be_meant_are_not_among_those_that_do_not_fit(text_format: CandidateFormat) -> None:
-    made = candidates(foils=9, prior=AnswerPrior.of_pairs(MIXED), text_format=text_format)
-    drawn = {answer for number in range(20) for answer in made.draw("Is there a dog?", ["no"], random.Random(number))}
+@pytest.mark.parametrize("stated", [True, False])
+def test_answers_that_may_be_meant_are_not_among_those_that_do_not_fit(stated: bool) -> None:
+    made = candidates(foils=9, prior=AnswerPrior.of_pairs(MIXED))
+    drawn = {
+        answer
+        for number in range(20)
+        for answer in made.draw("Is there a dog?", ["no"], random.Random(number), stated=stated)
+    }
     # "None" and "0" say no, "many" and "dog" may say yes.
-    assert drawn == {"yes", "2", "3", "red", "blue", "cat", "black"}
+    assert {*chain.from_iterable(draws)} == {"yes", "2", "3", "red", "blue", "cat", "black"}
+
+
+def test_half_of_the_pairs_are_statements() -> None:
+    both, stated, asked = (
+        candidates(foils=2, text_format=text_format, denials=True, conjunctions=True)
+        for text_format in ("both", "statement", "question_answer")
+    )
+    pairs = [pair("What color is the star?", "red"), pair("Is there a star?", "yes")]
+    forms = Counter[bool]()
+    for number in range(100):
+        found = [made(str(number), pairs) for made in (both, stated, asked)]
+        for start in (0, both.per_pair):
+            texts, *ways = (texts[start : start + 5] for texts in found)
+            assert texts in ways
+            forms[texts == ways[0]] += 1
+        # Two statements can be joined, no statement with a question.
+        joined = found[0][5:9]
+        assert joined == (found[1][5:9] if found[0][0] == found[1][0] and found[0][9] == found[1][9] else [""] * 4)
+    assert 70 < forms[True] < 130
+    assert both.uses_statements
 
 
 def test_an_answer_of_marks_takes_no_foils_from_another() -> None:
@@ -179,7 +203,7 @@ def test_no_foil_is_true_of_the_image(world: World[Any]) -> None:
         for question, _right in pairs:
             taken = [answer for other, answer in pairs if other == question]
             thing = re.search(r"the (?:\w+ ){1,2}(?=is|have)|the \w+ \w+(?=\?)", question)
-            for foil in made.draw(question, taken, random.Random(number)):
+            for foil in made.draw(question, taken, random.Random(number), stated=True):
                 assert not world.judge(scene, question, foil)
                 if statement(question, foil).startswith(question):
                     not_stated += 1

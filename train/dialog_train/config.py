@@ -12,8 +12,8 @@ from dialog_train.losses.base import LOSSES
 
 DialogueUse = Literal["rotate", "concatenate"]
 Residency = Literal["auto", "always", "never"]
-CandidateFormat = Literal["question_answer", "statement"]
-"""How a question and an answer become one text: one after the other, or as a sentence."""
+CandidateFormat = Literal["question_answer", "statement", "both"]
+"""How a question and an answer become one text: one after the other, as a sentence, or each for half of the pairs."""
 
 REPORT_FILE, MODEL_FOLDER, EMA_FOLDER, CHECKPOINTS = "train.json", "model", "model-ema", "checkpoints"
 """Names in the folder of a training."""

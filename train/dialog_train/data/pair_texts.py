@@ -14,8 +14,10 @@ and "two"); and beside an answer that does not fit its question or leaves open h
 known, and a type such as "what is" has answers of which two can be true. Only pairs that no gate marks are counted; if
 self-consistency kept the right answer, the generator gave no other one when it was asked again.
 
-Statements are the generator's own sentences where the dataset has them (see `asking.sentences`), and made by rules
-elsewhere; the texts of a pair are always made in one of the two ways, so that only their meaning tells the right one.
+The texts of a pair are statements, or the question and the answer, or with "both" one of the two, as its image and
+number decide. Statements are the generator's own sentences where the dataset has them (see `asking.sentences`), and
+made by rules elsewhere; the texts of a pair are always made in one of the two ways, so that only their meaning tells
+the right one.
 """
 
 import random
@@ -150,7 +152,7 @@ class Candidates:
     @property
     def uses_statements(self) -> bool:
         """Implements `PairTexts`."""
-        return self.text_format == "statement"
+        return self.text_format != "question_answer"
 
     def shares(self, pairs: Sequence[Pair]) -> list[float]:
         """Implements `PairTexts`."""
@@ -171,16 +173,17 @@ class Candidates:
         """The texts of a pair alone, and the first wrong one whose answer is of the form that is asked for."""
         pair = pairs[number]
         question, right = pair["user"], answer_key(pair["assistant"])
+        stated = self._is_stated(image_id, number)
         if not right:  # only marks, such as "..."
             return [""] * (1 + self.foils + 2 * self.denials), ""
         taken = [key for other in pairs if _same(other["user"], question) and (key := answer_key(other["assistant"]))]
         # Beside an answer that does not fit or leaves open how many, another may be true.
         foils = list[str]()
         if fits(question, right) and not is_vague(right):
-            foils = self.draw(question, taken, random.Random(f"{image_id}/{number}"))
+            foils = self.draw(question, taken, random.Random(f"{image_id}/{number}"), stated=stated)
         foils += [""] * (self.foils - len(foils))
         own = forms_of(question, right, pair.get("statement"))
-        texts = [self._told(question, answer, own) if answer else "" for answer in (right, *foils)]
+        texts = [self._told(question, answer, own, stated) if answer else "" for answer in (right, *foils)]
         wrong = next((text for foil, text in zip(foils, texts[1:], strict=True) if foil and fits(question, foil)), "")
         if self.denials:
             texts += [negated(question, answer) or "" if answer else "" for answer in (right, *foils[:1])]
@@ -198,9 +201,9 @@ class Candidates:
             if wrong
             and not _same(pairs[place]["user"], question)
             and meaning(texts[0]) != meaning(right)
-            and self._is_told(pairs[place]["user"], texts[0])
+            and self._can_be_joined(pairs[place]["user"], texts[0])
         ]
-        if not this_wrong or not others or not self._is_told(question, right):
+        if not this_wrong or not others or not self._can_be_joined(question, right):
             return [""] * CONJUNCTIONS
         alike = [place for place in others if question_type(pairs[place]["user"]) == question_type(question)]
         rng = random.Random(f"{image_id}/{number}/and")
@@ -208,22 +211,29 @@ class Candidates:
         # The model is to understand sentences and captions.
         phrase = rng.random() < 0.5
         return [
-            conjunction(this, other, phrase=phrase) if self.text_format == "statement" else f"{this} {other}"
+            f"{this} {other}" if self.text_format == "question_answer" else conjunction(this, other, phrase=phrase)
             for this in (right, this_wrong)
             for other in (other_right, other_wrong)
         ]
 
-    def _told(self, question: str, answer: str, own: Mapping[str, str]) -> str:
-        if self.text_format == "question_answer":
-            return f"{question} {answer}"
-        return self.sentences.statement(question, answer, own)
-
-    def _is_told(self, question: str, text: str) -> bool:
-        """Whether a text is as this format has it, and not a question whose answer no rule states."""
+    def _can_be_joined(self, question: str, text: str) -> bool:
+        """Whether a text is a statement, where texts are to be statements."""
         return self.text_format == "question_answer" or not text.startswith(question)
 
-    def draw(self, question: str, taken: Sequence[str], rng: random.Random) -> list[str]:
-        """At most `foils` different wrong answers, none of which could be one of `taken`; see the module."""
+    def _is_stated(self, image_id: str, number: int) -> bool:
+        """Whether the texts of a pair are statements."""
+        if self.text_format == "both":
+            return random.Random(f"{image_id}/{number}/format").random() < 0.5
+        return self.text_format == "statement"
+
+    def _told(self, question: str, answer: str, own: Mapping[str, str], stated: bool) -> str:
+        return self.sentences.statement(question, answer, own) if stated else f"{question} {answer}"
+
+    def draw(self, question: str, taken: Sequence[str], rng: random.Random, *, stated: bool) -> list[str]:
+        """At most `foils` different wrong answers, none of which could be one of `taken`; see the module.
+
+        `stated`: whether their texts will be statements.
+        """
         found = dict[frozenset[str], str]()
         own = [meaning(answer) for answer in taken]
         form = form_of(question)
@@ -232,7 +242,7 @@ class Candidates:
             # "Is there a cat or a dog?" is answered by yes and no, or by cat and dog, which a yes does not exclude.
             yes_or_no = not YES_NO.isdisjoint(taken)
             same = (answer for answer in same if fits(question, answer) and (answer in YES_NO) == yes_or_no)
-        others = self._others(question, form, rng)
+        others = self._others(question, form, rng, stated)
         for answer in chain(same, others):
             if len(found) == self.foils:
                 break
@@ -241,12 +251,12 @@ class Candidates:
                 found[words] = answer
         return list(found.values())
 
-    def _others(self, question: str, form: Form, rng: random.Random) -> Iterator[str]:
-        """Answers to other types of questions that are wrong in this format, whatever the image shows."""
-        if self.text_format == "question_answer":
-            others = self._everything.drawn(self.foils, rng)
-        else:
+    def _others(self, question: str, form: Form, rng: random.Random, stated: bool) -> Iterator[str]:
+        """Answers to other types of questions whose texts are wrong whatever the image shows."""
+        if stated:
             others = (a for a in self._misfits[form].drawn(self.foils, rng) if not fits(question, a))
+        else:
+            others = self._everything.drawn(self.foils, rng)
         if form in ("yes/no", "choice"):
             # "Is there a black cat?" may be answered by "black", and by "none".
             meant = meaning(question) | {"0"} | YES_NO

@@ -88,7 +88,7 @@ def prepare_candidate_set(
 
     def texts_of(dataset: DatasetFolder) -> Candidates:
         prior = AnswerPrior.of_dataset(dataset)
-        sentences = Sentences.of_dataset(dataset) if text_format == "statement" else RULES
+        sentences = RULES if text_format == "question_answer" else Sentences.of_dataset(dataset)
         return Candidates(
             prior=prior,
             text_format=text_format,
