@@ -59,8 +59,8 @@ class DraftPlusRecipe(LongTextRecipe):
     dialogues: Literal["rotate"] = "rotate"  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
     """One question-answer pair per image and step; `balance` says which."""
     texts: CandidateFormat = "statement"
-    """A question and its answer become a "statement", or "question_answer", one after the other; or "both", each in half of
-    the pairs, so that the model can be asked in both ways."""
+    """A question and its answer become a "statement", or "question_answer", one after the other; or "both": one way in
+    half of the pairs, the other way in the rest, so that the model can be asked in both."""
     foils: int = Field(default=7, ge=1, le=63)
     """Wrong answers for each pair, at most: first those that the dialogues give to questions of its type, then such as
     do not fit the question."""
