@@ -98,13 +98,19 @@ def test_answers_to_other_questions_fill_up() -> None:
 def test_statements_of_answers_to_other_questions_are_no_foils() -> None:
     # "The circle is red" may be true, whatever the circle's size.
     prior = AnswerPrior.of_pairs(COLOR_PAIRS + STAR_PAIRS + [("What size is it?", size) for size in ("small", "large")])
-    question = "What size is the circle?"
+    question, seen = "What size is the circle?", set[str]()
     for number in range(50):
         texts = candidates(foils=4, prior=prior, text_format="statement")(str(number), [pair(question, "small")])
         assert texts[:2] == ["the circle is small", "the circle is large"]
         assert sorted(texts[2:]) == ["", f"{question} no", f"{question} yes"]
         texts = candidates(foils=4, prior=prior)(str(number), [pair(question, "small")])
         assert {text.removeprefix(f"{question} ") for text in texts[2:]} < {*COLORS, "yes", "no"}
+        # Unless they are asked for.
+        made = Candidates(prior=prior, text_format="statement", foils=4, denials=False, fill_up="all")
+        texts = made(str(number), [pair(question, "small")])
+        assert texts[:2] == ["the circle is small", "the circle is large"]
+        seen |= {*texts[2:]}
+    assert {f"the circle is {color}" for color in COLORS} <= seen
     # A type of question that was never counted.
     drawn = candidates(prior=prior, text_format="statement").draw("Why is it?", [], random.Random(0), stated=True)
     assert set(drawn) == {"yes", "no"}

@@ -15,6 +15,9 @@ Residency = Literal["auto", "always", "never"]
 CandidateFormat = Literal["question_answer", "statement", "both"]
 """How a question and an answer become one text: one after the other, as a sentence, or each for half of the pairs."""
 
+FillUp = Literal["all", "misfits"]
+"""Which answers to other types of questions are foils where a type has too few: all, or those that do not fit."""
+
 REPORT_FILE, MODEL_FOLDER, EMA_FOLDER, CHECKPOINTS = "train.json", "model", "model-ema", "checkpoints"
 """Names in the folder of a training."""
 

@@ -6,13 +6,14 @@ image at once, of the same type of question if there is one: first both as they 
 the other one, to this one, and to both.
 
 Wrong answers are drawn from what the dialogues answer to questions of the same type and form, by how frequent they are.
-Where these are too few, answers follow that do not fit the question ("red" for "How many balls are there?"), so that
-what a question asks for is learned, too; their texts keep the question. Other answers to other types of questions are
-none: as statements, they can be true of the image ("the ball is red", for "What size is the ball?"). No wrong answer is
-one that the same image has to the same question, or says more or less of the same words, however they are written ("2"
-and "two"); and beside an answer that does not fit its question or leaves open how many, there is none. Synonyms are not
-known, and a type such as "what is" has answers of which two can be true. Only pairs that no gate marks are counted; if
-self-consistency kept the right answer, the generator gave no other one when it was asked again.
+Where these are too few, answers to other types follow, so that what a question asks for is learned, too: with `fill_up`
+"misfits" those that do not fit the question ("red" for "How many balls are there?"), whose texts keep the question;
+with "all" any, although statements of them can be true of the image ("the ball is red", for "What size is the ball?").
+After a question, as text, an answer to another type is wrong in any case. No wrong answer is one that the same image
+has to the same question, or says more or less of the same words, however they are written ("2" and "two"); and beside
+an answer that does not fit its question or leaves open how many, there is none. Synonyms are not known, and a type such
+as "what is" has answers of which two can be true. Only pairs that no gate marks are counted; if self-consistency kept
+the right answer, the generator gave no other one when it was asked again.
 
 The texts of a pair are statements, or the question and the answer, or with "both" one of the two, as its image and
 number decide. Statements are the generator's own sentences where the dataset has them (see `asking.sentences`), and
@@ -42,7 +43,7 @@ from dialog_train.asking.questions import (
 )
 from dialog_train.asking.sentences import RULES, Sentences, forms_of
 from dialog_train.asking.statements import conjunction, negated
-from dialog_train.config import CandidateFormat
+from dialog_train.config import CandidateFormat, FillUp
 
 Pair = Mapping[str, str]
 """A question under "user", its answer under "assistant"; the generator's sentence, if any, under "statement"."""
@@ -127,6 +128,7 @@ class Candidates:
     """Wrong texts of each pair."""
     denials: bool
     conjunctions: bool = False
+    fill_up: FillUp = "misfits"
     sentences: Sentences = RULES
     """How the generator of the same dataset states answers."""
 
@@ -138,7 +140,7 @@ class Candidates:
     @property
     def config(self) -> dict[str, Any]:
         """Implements `PairTexts`."""
-        return candidates_config(self.text_format, self.foils, self.denials, self.conjunctions)
+        return candidates_config(self.text_format, self.foils, self.fill_up, self.denials, self.conjunctions)
 
     @property
     def fingerprint(self) -> str:
@@ -252,8 +254,8 @@ class Candidates:
         return list(found.values())
 
     def _others(self, question: str, form: Form, rng: random.Random, stated: bool) -> Iterator[str]:
-        """Answers to other types of questions whose texts are wrong whatever the image shows."""
-        if stated:
+        """Answers to other types of questions: those whose texts are wrong whatever the image shows, or all."""
+        if stated and self.fill_up == "misfits":
             others = (a for a in self._misfits[form].drawn(self.foils, rng) if not fits(question, a))
         else:
             others = self._everything.drawn(self.foils, rng)
@@ -293,14 +295,14 @@ class Candidates:
 
 
 def candidates_config(
-    text_format: CandidateFormat, foils: int, denials: bool, conjunctions: bool = False
+    text_format: CandidateFormat, foils: int, fill_up: FillUp, denials: bool, conjunctions: bool
 ) -> dict[str, Any]:
     """The `config` of `Candidates`."""
     return {
         "dialogue_format": text_format,
         "foils": foils,
-        # Sets of earlier versions, which do not say this, have others from the answers to all questions.
-        "foils_from": "questions of the same type, misfits",
+        # Sets of earlier versions, which do not say it, have other foils.
+        "fill_up": fill_up,
         "denials": denials,
         "conjunctions": conjunctions,
         "per_pair": 1 + foils + 2 * denials + CONJUNCTIONS * conjunctions,

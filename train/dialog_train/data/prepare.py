@@ -15,7 +15,7 @@ from dialog_gen.core.progress import OnProgress, ignore_progress
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_train.asking.prior import AnswerPrior
 from dialog_train.asking.sentences import RULES, Sentences
-from dialog_train.config import CandidateFormat, DialogueRecipe, PixelRecipe
+from dialog_train.config import CandidateFormat, DialogueRecipe, FillUp, PixelRecipe
 from dialog_train.data.candidate_set import CandidateSet
 from dialog_train.data.pair_texts import Candidates, PairTexts, candidates_config
 from dialog_train.data.pixel_building import build_pixel_set
@@ -74,6 +74,7 @@ def prepare_candidate_set(
     on_progress: OnProgress = ignore_progress,
     *,
     text_format: CandidateFormat,
+    fill_up: FillUp,
     foils: int,
     denials: bool,
     conjunctions: bool,
@@ -83,7 +84,8 @@ def prepare_candidate_set(
     Trainings with other candidates can share `work`: these rows are in `candidates-HASH`. Raises what `compute_rows`
     raises.
     """
-    settings = {**candidates_config(text_format, foils, denials, conjunctions), "kept_only": recipe.data.kept_only}
+    of_texts = candidates_config(text_format, foils, fill_up, denials, conjunctions)
+    settings = {**of_texts, "kept_only": recipe.data.kept_only}
     rows = recipe.data.work / f"candidates-{sha256_json(settings)[:8]}"
 
     def texts_of(dataset: DatasetFolder) -> Candidates:
@@ -92,6 +94,7 @@ def prepare_candidate_set(
         return Candidates(
             prior=prior,
             text_format=text_format,
+            fill_up=fill_up,
             foils=foils,
             denials=denials,
             conjunctions=conjunctions,

@@ -30,6 +30,7 @@ def train(recipe: DraftPlusRecipe, run: Run) -> "FitResult":
         run.accelerator,
         run.on_progress,
         text_format=recipe.texts,
+        fill_up=recipe.fill_up,
         foils=recipe.foils,
         denials=recipe.loss.denials > 0,
         conjunctions=recipe.loss.conjunctions > 0,
