@@ -198,6 +198,10 @@ def test_what_a_rule_cannot_deny_is_not_denied(question: str, answer: str, said:
     [
         ("Is the man in the image wearing a hat?", "no", "the man is not wearing a hat"),
         ("In the image, is there a dog?", "yes", "there is a dog"),
+        ("Is the man in the picture frame smiling?", "yes", "the man in the picture frame is smiling"),
+        ("Is the man on the left holding a bat?", "no", "the man on the left is not holding a bat"),
+        ("Is the cat next to the sitting man?", "yes", "the cat is next to the sitting man"),
+        ("Is the cat in the living room?", "no", "the cat is not in the living room"),
         ("Is the man wearing a hat?", "Yes, he is wearing a hat.", "the man is wearing a hat"),
         ("Is the man wearing a hat?", '"No"', "the man is not wearing a hat"),
         ("Does this look like a zoo?", "yes", "this looks like a zoo"),

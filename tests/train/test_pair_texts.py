@@ -121,6 +121,7 @@ MIXED = [
     *[("Is there a dog?", answer) for answer in ("yes", "no", "black")],
     *[("How many dogs are there?", answer) for answer in ("0", "none", "zero", "2", "3", "many", "a few", "black")],
     *[("What color is it?", answer) for answer in ("red", "blue", "not visible", "It is red.", "yes")],
+    *[("What is it?", answer) for answer in ("a group of people", "some snow")],
 ]
 
 
@@ -138,6 +139,8 @@ MIXED = [
         ("Is there a dog?", "The dog is asleep", set()),
         ("What color is it?", "not visible", set()),
         ("What color is it?", "red", {"blue"}),
+        # An amount is one thing where nobody asks how many.
+        ("What is it?", "a group of people", {"some snow"}),
     ],
 )
 def test_foils_of_the_same_type_exclude_the_right_answer(question: str, right: str, foils: set[str]) -> None:

@@ -21,7 +21,7 @@ _IS = re.compile(r"^(what|who|where|when|why|how)['\u2019]s\b", re.IGNORECASE)
 # Words about the image that say nothing: "In the image, is there a dog?", "Is the man in the photo wearing a hat?"
 _IN_THE_IMAGE = re.compile(
     r"^(?:in|on) (?:the|this) (?:image|picture|photo|scene),? (?=\w)"
-    r"|(?<=\w) in (?:the|this) (?:image|picture|photo|scene)(?= (?!or\b|and\b)\w)",
+    r"|(?<=\w) in (?:the|this) (?:image|picture|photo|scene)(?= (?!or\b|and\b|frame|album|book)\w)",
     re.IGNORECASE,
 )
 YES_NO = word_set("yes no")
@@ -132,8 +132,8 @@ def is_sentence(answer: str) -> bool:
 
 
 def is_definite(answer: str) -> bool:
-    """Whether an answer says one thing: not that there are several, not a whole sentence, nor that nobody can tell."""
-    return not (is_vague(answer) or is_sentence(answer) or _NO_ANSWER.match(answer_key(answer)))
+    """Whether an answer says one thing: it is no whole sentence, and does not say that nobody can tell."""
+    return not (is_sentence(answer) or _NO_ANSWER.match(answer_key(answer)))
 
 
 def fits(question: str, answer: str) -> bool:

@@ -312,7 +312,8 @@ def _end_of_subject(rest: list[str], asked: str, auxiliary: str) -> int:
             begins = linked or (_begins_predicate(word) and lower[place - 1] != "of")
             verb = _is_participle(word) or (word in _PARTICIPLES and _is_predicate(lower[place + 1 :], asked))
             if place >= least and (verb or (polar and place > 1 and begins)):
-                return place
+                # "Is the man on the left | holding a bat?"
+                return _doing(lower, place) if word in _PREPOSITIONS else place
         # Of two in a row, the first is a noun: "What does the stand | sell?"
         elif word in _VERBS and (not _VERBS & {*lower[place + 1 : place + 2]} or lower[place + 1] == "like"):
             return place
@@ -324,6 +325,13 @@ def _end_of_subject(rest: list[str], asked: str, auxiliary: str) -> int:
     # "Is the shirt | blue and white?", and "Are the boy and girl | happy?"
     joint = lower.index("and") if "and" in lower[2:-1] else 0
     return (joint - 1) if joint > least else len(rest) - 1
+
+
+def _doing(lower: list[str], place: int) -> int:
+    """The place of a participle behind a preposition and its noun, but not of "the sitting man"; else `place`."""
+    ahead = _DETERMINERS | _PREPOSITIONS | word_set("of")
+    later = range(place + 2, len(lower))
+    return next((at for at in later if _is_participle(lower[at]) and lower[at - 1] not in ahead), place)
 
 
 def _is_predicate(after: list[str], asked: str) -> bool:

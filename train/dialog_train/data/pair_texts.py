@@ -181,7 +181,7 @@ class Candidates:
         taken = [key for other in pairs if _same(other["user"], question) and (key := answer_key(other["assistant"]))]
         # Beside an answer that does not fit or leaves open how many, another may be true.
         foils = list[str]()
-        if fits(question, right) and not is_vague(right):
+        if fits(question, right) and not (form_of(question) == "number" and is_vague(right)):
             foils = self.draw(question, taken, random.Random(f"{image_id}/{number}"), stated=stated)
         foils += [""] * (self.foils - len(foils))
         own = forms_of(question, right, pair.get("statement"))
@@ -260,17 +260,21 @@ class Candidates:
         else:
             others = self._everything.drawn(self.foils, rng)
         if form in ("yes/no", "choice"):
-            # "Is there a black cat?" may be answered by "black", and by "none".
+            # "Is there a black cat?" may be answered by "black", "none" and "many".
             meant = meaning(question) | {"0"} | YES_NO
-            others = (answer for answer in others if not meaning(answer) & meant)
+            others = (answer for answer in others if not meaning(answer) & meant and not is_vague(answer))
         return others
 
     def _pool(self, question: str, form: Form) -> "_Pool":
         kind = question_type(question), form
         if kind not in self._pools:
-            # What fits a choice depends on the choice.
-            counts = self.prior.answers(question).items()
-            self._pools[kind] = _Pool({a: count for a, count in counts if form == "choice" or fits(question, a)})
+            counts = self.prior.answers(question)
+            # What fits a choice depends on the choice; "several" may be true where "many" is.
+            if form != "choice":
+                counts = {answer: count for answer, count in counts.items() if fits(question, answer)}
+            if form == "number":
+                counts = {answer: count for answer, count in counts.items() if not is_vague(answer)}
+            self._pools[kind] = _Pool(counts)
         return self._pools[kind]
 
     @cached_property
