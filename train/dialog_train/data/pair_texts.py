@@ -5,15 +5,16 @@ right one and the first wrong one, and with `conjunctions` four more. These say 
 image at once, of the same type of question if there is one: first both as they are right, then with a wrong answer to
 the other one, to this one, and to both.
 
-Wrong answers are drawn from what the dialogues answer to questions of the same type and form, by how frequent they are.
-Where these are too few, answers to other types follow, so that what a question asks for is learned, too: with `fill_up`
-"misfits" those that do not fit the question ("red" for "How many balls are there?"), whose texts keep the question;
-with "all" any, although statements of them can be true of the image ("the ball is red", for "What size is the ball?").
-After a question, as text, an answer to another type is wrong in any case. No wrong answer is one that the same image
-has to the same question, or says more or less of the same words, however they are written ("2" and "two"); and beside
-an answer that does not fit its question or leaves open how many, there is none. Synonyms are not known, and a type such
-as "what is" has answers of which two can be true. Only pairs that no gate marks are counted; if self-consistency kept
-the right answer, the generator gave no other one when it was asked again.
+Two thirds of the wrong answers are what the dialogues answer to questions of the same type and form, drawn by how
+frequent they are. The others, and more where these are too few, are answers to other types of questions, so that what a
+question asks for is learned, too: with `fill_up` "misfits" those that do not fit the question ("red" for "How many
+balls are there?"), whose texts keep the question; with "all" any, although statements of them can be true of the image
+("the ball is red", for "What size is the ball?"). After a question, as text, an answer to another type is wrong in any
+case. No wrong answer is one that the same image has to the same question, or says more or less of the same words,
+however they are written ("2" and "two"); and beside an answer that does not fit its question or leaves open how many,
+there is none. Synonyms are not known, and a type such as "what is" has answers of which two can be true. Only pairs
+that no gate marks are counted; if self-consistency kept the right answer, the generator gave no other one when it was
+asked again.
 
 The texts of a pair are statements, or the question and the answer, or with "both" one of the two, as its image and
 number decide. Statements are the generator's own sentences where the dataset has them (see `asking.sentences`), and
@@ -26,7 +27,7 @@ from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any, Protocol
 
 from dialog_gen.core.hashing import sha256_json
@@ -245,12 +246,12 @@ class Candidates:
             yes_or_no = not YES_NO.isdisjoint(taken)
             same = (answer for answer in same if fits(question, answer) and (answer in YES_NO) == yes_or_no)
         others = self._others(question, form, rng, stated)
-        for answer in chain(same, others):
-            if len(found) == self.foils:
-                break
-            words = meaning(answer)
-            if words not in found and not any(_nested(words, one) for one in own):
-                found[words] = answer
+        # A third of the places is for what other types of questions are answered, if there is enough of it.
+        for answers, most in ((same, self.foils - self.foils // 3), (others, self.foils), (same, self.foils)):
+            while len(found) < most and (answer := next(answers, None)) is not None:
+                words = meaning(answer)
+                if words not in found and not any(_nested(words, one) for one in own):
+                    found[words] = answer
         return list(found.values())
 
     def _others(self, question: str, form: Form, rng: random.Random, stated: bool) -> Iterator[str]:

@@ -62,12 +62,10 @@ class DraftPlusRecipe(LongTextRecipe):
     """A question and its answer become a "statement", or "question_answer", one after the other; or "both": one way in
     half of the pairs, the other way in the rest, so that the model can be asked in both."""
     foils: int = Field(default=7, ge=1, le=63)
-    """Wrong answers for each pair, at most: first those that the dialogues give to questions of its type."""
+    """Wrong answers for each pair, at most: two thirds are what the dialogues answer to questions of its type."""
     fill_up: FillUp = "misfits"
-    """What follows where a type of question has too few answers: "misfits", answers that do not fit the question, or
-    "all", answers to all questions. Statements of these may be true of the image: "the ball is red", for "What size is
-    the ball?". They teach what is asked for, so that a question is answered better without a prior; without them,
-    relations and negations are learned better."""
+    """The other wrong answers: "misfits", which do not fit the question, or "all", answers to any questions. Statements
+    of these may be true of the image: "the ball is red", for "What size is the ball?"."""
     balance: float = Field(default=0.0, ge=0, le=1)
     """0: the pairs of an image rotate from epoch to epoch. Up to 1: pairs with rare types of questions are drawn more
     often; with 1 all types equally often wherever an image has them."""
