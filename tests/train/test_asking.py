@@ -209,7 +209,18 @@ def test_what_a_rule_cannot_deny_is_not_denied(question: str, answer: str, said:
         ("Where is the cat?", "The cat is on the bed.", "The cat is on the bed"),
         ("What color is the cat?", "not visible", "What color is the cat? not visible"),
         ("Is there a dog? If so, what color is it?", "yes", "Is there a dog? If so, what color is it? yes"),
-        ("What's on the table?", "no idea, yes", "no idea, yes is on the table"),
+        ("What is in the picture on the wall?", "a vase", "a vase is in the picture on the wall"),
+        ("In the image, isn't the cat black?", "no", "the cat is not black"),
+        ("In the image, what's the man doing?", "surfing", "the man is surfing"),
+        ("Is the truck in a busy parking area?", "yes", "the truck is in a busy parking area"),
+        ("Who is holding the bat?", "a man who is tall", "a man who is tall is holding the bat"),
+        ("What is the man doing?", "He's surfing.", "He's surfing"),
+        ("What are the people doing?", "Two men are playing.", "Two men are playing"),
+        (
+            "What brand is it?",
+            "The brand is not visible in the image.",
+            "What brand is it? The brand is not visible in the image.",
+        ),
     ],
 )
 def test_answers_as_models_give_them(question: str, answer: str, said: str) -> None:
@@ -240,6 +251,10 @@ def test_what_denies_or_is_a_sentence_is_not_denied(question: str, answer: str) 
         ("a man", "men"),
         ("two buses", "2 bus"),
         ("Yes, it is.", "yes"),
+        ("yes there is", "yes"),
+        ("nope", "no"),
+        ("no dogs", "0 dogs"),
+        ("nothing", "none"),
     ],
 )
 def test_meanings(one: str, other: str) -> None:
@@ -295,6 +310,18 @@ def test_every_question_of_the_embedded_worlds_has_a_rule(world: World[Any]) -> 
             ["yes", "no", "brown"],
         ),
         ("What texture does it have?", "other", ["striped"], ["2", "no"]),
+        (
+            "What number is on it?",
+            "other",
+            ["No. 7", "101"],
+            ["no", "I cannot say", "It is hard to tell."],
+        ),
+        (
+            "What kind of plane is it?",
+            "other",
+            ["747", "unknown brand", "not possible to pass"],
+            ["unknown", "it's unclear"],
+        ),
         ("What color is it?", "other", ["red", "red and white"], ["yes", "2"]),
         ("What number is on the bus?", "other", ["2", "red"], ["no"]),
         ("", "other", ["red"], ["yes"]),

@@ -70,7 +70,7 @@ def test_no_foil_may_be_true_too() -> None:
     ],
 )
 def test_no_foil_says_the_same_in_other_words(question: str, right: str, same: str) -> None:
-    prior = AnswerPrior.of_pairs([(question, answer) for answer in (right, same, "3", "other", "no")])
+    prior = AnswerPrior.of_pairs([(question, answer) for answer in (right, same, "3", "other", "yes")])
     made = candidates(foils=4, prior=prior, text_format="statement")
     for number in range(20):
         own, *foils = made(str(number), [pair(question, right)])
@@ -135,6 +135,9 @@ MIXED = [
         # Nor do some exclude a few, and 2 many.
         ("How many dogs are there?", "2", {"0", "3"}),
         ("How many dogs are there?", "many", set()),
+        ("How many dogs are there?", "more than 2", set()),
+        ("How many dogs are there?", "There are no dogs.", {"2", "3"}),
+        ("Is there a dog or a cat?", "both", set()),
         # What does not fit is not known to exclude anything.
         ("Is there a dog?", "The dog is asleep", set()),
         ("What color is it?", "not visible", set()),

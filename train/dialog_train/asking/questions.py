@@ -19,9 +19,12 @@ _WHOLE = {"ca": "can", "wo": "will"}
 _NEGATED = re.compile(rf"^({'|'.join(sorted(AUXILIARIES | _WHOLE.keys()))})n['\u2019]t\b", re.IGNORECASE)
 _IS = re.compile(r"^(what|who|where|when|why|how)['\u2019]s\b", re.IGNORECASE)
 # Words about the image that say nothing: "In the image, is there a dog?", "Is the man in the photo wearing a hat?"
-_IN_THE_IMAGE = re.compile(
-    r"^(?:in|on) (?:the|this) (?:image|picture|photo|scene),? (?=\w)"
-    r"|(?<=\w) in (?:the|this) (?:image|picture|photo|scene)(?= (?!or\b|and\b|frame|album|book)\w)",
+_IMAGE = "(?:the|this) (?:image|picture|photo|scene)"
+_QUESTION = rf"(?:(?:{'|'.join(sorted(AUXILIARIES))})(?:n['\u2019]t)?|(?:what|who|which|where|how)(?:['\u2019]s)?)\b"
+_IN_FRONT = re.compile(rf"^(?:in|on) {_IMAGE},? (?={_QUESTION})", re.IGNORECASE)
+_BETWEEN = re.compile(
+    rf"(?<=\w)(?<!\bis)(?<!\bare)(?<!\bwas) in {_IMAGE}"
+    r"(?= (?:\w+ing\b|is\b|are\b|ha(?:s|ve)\b|(?!frame|album|book|booth|window|gallery)\w+$))",
     re.IGNORECASE,
 )
 YES_NO = word_set("yes no")
@@ -43,8 +46,8 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa:
 _SAME = {
     **{word: str(number) for number, word in enumerate(_COUNTED)},
     **{word: str(10 * number) for number, word in enumerate(_TENS, 2)},
-    "none": "0",
-    "nobody": "0",
+    **dict.fromkeys(("none", "nobody", "noone", "nothing", "neither"), "0"),
+    "hundred": "100",
     "dozen": "12",
     "couple": "2",
     "pair": "2",
@@ -56,23 +59,42 @@ _SAME = {
     "feet": "foot",
     "buses": "bus",
 }
-# Answers that say that there is none to be seen: neither true nor false of an image.
+# Answers that say that nobody can tell: neither true nor false of an image.
+_TELL = "(?:tell|say|see|determine)"
+_IN_IT = "(?: (?:in|from|on) (?:the|this) (?:image|picture|photo).*)?"
 _NO_ANSWER = re.compile(
-    r"(?:it(?:'s| is) )?(?:not (?:visible|shown|sure|clear|known|specified|applicable|possible|present in)|unclear"
-    r"|unknown|unsure|uncertain|n/?a\b)"
-    r"|.*\b(?:do(?:n['\u2019]t| not) know|can(?:not|['\u2019]t| not) (?:tell|see|say|be)|unable to)\b"
+    r"(?:.*\b(?:is|are|was|were|it['\u2019]s) )?(?:"
+    r"(?:not|cannot|can['\u2019]t)(?: be)? (?:visible|shown|sure|clear|known|specified|seen|applicable|pictured"
+    rf"|mentioned|possible to {_TELL}|stated|legible|determined?|told|read|identified)"
+    rf"|unclear|unknown|unsure|uncertain|unanswerable|(?:difficult|hard|impossible) to {_TELL}"
+    rf"|not enough information|no (?:information|way to tell)|n/a|idk){_IN_IT}"
+    rf"|.*\b(?:i|we|it|you) (?:do(?:n['\u2019]t| not) know|can(?:not|['\u2019]t| not) {_TELL}.*)"
+    rf"|.*\bunable to (?:{_TELL}|identify|answer)\b.*|.*\bimage does(?: not|n['\u2019]t) \w+.*"
 )
 # A sentence is no answer that a statement could name: it is one.
+_WORDS = r"(?: (?!who|that|which|where)[\w'-]+)"
 _SENTENCE = re.compile(
-    r"(?:there|it|he|she|they|this|that|these|those|(?:the|an?|his|her|its|their)(?: [\w'-]+){1,4}?)"
-    r" (?:is|are|was|were|has|have|appears?|seems?)\b.+"
+    r"(?:(?:it|he|she|there|that|this)['\u2019]s|(?:they|these|those|we)['\u2019]re"
+    rf"|(?:there|it|he|she|they|this|these|those|(?:the|an?|his|her|its|their){_WORDS}{{1,4}}?)"
+    r" (?:is|are|was|were|has|have|appears?|seems?)"
+    rf"|(?:[0-9]+|two|three|four|some|several|people|men|women|children){_WORDS}{{0,3}}? (?:are|were))\b.+"
 )
 _ARTICLES = word_set("a an the")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
-_YES_NO_FIRST = re.compile(r"[\"'\u2018\u201c]?(yes|no)(?:[\"'\u2019\u201d]|\s*[,.;:!-](?:\s.*)?)$", re.DOTALL)
+# "Yes, it is", "no there is not", "Nope"; but not "no one", "no-parking" and "No. 7".
+_YES_NO_FIRST = re.compile(
+    r"[\"'\u2018\u201c]?(yes|yeah|yep|no|nope)(?:[\"'\u2019\u201d]?|\s*(?:[,.;:!\u2026\u2013\u2014]|-(?!\w))(?!\s*[0-9]).*"
+    r"|\s+(?:it|he|she|they|there|this|that|these|those|the|i|we|you|in)\b.*)",
+    re.DOTALL,
+)
+# Bounds and estimates leave open how many, too.
+_ABOUT = re.compile(
+    r"\b(?:more|less|fewer|over|under|about|around|least|most|almost|nearly|approximately|up to|or)\b"
+    r"|[0-9]\s*[-\u2013+]"
+)
 # Questions whose answer is no number; others, such as "What number is on the bus?", may have any.
 _NO_NUMBER = re.compile(
-    r"(?:what|which) (?:colou?r|shape|texture|pattern|material|animal|breed|fruit|sport|room|gender|kind|type)s?\b"
+    r"(?:what|which) (?:colou?r|shape|texture|pattern|material|animal|breed|fruit|sport|gender)s?\b(?! number)"
     "|where|who|why"
 )
 
@@ -85,8 +107,8 @@ def tidy(text: str) -> str:
 def answer_key(answer: str) -> str:
     """The text by which equal answers are found: `tidy`, in lower case; "yes" for "Yes, it is.", and so for no."""
     key = tidy(answer).lower()
-    whole = _YES_NO_FIRST.match(key)
-    return whole[1] if whole else key
+    whole = _YES_NO_FIRST.fullmatch(key)
+    return ("yes" if whole[1].startswith("y") else "no") if whole else key
 
 
 def meaning(answer: str) -> frozenset[str]:
@@ -96,6 +118,8 @@ def meaning(answer: str) -> frozenset[str]:
     """
     key = _THOUSANDS.sub("", answer_key(answer)).replace("no one", "nobody")
     words = [_SAME.get(word, word) for word in _words(key) if word not in _ARTICLES]
+    if len(words) > 1:  # "no dogs"
+        words = ["0" if word == "no" else word for word in words]
     return frozenset(word[:-1] if re.search(r"..[^s]s$", word) else word for word in words) or word_set(answer)
 
 
@@ -106,8 +130,9 @@ def is_number(answer: str) -> bool:
 
 def expanded(question: str) -> str:
     """A question as rules read it: "Isn't the cat in the image black?" is answered as "Is the cat black?" is."""
+    question = _BETWEEN.sub("", _IN_FRONT.sub("", question))
     question = _NEGATED.sub(lambda found: _WHOLE.get(found[1].lower(), found[1]), question)
-    return _IN_THE_IMAGE.sub("", _IS.sub(r"\1 is", question))
+    return _IS.sub(r"\1 is", question)
 
 
 def form_of(question: str) -> Form:
@@ -122,8 +147,9 @@ def form_of(question: str) -> Form:
 
 
 def is_vague(answer: str) -> bool:
-    """Whether an answer is an amount that leaves open how many, such as "several"."""
-    return not is_number(answer) and bool(_VAGUE & set(_words(answer)))
+    """Whether an answer is an amount that leaves open how many, such as "several" or "more than 10"."""
+    words = set(_words(answer))
+    return bool(_VAGUE & words) or (is_number(answer) and bool(_ABOUT.search(answer.lower())))
 
 
 def is_sentence(answer: str) -> bool:
@@ -133,7 +159,7 @@ def is_sentence(answer: str) -> bool:
 
 def is_definite(answer: str) -> bool:
     """Whether an answer says one thing: it is no whole sentence, and does not say that nobody can tell."""
-    return not (is_sentence(answer) or _NO_ANSWER.match(answer_key(answer)))
+    return not (is_sentence(answer) or _NO_ANSWER.fullmatch(answer_key(answer)))
 
 
 def fits(question: str, answer: str) -> bool:
@@ -142,7 +168,7 @@ def fits(question: str, answer: str) -> bool:
     What says that it is no answer, such as "not visible", fits no question.
     """
     key, form = answer_key(answer), form_of(question)
-    if _NO_ANSWER.match(key):
+    if _NO_ANSWER.fullmatch(key):
         return False
     if form == "yes/no":
         return key in YES_NO

@@ -39,6 +39,8 @@ _LINKS = word_set("of to from")
 _NOT_VERBS = word_set(
     "building ceiling king thing string ring wing painting clothing morning evening wedding spring duckling"
 )
+# Participles that are parts of names: "a busy parking area"
+_OF_PLACES = word_set("parking running living dining swimming shopping washing waiting walking skating sleeping")
 # Verbs that questions with do, does and did have, for the end of the subject: "Does the man | have a hat?"
 _VERBS = word_set(
     """have has look appear seem wear like need want hold contain use eat drink play sit stand run walk ride go come
@@ -330,8 +332,11 @@ def _end_of_subject(rest: list[str], asked: str, auxiliary: str) -> int:
 def _doing(lower: list[str], place: int) -> int:
     """The place of a participle behind a preposition and its noun, but not of "the sitting man"; else `place`."""
     ahead = _DETERMINERS | _PREPOSITIONS | word_set("of")
-    later = range(place + 2, len(lower))
-    return next((at for at in later if _is_participle(lower[at]) and lower[at - 1] not in ahead), place)
+    for at in range(place + 2, len(lower)):
+        named = lower[at] in _OF_PLACES and not ahead.issuperset(lower[at + 1 : at + 2])
+        if _is_participle(lower[at]) and lower[at - 1] not in ahead and not (named and lower[at + 1 :]):
+            return at
+    return place
 
 
 def _is_predicate(after: list[str], asked: str) -> bool:

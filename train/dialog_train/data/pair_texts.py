@@ -182,7 +182,7 @@ class Candidates:
         taken = [key for other in pairs if _same(other["user"], question) and (key := answer_key(other["assistant"]))]
         # Beside an answer that does not fit or leaves open how many, another may be true.
         foils = list[str]()
-        if fits(question, right) and not (form_of(question) == "number" and is_vague(right)):
+        if fits(question, right) and not _leaves_open(question, right):
             foils = self.draw(question, taken, random.Random(f"{image_id}/{number}"), stated=stated)
         foils += [""] * (self.foils - len(foils))
         own = forms_of(question, right, pair.get("statement"))
@@ -240,6 +240,8 @@ class Candidates:
         found = dict[frozenset[str], str]()
         own = [meaning(answer) for answer in taken]
         form = form_of(question)
+        if form == "number" and any("0" in one for one in own):
+            own.append(meaning("no"))
         same = self._pool(question, form).drawn(self.foils, rng)
         if form == "choice":
             # "Is there a cat or a dog?" is answered by yes and no, or by cat and dog, which a yes does not exclude.
@@ -296,7 +298,8 @@ class Candidates:
 
     @cached_property
     def _frequent(self) -> dict[str, int]:
-        return dict(self.prior.all_answers().most_common(_MOST_OTHERS))
+        counts = self.prior.all_answers()
+        return {answer: counts[answer] for answer in sorted(counts, key=lambda a: (-counts[a], a))[:_MOST_OTHERS]}
 
 
 def candidates_config(
@@ -327,6 +330,12 @@ class _Pool:
         for _ in range(_TRIES * count if self._answers else 0):
             yield self._answers[bisect(self._sums, rng.random() * self._sums[-1])]
         yield from self._answers
+
+
+def _leaves_open(question: str, answer: str) -> bool:
+    """Whether other answers can be true, too: of "many", "more than 2", or "both" of a choice."""
+    form = form_of(question)
+    return (form == "number" and is_vague(answer)) or (form == "choice" and "both" in meaning(answer))
 
 
 def _same(one: str, other: str) -> bool:
