@@ -85,7 +85,7 @@ def test_an_image_without_a_scene_is_refused(tmp_path: Path) -> None:
     world = write_world(tmp_path / "world", "shapes-2")
     lines = (world / "truth.jsonl").read_text().splitlines(keepends=True)
     (world / "truth.jsonl").write_text("".join(lines[:-1]))
-    with pytest.raises(UsageError, match="no scene for image 00001/000013: download the world again"):
+    with pytest.raises(UsageError, match="no scene for image 00001/000013: give the world"):
         write_dialogues(world, str(tmp_path / "out"))
 
 

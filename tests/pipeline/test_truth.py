@@ -128,7 +128,7 @@ def test_no_pair_is_no_truth(tmp_path: Path) -> None:
 
 
 def test_an_image_of_another_world_is_no_truth_but_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no scene for image image 2: give the world of the dialogues"):
+    with pytest.raises(UsageError, match="no scene for image image 2: give the world of these images"):
         measure(tmp_path, 2, ("How many objects are there?", "1"))
 
 

@@ -23,7 +23,7 @@ from dialog_gen.dataset.record import PAIR_COLUMNS, SCHEMA_VERSION
 from dialog_gen.dataset.shard_writer import ShardWriter
 from dialog_gen.dataset.writer import open_writer
 from dialog_gen.shapes.questions import Question
-from dialog_gen.shapes.truth import load_scenes
+from dialog_gen.shapes.truth import load_scenes, scene_of
 from dialog_gen.shapes.worlds import AnyScene, world_of
 from dialog_gen.sources.base import SourceImage, open_source
 
@@ -71,9 +71,7 @@ def _protocol(pairs: int) -> str:
 
 
 def _row(image: SourceImage, scenes: Mapping[str, AnyScene], seed: int, truth: float, pairs: int) -> dict[str, Any]:
-    if image.image_id not in scenes:
-        raise UsageError(f"truth.jsonl has no scene for image {image.image_id}: download the world again.")
-    scene = scenes[image.image_id]
+    scene = scene_of(scenes, image.image_id)
     world = world_of(scene)
     try:
         questions = world.ask(scene, random.Random(f"oracle/{seed}/{image.image_id}"), pairs)

@@ -102,6 +102,13 @@ def load_scenes(shapes: Path) -> dict[str, AnyScene]:
         raise UsageError(f"{path} is damaged: download the world again.") from None
 
 
+def scene_of(scenes: Mapping[str, AnyScene], image_id: str) -> AnyScene:
+    """The scene graph of an image. Raises UsageError if there is none."""
+    if image_id not in scenes:
+        raise UsageError(f"truth.jsonl has no scene for image {image_id}: give the world of these images, all of it.")
+    return scenes[image_id]
+
+
 def check_images(dataset: DatasetFolder, shapes: Path) -> None:
     """Raises UsageError if dialogues are about other images than the world in `shapes` has: ids repeat in each split.
 
@@ -126,12 +133,11 @@ def measure_truth(dataset: DatasetFolder, scenes: Mapping[str, AnyScene]) -> Tru
     """Judges every accepted pair of a dataset. Raises UsageError for an image without a scene graph."""
     truth = Truth()
     for row in dataset.rows(["image_id", "texts", "gates"]):
-        if row["image_id"] not in scenes:
-            raise UsageError(f"truth.jsonl has no scene for image {row['image_id']}: give the world of the dialogues.")
+        scene = scene_of(scenes, row["image_id"])
         truth.images += 1
         for place, pair in enumerate(row["texts"]):
-            kind = world_of(scenes[row["image_id"]]).question_kind(pair["user"])
-            true = _is_true(scenes[row["image_id"]], pair["user"], pair["assistant"])
+            kind = world_of(scene).question_kind(pair["user"])
+            true = _is_true(scene, pair["user"], pair["assistant"])
             truth.asked[kind] += 1
             truth.true[kind] += true
             if row["gates"] is not None:
