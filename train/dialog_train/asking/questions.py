@@ -38,8 +38,11 @@ _VAGUE = word_set(
     """many few several some lots lot plenty multiple numerous dozens hundreds thousands all most half both bunch group
     crowd handful countless enough"""
 )
-_NOBODY = word_set("none no zero nobody nothing noone")
-_AMOUNTS = NUMBER_WORDS | _VAGUE | _NOBODY | word_set("couple pair trio everyone everybody thousand million")
+_AMOUNTS = (
+    NUMBER_WORDS
+    | _VAGUE
+    | word_set("none no nobody nothing noone couple pair trio everyone everybody thousand million")
+)
 _OF_A_CHOICE = YES_NO | word_set("both neither either none")
 # What says the same; a word that is not here says only what itself does.
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905 - as above

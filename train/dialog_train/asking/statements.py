@@ -136,8 +136,6 @@ def _sentence(question: str, answer: str, *, denied: bool) -> str | None:
     if denied and key not in YES_NO and key.split()[0] in _NOBODY and not parts.asked.startswith("how many"):
         return None
     if parts.asked:
-        if key in YES_NO:
-            return None
         return _count(parts, said, denied) if parts.asked.startswith("how many ") else _content(parts, said, denied)
     if key in YES_NO:
         # "Is the cat black or white?" is not asked for a yes; "Is there a cat or a dog?" is.

@@ -299,7 +299,7 @@ class Candidates:
     @cached_property
     def _frequent(self) -> dict[str, int]:
         counts = self.prior.all_answers()
-        return {answer: counts[answer] for answer in sorted(counts, key=lambda a: (-counts[a], a))[:_MOST_OTHERS]}
+        return {answer: counts[answer] for answer in _by_frequency(counts)[:_MOST_OTHERS]}
 
 
 def candidates_config(
@@ -321,8 +321,7 @@ class _Pool:
     """Definite answers, which are drawn as often as they were counted."""
 
     def __init__(self, counts: Mapping[str, int]) -> None:
-        # Not in the order in which they were counted, of which the fingerprint does not tell.
-        self._answers = sorted(filter(is_definite, counts), key=lambda answer: (-counts[answer], answer))
+        self._answers = list(filter(is_definite, _by_frequency(counts)))
         self._sums = list(accumulate(counts[answer] for answer in self._answers))
 
     def drawn(self, count: int, rng: random.Random) -> Iterator[str]:
@@ -330,6 +329,11 @@ class _Pool:
         for _ in range(_TRIES * count if self._answers else 0):
             yield self._answers[bisect(self._sums, rng.random() * self._sums[-1])]
         yield from self._answers
+
+
+def _by_frequency(counts: Mapping[str, int]) -> list[str]:
+    """The most frequent first, and equal ones not in the order of counting, of which the fingerprint does not tell."""
+    return sorted(counts, key=lambda answer: (-counts[answer], answer))
 
 
 def _leaves_open(question: str, answer: str) -> bool:
