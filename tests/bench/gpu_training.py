@@ -4,9 +4,10 @@
     python tests/bench/gpu_training.py --tiny     # a check of this script on a CPU: its figures mean nothing
 
 Rows: the plain open_clip loop that one writes first (77 tokens, cached image vectors); DRAFT through the product's own
-loop at several batch sizes, with and without MMD; a larger text tower; CLIP's pre-training of both towers; MaMMUT. Each
-has a process of its own. The peak is a product of two matrices of 8,192 in bf16, measured in the same run, and a share
-of it counts the multiplications of real tokens only. Rows appear as they are measured; exits with 1 if one was not.
+loop at several batch sizes, with and without MMD; a larger text tower, and RoBERTa's, with its dropout and without;
+CLIP's pre-training of both towers; MaMMUT; compiled layers. Each has a process of its own. The peak is a product of two
+matrices of 8,192 in bf16, measured in the same run, and a share of it counts the multiplications of real tokens only.
+Rows appear as they are measured; exits with 1 if one was not.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import numpy as np
 # Tokens of CC3M's captions and of LLaVA's question-answer pairs, start and end included: mean, spread, most.
 CAPTION_TOKENS, DIALOGUE_TOKENS = (14, 5, 50), (24, 7, 77)
 START, END = 49406, 49407
+ROBERTA = "roberta-ViT-B-32"
 STEPS, WARM_STEPS, PROFILED_STEPS = 24, 8, 6
 
 
@@ -42,6 +44,9 @@ class Row:
     batch_size: int = 1536
     mini_batch_size: int | None = None
     mmd_weight: float = 1.0
+    dropout: float = 0.1
+    """Of RoBERTa's text tower; open_clip's has none."""
+    compile: bool = False
 
 
 ROWS = (
@@ -56,10 +61,19 @@ ROWS = (
     Row(name="DRAFT, text tower of ViT-L/14", kind="draft", model="ViT-L-14"),
     Row(name="CLIP, both towers", kind="clip-vit-b-32", batch_size=1024),
     Row(name="MaMMUT", kind="mammut-vit-b-32", batch_size=256),
+    Row(name="DRAFT, RoBERTa", kind="draft", model=ROBERTA),
+    Row(name="DRAFT, RoBERTa without dropout", kind="draft", model=ROBERTA, dropout=0),
+    Row(name="DRAFT, compiled", kind="draft", compile=True),
+    Row(name="DRAFT, RoBERTa without dropout, compiled", kind="draft", model=ROBERTA, dropout=0, compile=True),
 )
 TINY = tuple(replace(row, batch_size=16, mini_batch_size=row.mini_batch_size and 8) for row in ROWS)
 # Left out of a check on a CPU: minutes a step.
-HEAVY = ("DRAFT, text tower of ViT-L/14",)
+HEAVY = (
+    "DRAFT, text tower of ViT-L/14",
+    "DRAFT, RoBERTa",
+    "DRAFT, RoBERTa without dropout",
+    "DRAFT, RoBERTa without dropout, compiled",
+)
 
 
 def peak_flops() -> float:
@@ -87,9 +101,30 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def write_training_set(folder: Path, rows: int, width: int) -> tuple[Path, float]:
-    """Rows of random vectors and token ids, as `build_training_set` writes them; and the mean real tokens of a row."""
+def new_model(row: Row, folder: Path) -> Any:
+    """A `Clip` with random weights. RoBERTa's has the released sizes, but a tokenizer of few words: ids are drawn."""
+    from dialog_gen.clip.close.decoder import word_tokenizer
+    from dialog_gen.clip.loader import new_clip
+    from dialog_train.data.synthetic import synthetic_words
+
+    if row.model != ROBERTA:
+        return new_clip(row.model, 0)
     import open_clip
+    from transformers import RobertaConfig
+
+    tower = folder / "roberta"
+    sizes = {"max_position_embeddings": 514, "vocab_size": 50265, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    dropout = {"hidden_dropout_prob": row.dropout, "attention_probs_dropout_prob": row.dropout}
+    RobertaConfig(**sizes, **dropout).save_pretrained(tower)
+    word_tokenizer(synthetic_words()).save_pretrained(tower)
+    config = open_clip.get_model_config(ROBERTA)
+    config["text_cfg"] |= {"hf_model_name": str(tower), "hf_tokenizer_name": str(tower), "hf_model_pretrained": False}
+    (folder / "roberta.json").write_text(json.dumps(config))
+    return new_clip(str(folder / "roberta.json"), 0)
+
+
+def write_training_set(folder: Path, rows: int, width: int, tokenizer: Any) -> tuple[Path, float]:
+    """Rows of random vectors and token ids, as `build_training_set` writes them; and the mean real tokens of a row."""
     import pyarrow as pa
 
     from dialog_gen.clip.text.tokens import TextEncoder
@@ -129,7 +164,7 @@ def write_training_set(folder: Path, rows: int, width: int) -> tuple[Path, float
         for start in range(0, rows, 2048):
             writer.write_batch(table.slice(start, 2048))
     config = {"kind": "training set", "width": width, "crops": 0, "dialogue_format": "question_answer"}
-    config["tokenizer"] = TextEncoder(open_clip.get_tokenizer("ViT-B-32")).config
+    config["tokenizer"] = TextEncoder(tokenizer).config
     summary = {"rows": rows, "pairs": rows, "dropped": {}, "truncated": {}, "shards": [["00000", rows]]}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "summary.json").write_text(json.dumps({"fingerprint": "", **summary}))
@@ -138,7 +173,8 @@ def write_training_set(folder: Path, rows: int, width: int) -> tuple[Path, float
 
 def text_flops(model: Any, tokens: float) -> float:
     """Of a pair's real tokens, forward and backward: six for each weight of the transformer (arXiv 2001.08361)."""
-    weights = sum(p.numel() for n, p in model.transformer.named_parameters() if p.ndim == 2)
+    tower = getattr(model, "text", model).transformer
+    weights = sum(p.numel() for n, p in tower.named_parameters() if p.ndim == 2 and "embeddings" not in n)
     return 6.0 * weights * tokens
 
 
@@ -146,16 +182,17 @@ def plain(row: Row, work: Path) -> dict[str, float]:
     """The loop that one writes with open_clip: 77 tokens a text, bf16 autocast, cached image vectors."""
     import torch
 
-    from dialog_gen.clip.loader import new_clip
     from dialog_train.data.training_set import TrainingSet, epoch_batches
     from dialog_train.losses import draft_loss
     from dialog_train.systems.draft import DraftLossSettings
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = new_clip(row.model, 0).model.train().to(device)
+    clip = new_model(row, work)
+    model = clip.model.train().to(device)
     model.lock_image_tower()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    folder, tokens = write_training_set(work / "rows", 4 * row.batch_size, model.text_projection.shape[1])
+    width = model.text_projection.shape[1]
+    folder, tokens = write_training_set(work / "rows", 4 * row.batch_size, width, clip.tokenizer)
     rows = TrainingSet(folder)
     settings = DraftLossSettings(mmd_weight=row.mmd_weight).model_dump()
     chosen = epoch_batches(len(rows), row.batch_size, 0, 0)
@@ -184,14 +221,14 @@ def draft(row: Row, work: Path) -> dict[str, float]:
     """`dialog_train.loop.fit` with DRAFT's recipe."""
     import torch
 
-    from dialog_gen.clip.loader import new_clip
     from dialog_train.data.training_set import TrainingSet
     from dialog_train.loop import fit
     from dialog_train.systems.draft import DraftRecipe, draft_objective
     from dialog_train.text_tuning import PairBatches, TextTuning
 
-    clip = new_clip(row.model, 0)
-    folder, tokens = write_training_set(work / "rows", 4 * row.batch_size, clip.model.text_projection.shape[1])
+    clip = new_model(row, work)
+    width = clip.config["embed_dim"]
+    folder, tokens = write_training_set(work / "rows", 4 * row.batch_size, width, clip.tokenizer)
     cuda = torch.cuda.is_available()
     recipe = DraftRecipe.model_validate(
         {
@@ -205,6 +242,7 @@ def draft(row: Row, work: Path) -> dict[str, float]:
                 "mini_batch_size": row.mini_batch_size,
                 "max_steps": steps_of(row),
                 "precision": "bf16" if cuda else "no",
+                "compile": row.compile,
             },
             "log": {"tensorboard": False},
         }
@@ -333,7 +371,7 @@ def main() -> int:
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     began, peak = time.monotonic(), peak_flops()
     print(f"{card}, torch {torch.__version__}, {peak / 1e12:.0f} TFLOP/s in bf16", flush=True)
-    print(f"{'':<36} {'pairs/s':>9} {'of peak':>8} {'busy':>6} {'GiB':>6}", flush=True)
+    print(f"{'':<40} {'pairs/s':>9} {'of peak':>8} {'busy':>6} {'GiB':>6}", flush=True)
     found: dict[str, Any] = {}
     missing: list[str] = []
     rows = [row for row in (TINY if given.tiny else ROWS) if not given.only or given.only in row.name]
@@ -341,7 +379,7 @@ def main() -> int:
         if given.tiny and row.name in HEAVY:
             continue
         if not given.tiny and time.monotonic() - began > given.seconds:
-            print(f"{row.name:<36} not measured: the time is over", flush=True)
+            print(f"{row.name:<40} not measured: the time is over", flush=True)
             missing.append(row.name)
             continue
         done = subprocess.run(
@@ -349,13 +387,13 @@ def main() -> int:
             capture_output=True, text=True, check=False, env=os.environ,
         )  # fmt: skip
         if done.returncode or "FIGURES " not in done.stdout:
-            print(f"{row.name:<36} FAILED (exit code {done.returncode})\n{done.stderr[-1500:]}", flush=True)
+            print(f"{row.name:<40} FAILED (exit code {done.returncode})\n{done.stderr[-1500:]}", flush=True)
             missing.append(row.name)
             continue
         of = found[row.name] = json.loads(done.stdout.rpartition("FIGURES ")[2])
         share = f"{of['flops'] / peak:8.1%}" if "flops" in of else f"{'':>8}"
         busy = f"{of['busy']:6.0%}" if of.get("busy") else f"{'':>6}"
-        print(f"{row.name:<36} {of['pairs_per_s']:9,.0f} {share} {busy} {of['peak_gib']:6.1f}", flush=True)
+        print(f"{row.name:<40} {of['pairs_per_s']:9,.0f} {share} {busy} {of['peak_gib']:6.1f}", flush=True)
     for name, of in found.items():
         if of.get("kernels"):
             print(f"\n{name}: longest kernels, ms a step")
@@ -370,6 +408,9 @@ def main() -> int:
 def ratios(found: dict[str, Any]) -> None:
     """Prints DRAFT over the plain loop, and the MMD's share of a step."""
     rate = {name: of["pairs_per_s"] for name, of in found.items()}
+    for name in rate:
+        if (compiled := f"{name}, compiled") in rate:
+            print(f"{name}: compiled over not: {rate[compiled] / rate[name]:.2f}")
     if {"DRAFT", "plain open_clip loop"} <= set(rate):
         print(f"\nDRAFT over the plain loop: {rate['DRAFT'] / rate['plain open_clip loop']:.2f}")
     for name, without in itertools.product(rate, rate):

@@ -15,6 +15,9 @@ from helpers.loops import CONFIG, PREPROCESS, make_clip
 from helpers.pixels import TinyPixels, make_clip_recipe, train_clip
 from helpers.systems import check_resume, check_two_processes
 from helpers.training import TINY_CLIP, write_recipe
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from dialog_eval.cli import app
 from dialog_gen.clip.base import Clip
@@ -149,6 +152,22 @@ def test_new_models_are_random_and_follow_the_seed(tmp_path: Path, tiny_clip: Pa
     assert first.weights_sha256 != load_clip(str(tiny_clip)).weights_sha256
     assert first.model.encode_text(first.tokenizer(["a star"])).shape == (1, TINY_CLIP["embed_dim"])
     assert first.config == TINY_CLIP
+
+
+def test_the_text_tower_of_a_new_model_is_random_too(tmp_path: Path) -> None:
+    words = {"[PAD]": 0, "a": 1, "star": 2}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[PAD]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = BertModel(BertConfig(vocab_size=len(words), pad_token_id=0, **sizes))
+    bert.save_pretrained(tmp_path)
+    text = {"hf_model_name": str(tmp_path), "hf_tokenizer_name": str(tmp_path), "hf_pooler_type": "mean_pooler"}
+    (tmp_path / "x.json").write_text(json.dumps({**TINY_CLIP, "text_cfg": text}))
+    new, same, other = (new_clip(str(tmp_path / "x.json"), seed) for seed in (1, 1, 2))
+    weights = [clip.model.text.transformer.embeddings.word_embeddings.weight for clip in (new, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    for one in (weights[2], bert.embeddings.word_embeddings.weight):
+        assert not torch.equal(weights[0], one)
 
 
 @pytest.mark.parametrize(

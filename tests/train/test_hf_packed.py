@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from helpers.varlen import varlen_attn
+from torch._dynamo.utils import counters
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import BertConfig, M2M100Config, MT5Config, RobertaConfig, T5Config, XLMRobertaConfig
 
@@ -182,6 +183,32 @@ def test_with_a_kernel_for_texts_of_different_lengths(
     # It drops nothing, so it is not for training with dropout.
     tower.train()(texts)
     assert used == [16] * 4
+
+
+@pytest.mark.parametrize("kind", ["bert-cls", "roberta-mean"])
+@pytest.mark.parametrize("has_kernel", [False, True])
+def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, has_kernel: bool) -> None:
+    if has_kernel:
+        monkeypatch.setattr(hf_packed, "kernel", lambda row, head_width: varlen_attn)
+    model = make_packed(tmp_path, kind, num_hidden_layers=4).double()
+    tower = TextTower(model)
+    torch._dynamo.reset()
+    counters.clear()
+    tower.compile_blocks(backend="aot_eager")
+    graphs: list[int] = []
+    for count in (5, 30, 41, 52):
+        texts = random_texts(count)
+        found = normalize(hf_packed.run_packed(tower.text, texts, filled=True), dim=-1)
+        ours = gradient(model, found)
+        with torch.compiler.set_stance("force_eager"):
+            expected = model.encode_text(texts.tokens, normalize=True)
+            wanted = gradient(model, expected)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-11)
+        graphs.append(counters["stats"]["unique_graphs"])
+    # For all layers, and once more for all other lengths of the row.
+    assert 1 <= graphs[0] < graphs[1] == graphs[-1]
+    assert graphs[-1] == 2 or not has_kernel
 
 
 def test_dropout_in_attention() -> None:

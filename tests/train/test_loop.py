@@ -169,11 +169,11 @@ def test_resumed_equals_undisturbed(tmp_path: Path, stop: int) -> None:
     assert not (tmp_path / "parts" / "checkpoints").exists()
 
 
-def make_hf_clip() -> Clip:
+def make_hf_clip(**options: Any) -> Clip:
     """A text tower of Hugging Face's, with dropout and a pooler that goes unused."""
     clip = make_clip(custom=True)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=16, **sizes)
+    config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=16, **sizes, **options)
     clip.model.text = HFTextEncoder("none", 16, config=config, pooler_type="mean_pooler", proj_type="linear")
     return clip
 
@@ -547,3 +547,13 @@ def test_compiles_the_layers_of_all_text_towers(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(TextTower, "compile_blocks", lambda tower: compiled.append(tower))
     train(make_recipe(tmp_path, kind, max_steps=1, compile=True))
     assert len(compiled) == {"draft": 1, "third-tower": 2}[kind]
+
+
+def test_compiles_only_the_layers_that_run_on_packed_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
+    train(make_recipe(tmp_path / "bert", max_steps=1, compile=True), make_hf_clip())
+    assert compiled == ["BertLayer", "BertLayer"]
+    with pytest.raises(UsageError, match=r"optim\.compile: tiny has no text tower that can be compiled"):
+        train(make_recipe(tmp_path / "decoder", max_steps=1, compile=True), make_hf_clip(is_decoder=True))
+    assert len(compiled) == 2

@@ -131,7 +131,8 @@ class OptimSettings(Settings):
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the towers; features, losses and weights are always float32."""
     compile: bool = False
-    """Compile the layers of native text towers (`torch.compile`): for GPUs; the first steps take longer."""
+    """Compile the layers of the text towers (`torch.compile`), which must be open_clip's own, BERT, RoBERTa or
+    XLM-RoBERTa: for GPUs; the first steps take longer."""
     train_last_layers: int | None = Field(default=None, ge=1)
     """Train only this many of the last transformer layers, with the final norm and projection. None: all."""
     lora: LoraSettings | None = None

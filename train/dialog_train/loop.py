@@ -223,7 +223,13 @@ class _Stepper:
             find_unused_parameters=system.may_leave_parameters_unused, broadcast_buffers=False
         )
         if recipe.optim.compile:
-            for tower in (module for module in system.module.modules() if isinstance(module, TextTower)):
+            towers = [one for one in system.module.modules() if isinstance(one, TextTower) and one.packs]
+            if not towers:
+                raise UsageError(
+                    f"optim.compile: {system.name} has no text tower that can be compiled, as open_clip's own causal "
+                    "towers, BERT, RoBERTa and XLM-RoBERTa can. Leave it out."
+                )
+            for tower in towers:
                 tower.compile_blocks()
         self._module: Any = (system.module if self._shards else accelerator.prepare(system.module)).train()
         self._optimizer: Any = accelerator.prepare(optimizer)

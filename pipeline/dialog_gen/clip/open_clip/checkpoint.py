@@ -143,7 +143,8 @@ def _new(location: str, name: str, config: dict[str, Any], seed: int) -> Clip:
 def _load(
     location: str, pretrained: str | None, *, name: str, config: dict[str, Any], load_weights: bool = True
 ) -> Clip:
-    changes: dict[str, Any] = {}
+    # A new model is random as a whole: open_clip would take a text tower of Hugging Face's with its weights.
+    changes: dict[str, Any] = {"pretrained_text": False}
     folder = Path(location.removeprefix("local-dir:"))
     if "hf_model_name" in config["text_cfg"] and (folder / _HF_CONFIG_FILE).is_file():
         here = {"hf_model_name": str(folder), "hf_model_pretrained": False}

@@ -98,6 +98,12 @@ def bidirectional(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: floa
     if attend is not None:
         bounds = packing.starts, packing.starts, packing.longest, packing.longest
         return attend(q, k, v, *bounds, scale=scale, window_size=(-1, -1))
+    return _bidirectional_in_groups(q, k, v, packing, scale, dropout)
+
+
+# As in `packed`, its shapes change with each batch.
+@torch.compiler.disable
+def _bidirectional_in_groups(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: float, dropout: float) -> Tensor:
     sizes = [group.tokens for group in packing.groups]
     parts = zip(packing.groups, *(x.flatten(1).split(sizes) for x in (q, k, v)), strict=True)
     found = []

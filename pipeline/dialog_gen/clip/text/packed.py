@@ -199,6 +199,12 @@ def causal(row: Tensor, heads: int, packing: Packing) -> Tensor:
         q, k, v = row.unflatten(-1, (3, heads, -1)).unbind(1)  # (T, heads, width / heads)
         bounds = packing.starts, packing.starts, packing.longest, packing.longest
         return attend(q, k, v, *bounds, window_size=(-1, 0)).flatten(1)
+    return _causal_in_groups(row, heads, packing)
+
+
+# Its shapes change with each batch: compiled code would be made anew each time.
+@torch.compiler.disable
+def _causal_in_groups(row: Tensor, heads: int, packing: Packing) -> Tensor:
     # A token does not see what is after it, so the padding needs no mask.
     return torch.cat(
         [

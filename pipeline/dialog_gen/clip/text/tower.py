@@ -124,10 +124,9 @@ class TextTower(nn.Module):
         return torch.cat(vectors)[ranks[1]]
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compiles the layers of a native tower that runs on packed rows; the first steps then take longer."""
-        if self.packs and self.is_native:
-            for block in self.transformer.resblocks:
-                block.compile(backend=backend)
+        """Compiles the layers of a tower that `packs`; the first steps then take longer."""
+        for layer in self.layers()[1]:
+            layer.compile(backend=backend)
 
     def _encode(self, tokens: Tensor) -> Tensor:
         if not self.is_native:
