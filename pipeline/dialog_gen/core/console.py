@@ -250,13 +250,12 @@ def _report(error: Any, explain: Callable[[DialogGenError], str]) -> int:
     """Prints an error; returns the exit code."""
     if _shows_tracebacks():
         say("".join(traceback.format_exception(error)).rstrip("\n"), err=True)
-    if isinstance(error, _TyperError) and (said := _wrong_value(error)) is not None:
-        say(f"error: {visible(said)}", err=True, wrap=True)
-        return _WRONG_USE
     if isinstance(error, _TyperError):
-        shown = io.StringIO()
-        error.show(shown)
-        say(shown.getvalue().rstrip("\n"), err=True, wrap=True)
+        said, ctx = (_wrong_value(error) or error.format_message()).rstrip("."), getattr(error, "ctx", None)
+        where = f"; `{ctx.command_path} -h` explains the options" if ctx else ""
+        # Without any argument, typer's error is the help.
+        is_help = type(error).__name__ == "NoArgsIsHelpError"
+        say(said if is_help else f"error: {visible(said)}{where}.", err=True, wrap=True)
         return error.exit_code
     if isinstance(error, DialogGenError):
         say(f"error: {visible(explain(error))}", err=True, wrap=True)
@@ -276,11 +275,10 @@ def _report(error: Any, explain: Callable[[DialogGenError], str]) -> int:
 def _wrong_value(error: Any) -> str | None:
     """What is wrong with the value of an option, in our words; None for any other error of typer's."""
     found = getattr(error.__cause__, "errors", None)
-    if found is None or error.param is None or error.ctx is None:
+    if found is None or error.param is None:
         return None
     problem = found()[0]
-    flag = max(error.param.opts, key=len)
-    return f"{flag} {problem['input']}: {plain_problem(problem)}; `{error.ctx.command_path} -h` explains the options."
+    return f"{max(error.param.opts, key=len)} {problem['input']}: {plain_problem(problem)}"
 
 
 def _shows_tracebacks() -> bool:
