@@ -66,7 +66,7 @@ def test_lists_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], 2, "Usage: dialog-train"),
         (["--help"], 0, "Usage: dialog-train"),
-        (["draft"], 2, "Usage: dialog-train"),
+        (["draft"], 2, "error: Missing option '--config'; `dialog-train draft -h`"),
         (["draft", "--config", "x", "--resume", "no"], 2, "error: --resume no: 'no' is not one of 'never', 'auto'; "),
     ],
 )
