@@ -6,8 +6,9 @@ were measured separately.
 """
 
 import codecs
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -215,14 +216,24 @@ def read_json_file(
         elif isinstance(first.get("ctx", {}).get("error"), DamagedJsonError):
             hint = 'Measure again, or fetch it again; if it was changed on purpose, remove the key "sha256" from it.'
         elif first["type"] == "json_invalid":
-            is_zip = path.suffix.lower() == ".zip"
-            hint = "Unpack it, and give the JSON in it." if is_zip else "It is damaged or cut off: fetch it again."
+            hint = unpack_or(path, "It is damaged or cut off: fetch it again.")
         elif first["type"] != "missing" or len(first["loc"]) != 1:
             hint = ""
         where = ".".join(map(str, first["loc"])) or "the file"
         raise error_type(
             f"{path} {complaint}: {where}: {first['msg'].removeprefix('Value error, ')}. {hint}".rstrip()
         ) from None
+
+
+def unused_name(name: str, used: Collection[str]) -> str:
+    """The name, or the first of "name (2)", "name (3)", ... that is not used."""
+    names = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+    return next(one for one in names if one not in used)
+
+
+def unpack_or(path: Path, remedy: str) -> str:
+    """What to do about a file that cannot be read as text."""
+    return "Unpack it, and give the file in it." if path.suffix.lower() == ".zip" else remedy
 
 
 def check_writable(out: Path) -> None:

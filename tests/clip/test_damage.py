@@ -1,6 +1,8 @@
 """A damaged checkpoint folder never loads as another model."""
 
 import random
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from helpers.loops import train_third_tower
 from helpers.mammut import write_mammut
 from helpers.training import write_tiny_clip
 
-from dialog_gen.clip.base import GENERATION, SEARCH
+from dialog_gen.clip.base import CLIP_MODELS, GENERATION, SEARCH
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.clip.open_clip.layout import WEIGHTS_FILE
 from dialog_gen.core.errors import UsageError
@@ -75,3 +77,26 @@ def test_weights_of_a_damaged_folder_by_their_path(tmp_path: Path) -> None:
     weights.write_bytes(content)
     with pytest.raises(UsageError, match="is damaged"):
         load_clip("ViT-B-32", str(weights))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tokenizer_config.json", None, "has no padding token"),
+        ("tokenizer.json", None, "cannot be read: .*"),
+        ("tokenizer.json", "{}", "cannot be read: .*"),
+        ("tokenizer.json", '{"version": ', "cannot be read: .*"),
+    ],
+)
+def test_a_damaged_tokenizer_of_a_folder_without_checksums(
+    tmp_path: Path, file: str, content: str | None, said: str
+) -> None:
+    folder = shutil.copytree(CLIP_MODELS.get("shapes-clip"), tmp_path / "model")
+    (folder / "checksums.json").unlink(missing_ok=True)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(UsageError) as caught:
+        load_clip(str(folder))
+    advice = r"\. Are all files of its tokenizer there, and whole\?"
+    assert re.fullmatch(f"the tokenizer of model {said}{advice}", str(caught.value))

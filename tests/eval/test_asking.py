@@ -382,6 +382,39 @@ def test_retrieval_by_a_query_bank(
     assert str(asked.chosen_on).endswith("of bank (2 of them among the images of this evaluation)")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--dialogues", "no"], "--dialogues: no does not exist: give a folder that `dialog-gen run --out` wrote."),
+        (["--dialogues", "{ok}", "--held-out", "{images}"], "--held-out: {images} is no dataset folder"),
+    ],
+)
+def test_missing_dialogues_are_told_before_anything_is_encoded(
+    dialog_eval: Cli, split: Path, dialogues: Path, tmp_path: Path, flags: list[str], said: str
+) -> None:
+    places = {"ok": dialogues, "images": split / "images"}
+    questions, answers = vqa_files(split)
+    command = ["vqa", "--checkpoint", "none", "--images", split / "images", "--out", tmp_path / "r.json"]
+    command += [
+        "--questions",
+        questions,
+        "--annotations",
+        answers,
+        "--image-list",
+        captions(split),
+        "--score",
+        "similarity+prior",
+        *(flag.format(**places) for flag in flags),
+    ]
+    assert said.format(**places) in dialog_eval(*command).mistake
+
+
+def test_a_missing_query_bank_is_told_before_anything_is_encoded(dialog_eval: Cli, split: Path, tmp_path: Path) -> None:
+    command = ["retrieval", "--checkpoint", "none", "--images", split / "images", "--out", tmp_path / "r.json"]
+    command += ["--captions", captions(split), "--query-bank", tmp_path / "no"]
+    assert f"{tmp_path / 'no'}" in dialog_eval(*command).mistake
+
+
 def test_figures_that_need_no_image_are_said_to(split: Path) -> None:
     figures = VqaFigures(load_vqa(*map(Path, vqa_files(split))))
     polar = [place for place, item in enumerate(figures.items) if item.answer_type == "yes/no"]

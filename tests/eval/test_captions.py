@@ -49,6 +49,7 @@ def test_flickr30k(tmp_path: Path) -> None:
         '36.jpg| 4   A dog runs across the grass .\n36.jpg| 5| A "dog"\n'
     )
     assert by_name(write(tmp_path / "results.csv", columns)) == expected
+    assert by_name(write(tmp_path / "results.csv", columns.partition("\n")[2])) == expected
     listed = [{"image": f"flickr30k-images/{name}", "caption": texts} for name, texts in expected.items()]
     found = by_name(write(tmp_path / "flickr30k_test.json", listed))
     assert found == {f"flickr30k-images/{name}": texts for name, texts in expected.items()}
@@ -63,6 +64,14 @@ def test_docci(tmp_path: Path) -> None:
     assert read_captions(path).split == "test"
     with pytest.raises(UsageError, match=r"--split tst: .* has no such split: did you mean 'test'"):
         read_captions(path, "tst")
+
+
+def test_only_the_line_breaks_of_files_end_a_line(tmp_path: Path) -> None:
+    for mark in "\u2028\x85\x0b\x0c\x1c":
+        text = f"a star{mark}on white"
+        write(tmp_path / "caption" / "1.txt", f"{text}\r\nsecond line\n")
+        assert by_name(tmp_path / "caption") == {"1.jpg": [text]}
+        assert by_name(write(tmp_path / "r.token", f"a.jpg#0\t{text}\ra.jpg#1\tx")) == {"a.jpg": [text, "x"]}
 
 
 def test_urban1k(tmp_path: Path) -> None:
@@ -85,6 +94,13 @@ def test_dci(tmp_path: Path) -> None:
     assert by_name(tmp_path / "dci" / "annotations", "test") == {"sa_2.jpg": ["Two.\nLong."]}
     with pytest.raises(UsageError, match="has no such split"):
         read_captions(tmp_path / "dci", "val")
+    secret = write(tmp_path / "secret.json", DCI["sa_3.json"])
+    splits = {"twice": ["sa_1.json", "sa_1.json"], "up": ["../../secret.json"], "whole": [str(secret)]}
+    write(tmp_path / "dci" / "splits.json", splits)
+    assert by_name(tmp_path / "dci", "twice") == {"sa_1.jpg": ["One."]}
+    for name in ("up", "whole"):
+        with pytest.raises(UsageError, match=rf"split {name} has '.*secret.json', which is not in "):
+            read_captions(tmp_path / "dci", name)
 
 
 def test_retrieval_of_descriptions(tmp_path: Path, clips: tuple[Path, Path]) -> None:
@@ -115,6 +131,13 @@ def test_retrieval_of_descriptions(tmp_path: Path, clips: tuple[Path, Path]) -> 
     [
         ("r.token", "1000.jpg#0 Two men", "is not IMAGE#N, tab, text"),
         ("r.token", "", "is empty"),
+        ("r.json", '[{"image": "a.jpg", "caption": []}]', "image 'a.jpg' has an empty caption"),
+        ("r.json", '{"annotations": [{"image_id": 3, "caption": " "}]}', "image 3 has an empty caption"),
+        (
+            "r.json",
+            '{"dataset": "x", "images": [{"imgid": 3, "filename": "a", "split": "test", "sentences": [{"raw": ""}]}]}',
+            "image 3 has an empty caption",
+        ),
         ("r.token", "a.jpg#0\tx\na.jpg#1\t\n", "image 'a.jpg' has an empty caption|is not IMAGE"),
         ("r.csv", "image_name| comment_number| comment\n", "holds no captions"),
         ("r.csv", "image| n| c\nx.jpg\n", r"is not IMAGE\| N\| text"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dialog_eval import evaluate, write_table
 from dialog_eval.data.choices.aro import NOT_AVERAGED, with_shuffles
-from dialog_eval.data.choices.base import BENCHMARKS
+from dialog_eval.data.choices.base import BENCHMARKS, files_of
 from dialog_eval.results import Entry, Results
 from dialog_gen.core.errors import UsageError
 from dialog_gen.shapes.files import ShapesSubset
@@ -127,6 +127,36 @@ def test_valse_counts_only_valid_items(
             passed.append(bool(right > wrong))
     (metric,) = entries(measured(clips, world / "images", "valse", tmp_path))["base"].metrics
     assert (len(metric.values), metric.mean) == (30, share(passed))
+
+
+def test_valse_tells_of_items_without_a_caption(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = {"image_file": "x", "caption": "a", "foil": "b", "mturk": {"caption": 3}}
+    records = {"1": record, "2": {**record, "caption": []}, "3": {**record, "caption": [], "mturk": {"caption": 1}}}
+    (tmp_path / "v.json").write_text(json.dumps(records))
+    assert len(BENCHMARKS.get("valse").read([tmp_path / "v.json"])) == 1
+    assert caplog.messages == [f"{tmp_path / 'v.json'}: left out 1 valid item without a caption"]
+
+
+def test_a_file_that_is_given_twice_counts_once(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world / "choices")
+    (tmp_path / "link.json").symlink_to(world / "choices" / "sugarcrepe" / "add_att.json")
+    given = [Path("sugarcrepe"), world / "choices" / "sugarcrepe", Path("sugarcrepe/../sugarcrepe/add_att.json")]
+    found = files_of(BENCHMARKS.get("sugarcrepe"), [*given, tmp_path / "link.json"])
+    assert found == sorted(Path("sugarcrepe").glob("*.json"))
+
+
+def test_parts_have_names_of_their_own(world: Path, clips: tuple[Path, Path], tmp_path: Path) -> None:
+    image_id = next((world / "images").rglob("*.png")).relative_to(world / "images").as_posix()
+    texts = [["a star", "a circle"], ["a circle", "a star"], ["a circle", "a star"]]
+    items = [
+        {"image_id": image_id, "captions": both, "kind": kind}
+        for both, kind in zip(texts, ("rest", "", "rest (2)"), strict=True)
+    ]
+    (tmp_path / "c.json").write_text(json.dumps(items))
+    metrics = entries(measured(clips, world / "images", "captions", tmp_path / "c.json"))["base"].metrics
+    told = {metric.name: metric.values for metric in metrics if metric.name.startswith("accuracy, ")}
+    (one,), (other,), (again,) = (told[f"accuracy, {name}"] for name in ("rest", "rest (3)", "rest (2)"))
+    assert one != other == again
 
 
 def test_negbench(world: Path, clips: tuple[Path, Path], models: list[ReferenceModel], tmp_path: Path) -> None:
@@ -364,7 +394,7 @@ Change = Callable[[Any], Any]
             "a.jsonl is not a file of captions to choose from: line 3: Expecting",
         ),
         ("captions", "a.jsonl", '{}\n{"a": NaN}\n', "line 2: NaN is not a finite number"),
-        ("winoground", "a.jsonl", b"\xff\xfe", "is not a file of Winoground"),
+        ("winoground", "a.jsonl", b"\xff\xfe", "is not a file of Winoground: it is no UTF-8 text"),
         (
             "valse",
             "a.json",
@@ -376,7 +406,7 @@ Change = Callable[[Any], Any]
         ("mmvp-vlm", "Q.csv", "q,t,s\nx,Texts,a\n2,Colors,b\n", "record 1: number: Input should be a valid integer"),
         ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,b,2\n", "correct_answer is 2"),
         ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,,1\n", "correct_answer is 1"),
-        ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,,0\n", "record 1 has 1 caption:"),
+        ("negbench-mcq", "m.csv", "image_path,caption_0,caption_1,correct_answer\nx,a,,0\n", "record 1 has no two dif"),
         ("negbench-mcq", "m.csv", "image_path,caption_0\nx,a\n", "record 1: caption_1: Field required"),
         ("negbench-mcq", "m.json", '[{"a": 1}]', "record 1: image_path"),
         ("aro-relation", "r.json", "[]", "it has no records. Give --files visual_genome_relation.json."),
@@ -392,7 +422,10 @@ Change = Callable[[Any], Any]
             '[{"image": "x", "caption": ["a"]}]',
             "no record leaves anything to choose",
         ),
-        ("captions", "c.json", '[{"image_id": "x", "captions": ["a"]}]', "record 1 has 1 caption:"),
+        ("captions", "c.json", '[{"image_id": "x", "captions": ["a"]}]', "record 1 has no two different captions"),
+        ("captions", "c.json", '[{"image_id": "x", "captions": ["a", "a"]}]', "record 1 has no two different captions"),
+        ("captions", "c.zip", b"PK\x03\x04\x8a", "it is no UTF-8 text. Unpack it, and give the file in it."),
+        ("captions", "c.csv", "a,ä".encode("latin-1"), "it is no UTF-8 text. Save it as UTF-8."),
         ("nothing", "r.json", "[]", "--benchmark nothing: unknown benchmark; "),
     ],
 )

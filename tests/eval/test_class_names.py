@@ -114,6 +114,10 @@ def test_imagenet_by_its_own_name() -> None:
         ("c.json", '{"0": ["a", "b"], "1": ["a", "c"]}', "has the class 'a' twice"),
         ("c.txt", "a\na\tb\n", "has the class 'a' twice"),
         ("c.txt", " \n", "is empty"),
+        ("c.json", '{"0": ["n01440764", ""], "1": ["n01443537", "_"]}', "the class 'n01440764' has an empty name"),
+        ("c.json", '{"0": ["n01440764", "n01440764 "], "1": ["b", "c"]}', "is an id of WordNet"),
+        ("c.txt", "N01440764\nb\n", "is an id of WordNet"),
+        ("c.txt", "b\tn01440764 \nc\n", "is an id of WordNet"),
     ],
 )
 def test_wrong_lists(tmp_path: Path, name: str, content: str, message: str) -> None:

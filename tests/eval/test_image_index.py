@@ -40,6 +40,16 @@ def test_by_file_name(tmp_path: Path, there: list[str], file_name: str, found: i
     assert source.by_file_name({7: file_name}) == {7: expected}
 
 
+def test_each_image_once(tmp_path: Path) -> None:
+    source = source_of(tmp_path, ["a.jpg", "b.jpg"])
+    names = {1: "a.jpg", 2: "b.jpg", 3: "x/a.png"}
+    assert source.by_file_name(names) == {1: "a.jpg", 2: "b.jpg", 3: "a.jpg"}
+    with pytest.raises(UsageError, match=r"a\.jpg of .* is listed twice, as 'a\.jpg' and 'x/a\.png': list each"):
+        source.by_file_name(names, each_once=True)
+    with pytest.raises(UsageError, match=r"a\.jpg of .* is listed twice, as 'a': list each"):
+        source.by_file_name({1: "a", 2: "b", 3: "a"}, each_once=True)
+
+
 def test_by_file_name_in_tars(tmp_path: Path) -> None:
     write_tar(tmp_path / "00000.tar", {"000000012.jpg": png(0), "000000013.jpg": png(1)})
     source = ImageIndex(str(tmp_path))

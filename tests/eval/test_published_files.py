@@ -214,7 +214,7 @@ def test_files_cut_off(tmp_path: Path, ask: Callable[..., str], cut: int) -> Non
 def test_archives_and_other_files_in_their_place(tmp_path: Path, ask: Callable[..., str]) -> None:
     path = tmp_path / "captions.zip"
     path.write_bytes(archives()["annotations/annotations_trainval2014.zip"])
-    assert "Unpack it, and give the JSON in it." in ask("retrieval", "--captions", path)
+    assert "Unpack it, and give the file in it." in ask("retrieval", "--captions", path)
     _, annotations = vqa_files("mscoco")
     assert "questions: Field required" in ask(*vqa_command(tmp_path, captions_val2014(), annotations))
     assert "is not a COCO captions file" in ask("retrieval", "--captions", tmp_path / "annotations.json")

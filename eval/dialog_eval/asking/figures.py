@@ -7,7 +7,7 @@ from functools import cached_property
 
 from dialog_eval.data.vqa import VqaItem
 from dialog_eval.metrics.intervals import paired_bootstrap
-from dialog_eval.results import Metric
+from dialog_eval.results import Metric, unused_name
 
 _ANSWER_TYPES = ("yes/no", "number", "other")
 _MOST_QUESTION_TYPES = 15
@@ -65,11 +65,12 @@ class VqaFigures:
     def _question_types(self) -> dict[str, list[int]]:
         counts = Counter(item.question_type for item in self.items)
         frequent = sorted(counts, key=lambda name: (-counts[name], name))[:_MOST_QUESTION_TYPES]
-        places: dict[str, list[int]] = {f"accuracy, {name}": [] for name in frequent}
+        places: dict[str, list[int]] = {name: [] for name in frequent}
+        others = unused_name("all others", frequent)
         for place, item in enumerate(self.items):
-            known = item.question_type in frequent
-            places.setdefault(f"accuracy, {item.question_type}" if known else "accuracy, all others", []).append(place)
-        return places
+            name = item.question_type
+            places.setdefault(name if name in frequent else others, []).append(place)
+        return {f"accuracy, {name}": some for name, some in places.items()}
 
     def _metric(self, name: str, accuracy: Sequence[float], places: Sequence[int]) -> Metric:
         return Metric.of(name, [accuracy[i] for i in places], [self.items[i].image_id for i in places])

@@ -23,12 +23,13 @@ from dialog_gen.core.errors import UsageError
 from dialog_gen.core.hashing import sha256_images
 from dialog_gen.core.progress import OnProgress, counter
 from dialog_gen.dataset.errors import NoDatasetError
-from dialog_gen.dataset.folder import open_dataset
+from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.sources.base import SourceImage
 
 if TYPE_CHECKING:
     from dialog_eval.models import Models, Variant
 
+BankSource = DatasetFolder | ImageIndex
 BANK_IMAGES = 5000
 _MEASURE = "R@1"
 
@@ -36,13 +37,13 @@ _MEASURE = "R@1"
 class QueryBank:
     """Images and captions, encoded by all models; a tenth of the images is held out to choose the weight."""
 
-    def __init__(self, source: str, models: "Models", on_progress: OnProgress) -> None:
+    def __init__(self, source: BankSource, models: "Models", on_progress: OnProgress) -> None:
         """Encodes the first 5,000 images of the source that have a caption, and their captions.
 
-        `source`: a dialogues dataset, or images with captions. Raises UsageError for a source that cannot be read, and
-        for one with fewer than two captions.
+        Raises UsageError for a source with fewer than two captions.
         """
-        self._name = source.rstrip("/").rpartition("/")[2]
+        location = source.spec if isinstance(source, ImageIndex) else source.location
+        self._name = location.rstrip("/").rpartition("/")[2]
         self._captions: list[str] = []
         self._sha256s: list[str] = []
         self._held_out: list[bool] = []
@@ -96,11 +97,15 @@ class QueryBank:
         return images[mask], texts[mask]
 
 
-def _images(source: str) -> Iterator[SourceImage]:
+def open_bank(source: str) -> BankSource:
+    """Opens a dialogues dataset, or images with captions. Raises UsageError for a source that cannot be read."""
     try:
-        dataset = open_dataset(source)
+        return open_dataset(source)
     except NoDatasetError:
-        index = ImageIndex(source)
-        yield from index.read(set(index.image_ids))
-    else:
-        yield from (picture.image for picture in pictures(dataset, most=BANK_IMAGES))
+        return ImageIndex(source)
+
+
+def _images(source: BankSource) -> Iterator[SourceImage]:
+    if isinstance(source, ImageIndex):
+        return source.read(set(source.image_ids))
+    return (picture.image for picture in pictures(source, most=BANK_IMAGES))

@@ -98,6 +98,19 @@ class AskingOptions:
             self.prior_weight is None and self._some("prior")
         )
 
+    def check_sources(self) -> None:
+        """Raises UsageError where an option names no dataset of dialogues; reads no rows."""
+        from dialog_gen.dataset.errors import NoDatasetError
+        from dialog_gen.dataset.folder import open_dataset
+
+        for flag, location in (("--dialogues", self.dialogues), ("--held-out", self.held_out)):
+            try:
+                if location is not None:
+                    open_dataset(location)
+            except NoDatasetError as error:
+                told = str(error).rstrip(".")
+                raise UsageError(f"{flag}: {told}: give a folder that `dialog-gen run --out` wrote.") from None
+
     def _some(self, part: str) -> bool:
         return any(getattr(way, part) for way in self.ways)
 

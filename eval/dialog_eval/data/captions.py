@@ -112,7 +112,8 @@ def _tokens(path: Path) -> Iterator[_Pair]:
 
 
 def _columns(path: Path) -> Iterator[_Pair]:
-    for line in lines_of(path, "caption")[1:]:
+    lines = lines_of(path, "caption")
+    for line in lines[_begins_with_names(lines[0]) :]:
         name, _, rest = line.partition("|")
         # One line of the published file lacks the second mark.
         _, mark, caption = rest.partition("|") if "|" in rest else rest.strip().partition(" ")
@@ -121,6 +122,11 @@ def _columns(path: Path) -> Iterator[_Pair]:
                 f"{path} is not a file of Flickr30k's captions: the line {line[:60]!r} is not IMAGE| N| text."
             )
         yield name.strip(), caption
+
+
+def _begins_with_names(line: str) -> bool:
+    """Whether the first line has the columns' names: no number is in its second column."""
+    return not line.partition("|")[2].strip()[:1].isdecimal()
 
 
 def _descriptions(path: Path, split: str) -> Captions:
@@ -142,7 +148,9 @@ def _dense(path: Path, split: str | None) -> Captions:
     if split is not None:
         parts = read_json_file(splits / "splits.json", _Splits, "is not DCI's list of splits").root
         _check_split(splits / "splits.json", split, parts)
-        names = parts[split]
+        if unknown := [name for name in parts[split] if name not in names]:
+            raise UsageError(f"{splits / 'splits.json'}: split {split} has {unknown[0]!r}, which is not in {folder}.")
+        names = list(dict.fromkeys(parts[split]))
     read = (read_json_file(folder / name, _Dense, "is not a file of DCI") for name in names)
     pairs = ((one.image, f"{one.short_caption.strip()}\n{one.extra_caption.strip()}") for one in read)
     return _captions(path, pairs, split)
@@ -154,7 +162,8 @@ def _check_split(path: Path, split: str, known: Iterable[str]) -> None:
 
 
 def _several(caption: str | list[str]) -> list[str]:
-    return [caption] if isinstance(caption, str) else caption
+    """The captions; an empty one, which is refused, if the list is empty."""
+    return [caption] if isinstance(caption, str) else caption or [""]
 
 
 def _has(folder: Path, suffix: str) -> bool:

@@ -1,5 +1,6 @@
 """Reads the names of classes, and the words for each that a model can understand."""
 
+import io
 import logging
 import re
 from collections import defaultdict
@@ -7,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from dialog_eval.results import unpack_or
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import read_regular
 from dialog_gen.core.json_text import parse_json
@@ -16,7 +18,7 @@ IMAGENET = "imagenet"
 
 _log = logging.getLogger(__name__)
 
-_WORDNET_ID = re.compile(r"n\d{8}")
+_WORDNET_ID = re.compile(r"n\d{8}", re.IGNORECASE)
 _IMAGENET_CLASSES = 1000
 _FORMS = (
     "one class per line, its id and a tab before its name, or ImageNet's own list "
@@ -32,7 +34,7 @@ def texts_of_classes(classes: Path | None, used: Collection[str]) -> dict[str, s
     which the first name is taken. In ImageNet's lists an underscore stands for a space.
 
     Warns of classes with the same text. Raises UsageError for files of another form; for one class only, which every
-    image would be assigned; and for a class without another text than its id in WordNet, such as n01440764.
+    image would be assigned; and for a class without a text, or with none but its id in WordNet, such as n01440764.
     """
     if classes is None:
         texts = {name: name for name in sorted(used)}
@@ -86,7 +88,7 @@ def _of_json(path: Path) -> dict[str, str]:
     pairs = [tuple(value) if isinstance(value, list) else (name, value) for name, value in items]
     if not pairs or not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
         raise UsageError(f'{path} must be a JSON object such as {{"0": ["n01440764", "tench"]}}, or of id -> name.')
-    return _unique(path, [(name, text.replace("_", " ")) for name, text in pairs])
+    return _unique(path, [(name, text.replace("_", " ").strip()) for name, text in pairs])
 
 
 def _of_lines(path: Path) -> dict[str, str]:
@@ -105,13 +107,16 @@ def _unique(path: Path, pairs: list[tuple[str, str]]) -> dict[str, str]:
     for name, text in pairs:
         if name in texts:
             raise UsageError(f"{path} has the class {name!r} twice.")
+        if not text:
+            raise UsageError(f"{path}: the class {name!r} has an empty name.")
         texts[name] = text
     return texts
 
 
 def lines_of(path: Path, what: str) -> list[str]:
     """The lines of a file that are not blank, stripped. Raises UsageError if it has none or is no UTF-8 text."""
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    # As files are read: the other line breaks of Unicode are part of a text.
+    lines = [line for one in io.StringIO(read_text(path), newline=None) if (line := one.strip())]
     if not lines:
         raise UsageError(f"{path} is empty: expected one {what} per line.")
     return lines
@@ -124,4 +129,4 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is no UTF-8 text.") from None
+        raise UsageError(f"{path} is no UTF-8 text. {unpack_or(path, 'Save it as UTF-8.')}") from None

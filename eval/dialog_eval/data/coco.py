@@ -80,9 +80,9 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
     `split` selects a split of one of Karpathy's files; None means "test", and "train" includes "restval". The images in
     such a file have COCO's ids or, for other datasets, the values of `imgid`.
 
-    Raises UsageError for a file that cannot be read, has another layout or has no captions; an image without captions
-    or listed twice; a caption of an image that is not listed; a split that the file does not contain; and any split for
-    a file that has only one.
+    Raises UsageError for a file that cannot be read, has another layout or has no captions; an image without captions,
+    with an empty one or listed twice; a caption of an image that is not listed; a split that the file does not contain;
+    and any split for a file that has only one.
     """
     if read_json_file(path, _Kind, "is not a captions file").dataset is not None:
         return _of_split(path, split or DEFAULT_SPLIT)
@@ -93,6 +93,7 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
         raise UsageError(f"{path} holds no captions.")
     by_image = defaultdict[int, list[str]](list)
     for annotation in content.annotations:
+        _check_caption(path, annotation["image_id"], annotation["caption"])
         by_image[annotation["image_id"]].append(annotation["caption"])
     if content.images is None:
         return Captions(captions=dict(by_image), file_names=None)
@@ -129,9 +130,16 @@ def _of_split(path: Path, split: str) -> Captions:
         if not image["sentences"]:
             raise UsageError(f"{path}: image {image_id} has no sentences.")
         captions[image_id] = [sentence["raw"] for sentence in image["sentences"]]
+        for caption in captions[image_id]:
+            _check_caption(path, image_id, caption)
         folder = image.get("filepath")
         file_names[image_id] = f"{folder}/{image['filename']}" if folder else image["filename"]
     return Captions(captions=captions, file_names=file_names, split=split)
+
+
+def _check_caption(path: Path, image_id: int, caption: str) -> None:
+    if not caption.strip():
+        raise UsageError(f"{path}: image {image_id} has an empty caption.")
 
 
 def _file_names(path: Path, images: list[_Image]) -> dict[int, str]:

@@ -20,6 +20,7 @@ from dialog_gen.sources.images import IMAGE_EXTENSIONS
 
 _SHARD_SIZE = 1024
 _SHOWN_IDS = 3
+_SHOWN_CHARACTERS = 200
 
 _Key = TypeVar("_Key", int, str)
 
@@ -41,10 +42,11 @@ class ImageIndex:
         """Id of an image that was read -> SHA-256 of its bytes."""
         self._parts_of = defaultdict[str, set[str]](set)
 
-    def by_file_name(self, file_names: Mapping[_Key, str]) -> dict[_Key, str]:
+    def by_file_name(self, file_names: Mapping[_Key, str], *, each_once: bool = False) -> dict[_Key, str]:
         """The index's id of each image, found by its file name.
 
-        Raises UsageError, naming some of the images, if images are missing or several images match a name.
+        Raises UsageError, naming some of the images, if images are missing or several images match a name; with
+        `each_once`, also if one image matches several names.
         """
         whole, last = _by(self.image_ids, _stem), _by(self.image_ids, _last)
 
@@ -52,7 +54,13 @@ class ImageIndex:
             name = file_names[key]
             return whole.get(_stem(name)) or last.get(_last(name), [])
 
-        return self._choose(file_names, candidates, lambda key: repr(file_names[key]), "Is it the right folder?")
+        chosen = self._choose(file_names, candidates, lambda key: repr(file_names[key]), "Is it the right folder?")
+        first: dict[str, _Key] = {}
+        for key, image_id in chosen.items() if each_once else ():
+            if (other := first.setdefault(image_id, key)) != key:
+                names = " and ".join(dict.fromkeys((repr(file_names[other]), repr(file_names[key]))))
+                raise UsageError(f"image {image_id} of {self.spec} is listed twice, as {names}: list each image once.")
+        return chosen
 
     def by_number(self, numbers: Iterable[int]) -> dict[int, str]:
         """The index's id of each image, found by its integer id. Raises UsageError as `by_file_name` does."""
@@ -124,5 +132,6 @@ def _number(image_id: str) -> int | None:
 
 
 def _some(names: list[str]) -> str:
+    names = [name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..." for name in names]
     more = f" and {len(names) - _SHOWN_IDS} more" if len(names) > _SHOWN_IDS else ""
     return f"{len(names)} images: {', '.join(names[:_SHOWN_IDS])}{more}" if len(names) > 1 else f"image {names[0]}"

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from dialog_eval.results import unpack_or
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import read_regular
 from dialog_gen.core.json_text import parse_json
@@ -52,6 +53,9 @@ def _rows(path: Path, what: str, columns: Sequence[str] | None) -> list[Any]:
             rows = list(content.values()) if isinstance(content, dict) else content
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        remedy = unpack_or(path, "Save it as UTF-8.")
+        raise UsageError(f"{path} is not a file of {what}: it is no UTF-8 text. {remedy}") from None
     except (ValueError, csv.Error) as error:
         raise UsageError(f"{path} is not a file of {what}: {error}.") from None
     if not isinstance(rows, list) or not rows:

@@ -18,7 +18,7 @@ import typer
 from dialog_eval.data.choices.base import BENCHMARKS, Benchmark, ChoiceItem, RuleName, files_of
 from dialog_eval.examples import draw_examples
 from dialog_eval.metrics.intervals import values_of_mean_over_parts
-from dialog_eval.results import Entry, Example, Examples, Metric, Reference, Shown
+from dialog_eval.results import Entry, Example, Examples, Metric, Reference, Shown, unused_name
 from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, digits_of
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.progress import OnProgress, counter
@@ -203,9 +203,10 @@ class ChoiceTask:
             over_parts = values_of_mean_over_parts(values[averaged], [self.items[i].part for i in averaged])
             metrics.insert(1, Metric.of(_OVER_PARTS, over_parts, [self._groups[i] for i in averaged]))
         if self.benchmark.shows_parts and len(self._parts) > 1:
+            rest = unused_name("rest", self._parts)
             for part, places in self._parts.items():
                 groups = [self._groups[place] for place in places]
-                metrics.append(Metric.of(f"{headline}, {part or 'rest'}", values[places], groups))
+                metrics.append(Metric.of(f"{headline}, {part or rest}", values[places], groups))
         return variant.entry("choice", self.dataset, self.protocol, metrics, label_suffix=suffix)
 
     @cached_property

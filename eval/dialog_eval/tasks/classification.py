@@ -152,8 +152,8 @@ def load_classification(options: ClassificationOptions, index: "ImageIndex") -> 
     without it, the classes are the names in the labels. `templates` is "openai", "simple" or a file with one template
     per line, in which {} is replaced by the class.
 
-    Raises UsageError for files of another form, unknown classes, classes that `texts_of_classes` refuses, and images
-    that the index lacks.
+    Raises UsageError for files of another form, unknown classes, classes that `texts_of_classes` refuses, images that
+    the index lacks, and an image with two labels.
     """
     labels, classes, templates = options.labels, options.classes, options.templates
     names = _labels_of_folders(index) if labels is None else _labels_of_file(labels, index)
@@ -192,7 +192,7 @@ def _labels_of_file(path: Path, index: "ImageIndex") -> dict[str, str]:
         raise UsageError(f"{path} is no JSON: {error}.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content.values()):
         raise UsageError(f"{path} must contain a JSON object of image id -> class name.")
-    source_ids = index.by_file_name({image_id: image_id for image_id in content})
+    source_ids = index.by_file_name({image_id: image_id for image_id in content}, each_once=True)
     return {source_ids[image_id]: name for image_id, name in content.items()}
 
 

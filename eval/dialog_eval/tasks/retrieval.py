@@ -19,6 +19,7 @@ from dialog_gen.core.progress import OnProgress, counter
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dialog_eval.asking.query_bank import BankSource
     from dialog_eval.data.image_index import ImageIndex
     from dialog_eval.data.images import ImageVectors
     from dialog_eval.models import Models
@@ -92,10 +93,13 @@ class Retrieval(TaskDefinition[RetrievalOptions]):
             raise UsageError(f"--query-bank-weight {options.query_bank_weight}: nothing uses it without --query-bank.")
 
     def load(self, index: "ImageIndex") -> list[EvaluationTask]:
-        """Reads the captions file."""
+        """Reads the captions file, and opens the query bank."""
+        from dialog_eval.asking.query_bank import open_bank
+
         given = self.options
         task = load_retrieval(given.captions, index, captions_per_image=self._per_image, split=given.split)
-        return [replace(task, query_bank=given.query_bank, query_bank_weight=self._weight)]
+        bank = None if given.query_bank is None else open_bank(given.query_bank)
+        return [replace(task, query_bank=bank, query_bank_weight=self._weight)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +112,7 @@ class RetrievalTask:
     """COCO's image id -> the captions that are used."""
     source_ids: dict[int, str]
     """COCO's image id -> its id in the image index."""
-    query_bank: str | None = None
+    query_bank: "BankSource | None" = None
     """The source of the queries by which scores are debiased; None: they are not."""
     query_bank_weight: float | None = None
     """None: it is chosen on held-out images of the bank."""
@@ -195,11 +199,13 @@ def load_retrieval(
     images with more than five: the 5,000 images of the Karpathy test split have 25,010 captions. `split`: as for
     `read_captions`.
 
-    Raises UsageError for a file that is not a captions file, and for images that the index lacks or has twice.
+    Raises UsageError for a file that is not a captions file, for images that the index lacks or has twice, and for one
+    that the file lists twice.
     """
     content = read_captions(captions, split)
     chosen = {image: texts[:captions_per_image] for image, texts in content.captions.items()}
-    source_ids = index.by_file_name(content.file_names) if content.file_names else index.by_number(chosen)
+    names = content.file_names
+    source_ids = index.by_file_name(names, each_once=True) if names else index.by_number(chosen)
     which = "all captions" if captions_per_image is None else f"first {captions_per_image} captions of each image"
     count = sum(map(len, chosen.values()))
     folder = captions.is_dir()

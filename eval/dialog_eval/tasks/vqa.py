@@ -159,7 +159,8 @@ class Vqa(TaskDefinition[VqaOptions]):
         options.asking()
 
     def load(self, index: "ImageIndex") -> list[EvaluationTask]:
-        """Reads questions and annotations."""
+        """Reads questions and annotations, and looks for the dialogues."""
+        self.options.asking().check_sources()
         return [load_vqa_task(self.options, index)]
 
 

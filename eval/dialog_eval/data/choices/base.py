@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.plural import count_of
 from dialog_gen.core.registry import Registry
 
 RuleName = Literal["choice", "texts_alone", "text_score", "image_score", "group_score"]
@@ -75,8 +74,8 @@ BENCHMARKS = Registry[Benchmark](
 
 def check_choice(texts: Sequence[str], path: Path, number: int) -> None:
     """Raises UsageError for a record, the file's `number`th, whose captions leave nothing to choose."""
-    if len(texts) < 2:
-        raise UsageError(f"{path}: record {number} has {count_of(len(texts), 'caption')}: there is nothing to choose.")
+    if len(set(texts)) < 2:
+        raise UsageError(f"{path}: record {number} has no two different captions: there is nothing to choose.")
 
 
 def every_part(sizes: Mapping[str, int]) -> set[str]:
@@ -85,7 +84,7 @@ def every_part(sizes: Mapping[str, int]) -> set[str]:
 
 
 def files_of(benchmark: Benchmark, given: Sequence[Path]) -> list[Path]:
-    """The files, sorted, with those of the benchmark's suffixes in place of a folder.
+    """The files, each once and sorted, with those of the benchmark's suffixes in place of a folder.
 
     Raises UsageError for a path that does not exist and a folder without such files.
     """
@@ -99,4 +98,4 @@ def files_of(benchmark: Benchmark, given: Sequence[Path]) -> list[Path]:
             suffixes = " or ".join(benchmark.suffixes)
             raise UsageError(f"the folder {path} has no {suffixes} files of {benchmark.title}.{benchmark.hint}")
         files += found
-    return sorted(dict.fromkeys(files))
+    return sorted({file.resolve(): file for file in reversed(files)}.values())

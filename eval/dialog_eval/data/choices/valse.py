@@ -6,6 +6,7 @@ there use only those. The measure is their pairwise accuracy acc_r. The parts ar
 these.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from typing_extensions import TypedDict  # pydantic takes typing's only from Pyt
 from dialog_eval.data.choices.base import BENCHMARKS, Benchmark, ChoiceItem, ImagePart, every_part
 from dialog_eval.data.records import read_records
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 
 _VOTES_FOR_VALID = 2
+_log = logging.getLogger(__name__)
 
 
 class _Votes(TypedDict):
@@ -32,11 +35,12 @@ class _Foil(TypedDict):
 def _read(files: Sequence[Path]) -> list[ChoiceItem]:
     items: list[ChoiceItem] = []
     for path in files:
-        valid = [
-            record
-            for record in read_records(path, _Foil, "VALSE")
-            if record["mturk"]["caption"] >= _VOTES_FOR_VALID and record["caption"]
+        chosen = [
+            record for record in read_records(path, _Foil, "VALSE") if record["mturk"]["caption"] >= _VOTES_FOR_VALID
         ]
+        valid = [record for record in chosen if record["caption"]]
+        if without := len(chosen) - len(valid):
+            _log.warning("%s: left out %s without a caption", path, count_of(without, "valid item"))
         if not valid:
             raise UsageError(f"{path} has no item that {_VOTES_FOR_VALID} of its annotators found valid.")
         items += [

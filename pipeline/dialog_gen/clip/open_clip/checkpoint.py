@@ -154,7 +154,6 @@ def _load(
         model, _, preprocess = open_clip.create_model_and_transforms(
             location, pretrained=pretrained, load_weights=load_weights, **changes
         )
-        tokenizer = open_clip.get_tokenizer(location)
     except RuntimeError as error:
         # After a first line, torch names one mismatching tensor per line.
         said = str(error).strip().split("\n")
@@ -163,6 +162,7 @@ def _load(
         raise UsageError(f"the weights of {name} are damaged: {error}. Get the file again.") from None
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise UsageError(f"open_clip cannot make a model from the configuration of {name}: {error}.") from None
+    tokenizer = _tokenizer(location, name)
     model.eval()
     return Clip(
         model=model,
@@ -173,6 +173,19 @@ def _load(
         preprocess_config=open_clip.get_model_preprocess_cfg(model),
         weights_sha256=sha256_of_weights(model.state_dict()),
     )
+
+
+def _tokenizer(location: str, name: str) -> Any:
+    advice = "Are all files of its tokenizer there, and whole?"
+    try:
+        tokenizer = open_clip.get_tokenizer(location)
+    # The tokenizers library raises Exception itself.
+    except Exception as error:  # noqa: BLE001
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UsageError(f"the tokenizer of {name} cannot be read: {said}. {advice}") from None
+    if isinstance(tokenizer, open_clip.tokenizer.HFTokenizer) and tokenizer.tokenizer.pad_token_id is None:
+        raise UsageError(f"the tokenizer of {name} has no padding token. {advice}")
+    return tokenizer
 
 
 def _check_activation(name: str, config: dict[str, Any], tag: str) -> None:
