@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 from typer.models import OptionInfo
 
+from dialog_eval.metrics.intervals import paired_bootstrap
 from dialog_eval.options import Common, flag_of, option_info, parameters_of, required_options
 from dialog_eval.results import Blend, Entry, Metric, Results, check_writable
 from dialog_eval.tables.trainings import trainings
@@ -324,7 +325,10 @@ def _without_items(results: Results) -> dict[str, Any]:
 
 
 def _print_tables(results: Results) -> None:
-    """Prints one table per task, dataset and protocol: means, of shares in percent, with intervals; and notes."""
+    """Prints one table per task, dataset and protocol: means, of shares in percent, with intervals; and notes.
+
+    Below a model that is no blend is its paired difference to the baseline.
+    """
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in results.entries:
         groups.setdefault((entry.task, entry.dataset, entry.protocol), []).append(entry)
@@ -333,7 +337,14 @@ def _print_tables(results: Results) -> None:
         shown = presentation_of(task)
         unit = "%, " if shown.percent else ""
         say(visible(f"{task}: {dataset}, {protocol} ({unit}95 % interval)"))
-        rows = [[entry.label, *(_figure(entry.metric(name), shown) for name in names)] for entry in entries]
+        baseline = next((entry for entry in entries if entry.label == results.baseline), None)
+        rows: list[list[str]] = []
+        for entry in entries:
+            rows.append([entry.label, *(_figure(entry.metric(name), shown) for name in names)])
+            compared = entry is not baseline and entry.blend is None and not entry.label.endswith(", blind")
+            if baseline is not None and compared:
+                changes = (_change(entry.metric(name), baseline.metric(name), shown) for name in names)
+                rows.append([f"  minus {baseline.label}", *changes])
         references = [r for r in results.references if (r.task, r.dataset) == (task, dataset)]
         for name in dict.fromkeys(reference.name for reference in references):
             values = {r.metric: f"{r.value:.1%}".rstrip("%") for r in references if r.name == name}
@@ -348,6 +359,14 @@ def _figure(metric: Metric | None, shown: Presentation) -> str:
     if metric is None:
         return ""
     return f"{shown.number(metric.mean)} [{shown.number(metric.low)}, {shown.number(metric.high)}]"
+
+
+def _change(metric: Metric | None, of_baseline: Metric | None, shown: Presentation) -> str:
+    if metric is None or of_baseline is None:
+        return ""
+    change = paired_bootstrap(metric.values, of_baseline.values, groups=metric.groups)
+    mean, low, high = (shown.number(value, "+") for value in change)
+    return f"{mean} [{low}, {high}]"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -332,6 +333,9 @@ def test_template_sets(dialog_eval: Cli, common: list[object], templates: str) -
     assert done.code == 0, done.err
     assert {"openai": "80 templates", "simple": "7 templates"}[templates] in done.out
     assert "\nother label " in done.out
+    base, other = read(common).entries
+    apart = 100 * (np.mean(values(other, "top-1")) - np.mean(values(base, "top-1")))
+    assert re.search(rf"\n  minus base +{re.escape(f'{round(apart, 1) + 0.0:+.1f}')} \[", done.out)
 
 
 def test_a_checkpoint_alone(dialog_eval: Cli, common: list[object], split: Path) -> None:

@@ -238,9 +238,13 @@ def test_parts_share_what_is_derived(plus: Callable[..., int], tmp_path: Path, t
     assert len(list((tmp_path / "work").glob("candidates-*"))) == 2
 
 
-def test_a_tower_for_questions_only(plus: Callable[..., int], tmp_path: Path, tiny_clip: Path) -> None:
+def test_a_tower_for_questions_only(
+    plus: Callable[..., int], tmp_path: Path, tiny_clip: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert plus() == 0
+    assert "guard" not in caplog.text
     assert plus("--set", "out=beside", "--set", "questions_only=true") == 0
+    assert "guard.kind=none leaves it out" in caplog.text
     assert changed(tiny_clip, tmp_path / "beside" / "model") == set()
     found = load_clip(str(tmp_path / "beside" / "model"), needs=SEARCH)
     assert isinstance(found, ThirdTowerClip)

@@ -254,6 +254,13 @@ def test_refuses_what_is_no_intact_checkpoint(
     assert hub.repos == {}
 
 
+def test_refuses_a_folder_that_is_no_checkpoint(hub: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("a")
+    with pytest.raises(UsageError, match=r"is no checkpoint: give the OUT of a training, or OUT/model\."):
+        push_checkpoint(tmp_path, REPO)
+    assert hub.repos == {}
+
+
 def test_refuses_results_of_other_weights_or_another_layout(hub: StandIn, checkpoint: Path, tmp_path: Path) -> None:
     other = results(tmp_path / "other.json", "d" * 64)
     with pytest.raises(UsageError, match=r"has no figure of this checkpoint.*it has 'DRAFT', 'base', 'another'"):

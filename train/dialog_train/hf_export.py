@@ -86,7 +86,10 @@ def _require_same_vectors(clip: Clip, exported: Any) -> None:
 def _config(clip: Clip) -> CLIPConfig:
     if clip.format != "open_clip":
         # Its `model` is only a part of it, such as the untuned CLIP beside a third tower.
-        raise UsageError(f"{clip.name} cannot become a CLIPModel: it is a {clip.kind}; leave out --export-hf.")
+        raise UsageError(
+            f"{clip.name} cannot become a CLIPModel: it is a {clip.kind}, and CLIPModel has an image tower and a text "
+            "tower only; leave out --export-hf."
+        )
     text, vision = clip.config["text_cfg"], clip.config["vision_cfg"]
     model: Any = clip.model
     if isinstance(model, CoCa) or vision.get("attentional_pool") or text.get("embed_cls"):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dialog_gen.clip.base import Clip
+from dialog_gen.clip.base import FORMATS, Clip
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.checksums import CHECKSUMS_FILE
 from dialog_gen.core.errors import UsageError
@@ -103,7 +103,10 @@ def _checkpoint_folder(given: Path) -> Path:
     if not given.is_dir():
         raise UsageError(f"{given} is no folder: give a checkpoint folder, such as OUT/{MODEL_FOLDER}.")
     given = given.resolve()  # so that "." has a name
-    return given / MODEL_FOLDER if (given / REPORT_FILE).is_file() else given
+    folder = given / MODEL_FOLDER if (given / REPORT_FILE).is_file() else given
+    if not any(form.recognises(folder) for form in FORMATS.all().values()):
+        raise UsageError(f"{given} is no checkpoint: give the OUT of a training, or OUT/{MODEL_FOLDER}.")
+    return folder
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -278,7 +278,8 @@ def load_choice(
             names = ", ".join(map(str, found))
             raise UsageError(f"{names}: no record leaves anything to choose; each needs two different texts.")
     except UsageError as error:
-        raise UsageError(f"{error}{benchmark.hint}") from None
+        hint = benchmark.hint or " Is it of another --benchmark?"
+        raise UsageError(f"{error}{hint}") from None
     ids = index.by_file_name({part.file_name: part.file_name for item in items for part in item.images})
     return ChoiceTask(
         benchmark=benchmark,

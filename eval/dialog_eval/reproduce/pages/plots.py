@@ -8,7 +8,10 @@ from dialog_eval.metrics.significance import Difference
 from dialog_gen.core.errors import MissingExtraError
 
 _COLOUR, _UNTUNED = "#0072B2", "#555555"
-_ROW_IN, _PANEL_IN = 0.28, 3.4
+_ROW_IN, _PANEL_IN = 0.28, 3.0
+_LEAST_RANGE = 20
+"""Of the y axis of a curve, in points."""
+_LEGEND = "Bars and shades: 95 % intervals. Grey, and the dotted line: the untuned CLIP."
 
 
 class Point(NamedTuple):
@@ -19,9 +22,11 @@ class Point(NamedTuple):
 
 
 def study_plot(
-    panels: Mapping[str, Sequence[Point]], curves: Mapping[str, Sequence[tuple[float, Difference]]]
+    panels: Mapping[str, Sequence[Point]], curves: Mapping[str, Sequence[tuple[float, Difference]]], measure: str
 ) -> bytes:
     """Draws a PNG: above, a panel for each measure with a row for each model; below, a panel for each curve.
+
+    `measure`: what the curves show.
 
     Raises MissingExtraError if matplotlib is not installed.
     """
@@ -40,7 +45,8 @@ def study_plot(
     if drawn:
         below = grid[1].subgridspec(1, len(drawn)).subplots(squeeze=False)[0]
         for axes, (title, points) in zip(below, drawn.items(), strict=True):
-            _curve(axes, title, points)
+            _curve(axes, title, points, measure)
+    figure.supxlabel(_LEGEND, fontsize=8, color=_UNTUNED)
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return png.getvalue()
@@ -63,13 +69,16 @@ def _rows(axes: Any, title: str, points: Sequence[Point], *, labelled: bool) -> 
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _curve(axes: Any, title: str, points: Sequence[tuple[float, Difference]]) -> None:
+def _curve(axes: Any, title: str, points: Sequence[tuple[float, Difference]], measure: str) -> None:
     x = [value for value, _ in points]
     mean, low, high = ([100 * getattr(one, part) for _, one in points] for part in ("mean", "low", "high"))
     axes.fill_between(x, low, high, color=_COLOUR, alpha=0.15, linewidth=0)
     axes.plot(x, mean, "o-", color=_COLOUR, linewidth=1.6, markersize=5)
     axes.set_xticks(x)
     axes.set_xlabel(title, parse_math=False)
-    axes.set_ylabel("VQA (%)")
+    axes.set_ylabel(measure, fontsize=9, parse_math=False)
+    # Small differences must not look large.
+    middle, half = (min(low) + max(high)) / 2, max(max(high) - min(low), _LEAST_RANGE) / 2
+    axes.set_ylim(middle - half, middle + half)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

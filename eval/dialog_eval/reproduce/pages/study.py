@@ -23,6 +23,12 @@ from dialog_eval.reproduce.plan import MoreTable, Plan, StudyPage
 from dialog_gen.core.files import write_file
 
 _MISSING = "not measured"
+_TERMS = """
+Ways of asking: *similarity* compares an image with a question and its answer, *statement* with a sentence made of both;
+*+ prior* adds how often dialogues answer such a question so, and *+ debias* subtracts what an answer scores with other
+images. Image R@1: of 100 captions, how many find their image first; text R@1: of 100 images, how many find a caption of
+theirs first. *Averaged*: weights averaged with the untuned ones.
+""".strip()
 
 
 def study_page(plan: Plan, page: StudyPage, measured: Measured, path: Path, details: Path) -> str:
@@ -32,9 +38,11 @@ def study_page(plan: Plan, page: StudyPage, measured: Measured, path: Path, deta
     rows = _rows(plan, measured)
     main = [row for row in rows if plan.arms[row.arm].seeds is None or row.alias == BASELINE]
     plot = path.with_suffix(".png")
-    write_file(plot, study_plot(_points(main, measured, best), _curves(page, measured, best)))
+    curves = _curves(page, measured, best)
+    write_file(plot, study_plot(_points(main, measured, best), curves, f"VQA, {best} (%)"))
     lines = [f"# {plan.title}", "", *verdict_lines(page, measured, judged, best), ""]
     lines += [f"![What each training gives, and what dialogues are worth]({plot.name})", "", plan.about.strip(), ""]
+    lines += [_TERMS, ""]
     lines += goal_lines(judged) + claims_lines(judged)
     lines += _arms(rows, measured, best) + _ways(main, measured)
     for more in page.tables:
@@ -60,9 +68,9 @@ def _rows(plan: Plan, measured: Measured) -> list[Figure]:
 
 def _arms(rows: Sequence[Figure], measured: Measured, best: str) -> list[str]:
     columns = [("retrieval", metric, "similarity") for metric in R1]
-    columns += [("vqa", "accuracy", "similarity"), ("vqa", "accuracy", best)]
+    columns += [("vqa", "accuracy", way) for way in _shown_ways(best)]
     columns += [("vqa", f"accuracy, {kind}", best) for kind in ("yes/no", "number", "other")]
-    head = ["", "seeds", "image R@1", "text R@1", "VQA, similarity", f"VQA, {best}", "yes/no", "number", "other"]
+    head = ["", "seeds", *R1, *(f"VQA, {way}" for way in _shown_ways(best)), "yes/no", "number", "other"]
     body: list[list[str]] = []
     for row in rows:
         values = measured.values(of(row, "retrieval", "image R@1"))
@@ -90,6 +98,11 @@ def mark_of(metric: str, notes: Sequence[Sequence[str]]) -> str:
     equal = [any(one.startswith(f"{metric} equals") for one in some) for some in told]
     doubtful = [any(one.startswith(f"{metric} is not shown to be above") for one in some) for some in told]
     return " ‡" if all(equal) else " †" if any(equal + doubtful) else ""
+
+
+def _shown_ways(best: str) -> list[str]:
+    """The ways of asking that are always shown: similarity, and the best with and without its prior."""
+    return list(dict.fromkeys(["similarity", best.partition(" + ")[0], best]))
 
 
 def _ways(rows: Sequence[Figure], measured: Measured) -> list[str]:
@@ -134,8 +147,7 @@ def _ablations(page: StudyPage, plan: Plan, measured: Measured, best: str) -> li
     arms = [arm for arm in page.ablations if measured.has(arm)]
     if not arms:
         return []
-    # The best way, and without its prior.
-    ways = list(dict.fromkeys(["similarity", best.split(" + ")[0], best]))
+    ways = _shown_ways(best)
     columns = [
         *(("vqa", "accuracy", way) for way in ways),
         *(("retrieval", one, "similarity") for one in R1),
@@ -172,11 +184,8 @@ def _change(change: Difference | None, p: float) -> str:
 
 def _points(rows: Sequence[Figure], measured: Measured, best: str) -> dict[str, list[Point]]:
     """Title of a panel -> its points."""
-    panels = {f"VQA, {best} (%)": ("vqa", "accuracy", best), "VQA, similarity (%)": ("vqa", "accuracy", "similarity")}
-    panels |= {
-        "image R@1 (%)": ("retrieval", "image R@1", "similarity"),
-        "text R@1 (%)": ("retrieval", "text R@1", "similarity"),
-    }
+    panels = {f"VQA, {way} (%)": ("vqa", "accuracy", way) for way in reversed(_shown_ways(best))}
+    panels |= {f"{metric} (%)": ("retrieval", metric, "similarity") for metric in R1}
     found = {
         title: [
             Point(row_name(row, measured), estimate)

@@ -52,10 +52,12 @@ def _headline(arm: str, measured: Measured, best: str) -> str:
         for metric in R1
         if (change := measured.estimate(of(ours, "retrieval", metric), of(base, "retrieval", metric))) is not None
     ]
+    gain = measured.estimate(of(ours, "vqa", "accuracy", best), of(base, "vqa", "accuracy", best))
+    doubt = ", which does not show that it is better" if gain is not None and gain.low <= 0 else ""
     return (
         f"**{md(row_name(ours, measured))}: answers {shown(answers)} % of the questions, the untuned CLIP "
-        f"{shown(untuned)} %**, both asked by {best}, the best way on validation data. Against the untuned CLIP: "
-        f"{', '.join(recalls)} points."
+        f"{shown(untuned)} %**{doubt}; both asked by {best}, the best way on validation data. Against the untuned "
+        f"CLIP: {', '.join(recalls)} points."
     )
 
 
@@ -66,7 +68,7 @@ def goal_lines(judged: Sequence[Judged]) -> list[str]:
             prose(one.claim.claim),
             prose(one.claim.shows),
             prose("; ".join(one.figures)),
-            {"holds": "**reached**", "does not": "missed", "cannot be seen here": "not seen"}[one.verdict],
+            {"holds": "**reached**", "does not": "missed", "cannot be seen here": "cannot be seen"}[one.verdict],
         ]
         for one in judged
         if one.claim.goal

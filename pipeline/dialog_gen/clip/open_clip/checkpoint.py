@@ -204,7 +204,7 @@ def _model_config(name: str) -> dict[str, Any]:
     config: Any = open_clip.get_model_config(name)
     if config is None:
         known = [*CLIP_MODELS.names(), *open_clip.list_models()]
-        raise UsageError(f"unknown model {name!r}: {_nearest(name, known)}; or give a folder.")
+        raise UsageError(f"unknown model {name!r}: {_nearest(name, known)} Or give a folder.")
     return config
 
 
@@ -230,4 +230,4 @@ def _tags(name: str) -> str:
 
 def _nearest(name: str, known: list[str]) -> str:
     # The list of all names would be too long for a message.
-    return did_you_mean(name, known).split("Known:")[0].strip() or "see open_clip.list_models()"
+    return did_you_mean(name, known).split("Known:")[0].strip() or "see open_clip.list_models()."

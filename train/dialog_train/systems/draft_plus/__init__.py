@@ -1,5 +1,6 @@
 """DRAFT-plus: tunes a CLIP's text tower on answers against foils, with what the untuned tower did as a guard."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from dialog_train.systems.base import SYSTEMS, Run, TrainingSystem
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from dialog_train.loop import FitResult
 
 
+_log = logging.getLogger(__name__)
 # The number of images among which each loss must find an example.
 _SAMPLE = 4096
 
@@ -22,6 +24,11 @@ def train(recipe: DraftPlusRecipe, run: Run) -> "FitResult":
     from dialog_train.systems.draft_plus.training import PlusObjective, freeze_embeddings
     from dialog_train.text_tuning import TextTuning
 
+    if recipe.questions_only and recipe.guard.kind != "none":
+        _log.warning(
+            "questions_only: captions keep the untuned tower, so the guard only holds back what is learned; "
+            "guard.kind=none leaves it out"
+        )
     clip = load_clip(recipe.model, recipe.pretrained, allow_activation_mismatch=recipe.allow_activation_mismatch)
     stretched = longer(clip, recipe)
     candidate_set = prepare_candidate_set(
