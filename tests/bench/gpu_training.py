@@ -4,10 +4,10 @@
     python tests/bench/gpu_training.py --tiny     # a check of this script on a CPU: its figures mean nothing
 
 Rows: the plain open_clip loop that one writes first (77 tokens, cached image vectors); DRAFT through the product's own
-loop at several batch sizes, with and without MMD; a larger text tower, and RoBERTa's, with its dropout and without;
-CLIP's pre-training of both towers; MaMMUT; compiled layers. Each has a process of its own. The peak is a product of two
-matrices of 8,192 in bf16, measured in the same run, and a share of it counts the multiplications of real tokens only.
-Rows appear as they are measured; exits with 1 if one was not.
+loop at several batch sizes, with and without MMD; a larger text tower; CLIP's pre-training of both towers; MaMMUT; and
+with --more RoBERTa's text tower, with its dropout and without, and compiled layers. Each has a process of its own. The
+peak is a product of two matrices of 8,192 in bf16, measured in the same run, and a share of it counts the
+multiplications of real tokens only. Rows appear as they are measured; exits with 1 if one was not.
 """
 
 import argparse
@@ -61,12 +61,14 @@ ROWS = (
     Row(name="DRAFT, text tower of ViT-L/14", kind="draft", model="ViT-L-14"),
     Row(name="CLIP, both towers", kind="clip-vit-b-32", batch_size=1024),
     Row(name="MaMMUT", kind="mammut-vit-b-32", batch_size=256),
+)
+# With --more: compiling takes up to a minute.
+MORE = (
     Row(name="DRAFT, RoBERTa", kind="draft", model=ROBERTA),
     Row(name="DRAFT, RoBERTa without dropout", kind="draft", model=ROBERTA, dropout=0),
     Row(name="DRAFT, compiled", kind="draft", compile=True),
     Row(name="DRAFT, RoBERTa without dropout, compiled", kind="draft", model=ROBERTA, dropout=0, compile=True),
 )
-TINY = tuple(replace(row, batch_size=16, mini_batch_size=row.mini_batch_size and 8) for row in ROWS)
 # Left out of a check on a CPU: minutes a step.
 HEAVY = (
     "DRAFT, text tower of ViT-L/14",
@@ -358,6 +360,7 @@ def main() -> int:
     """Measures all rows and prints the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tiny", action="store_true", help="small batches, on a CPU")
+    parser.add_argument("--more", action="store_true", help="also RoBERTa's text tower, and compiled layers")
     parser.add_argument("--seconds", type=float, default=230, help="no row begins after this time; not with --tiny")
     parser.add_argument("--only", help="measure the rows whose name contains this text")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -374,7 +377,9 @@ def main() -> int:
     print(f"{'':<40} {'pairs/s':>9} {'of peak':>8} {'busy':>6} {'GiB':>6}", flush=True)
     found: dict[str, Any] = {}
     missing: list[str] = []
-    rows = [row for row in (TINY if given.tiny else ROWS) if not given.only or given.only in row.name]
+    rows = [row for row in (*ROWS, *(MORE if given.more else ())) if not given.only or given.only in row.name]
+    if given.tiny:
+        rows = [replace(row, batch_size=16, mini_batch_size=row.mini_batch_size and 8) for row in rows]
     for row in rows:
         if given.tiny and row.name in HEAVY:
             continue
