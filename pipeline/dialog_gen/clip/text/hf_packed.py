@@ -102,7 +102,7 @@ def bidirectional(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: floa
 
 
 # As in `packed`, its shapes change with each batch.
-@torch.compiler.disable
+@torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
 def _bidirectional_in_groups(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: float, dropout: float) -> Tensor:
     sizes = [group.tokens for group in packing.groups]
     parts = zip(packing.groups, *(x.flatten(1).split(sizes) for x in (q, k, v)), strict=True)

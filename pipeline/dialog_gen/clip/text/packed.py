@@ -203,7 +203,7 @@ def causal(row: Tensor, heads: int, packing: Packing) -> Tensor:
 
 
 # Its shapes change with each batch: compiled code would be made anew each time.
-@torch.compiler.disable
+@torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
 def _causal_in_groups(row: Tensor, heads: int, packing: Packing) -> Tensor:
     # A token does not see what is after it, so the padding needs no mask.
     return torch.cat(
