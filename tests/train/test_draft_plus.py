@@ -196,6 +196,15 @@ def test_a_loss_without_an_example_is_refused(clip: Clip, part: str, places: lis
         objective.require_examples(examples)
 
 
+@pytest.mark.parametrize("off", [["denials"], ["conjunctions"], ["denials", "conjunctions"], ["foils"]])
+def test_a_loss_that_is_switched_off_needs_no_example(clip: Clip, off: list[str]) -> None:
+    recipe = recipe_of(loss={"foils": 1.0, "denials": 0.5, "conjunctions": 0.3} | dict.fromkeys(off, 0.0))
+    objective, examples = PlusObjective(clip, recipe), batch(recipe)
+    objective.require_examples(examples)
+    losses = TextTuning(clip, objective, recipe.optim).module(examples)
+    assert not any(name.startswith(part.removesuffix("s")) for name in losses for part in off)
+
+
 def test_frozen_embeddings(clip: Clip) -> None:
     recipe = recipe_of()
     system = TextTuning(clip, PlusObjective(clip, recipe), recipe.optim)

@@ -46,7 +46,7 @@ class _Places(nn.Module):
         places = torch.arange(end)
         rows = {
             "asserted": places[None, :denials],
-            "denied": torch.tensor([[0, denials], [denials + 1, 1]][: joined - denials]).reshape(-1, 2),
+            "denied": places.new_tensor([[0, denials], [denials + 1, 1]][: joined - denials]).reshape(-1, 2),
             "joined": places[joined:].reshape(-1, CONJUNCTIONS),
         }
         # A conjunction is half true if one of its parts is: among the others, it would be what is learned above all.
