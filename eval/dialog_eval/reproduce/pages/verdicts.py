@@ -25,7 +25,9 @@ def row_name(row: Figure, measured: Measured) -> str:
 
 def verdict_lines(page: StudyPage, measured: Measured, judged: Sequence[Judged], best: str) -> list[str]:
     """A few lines for those who read nothing else."""
-    lines = [line for arm in page.headline or [page.ablated] if (line := _headline(arm, measured, best))]
+    told = {arm: _headline(arm, measured, best) for arm in (*page.headline, page.ablated)}
+    # Until the headline's arms are measured, it is the one that ablations are compared with.
+    lines = [told[arm] for arm in page.headline if told[arm]] or [line for line in (told[page.ablated],) if line]
     goals = [one.verdict for one in judged if one.claim.goal]
     claims = [one.verdict for one in judged if not one.claim.goal]
     if goals:
