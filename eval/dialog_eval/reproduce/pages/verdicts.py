@@ -25,9 +25,12 @@ def row_name(row: Figure, measured: Measured) -> str:
 
 def verdict_lines(page: StudyPage, measured: Measured, judged: Sequence[Judged], best: str) -> list[str]:
     """A few lines for those who read nothing else."""
-    told = {arm: _headline(arm, measured, best) for arm in (*page.headline, page.ablated)}
+
+    def told(arms: Sequence[str]) -> list[str]:
+        return [line for arm in arms if (line := _headline(arm, measured, best))]
+
     # Until the headline's arms are measured, it is the one that ablations are compared with.
-    lines = [told[arm] for arm in page.headline if told[arm]] or [line for line in (told[page.ablated],) if line]
+    lines = told(page.headline) or told([page.ablated])
     goals = [one.verdict for one in judged if one.claim.goal]
     claims = [one.verdict for one in judged if not one.claim.goal]
     if goals:
