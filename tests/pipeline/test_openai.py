@@ -11,11 +11,13 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
-from helpers.chat_server import ChatServer, Failure, answer_for, image_of
+from helpers.chat_server import ChatServer, Failure, answer_for, image_of, is_contact
 from helpers.cli import Cli
 from helpers.inputs import png, sha256
 from helpers.rows import rows_of
@@ -53,7 +55,8 @@ def images(tmp_path: Path) -> Path:
 
 
 def generate(images: Path, out: Path, *servers: ChatServer, **others: Any) -> list[dict[str, Any]]:
-    given: dict[str, Any] = {"engine_timeout": 20, "shard_size": 8, "protocol": "llava-3qa", **others}
+    # A request may take a fifth of it: none is given up because the machine stood still for a while.
+    given: dict[str, Any] = {"engine_timeout": 100, "shard_size": 8, "protocol": "llava-3qa", **others}
     endpoint = [server.url for server in servers]
     dialog_gen.generate(model="talker", images=images, out=out, engine="openai", endpoint=endpoint, **given)
     return rows_of(out)
@@ -101,10 +104,12 @@ FAILURES = {
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
 def test_rows_do_not_depend_on_failures(images: Path, tmp_path: Path, failure: Failure) -> None:
     with ChatServer(lambda number, body: failure if number % 3 == 1 else None) as server:
-        rows = generate(images, tmp_path / "out", server, engine_timeout=8)
+        rows = generate(images, tmp_path / "out", server, engine_timeout=8 if failure.how == "drip" else 100)
     assert [row["texts"] for row in rows] == [expected(number) for number in range(IMAGES)]
     use = json.loads((tmp_path / "out" / "run.json").read_text())["server"]
-    assert use["retries"] == len(server.asked) - IMAGES >= IMAGES // 3
+    # One that is given up after a second or two may not have reached the server, on a slow machine.
+    assert use["retries"] >= len(server.asked) - IMAGES >= IMAGES // 3
+    assert use["retries"] == len(server.asked) - IMAGES or failure.how == "drip"
 
 
 def test_a_restarted_server_is_waited_for(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -198,9 +203,11 @@ def test_a_server_that_answers_no_more_ends_the_run(images: Path, tmp_path: Path
 def test_retry_after_is_honoured(images: Path, tmp_path: Path) -> None:
     with ChatServer(lambda number, body: Failure(429, {"Retry-After": "1"}) if number == 4 else None) as server:
         generate(images, tmp_path / "out", server, max_in_flight=1)
-    gaps = [later - earlier for earlier, later in zip(server.times, server.times[1:], strict=False)]
-    assert 0.95 < max(gaps) < 3
-    assert sorted(gaps)[-2] < 0.9  # once
+    asked = [when for when, body in zip(server.times, server.bodies, strict=True) if not is_contact(body)]
+    assert len(asked) == IMAGES + 1  # refused once
+    gaps = [later - earlier for earlier, later in pairwise(asked)]
+    assert gaps[3] > 0.95
+    assert median(gaps) < 0.5  # the others do not wait
 
 
 def test_retry_after_reads_seconds_and_dates() -> None:
