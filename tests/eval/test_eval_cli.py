@@ -79,12 +79,16 @@ def check_hits(hits: list[float], scores: Tensor, relevant: Tensor, k: int) -> N
     assert all(s <= hit <= p for s, hit, p in zip(sure.tolist(), hits, possible.tolist(), strict=True))
 
 
-def check_retrieval(entry: Entry, texts: Texts, images: Tensor, split: Path, per_image: int = 5) -> None:
+def check_retrieval(
+    entry: Entry, texts: Texts, images: Tensor, split: Path, per_image: int = 5, folds: int = 1
+) -> None:
     records: Any = json.loads(Path(captions(split)).read_text())["annotations"]
     kept = [record for record in records if record["id"] % 5 < per_image]
     scores = texts([record["caption"] for record in kept]) @ images.T
     of = torch.tensor([record["image_id"] for record in kept])
     pairs = of[:, None] == torch.arange(12)
+    fold_of = torch.arange(12) * folds // 12
+    scores = scores.masked_fill(fold_of[of][:, None] != fold_of, -torch.inf)
     for k in (1, 5, 10):
         check_hits(values(entry, f"image R@{k}"), scores, pairs, k)
         check_hits(values(entry, f"text R@{k}"), scores.T, pairs.T, k)
@@ -160,7 +164,7 @@ def vqa_arguments(split: Path) -> list[object]:
     return ["--questions", questions, "--annotations", answers, "--image-list", captions(split)]
 
 
-@pytest.mark.parametrize("per_image", [5, 2])
+@pytest.mark.parametrize(("per_image", "folds", "said"), [(5, 1, ""), (2, 1, ""), (2, 3, ", 3 folds of 4 images")])
 def test_retrieval(
     dialog_eval: Cli,
     common: list[object],
@@ -168,15 +172,19 @@ def test_retrieval(
     images: Tensor,
     texts: dict[str, Texts],
     per_image: int,
+    folds: int,
+    said: str,
 ) -> None:
-    done = dialog_eval("retrieval", "--captions", captions(split), "--captions-per-image", per_image, *common)
+    options = ["--captions", captions(split), "--captions-per-image", per_image, "--folds", folds]
+    done = dialog_eval("retrieval", *options, *common)
     assert done.code == 0, done.err
     results = read(common)
     assert results.baseline == "base"
     assert [entry.label for entry in results.entries] == ["base", "tuned"]
     for entry in results.entries:
-        check_retrieval(entry, texts[entry.label], images, split, per_image)
-        assert entry.protocol == f"first {per_image} captions of each image: 12 images, {12 * per_image} captions"
+        check_retrieval(entry, texts[entry.label], images, split, per_image, folds)
+        expected = f"first {per_image} captions of each image: 12 images, {12 * per_image} captions{said}"
+        assert entry.protocol == expected
     assert results.entries[0].weights_sha256 != results.entries[1].weights_sha256
     assert values(results.entries[0], "image R@1") != values(results.entries[1], "image R@1"), "a test that can tell"
 
@@ -389,6 +397,8 @@ def test_table(dialog_eval: Cli, common: list[object], split: Path, tmp_path: Pa
         ("retrieval", ["--captions", "SPLIT/classification/labels_shapes_test.json"], "is not a COCO captions file"),
         ("retrieval", ["--captions", "none.json"], "No such file"),
         ("retrieval", ["--captions-per-image", "0"], "from 1 on, or all"),
+        ("retrieval", ["--folds", "5"], "12 images cannot be cut into so many galleries of equal size"),
+        ("retrieval", ["--folds", "0"], "give a number that divides them"),
         ("retrieval", ["--device", "abacus"], "--device abacus"),
         ("retrieval", ["--device", "cuda:99"], "--device cuda:99"),
         ("retrieval", ["--out", "SPLIT"], "is a folder"),

@@ -129,6 +129,8 @@ class StudyPage(_Strict):
     kind: Literal["study"] = "study"
     headline: list[str] = []
     """Arms of which the first lines tell; the default is `ablated`."""
+    retrieval_on: str = ""
+    """What the first lines' recalls are on, as a measure of the plan says, where it was measured."""
     ablations: list[str] = []
     """Arms, each with one part of `ablated` left out."""
     ablated: str = ""

@@ -1,5 +1,6 @@
 """Image and text retrieval on captions (COCO, arXiv 1504.00325), or on long descriptions."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from dialog_eval.examples import draw_examples
 from dialog_eval.results import Asked, Entry, Example, Examples, Metric, Reference, Shown
 from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, dataset_name, sha256_head
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, counter
 
 if TYPE_CHECKING:
@@ -47,6 +49,14 @@ class RetrievalOptions:
     captions: Annotated[Path, typer.Option(help=CAPTIONS_HELP)]
     split: Split = None
     captions_per_image: CaptionsPerImage = "5"
+    folds: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Cut the images into N galleries of equal size, in the file's order, and search each on its own: 5 on "
+            "COCO's 5,000 test images is the 1K test (1707.05612).",
+        ),
+    ] = 1
     query_bank: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +107,9 @@ class Retrieval(TaskDefinition[RetrievalOptions]):
         from dialog_eval.asking.query_bank import open_bank
 
         given = self.options
-        task = load_retrieval(given.captions, index, captions_per_image=self._per_image, split=given.split)
+        task = load_retrieval(
+            given.captions, index, captions_per_image=self._per_image, split=given.split, folds=given.folds
+        )
         bank = None if given.query_bank is None else open_bank(given.query_bank)
         return [replace(task, query_bank=bank, query_bank_weight=self._weight)]
 
@@ -112,6 +124,8 @@ class RetrievalTask:
     """COCO's image id -> the captions that are used."""
     source_ids: dict[int, str]
     """COCO's image id -> its id in the image index."""
+    folds: int = 1
+    """The number of galleries of equal size, in the order of the captions; each is searched on its own."""
     query_bank: "BankSource | None" = None
     """The source of the queries by which scores are debiased; None: they are not."""
     query_bank_weight: float | None = None
@@ -126,10 +140,7 @@ class RetrievalTask:
         self, models: "Models", images: "ImageVectors", on_progress: OnProgress
     ) -> tuple[list[Entry], list[Reference]]:
         """Computes R@1, R@5 and R@10 in both directions; with a query bank also by debiased scores."""
-        import torch
-
         from dialog_eval.asking.query_bank import QueryBank
-        from dialog_eval.metrics.retrieval import retrieve
 
         bank = None if self.query_bank is None else QueryBank(self.query_bank, models, on_progress)
 
@@ -147,9 +158,9 @@ class RetrievalTask:
                 asked = bank.choose(variant, self.query_bank_weight, images.hashes)
                 biases.append((*bank.biases(variant, seen, told, asked.debias_weight or 0.0), asked))
             for image_bias, text_bias, asked in biases:
-                found = retrieve(seen, told, torch.tensor(belongs), KS, image_bias=image_bias, text_bias=text_bias)
-                metrics = [Metric.of(f"image R@{k}", (found.image_ranks < k).tolist(), groups) for k in KS]
-                metrics += [Metric.of(f"text R@{k}", (found.text_ranks < k).tolist()) for k in KS]
+                found = self._ranks(seen, told, belongs, image_bias, text_bias)
+                metrics = [Metric.of(f"image R@{k}", [rank < k for rank in found[0]], groups) for k in KS]
+                metrics += [Metric.of(f"text R@{k}", [rank < k for rank in found[1]]) for k in KS]
                 protocol = self.protocol + (", calibrated by nearest queries" if asked else "")
                 entry = variant.entry("retrieval", self.dataset, protocol, metrics)
                 more: dict[str, Any] = {"asked": asked}
@@ -160,6 +171,37 @@ class RetrievalTask:
                 (debiased if asked else entries).append(entry.model_copy(update=more))
             of_baseline = of_baseline or (seen, told)
         return [*entries, *debiased], []
+
+    def _ranks(
+        self,
+        seen: "Tensor",
+        told: "Tensor",
+        belongs: Sequence[int],
+        image_bias: "Tensor | None",
+        text_bias: "Tensor | None",
+    ) -> tuple[list[int], list[int]]:
+        """The hit ranks, within each fold, of the captions' images (captions,) and the images' captions (images,)."""
+        import torch
+
+        from dialog_eval.metrics.retrieval import retrieve
+
+        place_of, size = torch.tensor(belongs), len(self.captions) // self.folds
+        found: tuple[list[int], list[int]] = [], []
+        for first in range(0, len(self.captions), size):
+            # Captions lie in the order of their images.
+            of_images = slice(first, first + size)
+            of_captions = slice(*(bisect_left(belongs, end) for end in (first, first + size)))
+            fold = retrieve(
+                seen[of_images],
+                told[of_captions],
+                place_of[of_captions] - first,
+                KS,
+                image_bias=None if image_bias is None else image_bias[of_images],
+                text_bias=None if text_bias is None else text_bias[of_captions],
+            )
+            found[0].extend(fold.image_ranks.tolist())
+            found[1].extend(fold.text_ranks.tolist())
+        return found
 
     def _examples(
         self,
@@ -173,10 +215,14 @@ class RetrievalTask:
 
         `values` (captions,) and `vectors` (of images and of captions) are the model's and the baseline's.
         """
-        image_ids = self.image_ids
+        image_ids, size = self.image_ids, len(self.captions) // self.folds
+
+        def best(place: int, seen: "Tensor", told: "Tensor") -> int:
+            start = belongs[place] // size * size
+            return start + int((seen[start : start + size] @ told[place]).argmax())
 
         def build(places: Sequence[int]) -> list[Example]:
-            first, second = ((told[places] @ seen.T).argmax(dim=1).tolist() for seen, told in vectors)
+            first, second = ([best(place, *of_model) for place in places] for of_model in vectors)
             return [
                 Example(
                     item=Shown(text=texts[place]),
@@ -191,20 +237,30 @@ class RetrievalTask:
 
 
 def load_retrieval(
-    captions: Path, index: "ImageIndex", *, captions_per_image: int | None = 5, split: str | None = None
+    captions: Path,
+    index: "ImageIndex",
+    *,
+    captions_per_image: int | None = 5,
+    split: str | None = None,
+    folds: int = 1,
 ) -> RetrievalTask:
     """Builds the task of a captions file.
 
     `captions_per_image`: use only the first captions of each image, up to this number; None for all. COCO has a few
     images with more than five: the 5,000 images of the Karpathy test split have 25,010 captions. `split`: as for
-    `read_captions`.
+    `read_captions`. `folds`: as in `RetrievalTask`.
 
-    Raises UsageError for a file that is not a captions file, for images that the index lacks or has twice, and for one
-    that the file lists twice.
+    Raises UsageError for a file that is not a captions file, for images that the index lacks or has twice, for one that
+    the file lists twice, and for images that cannot be cut into as many folds.
     """
     content = read_captions(captions, split)
     chosen = {image: texts[:captions_per_image] for image, texts in content.captions.items()}
     names = content.file_names
+    if folds < 1 or len(chosen) % folds:
+        raise UsageError(
+            f"--folds {folds}: {count_of(len(chosen), 'image')} cannot be cut into so many galleries of equal size; "
+            "give a number that divides them."
+        )
     source_ids = index.by_file_name(names, each_once=True) if names else index.by_number(chosen)
     which = "all captions" if captions_per_image is None else f"first {captions_per_image} captions of each image"
     count = sum(map(len, chosen.values()))
@@ -212,9 +268,11 @@ def load_retrieval(
     name = f"{captions.absolute().name} {sha256_head(digest_source(content))}" if folder else dataset_name(captions)
     return RetrievalTask(
         dataset=" ".join(filter(None, [name, content.split])),
-        protocol=f"{which}: {len(chosen)} images, {count} captions",
+        protocol=f"{which}: {len(chosen)} images, {count} captions"
+        + (f", {folds} folds of {count_of(len(chosen) // folds, 'image')}" if folds > 1 else ""),
         captions=chosen,
         source_ids=source_ids,
+        folds=folds,
     )
 
 

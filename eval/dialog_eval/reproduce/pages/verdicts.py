@@ -1,6 +1,7 @@
 """What a study says in words: its verdict, its goals and the claims of the sources."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dialog_eval.reproduce.claims import LEVEL, Judged, Verdict, shown
 from dialog_eval.reproduce.measured import ALONE, BASELINE, Figure, Measured
@@ -27,7 +28,7 @@ def verdict_lines(page: StudyPage, measured: Measured, judged: Sequence[Judged],
     """A few lines for those who read nothing else."""
 
     def told(arms: Sequence[str]) -> list[str]:
-        return [line for arm in arms if (line := _headline(arm, measured, best))]
+        return [line for arm in arms if (line := _headline(arm, page, measured, best))]
 
     # Until the headline's arms are measured, it is the one that ablations are compared with.
     lines = told(page.headline) or told([page.ablated])
@@ -44,7 +45,7 @@ def verdict_lines(page: StudyPage, measured: Measured, judged: Sequence[Judged],
     return [line for text in lines for line in (text, "")][:-1]
 
 
-def _headline(arm: str, measured: Measured, best: str) -> str:
+def _headline(arm: str, page: StudyPage, measured: Measured, best: str) -> str:
     """What the arm's averaged weights, if it has any, answer and retrieve beside the untuned model; "" if unknown."""
     base, ours = Figure(arm=arm, alias=BASELINE), Figure(arm=arm, alias=AVERAGED)
     if measured.values(of(ours, "vqa", "accuracy")) is None:
@@ -52,10 +53,11 @@ def _headline(arm: str, measured: Measured, best: str) -> str:
     answers, untuned = (measured.estimate(of(row, "vqa", "accuracy", best)) for row in (ours, base))
     if answers is None or untuned is None:
         return ""
+    where = page.retrieval_on if measured.values(replace(of(ours, "retrieval", R1[0]), on=page.retrieval_on)) else ""
     recalls = [
         f"{metric} {shown(change, '+')}"
         for metric in R1
-        if (change := measured.estimate(of(ours, "retrieval", metric), of(base, "retrieval", metric))) is not None
+        if (change := measured.estimate(*(replace(of(row, "retrieval", metric), on=where) for row in (ours, base))))
     ]
     gain = measured.estimate(of(ours, "vqa", "accuracy", best), of(base, "vqa", "accuracy", best))
     doubt = ", which does not show that it is better" if gain is not None and gain.low <= 0 else ""
