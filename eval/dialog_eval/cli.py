@@ -8,6 +8,7 @@ Exit codes: 0 all done; 1 steps of a plan failed; 2 wrong use; 130 Ctrl-C.
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
@@ -42,7 +43,9 @@ _Parameters = dict[str, inspect.Parameter]
 
 def main() -> None:
     """Runs the command line and exits."""
-    run_app(app, interrupted="no file was left half written; `reproduce` continues with the same command")
+    goes_on = sys.argv[1:2] == ["reproduce"]
+    kept = "what is finished is kept, the same command goes on from there" if goes_on else "no file is half written"
+    run_app(app, interrupted=kept)
 
 
 @app.callback()
