@@ -163,7 +163,7 @@ def test_seeds(tmp_path: Path) -> None:
     """Main arms have as many as asked for, ablations their own number; the first seed of all main arms comes first."""
     trained = [step.name for step in steps_of("results", "shapes", 2) if step.kind == "train"]
     main = ["captions-only", "draft", "no-mmd", "third-tower", "plus", "plus-questions"]
-    main += ["plus-questions-longer", "plus-longer"]
+    main += ["plus-questions-longer", "plus-longer", "plus-both-longer"]
     assert trained[: 2 * len(main)] == [f"{arm}-{seed}" for seed in (0, 1) for arm in main]
     assert [name for name in trained if name.startswith("plus-no-foils")] == ["plus-no-foils-0"]
 
