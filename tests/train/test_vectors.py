@@ -2,7 +2,9 @@ import gc
 import io
 import json
 import os
+import time
 import tracemalloc
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,27 @@ def test_killed_process_goes_on(tiny_dialogues: Path, tiny_clip: Path, clip: Cli
     assert embed(tiny_dialogues, clip, out).skipped_shards == 1
     embed(tiny_dialogues, clip, tmp_path / "whole")
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_of_two_that_start_together_the_second_waits(
+    tiny_dialogues: Path, clip: Clip, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As two trainings with one `data.work` do: what they share is made once."""
+    caplog.set_level("INFO", logger="dialog_train")
+    second = list[Future[EmbedSummary]]()
+
+    def start_another(_stage: str, done: int, *_: object) -> None:
+        if done and not second:
+            second.append(pool.submit(embed, tiny_dialogues, clip, tmp_path / "v"))
+            deadline = time.monotonic() + 60
+            while "waiting for another" not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = embed(tiny_dialogues, clip, tmp_path / "v", on_progress=start_another)
+        found = second[0].result()
+    assert caplog.text.count(f"{tmp_path / 'v'}: waiting for another training, which prepares it") == 1
+    assert [(one.shards, one.skipped_shards) for one in (first, found)] == [(3, 0), (3, 3)]
 
 
 def test_flipped_bits_are_found_and_their_shard_made_anew(tiny_dialogues: Path, clip: Clip, tmp_path: Path) -> None:

@@ -171,13 +171,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+class FolderLockedError(UsageError):
+    """Another process has locked a folder."""
+
+
 @contextmanager
 def locked_folder(folder: Path, user: str, *, shared: bool = False) -> Generator[None]:
     """Creates `folder` and locks it: exclusively, or with `shared` together with other processes that share it.
 
-    The system releases the lock when this process ends. Raises UsageError if another process holds a lock that excludes
-    this one; the message calls that process `user`, such as "run"; or if the name is not UTF-8. Raises OSError if the
-    folder cannot be created.
+    The system releases the lock when this process ends. Raises FolderLockedError if another process holds a lock that
+    excludes this one; the message calls that process `user`, such as "run". Raises UsageError if the name is not UTF-8,
+    and OSError if the folder cannot be created.
     """
     check_name(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,8 +190,18 @@ def locked_folder(folder: Path, user: str, *, shared: bool = False) -> Generator
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another {user} is writing to {folder}: wait for it, or choose another folder.") from None
+            said = f"another {user} is writing to {folder}: wait for it, or choose another folder."
+            raise FolderLockedError(said) from None
         yield
+    finally:
+        os.close(descriptor)
+
+
+def wait_while_locked(folder: Path) -> None:
+    """Returns when no other process has `folder` locked; then any process may be the next. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
     finally:
         os.close(descriptor)
 

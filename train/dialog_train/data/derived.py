@@ -1,21 +1,22 @@
 """Folders of data that is computed once from a dialogues dataset and a model: image vectors, token ids.
 
 There is one file per dialogues shard. Each file is written atomically and records a fingerprint of its input; it is
-rebuilt when the input changes. Only one process writes at a time. A folder that was made with another model or dataset
-is refused.
+rebuilt when the input changes. Only one process writes at a time, and others wait for it. A folder that was made with
+another model or dataset is refused.
 """
 
 import json
+import logging
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
-from dialog_gen.core.files import fsync, read_regular
+from dialog_gen.core.files import FolderLockedError, fsync, read_regular, wait_while_locked
 from dialog_gen.core.hashing import sha256_json
 from dialog_gen.core.sealed_json import unsealed
 from dialog_gen.dataset.folder import DatasetFolder, FileEntry
@@ -30,6 +31,8 @@ NO_IMAGE, SEVERAL_IMAGES = "no_image", "several_images"
 
 # The name of the model, the location of the dataset and the repr of the transform do not change a vector.
 _NOT_COMPARED = ("model", "dialogues", "transform")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,22 +159,34 @@ def refuse_other(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, An
 def open_derived(out: Path, config: Mapping[str, Any], part: str) -> Generator[DatasetWriter]:
     """Opens `out` for writing and locks it; `part` is the subfolder of its data files.
 
-    Raises UsageError if another process is writing there or if `out` was made from something else; DialogGenError if
-    the disk refuses a write.
+    Waits while another process writes there: trainings that start together make what they share once. Raises UsageError
+    if `out` was made from something else; DialogGenError if the disk refuses a write.
     """
+    try:
+        with ExitStack() as stack:
+            store = None
+            while store is None:
+                try:
+                    store = stack.enter_context(open_writer(str(out), _config_there(out, config, part)))
+                except FolderLockedError:
+                    _log.info("%s: waiting for another training, which prepares it", out)
+                    wait_while_locked(out)
+            yield store
+    except OSError as error:
+        what = error.strerror or error
+        raise DialogGenError(f"cannot write {out}: {what}. Run again to continue; finished shards are kept.") from error
+
+
+def _config_there(out: Path, config: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """The configuration that the files in `out` were made with, or `config`. Raises UsageError if they do not fit."""
     if (out / CONFIG_FILE).exists():
         found = read_json(out / CONFIG_FILE, part)
         if found.get("kind") != config["kind"]:
             raise UsageError(f"{out} holds something else than {config['kind']}: choose another folder.")
         if any((out / part).glob("*")):
             refuse_other(out, found, config)
-            config = found
-    try:
-        with open_writer(str(out), config) as store:
-            yield store
-    except OSError as error:
-        what = error.strerror or error
-        raise DialogGenError(f"cannot write {out}: {what}. Run again to continue; finished shards are kept.") from error
+            return found
+    return config
 
 
 def put(store: DatasetWriter, name: str, file: Path) -> None:
