@@ -27,7 +27,6 @@ from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import DialogGenError, UsageError
 from dialog_gen.dataset.folder import DatasetFolder
-from dialog_gen.dataset.writer import open_writer
 from dialog_gen.executors.processes import ProcessMap
 from dialog_train.data import vectors as vectors_module
 from dialog_train.data.vectors import EmbedSummary, VectorStore, crop_boxes, embed_dataset
@@ -292,11 +291,6 @@ def test_refuses_another_dataset_and_folders_of_something_else(
     with pytest.raises(UsageError, match="something else"):
         embed(tiny_dialogues, clip, tmp_path / "d")
     assert files(tmp_path / "d") == before
-    with (
-        open_writer(str(out), json.loads((out / "config.json").read_text())),
-        pytest.raises(UsageError, match="another run"),
-    ):
-        embed(tiny_dialogues, clip, out)
 
 
 def test_useless_datasets(clip: Clip, tmp_path: Path) -> None:
