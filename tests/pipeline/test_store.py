@@ -215,7 +215,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
             pass
         other = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert (other.returncode, other.stdout) == (1, "")
-        assert "UsageError: another run is writing" in other.stderr
+        assert "FolderLockedError: another run is writing" in other.stderr
         assert part.exists()
         assert DatasetFolder.existing(str(tmp_path)).config() == CONFIG  # reading is free
     assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == "in\n"
