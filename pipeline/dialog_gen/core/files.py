@@ -199,10 +199,7 @@ def locked_folder(folder: Path, user: str, *, shared: bool = False) -> Generator
 
 def wait_while_locked(folder: Path) -> None:
     """Returns when no other process has `folder` locked; then any process may be the next. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    finally:
+    if (descriptor := lock_removable(folder, wait=True)) is not None:
         os.close(descriptor)
 
 
