@@ -1,5 +1,6 @@
 """`dialog-eval reproduce`: runs the steps of a plan, skips what is done, and writes a page."""
 
+import dataclasses
 import json
 import os
 import re
@@ -170,12 +171,13 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
 
 def test_costs_use_the_rate_of_what_is_done(tmp_path: Path) -> None:
     steps = [step(tmp_path, "a", minutes=2), step(tmp_path, "b", minutes=3)]
+    steps.append(dataclasses.replace(step(tmp_path, "c", minutes=10), kind="train"))
     records = Records(tmp_path)
-    assert costs(steps, records)[-1].minutes == 5
+    assert costs(steps, records)[-1].minutes == 15
     run_steps(steps[:1], tmp_path)
-    records.add(steps[0], 240)  # twice as long as expected
+    records.add(steps[0], 240)  # twice as long as expected, which says nothing about trainings
     total = costs(steps, records)[-1]
-    assert (total.steps, total.done, total.minutes) == (2, 1, 6)
+    assert (total.steps, total.done, total.minutes) == (3, 1, 16)
 
 
 def write_plan(folder: Path, *results: Path, code: str = "") -> Path:

@@ -28,9 +28,10 @@ class Cost(NamedTuple):
 
 
 def costs(steps: Sequence[Step], records: Records) -> list[Cost]:
-    """The costs by kind, and last their sum. Minutes are scaled by how long the steps that are done took here."""
+    """The costs by kind, and last their sum. Minutes are scaled by how long the steps of that kind that are done took
+    here: how fast a machine downloads says nothing about how fast it trains.
+    """
     done = records.done(steps)
-    rate = _rate(steps, done)
     found: list[Cost] = []
     for kind, name in _KINDS.items():
         own = [step for step in steps if step.kind == kind]
@@ -41,7 +42,7 @@ def costs(steps: Sequence[Step], records: Records) -> list[Cost]:
                     name=name,
                     steps=len(own),
                     done=len(own) - len(left),
-                    minutes=rate * sum(cost.minutes for cost in left),
+                    minutes=_rate(own, done) * sum(cost.minutes for cost in left),
                     gpu_hours=sum(cost.gpu_hours for cost in left),
                     images=sum(cost.images for cost in left),
                 )
