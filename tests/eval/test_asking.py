@@ -445,6 +445,10 @@ def test_figures_that_need_no_image_are_said_to(split: Path) -> None:
         ({"score": "similarity", "calibrate": "text"}, "--score similarity has no debias"),
         ({"dialogues": "d"}, "--dialogues d: --score has no prior, debias or statement"),
         ({"score": "debias", "prior_weight": "1"}, "--prior-weight 1: --score has no prior"),
+        (
+            {"score": "prior", "dialogues": "d", "held_out": "h", "prior_weight": "1"},
+            "--held-out h: all weights are given",
+        ),
         ({"score": "debias", "debias_weight": "auto"}, "chosen on held-out dialogues: give --dialogues"),
         ({"score": "debias", "debias_weight": "-1"}, "--debias-weight -1: give a number from 0 to 1,000"),
         ({"score": "debias", "debias_weight": "nan"}, "--debias-weight nan: give a number"),

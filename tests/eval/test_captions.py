@@ -77,6 +77,7 @@ def test_only_the_line_breaks_of_files_end_a_line(tmp_path: Path) -> None:
 def test_urban1k(tmp_path: Path) -> None:
     for number in (10, 9, 1):
         write(tmp_path / "Urban1k" / "caption" / f"{number}.txt", f"Long text {number}.\nsecond line\n")
+        write(tmp_path / "Urban1k" / "caption" / f"._{number}.txt", "what macOS adds to archives")
     expected = {f"{number}.jpg": [f"Long text {number}."] for number in (1, 9, 10)}
     for folder in (tmp_path / "Urban1k", tmp_path / "Urban1k" / "caption"):
         found = by_name(folder)

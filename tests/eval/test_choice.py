@@ -340,6 +340,30 @@ def test_captions_of_ones_own(
     assert told["mean over parts"] == pytest.approx((told["accuracy, two"] + told["accuracy, three"]) / 2)
 
 
+def test_tells_of_items_that_nobody_can_pass(world: Path, clips: tuple[Path, Path], tmp_path: Path) -> None:
+    """They count as failed, as in the published code; the chance level knows of them."""
+    image = SUBSET.image_id(0)
+    records = [["a star", "a circle"], ["a star", "a circle", "a star"], ["a star", "a square"]]
+    (tmp_path / "own.json").write_text(json.dumps([{"image_id": image, "captions": some} for some in records]))
+    results = measured(clips, world / "images", "captions", tmp_path / "own.json")
+    for entry in results.entries:
+        (note,) = entry.notes
+        assert note.startswith("1 item of 3 cannot be passed, because a right text is among the wrong ones, or")
+        assert entry.metrics[0].values[1] == 0
+    assert results.references[0].value == pytest.approx((1 / 2 + 0 + 1 / 2) / 3)
+    images = SUBSET.image_id(0), SUBSET.image_id(1)
+    groups = [(images, ("a", "b")), (images, ("a", "a")), ((image, image), ("a", "b"))]
+    (tmp_path / "examples.jsonl").write_text(
+        "".join(
+            json.dumps({"image_0": one, "image_1": two, "caption_0": left, "caption_1": right}) + "\n"
+            for (one, two), (left, right) in groups
+        )
+    )
+    results = measured(clips, world / "images", "winoground", tmp_path / "examples.jsonl")
+    assert results.entries[0].notes[0].startswith("2 items of 3 cannot be passed")
+    assert [round(r.value, 4) for r in results.references] == [0.0556, 0.0833, 0.0833]
+
+
 def test_trigrams_are_shuffled() -> None:
     caption = "A man, on a red horse; jumps over the old fence."
     plain, within, order = with_shuffles(caption)
@@ -384,6 +408,12 @@ Change = Callable[[Any], Any]
         ("sugarcrepe", "a.json", '{"0": {"filename": "x", "caption": "a"}}', "record 1: negative_caption: Field requ"),
         ("sugarcrepe", "a.json", '[{"filename": 1}]', "record 1: "),
         ("sugarcrepe", "a.json", "{}", "it has no records"),
+        (
+            "sugarcrepe",
+            "a.json",
+            '[{"filename": "x", "caption": "a", "caption2": "b", "negative_caption": "c"}]',
+            "record 1 has a caption2: it is of --benchmark sugarcrepe-pp",
+        ),
         ("sugarcrepe", "a.json", "7", "it has no records"),
         ("sugarcrepe", "a.json", '{"0": ', "is not a file of SugarCrepe: "),
         ("winoground", "a.jsonl", '{"image_0": "x"}\n', "record 1: image_1: Field required"),

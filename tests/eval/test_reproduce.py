@@ -296,6 +296,37 @@ def test_claims_about_another_plan_and_tables_of_ones_own(tmp_path: Path, dialog
     assert "theirs" not in (out / "one-details.md").read_text()
 
 
+HEAD = 'title = "T"\nscales = { shapes = [] }\n'
+
+
+@pytest.mark.parametrize(
+    ("plan", "flags", "said"),
+    [
+        (HEAD + '[steps.a]\nrun = "x"\n', [], "plan mine measures nothing: it has no arm with measures"),
+        (HEAD + '[steps.a]\nrun = "x \'"\n', [], "plan mine: steps.a.run: no closing quotation in"),
+        (HEAD + 'launcher = "\'x"\n[arms.a]\nlabel = "a"\nsystem = "draft"\n', [], "launcher: no closing quotation"),
+        (
+            HEAD + '[measures.m]\nrun = "x \'"\n[arms.a]\nlabel = "a"\nmodel = "x"\nmeasures = ["m"]\n',
+            [],
+            "measures.m.run: no closing quotation",
+        ),
+        (
+            HEAD + '[steps.a]\nrun = "x"\nmakes = "{where}/x"\n',
+            [],
+            "plan mine: steps.a.makes is '{where}/x': it knows {out} only.",
+        ),
+        (HEAD + '[arms.a]\nlabel = "a"\nmodel = "x"\nmeasures = ["m"]\n', [], "unknown measure 'm'; Known: none."),
+        ('title = "T"\nscales = ["shapes"]\n', [], "has no table of scales, such as scales = { shapes = [] }."),
+        (HEAD + "seeds = 101\n", [], "seeds: must be at most 100"),
+        (HEAD, ["--seeds", "100000"], "--seeds 100000 is too large: give at most 100."),
+    ],
+)
+def test_mistakes_in_a_plan(tmp_path: Path, dialog_eval: Cli, plan: str, flags: list[str], said: str) -> None:
+    (tmp_path / "mine.toml").write_text(plan)
+    assert said in dialog_eval("reproduce", tmp_path / "mine.toml", "--out", tmp_path / "out", *flags).mistake
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_page_is_written_without_what_failed(tmp_path: Path, dialog_eval: Cli) -> None:
     (results,) = save(tmp_path, [entry("base", [0, 1]), entry("tuned", [1, 1])])
     plan = write_plan(tmp_path, results, tmp_path / "missing.json")

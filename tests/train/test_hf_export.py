@@ -15,6 +15,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import image_transform
 from PIL import Image
 from sentence_transformers import SentenceTransformer
+from torch.nn.functional import normalize
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -26,10 +27,11 @@ from transformers import (
 )
 
 from dialog_gen.clip.base import Clip
-from dialog_gen.clip.loader import load_clip
+from dialog_gen.clip.loader import load_clip, save_clip
 from dialog_gen.clip.text.tokens import TextEncoder, save_tokenizer
 from dialog_gen.clip.third_tower.checkpoint import new_third_tower
 from dialog_gen.core.errors import UsageError
+from dialog_train.cli import run
 from dialog_train.hf_export import check_export_hf, export_hf
 
 CONTEXT, CLIP_VOCABULARY = 24, 49408
@@ -213,6 +215,22 @@ def test_refuses_what_clip_model_cannot_express(tmp_path: Path) -> None:
                 export(clip)
             assert message in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_exports_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = clip_of()
+    save_clip(clip, tmp_path / "run/model")
+    (tmp_path / "run/train.json").write_text("{}")
+    assert run(["export", str(tmp_path / "run"), "--out", str(tmp_path / "hf")]) == 0
+    assert "a CLIPModel with its processor and tokenizer" in capsys.readouterr().out
+    model = AutoModel.from_pretrained(tmp_path / "hf").eval()
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "hf")(TEXTS, return_tensors="pt", padding=True, truncation=True)
+    with torch.no_grad():
+        near(normalize(model.get_text_features(**tokens).pooler_output, dim=-1), clip.embed_texts(TEXTS))
+    for given, out, said in (("run", "hf", "exists: choose another folder"), (".", "other", "is no checkpoint: give")):
+        assert run(["export", str(tmp_path / given), "--out", str(tmp_path / out)]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_saved_tokenizer_keeps_no_truncation_of_a_call(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoProcessor
 from dialog_gen.clip.loader import load_clip, save_clip
 from dialog_gen.clip.third_tower.checkpoint import new_third_tower
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.sealed_json import sealed
 from dialog_train.cli import run
 from dialog_train.model_card import read_figures
 from dialog_train.push import push_checkpoint
@@ -272,6 +273,23 @@ def test_refuses_results_of_other_weights_or_another_layout(hub: StandIn, checkp
     with pytest.raises(UsageError, match="cannot be read"):
         push_checkpoint(checkpoint, REPO, results=[tmp_path / "nowhere.json"])
     assert hub.repos == {}
+
+
+def test_refuses_results_that_were_changed_or_are_no_numbers(checkpoint: Path, tmp_path: Path) -> None:
+    """A card says that its figures were measured."""
+    file = results(tmp_path / "results.json", load_clip(str(checkpoint)).weights_sha256)
+    content = sealed(json.loads(file.read_text()))
+    file.write_text(json.dumps(content))
+    assert "685" in push_checkpoint(checkpoint, REPO, results=[file], dry_run=True).card
+    content["entries"][0]["metrics"][0]["mean"] = 0.999
+    file.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"results\.json is damaged or was changed: its checksum"):
+        push_checkpoint(checkpoint, REPO, results=[file], dry_run=True)
+    content["entries"][0]["metrics"][0]["mean"] = float("nan")
+    del content["sha256"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="NaN is not a finite number"):
+        push_checkpoint(checkpoint, REPO, results=[file], dry_run=True)
 
 
 def test_refuses_wrong_arguments(hub: StandIn, checkpoint: Path, tmp_path: Path) -> None:

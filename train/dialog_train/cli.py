@@ -318,6 +318,22 @@ def soup(
     say(f"{out}: the mean of {', '.join(made.ingredients)}")
 
 
+@app.command("export", cls=command_class(example="dialog-train export runs/draft --out draft-hf"))
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, or a training's OUT.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+) -> None:
+    """Write a checkpoint as a Hugging Face CLIPModel with its processor and tokenizer.
+
+    transformers and sentence-transformers read the folder. The checkpoint must be a plain CLIP: one image tower and one
+    text tower.
+    """
+    from dialog_train.hf_export import export_checkpoint
+
+    export_checkpoint(checkpoint, out)
+    say(f"{out}: a CLIPModel with its processor and tokenizer")
+
+
 @app.command("push", cls=command_class(example="dialog-train push runs/draft --repo me/draft --results results.json"))
 def push(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, or a training's OUT.")],

@@ -10,9 +10,11 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
 from dialog_gen.clip.base import Clip
+from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import writing
 from dialog_train.hf_processors import hf_tokenizer, image_processor, save_processors
+from dialog_train.outputs import checkpoint_folder
 
 # The eos_token_id with which CLIPTextConfig pools at the highest token id, as open_clip's `argmax` does.
 _POOL_AT_HIGHEST_ID = 2
@@ -46,6 +48,16 @@ def export_hf(clip: Clip, folder: Path) -> None:
     with writing(folder):
         save_processors(clip, folder)
         exported.save_pretrained(folder)
+
+
+def export_checkpoint(checkpoint: Path, out: Path) -> None:
+    """`export_hf` for a checkpoint folder, or for the OUT of a training, whose model it takes.
+
+    Raises UsageError for what is no checkpoint, as `export_hf` does, and if `out` exists.
+    """
+    if out.exists():
+        raise UsageError(f"--out {out} exists: choose another folder.")
+    export_hf(load_clip(str(checkpoint_folder(checkpoint)), needs=()), out)
 
 
 def _as_clip_model(clip: Clip) -> Any:
@@ -88,7 +100,7 @@ def _config(clip: Clip) -> CLIPConfig:
         # Its `model` is only a part of it, such as the untuned CLIP beside a third tower.
         raise UsageError(
             f"{clip.name} cannot become a CLIPModel: it is a {clip.kind}, and CLIPModel has an image tower and a text "
-            "tower only; leave out --export-hf."
+            "tower only."
         )
     text, vision = clip.config["text_cfg"], clip.config["vision_cfg"]
     model: Any = clip.model

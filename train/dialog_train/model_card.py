@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from dialog_gen.clip.base import Clip
 from dialog_gen.core.errors import DialogGenError, UsageError
@@ -18,7 +18,7 @@ from dialog_gen.core.files import read_regular
 from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.plain_problems import first_problem
 from dialog_gen.core.plural import count_of
-from dialog_gen.core.sealed_json import unsealed
+from dialog_gen.core.sealed_json import DamagedJsonError, unsealed
 from dialog_gen.core.version import __version__
 from dialog_gen.dataset.folder import DatasetFolder
 from dialog_gen.publish.card import licence_fields
@@ -148,10 +148,12 @@ def read_figures(paths: Iterable[Path], weights_sha256: str, beta: float | None 
 
 def _results(path: Path) -> Results:
     try:
-        return Results.model_validate_json(read_regular(path))
+        return Results.model_validate(unsealed(read_regular(path)))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValidationError as error:
+    except DamagedJsonError as error:
+        raise UsageError(f"{path} is damaged or was changed: {error}. Measure again, or fetch it again.") from None
+    except ValueError as error:
         raise UsageError(f"{path} is no results.json of dialog-eval: {first_problem(error)}.") from None
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dialog_gen.clip.base import FORMATS, Clip
+from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.checksums import CHECKSUMS_FILE
 from dialog_gen.core.errors import UsageError
@@ -15,8 +15,8 @@ from dialog_gen.core.plural import count_of
 from dialog_gen.publish.commit import commit_files
 from dialog_gen.publish.hub import Hub, Repository, check_name
 from dialog_train.hf_export import export_hf
-from dialog_train.loop import MODEL_FOLDER, REPORT_FILE
 from dialog_train.model_card import make_model_card, read_average, read_figures, read_training
+from dialog_train.outputs import checkpoint_folder
 
 CARD_FILE = "README.md"
 _SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".toml")
@@ -67,7 +67,7 @@ def push_checkpoint(
     check_name(repo)
     if licence is not None and not licence.strip():
         raise UsageError("--licence is empty: give an SPDX identifier such as apache-2.0, or the terms in words.")
-    folder = _checkpoint_folder(checkpoint)
+    folder = checkpoint_folder(checkpoint)
     files = _files(folder)
     hub = None if dry_run else Hub("model")
     if hub is not None:
@@ -97,16 +97,6 @@ def push_checkpoint(
             _check_repository(repository, private=private, replace=replace)
         commit = commit_files(hub, repository, content, message or f"weights {clip.weights_sha256[:12]}")
     return PushedCheckpoint(repo=repo, card=card, files=sorted(content), bytes=size, url=hub.url(repo), commit=commit)
-
-
-def _checkpoint_folder(given: Path) -> Path:
-    if not given.is_dir():
-        raise UsageError(f"{given} is no folder: give a checkpoint folder, such as OUT/{MODEL_FOLDER}.")
-    given = given.resolve()  # so that "." has a name
-    folder = given / MODEL_FOLDER if (given / REPORT_FILE).is_file() else given
-    if not any(form.recognises(folder) for form in FORMATS.all().values()):
-        raise UsageError(f"{given} is no checkpoint: give the OUT of a training, or OUT/{MODEL_FOLDER}.")
-    return folder
 
 
 def _files(folder: Path) -> dict[str, Path]:

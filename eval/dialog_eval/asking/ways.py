@@ -150,6 +150,11 @@ class AskingOptions:
         ):
             if given is not None and not used:
                 raise UsageError(f"{flag} {given}: --score has no {part}, so nothing uses it.")
+        fixed = all(
+            given not in (None, _AUTO) for given, used in ((debias_weight, debias), (prior_weight, prior)) if used
+        )
+        if held_out is not None and fixed:
+            raise UsageError(f"--held-out {held_out}: all weights are given, so there is none to choose on it.")
         can_choose = dialogues is not None or held_out is not None
         defaults = ("auto", "auto") if can_choose else ("0.75" if calibrate == "nearest" else "1", "1")
         told = {"--debias-weight": debias_weight or defaults[0], "--prior-weight": prior_weight or defaults[1]}

@@ -63,7 +63,7 @@ def read_captions(path: Path, split: str | None = None) -> Captions:
     for a form that is not known, and for a split of a file that has none.
     """
     if path.is_dir():
-        if (path / "splits.json").is_file() or _has(path, ".json"):
+        if (path / "splits.json").is_file() or _has(path, ".json") or (path / "annotations").is_dir():
             return _dense(path, split)
         folder = path / "caption" if (path / "caption").is_dir() else path
         if not _has(folder, ".txt"):
@@ -137,14 +137,18 @@ def _descriptions(path: Path, split: str) -> Captions:
 
 
 def _first_lines(folder: Path) -> Iterator[_Pair]:
-    for file in sorted(folder.glob("*.txt"), key=lambda file: (len(file.stem), file.stem)):
+    # Names that begin with a dot are no captions: archives made on macOS have such a "._1.txt" beside each file.
+    files = (file for file in folder.glob("*.txt") if not file.name.startswith("."))
+    for file in sorted(files, key=lambda file: (len(file.stem), file.stem)):
         yield f"{file.stem}.jpg", lines_of(file, "caption")[0]
 
 
 def _dense(path: Path, split: str | None) -> Captions:
     splits = path if (path / "splits.json").is_file() else path.parent
     folder = path / "annotations" if (path / "annotations").is_dir() else path
-    names = sorted(file.name for file in folder.glob("*.json") if file.name != "splits.json")
+    names = sorted(
+        file.name for file in folder.glob("*.json") if file.name != "splits.json" and not file.name.startswith(".")
+    )
     if split is not None:
         parts = read_json_file(splits / "splits.json", _Splits, "is not DCI's list of splits").root
         _check_split(splits / "splits.json", split, parts)

@@ -20,6 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.toml_files import find_toml, fit_model, read_toml, shipped_toml
 
+MOST_SEEDS = 100
+"""A mistyped number is refused, and not planned for hours."""
+
 Kind = Literal["download", "generate", "train", "measure", "other"]
 
 
@@ -60,7 +63,7 @@ class ArmPlan(Cost):
     """Changes of the recipe."""
     model: str = ""
     """The checkpoint that is measured; the default is what the training wrote."""
-    seeds: int | None = Field(default=None, ge=1)
+    seeds: int | None = Field(default=None, ge=1, le=MOST_SEEDS)
     """None: as many as the user asks for."""
     measures: list[str] = []
 
@@ -160,7 +163,7 @@ class Plan(_Strict):
     """Markdown, at the top of the page."""
     scales: dict[str, list[str]]
     """Scale, such as "shapes" -> the names of the parts that it takes."""
-    seeds: int = Field(default=1, ge=1)
+    seeds: int = Field(default=1, ge=1, le=MOST_SEEDS)
     """Seeds of each arm, if the user does not say."""
     launcher: str = "dialog-train"
     """What starts a training: dialog-train, or `accelerate launch -m dialog_train`."""
@@ -204,8 +207,9 @@ def load_plan(name_or_file: str, scale: str) -> Plan:
     content = {"name": path.stem, **read_toml(path, "plan")}
     scales: Any = content.get("scales", {})
     if not isinstance(scales, dict) or scale not in scales:
-        known = ", ".join(map(str, scales)) or "none"
-        raise UsageError(f"--scale {scale}: the plan {path.stem} has {known}.")
+        if not isinstance(scales, dict) or not scales:
+            raise UsageError(f"plan file {path} has no table of scales, such as scales = {{ {scale} = [] }}.")
+        raise UsageError(f"--scale {scale}: the plan {path.stem} has {', '.join(map(str, scales))}.")
     parts = shipped_toml(FOLDER / "parts")
     merged: dict[str, Any] = {}
     for part in scales[scale]:

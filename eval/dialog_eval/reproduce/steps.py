@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from dialog_eval.reproduce.plan import Cost, Kind, Plan
-from dialog_gen.core.errors import UsageError, did_you_mean
+from dialog_eval.reproduce.plan import MOST_SEEDS, Cost, Kind, Plan
+from dialog_gen.core.errors import UsageError, check_within, did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +57,11 @@ class _Draft:
 def plan_steps(plan: Plan, out: Path, seeds: int | None = None) -> list[Step]:
     """The steps that a plan's page needs, each after those that it needs.
 
-    Raises UsageError for a placeholder, arm or measure that the plan does not have, and for steps that need each other.
+    Raises UsageError for a placeholder, arm or measure that the plan does not have, for steps that need each other, for
+    a plan that measures nothing, and for more than MOST_SEEDS.
     """
+    if seeds is not None:
+        check_within("--seeds", seeds, 1, MOST_SEEDS)
     drafts = _drafts(plan, out, seeds or plan.seeds)
     made: dict[str, Step] = {}
     for name, draft in drafts.items():
@@ -67,8 +70,11 @@ def plan_steps(plan: Plan, out: Path, seeds: int | None = None) -> list[Step]:
         TopologicalSorter({name: step.needs for name, step in made.items()}).prepare()
     except CycleError as error:
         raise UsageError(f"plan {plan.name}: steps need each other: {' -> '.join(error.args[1])}.") from None
+    wanted = _wanted(plan, made)
+    if not wanted:
+        raise UsageError(f"plan {plan.name} measures nothing: it has no arm with measures, which need its steps.")
     ordered: dict[str, Step] = {}
-    for name in _wanted(plan, made):
+    for name in wanted:
         _add(name, made, ordered)
     return list(ordered.values())
 
@@ -89,8 +95,8 @@ def _drafts(plan: Plan, out: Path, seeds: int) -> dict[str, _Draft]:
             run = name if seed is None else f"{name}-{seed}"
             drafts[run] = _Draft(
                 kind=step.kind,
-                template=tuple(shlex.split(step.run)),
-                makes=step.makes.format(out=out, seed=seed) if step.makes else f"{out}/{run}",
+                template=tuple(_words(step.run, plan, f"steps.{name}.run")),
+                makes=_place(step.makes, plan, name, out, seed) if step.makes else f"{out}/{run}",
                 cost=Cost(minutes=step.minutes, gpu_hours=step.gpu_hours, images=step.images),
                 own={"out": repr(str(out))} if seed is None else _of_seed(plan, seed, out),
             )
@@ -102,6 +108,22 @@ def _drafts(plan: Plan, out: Path, seeds: int) -> dict[str, _Draft]:
     for arm, seed in repeated:
         drafts |= _of_arm(plan, arm, seed, out)
     return drafts
+
+
+def _place(makes: str, plan: Plan, name: str, out: Path, seed: int | None) -> str:
+    known = {"out": out} if seed is None else {"out": out, "seed": seed}
+    try:
+        return makes.format_map(known)
+    except (ValueError, AttributeError, TypeError, LookupError):
+        places = " and ".join(f"{{{key}}}" for key in known)
+        raise UsageError(f"plan {plan.name}: steps.{name}.makes is {makes!r}: it knows {places} only.") from None
+
+
+def _words(command: str, plan: Plan, place: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"plan {plan.name}: {place}: {str(error).lower()} in {command!r}.") from None
 
 
 def _of_seed(plan: Plan, seed: int, out: Path) -> dict[str, str]:
@@ -116,7 +138,8 @@ def _of_arm(plan: Plan, name: str, seed: int, out: Path) -> dict[str, _Draft]:
     own = _of_seed(plan, seed, out) | {"label": repr(arm.label)}
     if arm.system:
         settings = [word for one in [f"seed={seed}", "out={makes}", *arm.set] for word in ("--set", one)]
-        words = [*shlex.split(plan.launcher), arm.system, "--config", arm.recipe, "--resume", "auto", *settings]
+        launcher = _words(plan.launcher, plan, "launcher")
+        words = [*launcher, arm.system, "--config", arm.recipe, "--resume", "auto", *settings]
         made[run] = _Draft(
             kind="train",
             template=tuple(words),
@@ -138,7 +161,10 @@ def _of_arm(plan: Plan, name: str, seed: int, out: Path) -> dict[str, _Draft]:
         others = {other: f"{run}-{other}" for other in arm.measures}
         made[f"{run}-{measure}"] = _Draft(
             kind=told.kind,
-            template=tuple(word.replace("{model}", arm.model or f"{{{run}}}/model") for word in shlex.split(told.run)),
+            template=tuple(
+                word.replace("{model}", arm.model or f"{{{run}}}/model")
+                for word in _words(told.run, plan, f"measures.{measure}.run")
+            ),
             makes=f"{out}/{'results' if told.suffix else 'runs'}/{run}-{measure}{told.suffix}",
             cost=Cost(minutes=told.minutes, gpu_hours=told.gpu_hours),
             own=own | others,

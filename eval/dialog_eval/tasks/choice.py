@@ -21,6 +21,7 @@ from dialog_eval.metrics.intervals import values_of_mean_over_parts
 from dialog_eval.results import Entry, Example, Examples, Metric, Reference, Shown, unused_name
 from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, digits_of
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, counter
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _TEXTS_PER_BUNDLE = 16_384
 _OVER_PARTS = "mean over parts"
+_IMPOSSIBLE = "cannot be passed, because a right text is among the wrong ones, or an image or a text is there twice"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +209,8 @@ class ChoiceTask:
             for part, places in self._parts.items():
                 groups = [self._groups[place] for place in places]
                 metrics.append(Metric.of(f"{headline}, {part or rest}", values[places], groups))
-        return variant.entry("choice", self.dataset, self.protocol, metrics, label_suffix=suffix)
+        entry = variant.entry("choice", self.dataset, self.protocol, metrics, label_suffix=suffix)
+        return entry.model_copy(update={"notes": [*entry.notes, *self._notes]})
 
     @cached_property
     def _has_one_image(self) -> bool:
@@ -234,6 +237,11 @@ class ChoiceTask:
         return dict(parts)
 
     @cached_property
+    def _notes(self) -> list[str]:
+        lost = sum(not item.can_be_passed for item in self.items)
+        return [f"{count_of(lost, 'item')} of {len(self.items):,} {_IMPOSSIBLE}"] if lost else []
+
+    @cached_property
     def _averaged(self) -> list[int]:
         """The places of the items whose parts "mean over parts" averages."""
         if self.benchmark.averaged is None or len(self._parts) == 1:
@@ -247,7 +255,9 @@ class ChoiceTask:
 
         references: list[Reference] = []
         for measure, rule in self.benchmark.measures.items():
-            value = float(np.mean([chance(rule, len(item.texts), item.right) for item in self.items]))
+            value = float(
+                np.mean([item.can_be_passed and chance(rule, len(item.texts), item.right) for item in self.items])
+            )
             references.append(
                 Reference(name="chance", task="choice", dataset=self.dataset, metric=measure, value=value)
             )

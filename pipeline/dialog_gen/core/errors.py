@@ -81,4 +81,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     begun.sort(key=len)
     nearest = difflib.get_close_matches(word, names, n=1) or begun
     guess = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return f"{guess}Known: {', '.join(names)}"
+    return f"{guess}Known: {', '.join(names) or 'none'}"

@@ -40,6 +40,16 @@ class ChoiceItem:
     part: str = ""
     """The part of the benchmark that the item belongs to, such as "swap_att"."""
 
+    @property
+    def can_be_passed(self) -> bool:
+        """Whether any scores pass its rules.
+
+        None do if a right text is also a wrong one, or a group has an image or a text twice: a tie fails.
+        """
+        if len(self.images) == 1:
+            return set(self.texts[: self.right]).isdisjoint(self.texts[self.right :])
+        return len(set(self.images)) == len(self.images) and len(set(self.texts)) == len(self.texts)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:

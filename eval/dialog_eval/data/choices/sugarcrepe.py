@@ -12,33 +12,38 @@ The parts are the files: swap_att, replace_obj and so on.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NotRequired  # pydantic takes typing's only from Python 3.12 on
 
-from typing_extensions import TypedDict  # pydantic takes typing's only from Python 3.12 on
+from typing_extensions import TypedDict
 
 from dialog_eval.data.choices.base import BENCHMARKS, Benchmark, ChoiceItem, ImagePart, every_part
 from dialog_eval.data.records import read_records
+from dialog_gen.core.errors import UsageError
 
 
-class _Pair(TypedDict):
+class _Captions(TypedDict):
     filename: str
     caption: str
     negative_caption: str
 
 
-class _Triplet(_Pair):
+class _Pair(_Captions):
+    caption2: NotRequired[str]  # in a file of the other benchmark
+
+
+class _Triplet(_Captions):
     caption2: str
 
 
 def _read_pairs(files: Sequence[Path]) -> list[ChoiceItem]:
-    return [
-        ChoiceItem(
-            images=(ImagePart(record["filename"]),),
-            texts=(record["caption"], record["negative_caption"]),
-            part=path.stem,
-        )
-        for path in files
-        for record in read_records(path, _Pair, "SugarCrepe")
-    ]
+    items: list[ChoiceItem] = []
+    for path in files:
+        for number, record in enumerate(read_records(path, _Pair, "SugarCrepe"), 1):
+            if "caption2" in record:
+                raise UsageError(f"{path}: record {number} has a caption2: it is of --benchmark sugarcrepe-pp.")
+            texts = record["caption"], record["negative_caption"]
+            items.append(ChoiceItem(images=(ImagePart(record["filename"]),), texts=texts, part=path.stem))
+    return items
 
 
 def _read_triplets(files: Sequence[Path]) -> list[ChoiceItem]:
