@@ -12,6 +12,8 @@ from dialog_eval.results import Entry, Results, load_results
 ALONE, BASELINE = "alone", "baseline"
 RECALLS = tuple(f"{side} R@{k}" for side in ("image", "text") for k in (1, 5, 10))
 _SIMILARITY = "similarity"
+_VALIDATION = "val"
+"""What measures of a plan are `on` if they are on validation data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +149,8 @@ class Measured:
     def best_way(self, arm: str) -> str:
         """The way of asking with the highest accuracy of the arm on validation data; similarity if there are none."""
         accuracies: dict[str, list[float]] = {}
-        for results in self._choices.get(arm, ()):
+        measured = [results for _, results in self._of_arm.get((arm, _VALIDATION), ())]
+        for results in [*self._choices.get(arm, ()), *measured]:
             for entry in results.entries:
                 metric = entry.metric("accuracy")
                 if entry.task == "vqa" and entry.label == self.labels[arm] and metric is not None:

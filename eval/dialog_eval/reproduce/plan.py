@@ -76,7 +76,8 @@ class MeasurePlan(Cost):
     suffix: str = ".json"
     """".json" for results, "" for a checkpoint."""
     on: str = ""
-    """What its results are on, such as another split, if that is not what the plan's other measures are on."""
+    """What its results are on, such as another split, if that is not what the plan's other measures are on. With "val"
+    they choose the best way of asking, as a choice of a blend does."""
 
 
 class ColumnPlan(_Strict):
