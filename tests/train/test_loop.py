@@ -284,6 +284,26 @@ def test_a_folder_with_a_training_is_not_overwritten(tmp_path: Path) -> None:
             train(make_recipe(tmp_path / name, max_steps=2))
 
 
+def test_one_training_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    """The second would write checkpoints of its own between those of the first."""
+    done = train(make_recipe(tmp_path / "undisturbed"))
+
+    def second(number: int, values: dict[str, float]) -> None:
+        if number == 3:
+            with pytest.raises(UsageError, match=r"another training is writing to .*/a: wait for it, or choose"):
+                train(make_recipe(tmp_path / "a"), resume="auto")
+
+    assert train(make_recipe(tmp_path / "a"), on_step=second).losses == done.losses
+
+
+def test_memory_does_not_grow_with_the_shapes_of_batches(tmp_path: Path) -> None:
+    """oneDNN would keep a program for each: 18 MB a step in the embedded world."""
+    seen: list[bool] = []
+    train(make_recipe(tmp_path), on_step=lambda number, values: seen.append(torch.backends.mkldnn.enabled))
+    assert seen == [False] * STEPS
+    assert torch.backends.mkldnn.enabled
+
+
 def test_a_completed_training_is_left_alone(tmp_path: Path) -> None:
     first = train(make_recipe(tmp_path))
     assert train(make_recipe(tmp_path), resume="auto", on_step=stop_at(1)) == first
