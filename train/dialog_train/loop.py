@@ -193,7 +193,11 @@ def _without_onednn(accelerator: Accelerator) -> AbstractContextManager[None]:
     needs 1 GB of memory had 7 after 2,600 steps.
     """
     plain = accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
-    return torch.backends.mkldnn.flags(enabled=False) if plain else nullcontext()
+    if not plain:
+        return nullcontext()
+    # None leaves a setting as it is; the defaults of `flags` ask for TF32, which warns.
+    unchanged: Any = dict.fromkeys(("deterministic", "allow_tf32", "fp32_precision"))
+    return torch.backends.mkldnn.flags(enabled=False, **unchanged)
 
 
 class _Batches:
