@@ -53,6 +53,7 @@ LAYERS = {
         "loop",
         "text_tuning",
         "hf_processors",
+        "outputs",
         "hf_export",
         "model_card",
         "push",
