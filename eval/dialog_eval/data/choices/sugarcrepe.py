@@ -12,9 +12,9 @@ The parts are the files: swap_att, replace_obj and so on.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NotRequired  # pydantic takes typing's only from Python 3.12 on
+from typing import NotRequired
 
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic takes typing's only from Python 3.12 on
 
 from dialog_eval.data.choices.base import BENCHMARKS, Benchmark, ChoiceItem, ImagePart, every_part
 from dialog_eval.data.records import read_records
