@@ -207,9 +207,9 @@ def load_plan(name_or_file: str, scale: str) -> Plan:
     path = find_toml(name_or_file, shipped_plans(), "plan")
     content = {"name": path.stem, **read_toml(path, "plan")}
     scales: Any = content.get("scales", {})
-    if not isinstance(scales, dict) or scale not in scales:
-        if not isinstance(scales, dict) or not scales:
-            raise UsageError(f"plan file {path} has no table of scales, such as scales = {{ {scale} = [] }}.")
+    if not isinstance(scales, dict) or not scales:
+        raise UsageError(f"plan file {path} has no table of scales, such as scales = {{ {scale} = [] }}.")
+    if scale not in scales:
         raise UsageError(f"--scale {scale}: the plan {path.stem} has {', '.join(map(str, scales))}.")
     parts = shipped_toml(FOLDER / "parts")
     merged: dict[str, Any] = {}
