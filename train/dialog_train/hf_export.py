@@ -13,6 +13,7 @@ from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import writing
+from dialog_gen.core.progress import without_transformers_bars
 from dialog_train.hf_processors import hf_tokenizer, image_processor, save_processors
 from dialog_train.outputs import checkpoint_folder
 
@@ -45,7 +46,7 @@ def export_hf(clip: Clip, folder: Path) -> None:
     CLIP's own.
     """
     exported = _as_clip_model(clip)
-    with writing(folder):
+    with writing(folder), without_transformers_bars():
         save_processors(clip, folder)
         exported.save_pretrained(folder)
 

@@ -209,3 +209,17 @@ def _logs_above(bars: Progress, stream: TextIO) -> Generator[None]:
         for handler, own, choose in choices:
             handler.removeFilter(choose)
             handler.console = own
+
+
+@contextmanager
+def without_transformers_bars() -> Generator[None]:
+    """Hides the progress bars that transformers shows for each file that it reads or writes."""
+    from transformers.utils import logging as hf_logging
+
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()

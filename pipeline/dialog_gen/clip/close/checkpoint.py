@@ -13,12 +13,13 @@ from typing_extensions import override
 
 from dialog_gen.clip.base import CLIP_MODELS, Clip, TextWriter, WritingPrompt, WritingTask
 from dialog_gen.clip.close.adapters import Adapter, load_adapter, save_adapter
-from dialog_gen.clip.close.decoder import CloseDecoder, load_t5, no_progress_bars
+from dialog_gen.clip.close.decoder import CloseDecoder, load_t5
 from dialog_gen.clip.close.layout import CLOSE, CLOSE_FILE, PROMPTS
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.files import read_regular, write_json
 from dialog_gen.core.json_text import parse_json
+from dialog_gen.core.progress import without_transformers_bars
 from dialog_gen.core.tensors import load_tensors, save_tensors, sha256_of_weights
 
 _FORMAT = "dialog-train close 1"
@@ -90,7 +91,7 @@ def save_close(close: CloseClip, folder: Path, changed: Mapping[str, Tensor]) ->
             for name, parameter in decoder.named_parameters():
                 parameter.copy_(changed[name])
     folder.mkdir(parents=True, exist_ok=True)
-    with no_progress_bars():
+    with without_transformers_bars():
         decoder.t5.save_pretrained(folder / _DECODER)
     decoder.tokenizer.save_pretrained(folder / _DECODER)
     save_tensors(decoder.projection.state_dict(), folder / _PROJECTION)

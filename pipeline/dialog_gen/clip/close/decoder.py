@@ -1,16 +1,15 @@
 """A T5 (arXiv 1910.10683) whose encoder reads a CLIP vector, followed by a prompt."""
 
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
-from transformers.utils import logging as hf_logging
 
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.progress import without_transformers_bars
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 
@@ -63,18 +62,6 @@ class CloseDecoder(nn.Module):
         return {"inputs_embeds": embedded, "attention_mask": mask}
 
 
-@contextmanager
-def no_progress_bars() -> Generator[None]:
-    """Hides the progress bars that transformers shows for each file that it reads or writes."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
-
-
 def load_t5(name: str, revision: str | None = None, *, local: bool = False) -> tuple[Any, Any]:
     """Loads a T5 (float32) and its tokenizer; with `local`, from a folder, without network.
 
@@ -82,7 +69,7 @@ def load_t5(name: str, revision: str | None = None, *, local: bool = False) -> t
     """
     options: dict[str, Any] = {"revision": revision or "main", "local_files_only": local}
     try:
-        with no_progress_bars():
+        with without_transformers_bars():
             kind = AutoConfig.from_pretrained(name, **options).model_type
             if kind != T5Config.model_type:
                 raise ValueError(f"it is of the kind {kind!r}")
