@@ -25,9 +25,10 @@ from dialog_gen.core.files import write_file
 _MISSING = "not measured"
 _TERMS = """
 Ways of asking: *similarity* compares an image with a question and its answer, *statement* with a sentence made of both;
-*+ prior* adds how often dialogues answer such a question so, and *+ debias* subtracts what an answer scores with other
-images. Image R@1: of 100 captions, how many find their image first; text R@1: of 100 images, how many find a caption of
-theirs first. *Averaged*: weights averaged with the untuned ones.
+*+ prior* adds how often dialogues answer such a question so, *+ debias* subtracts what an answer scores with other
+images, and *+ filter* leaves out answers of another form than the question asks for, which needs no prior. Image R@1:
+of 100 captions, how many find their image first; text R@1: of 100 images, how many find a caption of theirs first.
+*Averaged*: weights averaged with the untuned ones.
 """.strip()
 
 
