@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dialog_eval.metrics.significance import Difference, difference
+from dialog_eval.reproduce.plan import VALIDATION
 from dialog_eval.reproduce.steps import Step
 from dialog_eval.results import Entry, Results, load_results
 
 ALONE, BASELINE = "alone", "baseline"
 RECALLS = tuple(f"{side} R@{k}" for side in ("image", "text") for k in (1, 5, 10))
+_ASKED = ("vqa", "vqa-types")
+"""Tasks whose figures depend on the way of asking."""
 _SIMILARITY = "similarity"
-_VALIDATION = "val"
-"""What measures of a plan are `on` if they are on validation data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,7 @@ class Measured:
         for seed, results in self._of_arm.get((figure.arm, figure.on), ()):
             label = self._label(figure, results)
             for entry in results.entries:
-                way = figure.way if figure.task != "vqa" else way_of(entry)
+                way = way_of(entry) if figure.task in _ASKED else figure.way
                 fits = (entry.label, entry.task, way) == (label, figure.task, figure.way)
                 if fits and entry.metric(figure.metric) is not None:
                     found.setdefault(entry.weights_sha256, (seed, entry))
@@ -149,7 +150,7 @@ class Measured:
     def best_way(self, arm: str) -> str:
         """The way of asking with the highest accuracy of the arm on validation data; similarity if there are none."""
         accuracies: dict[str, list[float]] = {}
-        measured = [results for _, results in self._of_arm.get((arm, _VALIDATION), ())]
+        measured = [results for _, results in self._of_arm.get((arm, VALIDATION), ())]
         for results in [*self._choices.get(arm, ()), *measured]:
             for entry in results.entries:
                 metric = entry.metric("accuracy")

@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.toml_files import find_toml, fit_model, read_toml, shipped_toml
 
+VALIDATION = "val"
+"""What measures of a plan are `on` if they are on validation data."""
 MOST_SEEDS = 100
 """A mistyped number is refused, and not planned for hours."""
 
@@ -78,6 +80,11 @@ class MeasurePlan(Cost):
     on: str = ""
     """What its results are on, such as another split, if that is not what the plan's other measures are on. With "val"
     they choose the best way of asking, as a choice of a blend does."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the best way of asking can be chosen by its results."""
+        return self.on == VALIDATION or "--choose" in self.run
 
 
 class ColumnPlan(_Strict):
@@ -172,6 +179,18 @@ class Plan(_Strict):
     arms: dict[str, ArmPlan] = {}
     measures: dict[str, MeasurePlan] = {}
     page: Annotated[TablePage | StudyPage | PlainPage, Field(discriminator="kind")] = PlainPage()
+
+    @model_validator(mode="after")
+    def _best_way_is_measured(self) -> "Plan":
+        """What the plan leaves unmeasured on validation data has no best way of asking, and its page would be wrong."""
+        name = self.page.ablated if isinstance(self.page, StudyPage) else ""
+        arm = self.arms.get(name)
+        if arm and not any(one.chooses for measure in arm.measures if (one := self.measures.get(measure))):
+            raise ValueError(
+                f'page.ablated: {name!r} needs a measure on validation data (on = "val", or a choice of a blend), by '
+                "which the best way of asking is chosen"
+            )
+        return self
 
     @property
     def seeds_share(self) -> bool:
