@@ -32,6 +32,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"plain": base, "tuned": tuned, "third": root / "third", "mammut": write_mammut(root / "mammut")}
 
 
+def test_the_out_of_a_training_names_its_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is no checkpoint folder: [^.]+\.json and [^.]+\.safetensors\.$"):
+        check_clip(str(tmp_path), needs=SEARCH)
+    (tmp_path / "model").symlink_to(folders["plain"])
+    with pytest.raises(UsageError, match=r"is no checkpoint folder: .* Its model is .*model\.$"):
+        check_clip(str(tmp_path), needs=SEARCH)
+
+
 @pytest.mark.parametrize(
     ("name", "needs", "found"),
     [

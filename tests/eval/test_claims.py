@@ -108,6 +108,15 @@ def claim(*tests: ClaimTest, **more: object) -> Claim:
     return Claim.model_validate({"claim": "c", "source": "s", "shows": "x", "tests": tests, **more})
 
 
+@pytest.mark.parametrize("task", ["vqa", "vqa-types"])
+def test_figures_are_of_one_way_of_asking(tmp_path: Path, task: str) -> None:
+    by_statement = entry("A", MOST, task=task, protocol="MC-18, asked by statement")
+    found = measured(tmp_path, entry("A", FEW, task=task, protocol="MC-18"), by_statement)
+    means = {way: found.estimate(Figure(arm="a", task=task, way=way)) for way in ("similarity", "statement")}
+    assert {way: one and one.mean for way, one in means.items()} == {"similarity": 0.25, "statement": 0.75}
+    assert found.values(Figure(arm="a", task=task, way="statement + prior")) is None
+
+
 def test_verdicts(tmp_path: Path) -> None:
     found = measured(tmp_path, entry("base", HALF), entry("A", MOST), entry("A, averaged", HALF), entry("B", FEW))
     up, down = ClaimTest(arm="a", against="baseline"), ClaimTest(arm="b", against_arm="a", against="baseline")
@@ -131,6 +140,7 @@ def test_verdicts(tmp_path: Path) -> None:
     ]
     assert judged[0].figures[0].startswith("accuracy +25.0 [+")
     assert judged[5].figures == ["why"]
+    assert [place for place, one in enumerate(judged) if not one.one_seed] == [5, 7], "one training, or none"
     assert judged[7].figures == ["accuracy: not measured"]
 
 

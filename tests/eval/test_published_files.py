@@ -62,8 +62,8 @@ def served(name: str, server: FileServer) -> Manifest:
     ("name", "split", "use", "protocol", "counts"),
     [
         ("mscoco", "test", "retrieval", "first 5 captions of each image: 3 images, 15 captions", (15, 3)),
-        ("mscoco", "val", "retrieval", "first 5 captions of each image: 1 images, 5 captions", (5, 1)),
-        ("vqav1-real", "val", "vqa", "MC-18, official accuracy", (15,)),
+        ("mscoco", "val", "retrieval", "first 5 captions of each image: 2 images, 10 captions", (10, 2)),
+        ("vqav1-real", "val", "vqa", "MC-18, official accuracy", (18,)),
         ("vqav1-abstract", "val", "vqa", "MC-18, official accuracy", (9,)),
     ],
 )
@@ -137,7 +137,7 @@ def test_karpathy_splits_and_cocos_own_file_agree(tmp_path: Path) -> None:
     whole = load_captions(tmp_path / "captions_val2014.json")
     assert whole.split is None
     found: dict[int, list[str]] = {}
-    for split, numbers in {"test": [42, 133, 391895], "val": [581929], "restval": [73]}.items():
+    for split, numbers in {"test": [42, 133, 391895], "val": [581929, 400044], "restval": [73]}.items():
         part = load_captions(tmp_path / "dataset_coco.json", split)
         assert part.split == split
         assert list(part.captions) == numbers
@@ -179,7 +179,7 @@ def ask(tmp_path: Path, dialog_eval: Cli) -> Callable[..., str]:
             "questions.json is not a VQA questions file: questions.4.im",
         ),
         (lambda q, a: a.pop("annotations"), "Field required. Are questions and annotations swapped?"),
-        (lambda q, a: a["annotations"].pop(), "both have 14 questions, 1 only in "),
+        (lambda q, a: a["annotations"].pop(), "both have 17 questions, 1 only in "),
         (lambda q, a: q["questions"][3]["multiple_choices"].pop(), "question 730 has 17 multiple_choices, expected 18"),
         (lambda q, a: a["annotations"].append(a["annotations"][0]), "annotations.json holds question 420 twice"),
         (lambda q, a: a.update(data_subtype="train2014"), "of the split 'val2014'"),
@@ -274,7 +274,7 @@ def test_splits_that_are_not_there(tmp_path: Path, ask: Callable[..., str], comm
 def test_train_takes_restval_with_it_and_other_sets_have_no_coco_ids(tmp_path: Path) -> None:
     content = dataset_coco()
     content["dataset"] = "flickr30k"
-    for image, split in zip(content["images"], ["train", "restval", "test", "val", "train"], strict=True):
+    for image, split in zip(content["images"], ["train", "restval", "test", "val", "train", "test"], strict=True):
         image["split"] = split
         del image["cocoid"], image["filepath"]
     (tmp_path / "d.json").write_text(json.dumps(content))

@@ -316,6 +316,12 @@ HEAD = 'title = "T"\nscales = { shapes = [] }\n'
             "plan mine: steps.a.makes is '{where}/x': it knows {out} only.",
         ),
         (HEAD + '[arms.a]\nlabel = "a"\nmodel = "x"\nmeasures = ["m"]\n', [], "unknown measure 'm'; Known: none."),
+        (
+            HEAD + '[measures.m]\nrun = "x"\n[arms.a]\nlabel = "a"\nmodel = "x"\nmeasures = ["m"]\n'
+            '[page]\nkind = "study"\nablated = "a"\n',
+            [],
+            "page.ablated: 'a' needs a measure on validation data",
+        ),
         ('title = "T"\nscales = ["shapes"]\n', [], "has no table of scales, such as scales = { shapes = [] }."),
         (HEAD + "seeds = 101\n", [], "seeds: must be at most 100"),
         (HEAD, ["--seeds", "100000"], "--seeds 100000 is too large: give at most 100."),

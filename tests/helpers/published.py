@@ -9,7 +9,7 @@ from PIL import Image
 
 _INFO = {"description": "made for a test", "year": 2014, "version": "1.0"}
 _LICENSE = {"id": 1, "name": "CC", "url": "http://creativecommons.org/licenses/by/2.0/"}
-COCO_IDS = {42: "test", 73: "restval", 133: "test", 581929: "val", 391895: "test"}
+COCO_IDS = {42: "test", 73: "restval", 133: "test", 581929: "val", 391895: "test", 400044: "val"}
 """COCO's ids of validation images -> their split of Karpathy's."""
 ABSTRACT_IDS = (20000, 20001, 29999)
 

@@ -73,6 +73,8 @@ class Judged:
     verdict: Verdict
     figures: list[str]
     """What was measured, such as "image R@1 +0.4 [-0.1, +0.9]"; or why there is no figure."""
+    one_seed: bool = False
+    """Whether any of it is of one training only, whose intervals say nothing about another."""
 
 
 def load_claims(name_or_file: str) -> list[Claim]:
@@ -91,6 +93,7 @@ def judge(claims: Sequence[Claim], measured: Measured, best: str) -> list[Judged
     seen = {place for place, *_ in tests} - missing
     adjusted = iter(holm([estimate.p for estimate in estimates if estimate is not None]))
     found: list[list[tuple[Verdict, str]]] = [[] for _ in claims]
+    one_seed = {place for (place, *_), one in zip(tests, estimates, strict=True) if one is not None and one.seeds == 1}
     for (place, test, metric), estimate in zip(tests, estimates, strict=True):
         verdict = "cannot be seen here" if estimate is None else _verdict(test, estimate, next(adjusted))
         found[place].append((verdict, _told(test, metric, estimate)))
@@ -99,6 +102,7 @@ def judge(claims: Sequence[Claim], measured: Measured, best: str) -> list[Judged
             claim=claim,
             verdict=_all([verdict for verdict, _ in some]),
             figures=[told for _, told in some] + ([claim.unseen] if place not in seen and claim.unseen else []),
+            one_seed=place in one_seed,
         )
         for place, (claim, some) in enumerate(zip(claims, found, strict=True))
     ]

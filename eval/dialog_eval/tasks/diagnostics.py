@@ -35,8 +35,8 @@ class DiagnosticsOptions:
     other_captions: Annotated[
         Path | None,
         typer.Option(
-            help="Texts of another kind about the same images, such as dialogues: how far the distribution of their "
-            "similarities is from that of the captions."
+            help="Texts of another kind about the same images, in such a file or folder: how far the distribution of "
+            "their similarities is from that of the captions."
         ),
     ] = None
     split: Split = None
@@ -66,8 +66,6 @@ class Diagnostics(TaskDefinition[DiagnosticsOptions]):
         """Reads the caption files."""
         given = self.options
         captions = load_retrieval(given.captions, index, captions_per_image=self._per_image, split=given.split)
-        if len(captions.captions) < 2:
-            raise UsageError(f"{given.captions} has captions of one image: diagnostics compare several.")
         others = None
         if given.other_captions is not None:
             others = load_retrieval(given.other_captions, index, captions_per_image=self._per_image, split=given.split)

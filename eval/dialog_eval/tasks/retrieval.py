@@ -251,8 +251,8 @@ def load_retrieval(
     `read_captions`. `folds`: as in `RetrievalTask`.
 
     Raises UsageError for a file that is not a captions file, for images that the index lacks or has twice, for one that
-    the file lists twice, for images that cannot be cut into as many folds, and for galleries of one image, in which
-    every search would find it.
+    the file lists twice, for images that cannot be cut into as many folds, and for one image, and galleries of one,
+    in which every search would find it.
     """
     content = read_captions(captions, split)
     chosen = {image: texts[:captions_per_image] for image, texts in content.captions.items()}
@@ -262,9 +262,12 @@ def load_retrieval(
             f"--folds {folds}: {count_of(len(chosen), 'image')} cannot be cut into so many galleries of equal size; "
             "give a number that divides them."
         )
+    if len(chosen) == 1:
+        raise UsageError(f"{captions} has captions of one image: several are compared.")
     if len(chosen) == folds:
-        ways = "give fewer --folds" if folds > 1 else "give --captions for more images"
-        raise UsageError(f"each gallery has one image only, so every search would find it: {ways}.")
+        raise UsageError(
+            f"--folds {folds}: each gallery has one image only, which every search would find; give fewer."
+        )
     source_ids = index.by_file_name(names, each_once=True) if names else index.by_number(chosen)
     which = "all captions" if captions_per_image is None else f"first {captions_per_image} captions of each image"
     count = sum(map(len, chosen.values()))

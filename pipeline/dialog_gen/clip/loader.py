@@ -139,7 +139,9 @@ def format_of(name: str, folder: Path, pretrained: str | None, needs: Sequence[C
                 return form
             found.append(form)
     if not found:
-        raise _no_checkpoint(name)
+        inside = folder / "model"  # as trainings write it
+        hint = f" Its model is {inside}." if any(form.recognises(inside) for form in formats.values()) else ""
+        raise UsageError(f"{_no_checkpoint(name)}{hint}")
     check_capabilities(name, found[0], needs)
     raise AssertionError("a format that can do what is needed was not used")
 

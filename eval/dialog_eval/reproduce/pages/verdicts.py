@@ -41,7 +41,12 @@ def verdict_lines(page: StudyPage, measured: Measured, judged: Sequence[Judged],
         kinds: tuple[Verdict, ...] = ("holds", "does not", "cannot be seen here")
         held, not_held, unseen = (claims.count(kind) for kind in kinds)
         holds, does = ("holds" if held == 1 else "hold"), ("does" if not_held == 1 else "do")
-        lines.append(f"Claims of the sources: {held} {holds}, {not_held} {does} not, {unseen} cannot be seen here.")
+        settled = [one for one in judged if not one.claim.goal and one.verdict != "cannot be seen here"]
+        alone = sum(one.one_seed for one in settled)
+        note = f" Of these verdicts, {alone} {'rests' if alone == 1 else 'rest'} on one training." if alone else ""
+        lines.append(
+            f"Claims of the sources: {held} {holds}, {not_held} {does} not, {unseen} cannot be seen here.{note}"
+        )
     return [line for text in lines for line in (text, "")][:-1]
 
 
