@@ -188,35 +188,39 @@ def test_what_was_measured_on_something_else(tmp_path: Path) -> None:
     assert not Measured(steps[:1], {"a": "A"}).has("a")
 
 
-def test_seeds_with_a_baseline_each_are_compared_in_pairs(tmp_path: Path) -> None:
-    """Also if a seed is not measured yet. The references are means and scipy's tests of the pairs."""
-    bases, tuned = {0: 0.2, 1: 0.6, 2: 0.9}, {0: 0.3, 2: 0.95}
+def test_trainings_of_one_start_are_its_mean(tmp_path: Path) -> None:
+    """Starts are compared in pairs, also if one is not measured yet. The references are scipy's tests of the pairs."""
+    bases, tuned = {0: 0.2, 1: 0.6, 2: 0.9}, {0: 0.3, 2: 0.95, 3: 0.5}
     steps: list[Step] = []
-    for seed, base in bases.items():
+    for seed in range(4):
+        start, base = seed % 3, bases[seed % 3]
         for arm, value in (("a", tuned.get(seed)), ("b", base + 0.02 * seed)):
             if value is None:
                 continue
             path = tmp_path / f"{arm}{seed}.json"
             own = entry(arm.upper(), [value] * 50, f"{arm}{seed}")
-            Results(baseline=f"p{seed}", entries=[entry(f"p{seed}", [base] * 50, f"p{seed}"), own]).save(path)
+            Results(baseline=f"p{start}", entries=[entry(f"p{start}", [base] * 50, f"p{start}"), own]).save(path)
             steps.append(
                 Step(
                     name=path.stem, kind="measure", words=(), makes=path, needs=(), cost=Cost(),
-                    arm=arm, seed=seed, measure="m",
+                    arm=arm, seed=seed, start=start, measure="m",
                 )
             )  # fmt: skip
-    found = Measured(steps, {"a": "A", "b": "B"}, paired=True)
+    found = Measured(steps, {"a": "A", "b": "B"}, by_start=True)
+    values = found.values(Figure(arm="a"))
+    assert values is not None
+    assert (values.rows, values.trainings) == ([0, 2], 3)
     gain = found.estimate(Figure(arm="a"), Figure(arm="a", alias="baseline"))
     apart = found.estimate(Figure(arm="b"), Figure(arm="a"))
     base = found.estimate(Figure(arm="b", alias="baseline"))
     assert gain is not None
-    assert (gain.mean, gain.seeds) == (pytest.approx((0.1 + 0.05) / 2), 2)
-    assert gain.p == pytest.approx(ttest_1samp([0.1, 0.05], 0).pvalue)
+    assert (gain.mean, gain.seeds) == (pytest.approx((0.2 + 0.05) / 2), 2)
+    assert gain.p == pytest.approx(ttest_1samp([0.2, 0.05], 0).pvalue)
     assert apart is not None
-    assert apart.p == pytest.approx(ttest_1samp([0.2 - 0.3, 0.94 - 0.95], 0).pvalue)
+    assert apart.p == pytest.approx(ttest_1samp([0.23 - 0.4, 0.94 - 0.95], 0).pvalue)
     assert base is not None
     assert (base.mean, base.seeds) == (pytest.approx(sum(bases.values()) / 3), 3)
-    # Without pairs, the baselines are three models that no training changes.
+    # Without starts, the baselines are three models that no training changes.
     assert Measured(steps, {"a": "A", "b": "B"}).estimate(Figure(arm="b", alias="baseline")) != base
 
 

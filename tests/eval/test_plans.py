@@ -168,12 +168,15 @@ def test_seeds(tmp_path: Path) -> None:
     assert [name for name in trained if name.startswith("plus-no-foils")] == ["plus-no-foils-0"]
 
 
-def test_each_seed_has_a_pretraining_of_its_own() -> None:
-    """It is trained before what starts from it, and the evaluation compares with it."""
-    steps = {step.name: step for step in steps_of("pretrainings", "shapes", 2)}
+def test_seeds_are_dealt_over_the_pretrainings() -> None:
+    """A CLIP is trained before what starts from it, several trainings do, and the evaluation compares with it."""
+    steps = {step.name: step for step in steps_of("pretrainings", "shapes", 5)}
     order = list(steps)
-    for seed in (0, 1):
-        clip, data, tuned = (f"{name}-{seed}" for name in ("clip", "draft-data", "other-draft"))
+    assert [name for name in order if name.startswith("clip-")] == ["clip-0", "clip-1", "clip-2"]
+    for seed, start in enumerate([0, 1, 2, 0, 1]):
+        clip, data, tuned = f"clip-{start}", f"draft-data-{start}", f"other-draft-{seed}"
+        assert steps[f"{tuned}-scores"].start == start
+        assert {f"seed={seed}"} <= set(values(steps[tuned], "--set"))
         assert values(steps[data], "--model") == [str(OUT / clip)]
         assert {f"model={OUT / clip}", f"data.work={OUT / data}"} <= set(values(steps[tuned], "--set"))
         assert values(steps[f"{tuned}-scores"], "--baseline") == [str(OUT / clip)]

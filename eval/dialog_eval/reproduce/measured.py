@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from dialog_eval.metrics.significance import Difference, difference
 from dialog_eval.reproduce.plan import VALIDATION
@@ -40,44 +42,44 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:
-    """A figure's value for each seed and item."""
+    """A figure's value for each seed and item; where trainings have starts, the mean over the seeds of each start."""
 
     values: list[list[float]]
-    """(seeds, items)"""
-    seeds: list[int]
-    """The number of each seed; of a model that no training changes, that of the first results that have it."""
+    """(seeds, items), or (starts, items)"""
+    rows: list[int]
+    """Seeds, or starts; of a model that no training changes, that of the first results that have it."""
+    trainings: int
     groups: list[int] | None
     trained: bool
     """Whether other seeds would give other values."""
     notes: list[list[str]]
-    """What the results of each seed say about their figures."""
+    """What the results of each training say about their figures."""
 
-    def of(self, seeds: Sequence[int]) -> "Values":
-        """The values of some of the seeds, in their order."""
-        places = [self.seeds.index(seed) for seed in seeds]
-        values, notes = ([some[place] for place in places] for some in (self.values, self.notes))
-        return replace(self, values=values, seeds=list(seeds), notes=notes)
+    def of(self, rows: Sequence[int]) -> list[list[float]]:
+        """The values of some of the rows, in their order."""
+        return [self.values[self.rows.index(row)] for row in rows]
 
 
 class Measured:
     """The results of the arms of a plan that are there."""
 
-    def __init__(self, steps: Sequence[Step], labels: dict[str, str], *, paired: bool = False) -> None:
-        """`labels`: arm -> label. `paired`: whether each seed has a baseline of its own.
+    def __init__(self, steps: Sequence[Step], labels: dict[str, str], *, by_start: bool = False) -> None:
+        """`labels`: arm -> label. `by_start`: whether trainings have starts, each a baseline of its own.
 
         Raises UsageError for a results.json that cannot be read.
         """
         self.labels = labels
-        self._paired = paired
+        self.by_start = by_start
         self.files = [step.makes for step in steps if step.is_results and step.makes.exists()]
         self._of_arm: dict[tuple[str, str], list[tuple[int, Results]]] = {}
-        """Arm and what was measured -> seeds and results."""
+        """Arm and what was measured -> seeds, or starts, and results."""
         self._choices: dict[str, list[Results]] = {}
         for step in steps:
             if step.arm is None or step.measure is None:
                 continue
             if step.is_results and step.makes.exists():
-                self._of_arm.setdefault((step.arm, step.on), []).append((step.seed, _load(step.makes)))
+                row = step.start if by_start else step.seed
+                self._of_arm.setdefault((step.arm, step.on), []).append((row, _load(step.makes)))
             elif (chosen := choice_results(step.makes)).exists():
                 self._choices.setdefault(step.arm, []).append(_load(chosen))
 
@@ -100,21 +102,25 @@ class Measured:
     def values(self, figure: Figure) -> Values | None:
         """The values of a figure; None if it was not measured."""
         found: dict[str, tuple[int, Entry]] = {}
-        for seed, results in self._of_arm.get((figure.arm, figure.on), ()):
+        for row, results in self._of_arm.get((figure.arm, figure.on), ()):
             label = self._label(figure, results)
             for entry in results.entries:
                 way = way_of(entry) if figure.task in _ASKED else figure.way
                 fits = (entry.label, entry.task, way) == (label, figure.task, figure.way)
                 if fits and entry.metric(figure.metric) is not None:
-                    found.setdefault(entry.weights_sha256, (seed, entry))
-        metrics = [metric for _, entry in found.values() if (metric := entry.metric(figure.metric)) is not None]
+                    found.setdefault(entry.weights_sha256, (row, entry))
+        metrics = [(row, one) for row, entry in found.values() if (one := entry.metric(figure.metric)) is not None]
         if not metrics:
             return None
+        rows: dict[int, list[list[float]]] = {}
+        for row, metric in metrics:
+            rows.setdefault(row if self.by_start else len(rows), []).append(metric.values)
         return Values(
-            values=[metric.values for metric in metrics],
-            seeds=[seed for seed, _ in found.values()],
-            groups=metrics[0].groups,
-            trained=self._paired or not figure.is_untuned,
+            values=[np.mean(some, axis=0).tolist() if len(some) > 1 else some[0] for some in rows.values()],
+            rows=list(rows) if self.by_start else [row for row, _ in metrics],
+            trainings=len(metrics),
+            groups=metrics[0][1].groups,
+            trained=self.by_start or not figure.is_untuned,
             notes=[entry.notes for _, entry in found.values()],
         )
 
@@ -126,20 +132,18 @@ class Measured:
         b = self.values(against) if against is not None else None
         if a is None or (against is not None and b is None):
             return None
-        if b is not None and self._paired:
-            both = [seed for seed in a.seeds if seed in b.seeds]
-            if not both:
-                return None
-            a, b = a.of(both), b.of(both)
+        rows = [row for row in a.rows if b is None or not self.by_start or row in b.rows]
+        if not rows:
+            return None
         return difference(
-            a.values,
-            None if b is None else b.values,
+            a.of(rows),
+            None if b is None else b.of(rows) if self.by_start else b.values,
             a.groups,
             factor=factor,
             above=above,
             a_is_trained=a.trained,
             b_is_trained=b is not None and b.trained,
-            paired=self._paired,
+            paired=self.by_start,
         )
 
     def ways(self) -> list[str]:

@@ -3,8 +3,8 @@
 A plan has steps, arms and measures. A step is a command. An arm is a training, repeated for several seeds. A measure
 is a command for each seed of the arms that name it. In commands, `{out}` is the folder of everything, `{NAME}` the
 output of the step NAME, and so of the training ARM-SEED; a measure also knows `{model}`, `{label}`, `{makes}` (what it
-writes) and, by their names, the other measures of its arm. A step with `each_seed` is a step NAME-SEED for each seed;
-what belongs to one seed knows it as `{NAME}`.
+writes) and, by their names, the other measures of its arm. A step with `each_start` is a step NAME-START for each of
+the plan's `starts`, over which the seeds are dealt; what belongs to one seed knows that of its start as `{NAME}`.
 
 What several plans share is in `plans/parts`; a plan names the parts of each scale.
 """
@@ -44,14 +44,14 @@ class Cost(_Strict):
 
 
 class StepPlan(Cost):
-    """A command that runs once, or once for each seed."""
+    """A command that runs once, or once for each start."""
 
     run: str
     kind: Kind = "other"
     makes: str = ""
-    """The file or folder that it writes; the default is {out}/NAME, for each seed {out}/NAME-SEED."""
-    each_seed: bool = False
-    """Whether each seed has its own. Then what trainings of a seed give is compared seed by seed."""
+    """The file or folder that it writes; the default is {out}/NAME, for each start {out}/NAME-START."""
+    each_start: bool = False
+    """Whether each start has its own, such as the model that its trainings begin with."""
 
 
 class ArmPlan(Cost):
@@ -173,6 +173,9 @@ class Plan(_Strict):
     """Scale, such as "shapes" -> the names of the parts that it takes."""
     seeds: int = Field(default=1, ge=1, le=MOST_SEEDS)
     """Seeds of each arm, if the user does not say."""
+    starts: int | None = Field(default=None, ge=1, le=MOST_SEEDS)
+    """Of steps with `each_start`: seed S has start S modulo this. Arms are then compared start by start, each by the
+    mean over its seeds. The default is a start for each seed."""
     launcher: str = "dialog-train"
     """What starts a training: dialog-train, or `accelerate launch -m dialog_train`."""
     steps: dict[str, StepPlan] = {}
@@ -193,9 +196,13 @@ class Plan(_Strict):
         return self
 
     @property
-    def seeds_share(self) -> bool:
-        """Whether what belongs to one seed has something in common, such as the model that trainings start from."""
-        return any(step.each_seed for step in self.steps.values())
+    def has_starts(self) -> bool:
+        """Whether trainings differ by more than their seeds: by what they begin with."""
+        return any(step.each_start for step in self.steps.values())
+
+    def start_of(self, seed: int) -> int:
+        """The start that a seed has."""
+        return seed if self.starts is None else seed % self.starts
 
 
 FOLDER = Path(str(files("dialog_eval.reproduce"))) / "plans"

@@ -23,6 +23,7 @@ class Step:
     cost: Cost
     arm: str | None = None
     seed: int = 0
+    start: int = 0
     measure: str | None = None
     on: str = ""
     """What its results are on, see `MeasurePlan`."""
@@ -50,6 +51,7 @@ class _Draft:
     """Placeholders of this step only -> name of a step, or a text in quotes."""
     arm: str | None = None
     seed: int = 0
+    start: int = 0
     measure: str | None = None
     on: str = ""
 
@@ -91,14 +93,15 @@ def _drafts(plan: Plan, out: Path, seeds: int) -> dict[str, _Draft]:
     drafts: dict[str, _Draft] = {}
     every = range(max([seeds, *(arm.seeds or 0 for arm in plan.arms.values())]))
     for name, step in plan.steps.items():
-        for seed in every if step.each_seed else (None,):
-            run = name if seed is None else f"{name}-{seed}"
+        starts = dict.fromkeys(map(plan.start_of, every)) if step.each_start else (None,)
+        for start in starts:
+            run = name if start is None else f"{name}-{start}"
             drafts[run] = _Draft(
                 kind=step.kind,
                 template=tuple(_words(step.run, plan, f"steps.{name}.run")),
-                makes=_place(step.makes, plan, name, out, seed) if step.makes else f"{out}/{run}",
+                makes=_place(step.makes, plan, name, out, start) if step.makes else f"{out}/{run}",
                 cost=Cost(minutes=step.minutes, gpu_hours=step.gpu_hours, images=step.images),
-                own={"out": repr(str(out))} if seed is None else _of_seed(plan, seed, out),
+                own={"out": repr(str(out))} if start is None else _of_start(plan, start, out),
             )
     # Seed by seed, so that a study that is stopped has one seed of each arm before it has two of any. Arms with their
     # own number of seeds, such as ablations, come after those that are the study's main part.
@@ -110,8 +113,8 @@ def _drafts(plan: Plan, out: Path, seeds: int) -> dict[str, _Draft]:
     return drafts
 
 
-def _place(makes: str, plan: Plan, name: str, out: Path, seed: int | None) -> str:
-    known = {"out": out} if seed is None else {"out": out, "seed": seed}
+def _place(makes: str, plan: Plan, name: str, out: Path, start: int | None) -> str:
+    known = {"out": out} if start is None else {"out": out, "start": start}
     try:
         return makes.format_map(known)
     except (ValueError, AttributeError, TypeError, LookupError):
@@ -126,16 +129,17 @@ def _words(command: str, plan: Plan, place: str) -> list[str]:
         raise UsageError(f"plan {plan.name}: {place}: {str(error).lower()} in {command!r}.") from None
 
 
-def _of_seed(plan: Plan, seed: int, out: Path) -> dict[str, str]:
-    """The placeholders of what belongs to one seed."""
-    shared = {name: f"{name}-{seed}" for name, step in plan.steps.items() if step.each_seed}
-    return {"out": repr(str(out)), "seed": repr(str(seed)), **shared}
+def _of_start(plan: Plan, start: int, out: Path) -> dict[str, str]:
+    """The placeholders of what belongs to one start."""
+    shared = {name: f"{name}-{start}" for name, step in plan.steps.items() if step.each_start}
+    return {"out": repr(str(out)), "start": repr(str(start)), **shared}
 
 
 def _of_arm(plan: Plan, name: str, seed: int, out: Path) -> dict[str, _Draft]:
     """The training of an arm with one seed, and its measures."""
     arm, run, made = plan.arms[name], f"{name}-{seed}", dict[str, _Draft]()
-    own = _of_seed(plan, seed, out) | {"label": repr(arm.label)}
+    start = plan.start_of(seed)
+    own = _of_start(plan, start, out) | {"seed": repr(str(seed)), "label": repr(arm.label)}
     if arm.system:
         settings = [word for one in [f"seed={seed}", "out={makes}", *arm.set] for word in ("--set", one)]
         launcher = _words(plan.launcher, plan, "launcher")
@@ -148,6 +152,7 @@ def _of_arm(plan: Plan, name: str, seed: int, out: Path) -> dict[str, _Draft]:
             own=own,
             arm=name,
             seed=seed,
+            start=start,
         )
     elif not arm.model:
         raise UsageError(f"plan {plan.name}: the arm {name} has neither a system nor a model.")
@@ -170,6 +175,7 @@ def _of_arm(plan: Plan, name: str, seed: int, out: Path) -> dict[str, _Draft]:
             own=own | others,
             arm=name,
             seed=seed,
+            start=start,
             measure=measure,
             on=told.on,
         )
@@ -221,6 +227,7 @@ def _finished(name: str, draft: _Draft, drafts: Mapping[str, _Draft], plan: str)
         cost=draft.cost,
         arm=draft.arm,
         seed=draft.seed,
+        start=draft.start,
         measure=draft.measure,
         on=draft.on,
     )

@@ -32,7 +32,7 @@ def write_page(
         more = {arm: made.label for arm, made in other.arms.items() if arm not in labels}
         others += [step for step in plan_steps(other, out) if step.arm in more]
         labels |= more
-    measured = Measured([*steps, *others], labels, paired=plan.seeds_share)
+    measured = Measured([*steps, *others], labels, by_start=plan.has_starts)
     files = [file for file in measured.files if file in own]
     if not files:
         raise DialogGenError(f"nothing was measured: the logs of the steps are in {out / 'steps'}.")

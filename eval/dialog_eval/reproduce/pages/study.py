@@ -49,9 +49,11 @@ def study_page(plan: Plan, page: StudyPage, measured: Measured, path: Path, deta
     for more in page.tables:
         lines += _more(more, plan, measured, best)
     lines += _ablations(page, plan, measured, best) + _curve_tables(page, plan, measured, best)
+    repeated = "the CLIPs that trainings begin with" if measured.by_start else "seeds"
+    one = "CLIP" if measured.by_start else "seed"
     note = (
-        "Intervals are of 95 %, over images and over seeds (Student's, with the variances of both); with one seed they "
-        "are over images only, and say nothing about another training. All figures, with their notes: "
+        f"Intervals are of 95 %, over images and over {repeated} (Student's, with the variances of both); with one "
+        f"{one} they are over images only, and say nothing about another training. All figures, with their notes: "
         f"[{details.name}]({details.name})."
     )
     lines += [note, ""]
@@ -75,7 +77,7 @@ def _arms(rows: Sequence[Figure], measured: Measured, best: str) -> list[str]:
     body: list[list[str]] = []
     for row in rows:
         values = measured.values(of(row, "retrieval", "image R@1"))
-        seeds = str(len(values.values)) if values is not None and values.trained else ""
+        seeds = str(values.trainings) if values is not None and values.trained else ""
         cells = [_cell(measured, of(row, *column)) for column in columns]
         body.append([md(row_name(row, measured)), seeds, *cells])
     note = (
