@@ -80,7 +80,7 @@ def test_scores_are_the_formula(
     rows: list[dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    ways = "similarity,statement+prior,similarity+debias+prior,statement+debias+filter"
+    ways = "similarity,statement+prior,similarity+debias+prior,statement+debias+filter,debias:text,debias:mean-image"
     options = ["--score", ways, "--dialogues", dialogues, "--prior-weight", "3", "--debias-weight", "0.6"]
     results = measured(dialog_eval, split, clips, tmp_path / "r.json", *options)
     entries = [e for e in results.entries if e.label == "tuned" and e.task == "vqa"]
@@ -90,11 +90,15 @@ def test_scores_are_the_formula(
         f"{base}, asked by statement + prior",
         f"{base}, asked by similarity + prior, calibrated by nearest",
         f"{base}, asked by statement + filter, calibrated by nearest",
+        f"{base}, calibrated by text",
+        f"{base}, calibrated by mean-image",
     ]
     # All images of the dialogues are references, fewer than 128; the prior is of all pairs, for all weights are given.
     references = row_vectors(model, rows, tmp_path)
     prior = AnswerPrior.of_pairs((p["user"], p["assistant"]) for row in rows for p in row["texts"])
     images = model.images([image_path(split, SUBSET, n) for n in range(12)])
+    asked_about = images[sorted({item.image_id for item in load_vqa(*map(Path, vqa_files(split)))})]
+    mean = normalize(asked_about.mean(0), dim=0)
     scale = float(model.model.logit_scale.detach().exp())
     items = load_vqa(*map(Path, vqa_files(split)))
     clear = 0
@@ -102,12 +106,15 @@ def test_scores_are_the_formula(
         plain = model.texts([f"{item.question} {answer}" for answer in item.choices])
         told = model.texts([statement(item.question, answer) for answer in item.choices])
         seen = images[item.image_id]
+        alone = model.texts([item.question])[0]
         for place, entry in enumerate(entries):
             scores = []
             for text, answer in zip(told if place in (1, 3) else plain, item.choices, strict=True):
                 value = float(text @ seen)
                 if place in (2, 3):
                     value -= 0.6 * sum(float(text @ other) for other in references) / ROWS
+                if place in (4, 5):
+                    value -= 0.6 * float(text @ (alone if place == 4 else mean))
                 if place in (1, 2):
                     value = scale * value + 3 * float(prior.log_probabilities(item.question, [answer])[0])
                 if place == 3 and not fits(item.question, answer) and any(fits(item.question, c) for c in item.choices):
@@ -117,13 +124,19 @@ def test_scores_are_the_formula(
             clear += len(near) == 1
             right = [min(0.3 * item.answers.count(answer), 1.0) for answer in near]
             assert entry.metrics[0].values[number] == pytest.approx(right[0]) or len(near) > 1
-    assert clear > 0.8 * 4 * len(items), "a test that can tell"
-    assert len({tuple(entry.metrics[0].values) for entry in entries}) > 2
+    assert clear > 0.8 * 6 * len(items), "a test that can tell"
+    assert len({tuple(entry.metrics[0].values) for entry in entries}) > 3
     assert [e.asked and (e.asked.debias_weight, e.asked.prior_weight, e.asked.chosen_on) for e in entries] == [
         None,
         (None, 3, None),
         (0.6, 3, None),
         (0.6, None, None),
+        (0.6, None, None),
+        (0.6, None, None),
+    ]
+    assert [e.asked.way for e in entries[-2:] if e.asked] == [
+        "similarity + debias:text",
+        "similarity + debias:mean-image",
     ]
 
 
@@ -443,6 +456,9 @@ def test_figures_that_need_no_image_are_said_to(split: Path) -> None:
         ({"score": "similarity+statement"}, "two kinds of text"),
         ({"score": "prior"}, "needs --dialogues"),
         ({"score": "similarity", "calibrate": "text"}, "--score similarity has no debias"),
+        ({"score": "debias:nearest", "calibrate": "text"}, "no debias without a kind"),
+        ({"score": "debias+debias:text"}, "debias.debias:text has two kinds of debias"),
+        ({"score": "debias:noise"}, "unknown part 'debias:noise'"),
         ({"dialogues": "d"}, "--dialogues d: --score has no prior, debias or statement"),
         ({"score": "debias", "prior_weight": "1"}, "--prior-weight 1: --score has no prior"),
         (
@@ -464,16 +480,25 @@ def test_flags_that_contradict_one_another(flags: dict[str, Any], said: str) -> 
 
 
 def test_ways() -> None:
-    assert parse_ways("similarity, statement+prior,prior + statement,debias") == (
+    parsed = parse_ways("similarity, statement+prior,prior + statement,debias,debias:nearest,debias:text + prior")
+    assert parsed == (
         Way(),
         Way(text="statement", prior=True),
-        Way(debias=True),
+        Way(debias="nearest"),
+        Way(debias="text", prior=True),
     )
+    assert [way.name for way in parsed[2:]] == ["similarity + debias", "similarity + debias:text + prior"]
+    assert parse_ways(",".join(way.name for way in parsed)) == parsed
+    assert parse_ways("debias", "null-image") == (Way(debias="null-image"),)
     default = AskingOptions.of_flags()
     assert (default.ways, default.chooses) == ((Way(),), False)
     calibrated = AskingOptions.of_flags(calibrate="text")
-    assert (calibrated.ways, calibrated.debias_weight) == ((Way(debias=True),), 1.0)
-    assert AskingOptions.of_flags(score="debias").debias_weight == 0.75
+    assert (calibrated.ways, calibrated.weights) == ((Way(debias="text"),), ((1.0, 0.0),))
+    assert AskingOptions.of_flags(score="debias,similarity,debias:text").weights == (
+        (0.75, 0.0),
+        (0.0, 0.0),
+        (1.0, 0.0),
+    )
     assert AskingOptions.of_flags(score="prior", dialogues="d").chooses
 
 

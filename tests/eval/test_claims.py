@@ -14,7 +14,7 @@ from dialog_eval.reproduce.measured import Figure, Measured
 from dialog_eval.reproduce.pages.study import mark_of
 from dialog_eval.reproduce.plan import Cost
 from dialog_eval.reproduce.steps import Step
-from dialog_eval.results import Asked, Entry, Results
+from dialog_eval.results import Asked, Entry, Metric, Results
 
 
 def test_over_items_it_is_students_test() -> None:
@@ -108,7 +108,7 @@ def claim(*tests: ClaimTest, **more: object) -> Claim:
     return Claim.model_validate({"claim": "c", "source": "s", "shows": "x", "tests": tests, **more})
 
 
-@pytest.mark.parametrize("task", ["vqa", "vqa-types"])
+@pytest.mark.parametrize("task", ["vqa", "vqa-types", "retrieval"])
 def test_figures_are_of_one_way_of_asking(tmp_path: Path, task: str) -> None:
     by_statement = entry("A", MOST, task=task, protocol="MC-18, asked by statement")
     found = measured(tmp_path, entry("A", FEW, task=task, protocol="MC-18"), by_statement)
@@ -222,6 +222,14 @@ def test_trainings_of_one_start_are_its_mean(tmp_path: Path) -> None:
     assert (base.mean, base.seeds) == (pytest.approx(sum(bases.values()) / 3), 3)
     # Without starts, the baselines are three models that no training changes.
     assert Measured(steps, {"a": "A", "b": "B"}).estimate(Figure(arm="b", alias="baseline")) != base
+
+
+def test_two_metrics_of_a_model(tmp_path: Path) -> None:
+    test = ClaimTest(arm="a", against="alone", metrics=["accuracy"], against_metric="other")
+    one = entry("A", MOST)
+    both = one.model_copy(update={"metrics": [*one.metrics, Metric.of("other", HALF)]})
+    judged = judge([claim(test)], measured(tmp_path, both), "similarity")
+    assert (judged[0].verdict, judged[0].figures[0][:15]) == ("holds", "accuracy +25.0 ")
 
 
 def test_the_baseline_without_images(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dialog_eval import evaluate, write_table
-from dialog_eval.metrics.distributions import alignment, mmd2_of_similarities, uniformity
+from dialog_eval.metrics.distributions import alignment, cosine_with_others, mmd2_of_similarities, uniformity
 from dialog_eval.metrics.intervals import values_of_mean_over_parts
 from dialog_train.losses.mmd import mmd2_rbf
 
@@ -48,6 +48,22 @@ def test_uniformity() -> None:
         uniformity(vectors[:1])
 
 
+def cosine_with_others_by_hand(vectors: Tensor, owners: list[int]) -> float:
+    pairs = [
+        float(u @ v) for u, mine in zip(vectors, owners, strict=True) for v, other in zip(vectors, owners, strict=True)
+        if mine != other
+    ]  # fmt: skip
+    return sum(pairs) / len(pairs)
+
+
+def test_cosine_with_others() -> None:
+    vectors, owners = unit(12, 2), [5, 5, 5, 0, 0, 9, 1, 1, 1, 1, 9, 3]
+    found = cosine_with_others(vectors, torch.tensor(owners)).mean().item()
+    assert found == pytest.approx(cosine_with_others_by_hand(vectors, owners), abs=1e-12)
+    with pytest.raises(ValueError, match="two owners"):
+        cosine_with_others(vectors, torch.zeros(12, dtype=torch.int64))
+
+
 def test_mmd_agrees_with_that_of_the_training() -> None:
     images, texts, others = unit(30, 3), unit(80, 4), normalize(unit(50, 5) + unit(1, 6), dim=1)
     expected = mmd2_rbf(images @ texts.T, images @ others.T, 0.2).item()
@@ -67,6 +83,9 @@ def test_intervals_are_those_of_leaving_items_out() -> None:
     vectors = unit(120, 7)
     told = float(uniformity(vectors).std() / math.sqrt(120))
     assert told == pytest.approx(jackknife(lambda kept: float(uniformity(vectors[kept]).mean()), 120), rel=0.05)
+    told = float(cosine_with_others(vectors, torch.arange(120)).std() / math.sqrt(120))
+    again = jackknife(lambda kept: float(cosine_with_others(vectors[kept], torch.tensor(kept)).mean()), 120)
+    assert told == pytest.approx(again, rel=0.05)
     # A spread of similarities that differs from image to image.
     images, texts, others = unit(120, 8), unit(60, 9), normalize(unit(40, 10) + 0.3 * unit(1, 11), dim=1)
     told = float(mmd2_of_similarities(images, texts, images, others).std() / math.sqrt(120))
@@ -118,6 +137,10 @@ def test_from_the_command_line(split: Path, clips: tuple[Path, Path], tmp_path: 
             "alignment": float((images[model].repeat_interleave(2, dim=0) - own).square().sum(1).mean()),
             "uniformity, images": uniformity_by_hand(images[model]),
             "uniformity, captions": uniformity_by_hand(own),
+            "cosine, captions and their images": float((images[model].repeat_interleave(2, dim=0) * own).sum(1).mean()),
+            "cosine, captions of different images": cosine_with_others_by_hand(
+                own, [place // 2 for place in range(len(own))]
+            ),
             "MMD² to the baseline": mmd2_rbf(similarities[model], similarities[0], 0.2).item(),
             "MMD² of captions to other texts": mmd2_rbf(similarities[model], images[model] @ of_others.T, 0.2).item(),
         }

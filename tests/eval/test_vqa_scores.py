@@ -33,11 +33,10 @@ def best(
     images: ImageVectors,
     asked: list[Question],
     text_format: str = "{user} {assistant}",
-    calibration: Calibration = "none",
+    calibration: Calibration | None = None,
     **options: Any,
 ) -> Indices:
-    way = Way(debias=calibration != "none")
-    asking = Asking(text_format=text_format, ways=(way,), calibration=calibration)
+    asking = Asking(text_format=text_format, ways=(Way(debias=calibration),))
     return best_candidates(models, images, asked, asking, [[Weights(debias=1.0)] * 3], **options)[0]
 
 
@@ -50,13 +49,13 @@ def questions(count: int = 60, *, same_candidates: bool = False) -> list[Questio
     ]
 
 
-@pytest.mark.parametrize("calibration", ["none", "mean-image", "text"])
+@pytest.mark.parametrize("calibration", [None, "mean-image", "text"])
 @pytest.mark.parametrize("same_candidates", [False, True])
 def test_bounds_change_nothing(
     models: Models,
     images: ImageVectors,
     monkeypatch: pytest.MonkeyPatch,
-    calibration: Calibration,
+    calibration: Calibration | None,
     same_candidates: bool,
 ) -> None:
     asked = questions(same_candidates=same_candidates)

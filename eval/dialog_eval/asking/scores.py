@@ -60,10 +60,8 @@ class Asking:
     text_format: str
     """Of the text form "similarity": {user} and {assistant} are filled in."""
     ways: tuple[Way, ...] = (Way(),)
-    calibration: Calibration = "none"
-    """What debias subtracts; "none" only if no way has it."""
-    references: list[Tensor] | None = None
-    """For "nearest" and "null-image": reference images (R, D) of each image tower."""
+    references: "Mapping[Calibration, list[Tensor]]" = field(default_factory=dict[Calibration, list[Tensor]])
+    """For "nearest" and "null-image", if a way subtracts them: reference images (R, D) of each image tower."""
     prior: Prior | None = None
     sentences: Sentences = RULES
     """Of the text form "statement": how the generator of the dialogues states answers."""
@@ -86,8 +84,8 @@ class Scored:
     """The numbers (Q) of the questions."""
     cosine: dict[TextForm, Tensor]
     """(Q, C, 2): the normal run, and the blind run, which sees the mean image in place of every image."""
-    bias: dict[TextForm, Tensor]
-    """(Q, C, 2): what debias subtracts; empty if no way has it."""
+    bias: dict[tuple[TextForm, Calibration], Tensor]
+    """(Q, C, 2): what the ways' debias subtracts."""
     log_prior: Tensor | None
     """(Q, C)"""
     fits: Tensor | None
@@ -96,8 +94,8 @@ class Scored:
     def total(self, way: Way, weights: Weights) -> Tensor:
         """The scores (Q, C, 2); -inf for candidates that the filter leaves out."""
         score = self.cosine[way.text]
-        if way.debias:
-            score = score - weights.debias * self.bias[way.text]
+        if way.debias is not None:
+            score = score - weights.debias * self.bias[way.text, way.debias]
         if way.prior and self.log_prior is not None:
             score = self.logit_scale * score + weights.prior * self.log_prior[..., None]
         if way.filter and self.fits is not None:
@@ -142,26 +140,32 @@ def score(
     """
     rows = torch.tensor([images.rows[question.image_id] for question in questions], device=models.device)
     means = [normalize(vectors[rows.unique()].mean(dim=0), dim=0) for vectors in images.vectors]
+    debiased = {(way.text, way.debias) for way in asking.ways if way.debias is not None}
     scales = [float(variant.clip.model.logit_scale.detach().exp()) for variant in models.variants]
     for bundle in _bundles(questions, asking):
         encoded = models.encode_texts(list(bundle.texts))
         for number, variant in enumerate(models.variants):
             texts, mean = models.text_vectors(variant, encoded, questions=True), means[variant.image_tower]
-            of_text = _bias_of_texts(texts, mean, asking, variant.image_tower)
+            of_texts = {
+                calibration: _bias_of_texts(texts, mean, calibration, asking, variant.image_tower)
+                for _, calibration in debiased
+                if calibration != "text"
+            }
             for part in bundle.parts():
                 own, sets = bundle.questions[part], bundle.sets[part]
                 seen = images.vectors[variant.image_tower][rows[own]]  # (Q, D)
                 queries = torch.stack([seen, mean.expand_as(seen)], dim=-1)  # (Q, D, 2)
-                alone = texts[bundle.alone[part]] if asking.calibration == "text" else None
-                cosine, bias = dict[TextForm, Tensor](), dict[TextForm, Tensor]()
+                cosine, bias = dict[TextForm, Tensor](), dict[tuple[TextForm, Calibration], Tensor]()
                 for form in bundle.forms:
                     places = torch.from_numpy(np.stack([one.places[form] for one in sets])).to(texts.device)
                     candidates = texts[places]  # (Q, C, D)
                     cosine[form] = candidates @ queries
-                    if alone is not None:
-                        bias[form] = (candidates @ alone[..., None]).expand(-1, -1, 2)
-                    elif of_text is not None:
-                        bias[form] = of_text[places]
+                    for calibration in (kind for text, kind in debiased if text == form):
+                        if calibration == "text":
+                            alone = texts[bundle.alone[part]]  # (Q, D)
+                            bias[form, calibration] = (candidates @ alone[..., None]).expand(-1, -1, 2)
+                        else:
+                            bias[form, calibration] = of_texts[calibration][places]
                 yield Scored(
                     variant=number,
                     logit_scale=scales[number],
@@ -174,14 +178,12 @@ def score(
         advance(len(bundle.questions))
 
 
-def _bias_of_texts(texts: Tensor, mean: Tensor, asking: Asking, image_tower: int) -> Tensor | None:
-    """What debias subtracts from each text's scores (texts, 2); None if that depends on the question, or is nothing."""
-    if asking.calibration == "mean-image":
+def _bias_of_texts(texts: Tensor, mean: Tensor, calibration: Calibration, asking: Asking, image_tower: int) -> Tensor:
+    """What debias subtracts from each text's scores (texts, 2), whatever the question."""
+    if calibration == "mean-image":
         bias = texts @ mean
         return torch.stack([bias, torch.zeros_like(bias)], dim=-1)
-    if asking.references is None:
-        return None
-    return mean_of_nearest(texts, asking.references[image_tower])[:, None].expand(-1, 2)
+    return mean_of_nearest(texts, asking.references[calibration][image_tower])[:, None].expand(-1, 2)
 
 
 def _stacked(arrays: "list[npt.NDArray[np.generic] | None]", like: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dialog_eval.asking.choice import Choice, HeldOut, choose_weights, held_out_questions
 from dialog_eval.asking.debias import null_images
 from dialog_eval.asking.scores import Asking, Prior
-from dialog_eval.asking.ways import AskingOptions, Way, Weights
+from dialog_eval.asking.ways import AskingOptions, Calibration, Way, Weights
 from dialog_eval.data.dialogues import HELD_OUT_SHARE, Picture, is_held_out, pictures
 from dialog_eval.data.images import ImageVectors, embed_stream, told_if_measured
 from dialog_eval.results import Asked
@@ -76,19 +76,19 @@ def prepare(
     asking = Asking(
         text_format=text_format,
         ways=options.ways,
-        calibration=options.calibration,
         references=_references(options, models, images, image_ids, uses, on_progress),
         prior=prior,
         sentences=sentences,
     )
-    given = [Weights(debias=options.debias_weight or 0.0, prior=options.prior_weight or 0.0)] * len(models.variants)
     if held_out is None or vectors is None:
-        asked = [[_asked(way, weights, None) for weights in given] for way in options.ways]
-        weights = [given] * len(options.ways)
+        weights = [
+            [Weights(debias=debias or 0.0, prior=prior or 0.0)] * len(models.variants)
+            for debias, prior in options.weights
+        ]
         return Prepared(
             asking=asking,
             weights=weights,
-            asked=asked,
+            asked=[[_asked(way, one, None) for one in some] for way, some in zip(options.ways, weights, strict=True)],
             prior_name=prior_name,
             prior_note=prior_note,
             sentences=_told(options, sentences),
@@ -99,7 +99,7 @@ def prepare(
         models,
         HeldOut(questions=questions, right=right, images=vectors),
         asking,
-        [(options.debias_weight, options.prior_weight)] * len(options.ways),
+        options.weights,
         advance=counter(on_progress, "held-out questions", len(questions), "questions"),
     )
     of_images = count_of(len(vectors.rows), "image", grouped=True)
@@ -150,7 +150,7 @@ class _HeldOut:
     def check_others(self, options: AskingOptions) -> None:
         """Raises UsageError if all images are held out of dialogues that the prior or debias needs."""
         counted = options.prior_model is None and any(way.prior for way in options.ways)
-        if options.dialogues is None or not (counted or options.calibration == "nearest"):
+        if options.dialogues is None or not (counted or "nearest" in options.calibrations):
             return
         rows = open_dataset(options.dialogues).rows(["image_sha256"])
         if not any(self.is_other(row["image_sha256"]) for row in rows):
@@ -234,16 +234,17 @@ def _references(
     image_ids: Sequence[str],
     uses: Callable[[str], bool],
     on_progress: OnProgress,
-) -> "list[Tensor] | None":
-    if options.calibration == "null-image":
-        return null_images(models)
-    if options.calibration != "nearest":
-        return None
-    if options.dialogues is None:
+) -> "dict[Calibration, list[Tensor]]":
+    found: dict[Calibration, list[Tensor]] = {}
+    if "null-image" in options.calibrations:
+        found["null-image"] = null_images(models)
+    if "nearest" in options.calibrations and options.dialogues is None:
         rows = [images.rows[image_id] for image_id in dict.fromkeys(image_ids)][:REFERENCE_IMAGES]
-        return [vectors[rows] for vectors in images.vectors]
-    others = pictures(open_dataset(options.dialogues), most=REFERENCE_IMAGES, uses=uses)
-    return _embed(models, others, "reference images", on_progress, []).vectors
+        found["nearest"] = [vectors[rows] for vectors in images.vectors]
+    elif "nearest" in options.calibrations and options.dialogues is not None:
+        others = pictures(open_dataset(options.dialogues), most=REFERENCE_IMAGES, uses=uses)
+        found["nearest"] = _embed(models, others, "reference images", on_progress, []).vectors
+    return found
 
 
 def _asked(way: Way, weights: Weights, chosen_on: str | None, choice: Choice | None = None) -> Asked | None:

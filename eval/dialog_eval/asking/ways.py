@@ -3,7 +3,8 @@
 similarity   the cosine of the image and the text "question answer" (see --format)
 statement    the cosine of the image and the sentence that question and answer make: as the generator of the dialogues
              states its answers, if they have statements, else by rules (TAP-C, arXiv 2203.07190)
-debias       minus the candidate's score without the image (arXiv 2306.01879, NNN: 2410.24114), times a weight
+debias       minus the candidate's score without the image (arXiv 2306.01879, NNN: 2410.24114), times a weight;
+             debias:KIND says which score, see `dialog_eval.asking.debias`
 prior        plus log P(answer | question without the image), times a weight
 filter       candidates whose form does not answer the question are left out (TAP-C)
 
@@ -17,10 +18,15 @@ from typing import Literal, get_args
 from dialog_gen.core.errors import UsageError, did_you_mean
 
 TextForm = Literal["similarity", "statement"]
-Calibration = Literal["none", "mean-image", "text", "null-image", "nearest"]
+Calibration = Literal["mean-image", "text", "null-image", "nearest"]
 """What debias subtracts, see `dialog_eval.asking.debias`."""
+Calibrate = Literal["none", Calibration]
+"""The values of --calibrate."""
 
-_ADDED = ("debias", "prior", "filter")
+_DEFAULT_CALIBRATION: Calibration = "nearest"
+_KINDS: dict[str, Calibration] = {f"debias:{kind}": kind for kind in get_args(Calibration)}
+_DEFAULT_WEIGHTS: dict[Calibration, float] = {"mean-image": 1.0, "text": 1.0, "null-image": 1.0, "nearest": 0.75}
+"""If there is nothing to choose them on; 0.75 as published."""
 _AUTO = "auto"
 _MOST_WEIGHT = 1000
 """Beyond it nothing but the weighted part would count, and at last no score would be finite."""
@@ -31,14 +37,23 @@ class Way:
     """One way of asking."""
 
     text: TextForm = "similarity"
-    debias: bool = False
+    debias: Calibration | None = None
     prior: bool = False
     filter: bool = False
 
     @property
     def name(self) -> str:
         """Its parts, such as "statement + prior"."""
-        return " + ".join([self.text, *(part for part in _ADDED if getattr(self, part))])
+        return " + ".join([self.text, *(["debias" + self._kind] if self.debias else []), *self.others])
+
+    @property
+    def others(self) -> list[str]:
+        """What it has besides the text and debias."""
+        return [part for part in ("prior", "filter") if getattr(self, part)]
+
+    @property
+    def _kind(self) -> str:
+        return "" if self.debias == _DEFAULT_CALIBRATION else f":{self.debias}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +64,14 @@ class Weights:
     prior: float = 0.0
 
 
-def parse_ways(text: str) -> tuple[Way, ...]:
+def parse_ways(text: str, calibration: Calibration = _DEFAULT_CALIBRATION) -> tuple[Way, ...]:
     """Parses --score: ways with commas between them, each of parts with + between them; equal ways are one.
 
-    Raises UsageError for an unknown part, and for a way with two kinds of text.
+    `calibration`: of a debias that does not say its kind. Raises UsageError for an unknown part, and for a way with two
+    kinds of text or of debias.
     """
-    known = (*get_args(TextForm), *_ADDED)
+    kinds = {"debias": calibration, **_KINDS}
+    known = (*get_args(TextForm), *kinds, "prior", "filter")
     ways: list[Way] = []
     for told in text.split(","):
         parts = [part.strip() for part in told.split("+")]
@@ -66,10 +83,13 @@ def parse_ways(text: str) -> tuple[Way, ...]:
                 )
         if set(get_args(TextForm)) <= set(parts):
             raise UsageError(f"--score {text}: {told.strip()} has two kinds of text; separate the ways by a comma.")
+        debiased = {kinds[part] for part in parts if part in kinds}
+        if len(debiased) > 1:
+            raise UsageError(f"--score {text}: {told.strip()} has two kinds of debias; separate the ways by a comma.")
         ways.append(
             Way(
                 text="statement" if "statement" in parts else "similarity",
-                debias="debias" in parts,
+                debias=next(iter(debiased), None),
                 prior="prior" in parts,
                 filter="filter" in parts,
             )
@@ -82,21 +102,21 @@ class AskingOptions:
     """The ways of asking of an evaluation, checked; `of_flags` makes them."""
 
     ways: tuple[Way, ...]
-    calibration: Calibration
+    weights: tuple[tuple[float | None, float | None], ...]
+    """Of debias and prior, for each way; None: it is chosen on held-out dialogues. 0 for what a way does not have."""
     dialogues: str | None
     held_out: str | None
     prior_model: Path | None
-    debias_weight: float | None
-    """None: it is chosen on held-out dialogues."""
-    prior_weight: float | None
-    """None: it is chosen on held-out dialogues."""
 
     @property
     def chooses(self) -> bool:
         """Whether a weight is chosen on held-out dialogues."""
-        return (self.debias_weight is None and self._some("debias")) or (
-            self.prior_weight is None and self._some("prior")
-        )
+        return any(None in of_way for of_way in self.weights)
+
+    @property
+    def calibrations(self) -> set[Calibration]:
+        """All that is subtracted in some way."""
+        return {way.debias for way in self.ways if way.debias is not None}
 
     def check_sources(self) -> None:
         """Raises UsageError where an option names no dataset of dialogues; reads no rows."""
@@ -111,15 +131,12 @@ class AskingOptions:
                 told = str(error).rstrip(".")
                 raise UsageError(f"{flag}: {told}: give a folder that `dialog-gen run --out` wrote.") from None
 
-    def _some(self, part: str) -> bool:
-        return any(getattr(way, part) for way in self.ways)
-
     @classmethod
     def of_flags(
         cls,
         *,
         score: str | None = None,
-        calibrate: Calibration = "none",
+        calibrate: Calibrate = "none",
         dialogues: str | None = None,
         held_out: str | None = None,
         prior_model: Path | None = None,
@@ -132,13 +149,17 @@ class AskingOptions:
         there are dialogues, and otherwise 1, but for debias by the nearest images, where it is the published 0.75.
         Raises UsageError for flags that contradict one another, and for one that nothing uses.
         """
-        ways = (Way(debias=calibrate != "none"),) if score is None else parse_ways(score)
+        calibration = _DEFAULT_CALIBRATION if calibrate == "none" else calibrate
+        if score is None:
+            ways = (Way(debias=None if calibrate == "none" else calibration),)
+        else:
+            ways = parse_ways(score, calibration)
         debias, prior = (any(getattr(way, part) for way in ways) for part in ("debias", "prior"))
         stated = any(way.text == "statement" for way in ways)
-        if calibrate != "none" and not debias:
-            raise UsageError(f"--calibrate {calibrate} says what debias subtracts, and --score {score} has no debias.")
-        if debias and calibrate == "none":
-            calibrate = "nearest"
+        if calibrate != "none" and not any(way.debias == calibrate for way in ways):
+            raise UsageError(
+                f"--calibrate {calibrate} says what debias subtracts, and --score {score} has no debias without a kind."
+            )
         if prior and dialogues is None and prior_model is None:
             raise UsageError("--score with prior needs --dialogues, whose answers it counts, or a --prior-model.")
         for flag, given, part, used in (
@@ -156,20 +177,26 @@ class AskingOptions:
         if held_out is not None and fixed:
             raise UsageError(f"--held-out {held_out}: all weights are given, so there is none to choose on it.")
         can_choose = dialogues is not None or held_out is not None
-        defaults = ("auto", "auto") if can_choose else ("0.75" if calibrate == "nearest" else "1", "1")
-        told = {"--debias-weight": debias_weight or defaults[0], "--prior-weight": prior_weight or defaults[1]}
-        weights = [parse_weight(flag, text) for flag, text in told.items()]
-        for (flag, text), weight in zip(told.items(), weights, strict=True):
-            if weight is None and not can_choose:
+
+        def weight(flag: str, text: str | None, default: float) -> float | None:
+            if text is None:
+                return None if can_choose else default
+            if (parsed := parse_weight(flag, text)) is None and not can_choose:
                 raise UsageError(f"{flag} {text} is chosen on held-out dialogues: give --dialogues or --held-out.")
+            return parsed
+
         return cls(
             ways=ways,
-            calibration=calibrate,
+            weights=tuple(
+                (
+                    weight("--debias-weight", debias_weight, _DEFAULT_WEIGHTS[way.debias]) if way.debias else 0.0,
+                    weight("--prior-weight", prior_weight, 1.0) if way.prior else 0.0,
+                )
+                for way in ways
+            ),
             dialogues=dialogues,
             held_out=held_out,
             prior_model=prior_model,
-            debias_weight=weights[0],
-            prior_weight=weights[1],
         )
 
 

@@ -39,6 +39,26 @@ def uniformity(vectors: Tensor) -> Tensor:
     return whole.log() + 2 * (means - whole) / whole
 
 
+def cosine_with_others(vectors: Tensor, owners: Tensor) -> Tensor:
+    """Values (N,) of the mean cosine of two unit vectors (N, D) of different owners; `owners`: (N,), whole numbers.
+
+    With texts' vectors and the images that they are about, this is what texts have in common whatever they say: if it
+    is higher than the cosines with their images, the modalities lie apart (arXiv 2203.02053). Raises ValueError if all
+    vectors have one owner.
+    """
+    _, owners = owners.to(vectors.device).unique(return_inverse=True)
+    sums = vectors.new_zeros(int(owners.max()) + 1, vectors.shape[1], dtype=torch.float64)
+    sums.index_add_(0, owners, vectors.double())
+    if len(sums) < 2:
+        raise ValueError("cosines with others need vectors of two owners")
+    others = (sums.sum(0) - sums)[owners]
+    count = len(vectors) - owners.bincount()[owners]
+    totals = (vectors.double() * others).sum(1)
+    whole = totals.sum() / count.sum()
+    # A vector is in the pairs of its own and in those of each other: hence the 2.
+    return whole + 2 * (totals - whole * count) * len(vectors) / count.sum()
+
+
 def mmd2_of_similarities(
     images: Tensor, texts: Tensor, other_images: Tensor, other_texts: Tensor, *, sigma: float = SIGMA
 ) -> Tensor:

@@ -38,6 +38,8 @@ class ClaimTest(_Strict):
     against_way: str | None = None
     """None: the same way."""
     metrics: list[str] = ["accuracy"]
+    against_metric: str | None = None
+    """None: the same metric."""
     on: str = ""
     """What is measured on, as a measure of the plan says."""
     factor: float = 1.0
@@ -126,7 +128,7 @@ def _estimate(test: ClaimTest, metric: str, measured: Measured, best: str) -> Di
             alias=test.against,
             task=test.task,
             way=way(test.against_way or test.way),
-            metric=metric,
+            metric=test.against_metric or metric,
             on=test.on,
         )
     return measured.estimate(figure, against, factor=test.factor, above=test.above / 100)

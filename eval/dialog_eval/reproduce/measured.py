@@ -14,8 +14,6 @@ from dialog_eval.results import Entry, Results, load_results
 
 ALONE, BASELINE = "alone", "baseline"
 RECALLS = tuple(f"{side} R@{k}" for side in ("image", "text") for k in (1, 5, 10))
-_ASKED = ("vqa", "vqa-types")
-"""Tasks whose figures depend on the way of asking."""
 _SIMILARITY = "similarity"
 
 
@@ -29,7 +27,7 @@ class Figure:
     blind" is the baseline without images."""
     task: str = "vqa"
     way: str = _SIMILARITY
-    """Of asking; for VQA only."""
+    """Of asking; for retrieval, "debias" is with a query bank."""
     metric: str = "accuracy"
     on: str = ""
     """What the measure was on; "" for the plan's main data."""
@@ -105,8 +103,7 @@ class Measured:
         for row, results in self._of_arm.get((figure.arm, figure.on), ()):
             label = self._label(figure, results)
             for entry in results.entries:
-                way = way_of(entry) if figure.task in _ASKED else figure.way
-                fits = (entry.label, entry.task, way) == (label, figure.task, figure.way)
+                fits = (entry.label, entry.task, way_of(entry)) == (label, figure.task, figure.way)
                 if fits and entry.metric(figure.metric) is not None:
                     found.setdefault(entry.weights_sha256, (row, entry))
         metrics = [(row, one) for row, entry in found.values() if (one := entry.metric(figure.metric)) is not None]
@@ -179,7 +176,7 @@ def choice_results(folder: Path) -> Path:
 
 
 def way_of(entry: Entry) -> str:
-    """The way of asking of a VQA entry, such as "statement + prior"."""
+    """The way of asking of an entry, such as "statement + prior"."""
     if entry.asked is not None:
         return entry.asked.way
     asked = re.search(r", asked by ([^,]+)", entry.protocol)

@@ -48,8 +48,8 @@ class Diagnostics(TaskDefinition[DiagnosticsOptions]):
     """The task "diagnostics": properties of vectors that are no accuracies."""
 
     description = (
-        "Alignment of images and captions, uniformity of both, and the distance (MMD^2) between distributions of "
-        "similarities: of the model and the baseline, and of two kinds of texts."
+        "Alignment of images and captions, uniformity of both, cosines within and across modalities, and the distance "
+        "(MMD^2) between distributions of similarities: of the model and the baseline, and of two kinds of texts."
     )
     example = (
         "dialog-eval diagnostics --checkpoint draft/model --images val2014/ --captions captions_val2014.json "
@@ -92,7 +92,7 @@ class DiagnosticsTask:
         """Computes the diagnostics of each model; distances are from the first one, the baseline."""
         import torch
 
-        from dialog_eval.metrics.distributions import alignment, mmd2_of_similarities, uniformity
+        from dialog_eval.metrics.distributions import alignment, cosine_with_others, mmd2_of_similarities, uniformity
 
         texts, belongs = _flat(self.captions)
         others = _flat(self.others)[0] if self.others else []
@@ -106,11 +106,14 @@ class DiagnosticsTask:
             mine, of_others = vectors[: len(texts)], vectors[len(texts) :]
             seen = images.of(variant, self.image_ids)
             first = first or (seen, mine)
-            own = seen[torch.tensor(belongs, device=seen.device)]
+            owners = torch.tensor(belongs, device=seen.device)
+            own = seen[owners]
             metrics = [
                 Metric.of("alignment", alignment(own, mine).tolist(), belongs),
                 Metric.of("uniformity, images", uniformity(seen).tolist()),
                 Metric.of("uniformity, captions", uniformity(mine).tolist(), belongs),
+                Metric.of("cosine, captions and their images", (own * mine).sum(1).tolist(), belongs),
+                Metric.of("cosine, captions of different images", cosine_with_others(mine, owners).tolist(), belongs),
             ]
             if len(models.alone) > 1:
                 distances = mmd2_of_similarities(seen, mine, *first)

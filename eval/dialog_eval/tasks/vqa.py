@@ -17,7 +17,7 @@ import numpy.typing as npt
 import typer
 
 from dialog_eval.asking.figures import ALWAYS_YES, VqaFigures
-from dialog_eval.asking.ways import AskingOptions, Calibration, Way
+from dialog_eval.asking.ways import AskingOptions, Calibrate, Way
 from dialog_eval.data.coco import load_file_names
 from dialog_eval.data.vqa import CHOICES, VqaItem, load_answers, load_vqa
 from dialog_eval.examples import draw_examples
@@ -76,14 +76,14 @@ class VqaOptions:
             metavar="WAYS",
             help="Ways of asking, separated by commas. A way is similarity (question and answer) or statement (both as "
             "one sentence), joined by + with debias, prior and filter, such as similarity,statement+prior. "
-            "Default: similarity.",
+            "debias:text and others name what debias subtracts. Default: similarity.",
         ),
     ] = None
     calibrate: Annotated[
-        Calibration,
+        Calibrate,
         typer.Option(
-            help="What debias subtracts: a candidate's score with the mean image, the question alone, noise images, or "
-            "its nearest images in --dialogues (the default of debias). Without --score, it adds debias."
+            help="What a debias without a kind subtracts: a candidate's score with the mean image, the question alone, "
+            "noise images, or its nearest images in --dialogues (the default). Without --score, it adds debias."
         ),
     ] = "none"
     dialogues: Annotated[
@@ -219,10 +219,9 @@ class VqaTask:
         known = {name: self._figures.by_answer(values) for name, values in without_image.items()}
         entries, by_question = dict[tuple[str, str], Entry](), list[Entry]()
         for number, way in enumerate(options.ways):
-            protocol = self._protocol(way, options.calibration, prepared.sentences)
-            uncalibrated = way.debias and options.calibration == "mean-image"
-            plain = self._protocol(replace(way, debias=False), "none", prepared.sentences)
-            blind_protocol = plain if uncalibrated else protocol
+            protocol = self._protocol(way, prepared.sentences)
+            uncalibrated = way.debias == "mean-image"
+            blind_protocol = self._protocol(replace(way, debias=None), prepared.sentences) if uncalibrated else protocol
             for place, variant in enumerate(models.variants):
                 sighted, blind = accuracy[number, place].tolist()
                 entry = partial(variant.entry, dataset=self.dataset)
@@ -275,15 +274,15 @@ class VqaTask:
             values[..., number] = np.vectorize(right.__getitem__, otypes=[float])(of_question)
         return values
 
-    def _protocol(self, way: Way, calibration: Calibration, sentences: str | None) -> str:
+    def _protocol(self, way: Way, sentences: str | None) -> str:
         """The protocol of a way of asking."""
-        parts = [part for part in way.name.split(" + ") if part != "debias"]
+        parts = [way.text, *way.others]
         asked = "" if parts == ["similarity"] else f", asked by {' + '.join(parts)}"
         if way.prior and self.options.prior_model is not None:
             asked += f" of {self.options.prior_model.name}"
         if way.text == "statement" and sentences is not None:
             asked += f", sentences of {sentences}"
-        return f"{self.protocol}{asked}" + (f", calibrated by {calibration}" if way.debias else "")
+        return f"{self.protocol}{asked}" + (f", calibrated by {way.debias}" if way.debias else "")
 
     def candidates(self, item: VqaItem) -> tuple[str, ...]:
         """The candidate answers of a question; empty if any answer is possible."""
