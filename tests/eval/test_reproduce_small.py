@@ -12,7 +12,7 @@ from helpers.cli import Cli
 from helpers.forks import ForkedCommand
 
 from dialog_eval.reproduce import run as run_module
-from dialog_eval.reproduce.plan import FOLDER
+from dialog_eval.reproduce.plan import FOLDER, load_plan
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +103,18 @@ def test_a_table_of_answers(tmp_path: Path, out: Path, dialog_eval: Cli) -> None
     page = run(dialog_eval, small("table-5-8", tmp_path), out)
     assert re.search(r"\| DRAFT, 3 epochs, blended +\| published +\| +28.3 \|", page)
     assert "not measured" not in page
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 5, 6, 7, 9, 10])
+def test_the_other_tables(tmp_path: Path, out: Path, dialog_eval: Cli, number: int) -> None:
+    """Each row and each column of the published table has a figure of ours."""
+    rows = load_plan(f"table-5-{number}", "shapes").page.rows  # type: ignore[reportAttributeAccessIssue]
+    page = run(dialog_eval, small(f"table-5-{number}", tmp_path), out)
+    assert page.startswith(f"# Table 5.{number}: ")
+    cells = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("|")]
+    ours = [row for row in cells if row[1].strip() == "ours"]
+    assert len(ours) == len(rows)
+    assert all(re.match(r" *\d+\.\d", cell) for row in ours for cell in row[2:]), ours
 
 
 def test_the_study(tmp_path: Path, out: Path, dialog_eval: Cli) -> None:
