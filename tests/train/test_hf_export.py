@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 from transformers import (
     AutoModel,
+    AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessor,
     CLIPImageProcessorPil,
@@ -104,9 +105,9 @@ def test_transformers_gives_our_vectors(tmp_path: Path, quick_gelu: bool, text: 
     assert type(model) is CLIPModel
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert type(tokenizer) is CLIPTokenizer
-    # The processor with Pillow's own resizing, as ours; the default one rounds some pixels to the next grey level.
-    images = CLIPImageProcessorPil.from_pretrained(tmp_path)
-    processor: Any = CLIPProcessor(image_processor=images, tokenizer=tokenizer)
+    # As the model card says: with Pillow's own resizing, as ours; the default one rounds some pixels otherwise.
+    processor: Any = AutoProcessor.from_pretrained(tmp_path, backend="pil")
+    assert type(processor) is CLIPProcessor
     inputs = processor(text=TEXTS, images=photos(), return_tensors="pt", padding=True, truncation=True)
     with torch.no_grad():
         found = model(**inputs)
@@ -149,6 +150,22 @@ def test_sentence_transformers_gives_our_vectors(tmp_path: Path) -> None:
     near(texts, clip.embed_texts(TEXTS))
     images = model.encode(photos(), convert_to_tensor=True, normalize_embeddings=True)
     near(images, image_vectors(clip), 1e-3)
+    model = SentenceTransformer(str(tmp_path), device="cpu", processor_kwargs={"backend": "pil"})
+    near(model.encode(photos(), convert_to_tensor=True, normalize_embeddings=True), image_vectors(clip))
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_open_clip_gives_our_vectors(tmp_path: Path, mode: str) -> None:
+    """From the checkpoint folder, which needs no export."""
+    clip = clip_of(mode)
+    save_clip(clip, tmp_path)
+    place = f"local-dir:{tmp_path}"
+    model, _, preprocess = open_clip.create_model_and_transforms(place)
+    model.eval()
+    with torch.no_grad():
+        near(model.encode_text(open_clip.get_tokenizer(place)(TEXTS), normalize=True), clip.embed_texts(TEXTS))
+        pixels = torch.stack([preprocess(photo) for photo in photos()])  # type: ignore[reportCallIssue]
+        near(model.encode_image(pixels, normalize=True), image_vectors(clip))
 
 
 def test_exports_a_model_with_a_tokenizer_of_its_own(tmp_path: Path) -> None:

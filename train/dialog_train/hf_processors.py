@@ -6,9 +6,9 @@ Both do what open_clip does, with these exceptions, which no setting of transfor
   ligatures and full-width letters plain ones, letters that were decoded wrongly what they were, control characters
   nothing, and "&amp;" becomes "&". `CLIPTokenizer` does none of this; it cleans white space and case. It reads
   "<|endoftext|>" in a text as the end.
-- `CLIPImageProcessor` may round a resized pixel to the next grey level (`CLIPImageProcessorPil` does not), and where
-  the side to crop exceeds the crop by an odd number of pixels, it may cut one pixel before open_clip does. An image
-  with transparency must be converted to RGB first.
+- `CLIPImageProcessor` may round a resized pixel to the next grey level (`CLIPImageProcessorPil`, which `backend="pil"`
+  gives, does not), and where the side to crop exceeds the crop by an odd number of pixels, it may cut one pixel before
+  open_clip does. An image with transparency must be converted to RGB first.
 """
 
 from pathlib import Path
