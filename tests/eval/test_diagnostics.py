@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.cli import Cli
 from helpers.evaluation import SUBSET, ReferenceModel, captions, image_path
+from helpers.training import scene_row, write_dialogues
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -154,6 +155,38 @@ def test_from_the_command_line(split: Path, clips: tuple[Path, Path], tmp_path: 
         assert "MMD² to the baseline" in page
         assert "In brackets 95 % bootstrap intervals" in page
         assert "In percent" not in page
+
+
+def test_dialogues_are_other_texts(split: Path, clips: tuple[Path, Path], tmp_path: Path, dialog_eval: Cli) -> None:
+    """As a file with the same texts would be; a pair that a gate rejects is none, and images may be more."""
+    content = json.loads(Path(captions(split)).read_text())
+    names = {image["id"]: image_path(split, SUBSET, n) for n, image in enumerate(content["images"])}
+    ids = [str(path.relative_to(split / "images")) for path in names.values()]
+    rows = [scene_row(n, image_id=name, gates=None) for n, name in enumerate([*ids, "another"])]
+    rejected = [[{"gate": "leak", "score": 1.0, "marked": True}], [], []]
+    rows[0] = scene_row(0, image_id=rows[0]["image_id"], gates=rejected)
+    kept = [[f"{p['user']} {p['assistant']}" for p in row["texts"]] for row in rows[:-1]]
+    kept[0] = kept[0][1:]
+    texts = [(image, text) for image, some in zip(names, kept, strict=True) for text in some]
+    content["annotations"] = [{"image_id": image, "id": n, "caption": text} for n, (image, text) in enumerate(texts)]
+    (tmp_path / "others.json").write_text(json.dumps(content))
+    dialogues = write_dialogues(tmp_path / "dialogues", {"a": rows})
+    common = ["diagnostics", "--checkpoint", clips[1], "--images", split / "images", "--captions", captions(split)]
+    found: list[float] = []
+    for number, others in enumerate((["--other-captions", tmp_path / "others.json"], ["--dialogues", dialogues])):
+        out = tmp_path / f"{number}.json"
+        ended = dialog_eval(*common, *others, "--out", out)
+        assert ended.code == 0, ended.err
+        metrics = json.loads(out.read_text())["entries"][0]["metrics"]
+        found += [one["mean"] for one in metrics if one["name"] == "MMD² of captions to other texts"]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert found[0] > 0
+    fewer = write_dialogues(tmp_path / "fewer", {"a": rows[3:]})
+    out = ["--out", tmp_path / "r.json"]
+    assert "lacks 3 of the 12 images of --captions" in dialog_eval(*common, "--dialogues", fewer, *out).mistake
+    assert "give what `dialog-gen run" in dialog_eval(*common, "--dialogues", tmp_path, *out).mistake
+    both = dialog_eval(*common, "--dialogues", dialogues, "--other-captions", tmp_path / "others.json", *out)
+    assert "give one of them" in both.mistake
 
 
 def test_mistakes(split: Path, tmp_path: Path, dialog_eval: Cli) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dialog_eval.results import Entry, Metric, Reference
-from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition
+from dialog_eval.tasks.base import TASKS, EvaluationTask, Presentation, TaskDefinition, sha256_head
 from dialog_eval.tasks.retrieval import (
     CAPTIONS_HELP,
     CaptionsPerImage,
@@ -17,6 +17,7 @@ from dialog_eval.tasks.retrieval import (
     parse_captions_per_image,
 )
 from dialog_gen.core.errors import UsageError
+from dialog_gen.core.plural import count_of
 from dialog_gen.core.progress import OnProgress, counter
 
 if TYPE_CHECKING:
@@ -39,8 +40,23 @@ class DiagnosticsOptions:
             "their similarities is from that of the captions."
         ),
     ] = None
+    dialogues: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET",
+            help="The same with a dialogues dataset about these images: each question with its answer is a text.",
+        ),
+    ] = None
     split: Split = None
     captions_per_image: CaptionsPerImage = "5"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherTexts:
+    """Texts of another kind about the images of a task."""
+
+    name: str
+    texts: list[str]
 
 
 @TASKS.register("diagnostics")
@@ -61,6 +77,8 @@ class Diagnostics(TaskDefinition[DiagnosticsOptions]):
     def __init__(self, options: DiagnosticsOptions) -> None:
         super().__init__(options)
         self._per_image = parse_captions_per_image(options.captions_per_image)
+        if options.other_captions is not None and options.dialogues is not None:
+            raise UsageError("--other-captions and --dialogues are both the other texts: give one of them.")
 
     def load(self, index: "ImageIndex") -> list[EvaluationTask]:
         """Reads the caption files."""
@@ -71,7 +89,38 @@ class Diagnostics(TaskDefinition[DiagnosticsOptions]):
             others = load_retrieval(given.other_captions, index, captions_per_image=self._per_image, split=given.split)
             if set(others.image_ids) != set(captions.image_ids):
                 raise UsageError(f"{given.other_captions} is not about the same images as {given.captions}.")
+            others = OtherTexts(name=others.dataset, texts=_flat(others)[0])
+        if given.dialogues is not None:
+            others = _of_dialogues(given.dialogues, captions)
         return [DiagnosticsTask(captions=captions, others=others)]
+
+
+def _of_dialogues(location: str, captions: RetrievalTask) -> OtherTexts:
+    """The pairs that the gates keep. Raises UsageError for no dataset, and for one without some of the images."""
+    from dialog_gen.dataset.errors import NoDatasetError
+    from dialog_gen.dataset.folder import open_dataset
+    from dialog_gen.dataset.record import kept_pairs
+
+    try:
+        rows = open_dataset(location).rows(["image_id", "texts", "gates"])
+    except NoDatasetError as error:
+        raise UsageError(f"--dialogues: {str(error).rstrip('.')}: give what `dialog-gen run --out` wrote.") from None
+    missing, texts = set(captions.image_ids), list[str]()
+    count = len(missing)
+    for row in rows:
+        if row["image_id"] in missing:
+            missing.remove(row["image_id"])
+            texts += [f"{pair['user']} {pair['assistant']}" for pair in kept_pairs(row)]
+    if missing:
+        raise UsageError(
+            f"--dialogues {location} lacks {len(missing):,} of the {count_of(count, 'image', grouped=True)} of "
+            f"--captions, such as {min(missing)}: generate dialogues about the same --images."
+        )
+    if not texts:
+        raise UsageError(f"--dialogues {location}: the gates keep no question and answer.")
+    name = location.rstrip("/").rpartition("/")[2]
+    digest = sha256_head("\n".join(texts).encode())
+    return OtherTexts(name=f"{name} {digest}", texts=texts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +128,7 @@ class DiagnosticsTask:
     """Images with captions, and perhaps with other texts."""
 
     captions: RetrievalTask
-    others: RetrievalTask | None
+    others: OtherTexts | None
 
     @property
     def image_ids(self) -> list[str]:
@@ -95,7 +144,7 @@ class DiagnosticsTask:
         from dialog_eval.metrics.distributions import alignment, cosine_with_others, mmd2_of_similarities, uniformity
 
         texts, belongs = _flat(self.captions)
-        others = _flat(self.others)[0] if self.others else []
+        others = self.others.texts if self.others else []
         encoded = models.encode_texts(
             [*texts, *others], counter(on_progress, "captions", len(texts) + len(others), "captions")
         )
@@ -125,7 +174,7 @@ class DiagnosticsTask:
         return entries, []
 
     def _protocol(self) -> str:
-        other = f"; other texts: {self.others.dataset}" if self.others else ""
+        other = f"; other texts: {self.others.name}" if self.others else ""
         return f"{self.captions.protocol}{other}"
 
 
