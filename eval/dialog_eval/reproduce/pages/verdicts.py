@@ -32,11 +32,12 @@ def verdict_lines(page: StudyPage, measured: Measured, judged: Sequence[Judged],
 
     # Until the headline's arms are measured, it is the one that ablations are compared with.
     lines = told(page.headline) or told([page.ablated])
+    told_of: list[str] = []
     goals = [one.verdict for one in judged if one.claim.goal]
     claims = [one.verdict for one in judged if not one.claim.goal]
     if goals:
         unmeasured = f", {open_goals} cannot be seen" if (open_goals := goals.count("cannot be seen here")) else ""
-        lines.append(f"Goals: {goals.count('holds')} of {len(goals)} are reached{unmeasured}.")
+        told_of.append(f"Goals: {goals.count('holds')} of {len(goals)} are reached{unmeasured}.")
     if claims:
         kinds: tuple[Verdict, ...] = ("holds", "does not", "cannot be seen here")
         held, not_held, unseen = (claims.count(kind) for kind in kinds)
@@ -44,17 +45,16 @@ def verdict_lines(page: StudyPage, measured: Measured, judged: Sequence[Judged],
         settled = [one for one in judged if not one.claim.goal and one.verdict != "cannot be seen here"]
         alone = sum(one.one_seed for one in settled)
         note = f" Of these verdicts, {alone} {'rests' if alone == 1 else 'rest'} on one training." if alone else ""
-        lines.append(
+        told_of.append(
             f"Claims of the sources: {held} {holds}, {not_held} {does} not, {unseen} cannot be seen here.{note}"
         )
+    lines += [" ".join(told_of)] if told_of else []
     return [line for text in lines for line in (text, "")][:-1]
 
 
 def _headline(arm: str, page: StudyPage, measured: Measured, best: str) -> str:
-    """What the arm's averaged weights, if it has any, answer and retrieve beside the untuned model; "" if unknown."""
-    base, ours = Figure(arm=arm, alias=BASELINE), Figure(arm=arm, alias=AVERAGED)
-    if measured.values(of(ours, "vqa", "accuracy")) is None:
-        ours = Figure(arm=arm)
+    """What the arm answers and retrieves beside the untuned model; "" if unknown."""
+    base, ours = Figure(arm=arm, alias=BASELINE), Figure(arm=arm)
     answers, untuned = (measured.estimate(of(row, "vqa", "accuracy", best)) for row in (ours, base))
     if answers is None or untuned is None:
         return ""
