@@ -4,7 +4,8 @@ import io
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ IMAGENET = "imagenet"
 _log = logging.getLogger(__name__)
 
 _WORDNET_ID = re.compile(r"n\d{8}", re.IGNORECASE)
-_IMAGENET_CLASSES = 1000
 _FORMS = (
     "one class per line, its id and a tab before its name, or ImageNet's own list "
     "(imagenet_class_index.json, LOC_synset_mapping.txt)"
 )
 
 
-def texts_of_classes(classes: Path | None, used: Collection[str]) -> dict[str, str]:
-    """Class -> its text in the prompts, for the classes in a file, for ImageNet's, or for the `used` ones.
+def texts_of_classes(classes: Path | None, used: AbstractSet[str]) -> dict[str, str]:
+    """Class -> its text in the prompts, for the classes in a file, for all of ImageNet's, or for the `used` ones.
+
+    Of the `used` ones, ids of ImageNet's 1,000 classes, such as n01440764, get the names that CLIP's authors gave them.
 
     A file has one class per line: its name and, if its text differs, a tab and the text. It may also be a list of
     ImageNet's classes: the JSON {"0": ["n01440764", "tench"], ...} or lines such as "n01440764 tench, Tinca tinca", of
@@ -37,14 +39,19 @@ def texts_of_classes(classes: Path | None, used: Collection[str]) -> dict[str, s
     image would be assigned; and for a class without a text, or with none but its id in WordNet, such as n01440764.
     """
     if classes is None:
-        texts = {name: name for name in sorted(used)}
+        known = _imagenet() if any(map(_WORDNET_ID.fullmatch, used)) else {}
+        texts = {name: known.get(name, name) for name in sorted(used)}
     elif str(classes) == IMAGENET:
-        texts = _imagenet(used)
+        texts = _imagenet()
+        if others := sorted(used - texts.keys()):
+            raise UsageError(
+                f"--classes {IMAGENET}: the class {others[0]!r} is none of the ids of ImageNet's {len(texts):,} "
+                f"classes: give a file with {_FORMS}."
+            )
     else:
         texts = _of_json(classes) if classes.suffix.lower() == ".json" else _of_lines(classes)
     if nameless := [name for name, text in texts.items() if _WORDNET_ID.fullmatch(text)]:
-        way_out = f"--classes with {_FORMS}; or --classes {IMAGENET} for images of all its classes"
-        raise UsageError(f"the class {nameless[0]} is an id of WordNet, not a name: give {way_out}.")
+        raise UsageError(f"the class {nameless[0]} is an id of WordNet, not a name: give --classes with {_FORMS}.")
     if len(texts) == 1:
         raise UsageError(
             f"there is only one class, {next(iter(texts))!r}, so every answer would be right: give images with a "
@@ -66,17 +73,13 @@ def _warn_of_equal(texts: Mapping[str, str]) -> None:
             )
 
 
-def _imagenet(used: Collection[str]) -> dict[str, str]:
+def _imagenet() -> dict[str, str]:
+    """Id in WordNet -> name, of the classes of ILSVRC-2012."""
     import open_clip
+    from timm.data import ImageNetInfo
 
-    ids = sorted(used)
-    if len(ids) != _IMAGENET_CLASSES or not all(map(_WORDNET_ID.fullmatch, ids)):
-        raise UsageError(
-            f"--classes {IMAGENET}: the images have {len(ids)} classes, not folders with the ids of all "
-            f"{_IMAGENET_CLASSES:,}: give a file with {_FORMS}."
-        )
-    # Its names are in the order of the ids.
-    return dict(zip(ids, open_clip.IMAGENET_CLASSNAMES, strict=True))
+    # Both lists are in the order of the ids.
+    return dict(zip(ImageNetInfo().label_names(), open_clip.IMAGENET_CLASSNAMES, strict=True))
 
 
 def _of_json(path: Path) -> dict[str, str]:
