@@ -43,8 +43,8 @@ class ClassificationOptions:
         Path | None,
         typer.Option(
             help="One class per line: its name and, if its text differs, a tab and the text. Or ImageNet's "
-            "imagenet_class_index.json or LOC_synset_mapping.txt. Or imagenet: its 1,000 classes. Default: those of the "
-            "labels; ids of ImageNet, such as n01440764, get the names that CLIP's authors use."
+            "imagenet_class_index.json or LOC_synset_mapping.txt. Or imagenet: its 1,000 classes. Default: those of "
+            "the labels; ids of ImageNet, such as n01440764, get the names that CLIP's authors use."
         ),
     ] = None
     templates: Annotated[
