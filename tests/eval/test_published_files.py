@@ -19,6 +19,7 @@ from helpers.published import (
     captions_val2014,
     coco_name,
     dataset_coco,
+    of_v2,
     photo,
     vqa_files,
 )
@@ -65,6 +66,7 @@ def served(name: str, server: FileServer) -> Manifest:
         ("mscoco", "val", "retrieval", "first 5 captions of each image: 2 images, 10 captions", (10, 2)),
         ("vqav1-real", "val", "vqa", "MC-18, official accuracy", (18,)),
         ("vqav1-abstract", "val", "vqa", "MC-18, official accuracy", (9,)),
+        ("vqav2", "val", "vqa", "top-3129 (3 exist), official accuracy", (18,)),
     ],
 )
 def test_from_manifest_to_figures(
@@ -87,13 +89,6 @@ def test_from_manifest_to_figures(
     assert entry.protocol == protocol
     assert entry.dataset.endswith(f" {split}") == (use == "retrieval")
     assert [len(metric.values) for metric in entry.metrics[:: 3 if use == "retrieval" else 99]] == list(counts)
-
-
-def of_v2(part: dict[str, Any], key: str) -> dict[str, Any]:
-    """The same questions or annotations as VQA v2 has them: other ids, and no choices."""
-    records = [{**one, "question_id": one["image_id"] * 1000 + n % 3} for n, one in enumerate(part[key])]
-    kept = [{name: value for name, value in one.items() if name != "multiple_choices"} for one in records]
-    return {name: value for name, value in part.items() if name != "num_choices"} | {key: kept}
 
 
 def test_vqa_v2(tmp_path: Path, dialog_eval: Cli, clips: tuple[Path, Path]) -> None:

@@ -1,4 +1,4 @@
-"""COCO's, Karpathy's and VQAv1's files in the published layouts, with a handful of images."""
+"""COCO's, Karpathy's and VQA's files in the published layouts, with a handful of images."""
 
 import io
 import json
@@ -97,6 +97,13 @@ def vqa_files(kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return {**head, **task, "questions": asked}, {**head, "annotations": annotated}
 
 
+def of_v2(part: dict[str, Any], key: str) -> dict[str, Any]:
+    """The same questions or annotations as VQA v2 has them: other ids, and no choices."""
+    records = [{**one, "question_id": one["image_id"] * 1000 + n % 3} for n, one in enumerate(part[key])]
+    kept = [{name: value for name, value in one.items() if name != "multiple_choices"} for one in records]
+    return {name: value for name, value in part.items() if name != "num_choices"} | {key: kept}
+
+
 def zipped(files: dict[str, Any]) -> bytes:
     """`files`: name -> bytes, or what becomes JSON."""
     buffer = io.BytesIO()
@@ -126,4 +133,12 @@ def archives() -> dict[str, bytes]:
             }
         )
         found[f"{folder}/Annotations_Val_{kind}.zip"] = zipped({f"{kind}_{subtype}_annotations.json": annotations})
+    questions, annotations = vqa_files("mscoco")
+    folder = "cvmlp/vqa/mscoco/vqa/v2"
+    found[f"{folder}_Questions_Val_mscoco.zip"] = zipped(
+        {"v2_OpenEnded_mscoco_val2014_questions.json": of_v2(questions, "questions")}
+    )
+    for split in ("Train", "Val"):
+        name = f"v2_mscoco_{split.lower()}2014_annotations.json"
+        found[f"{folder}_Annotations_{split}_mscoco.zip"] = zipped({name: of_v2(annotations, "annotations")})
     return found

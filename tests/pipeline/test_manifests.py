@@ -90,6 +90,7 @@ def test_published_figures() -> None:
     assert rows["cc12m"] == {"train": 12_423_374}
     assert rows["mscoco"] == {"train": 82_783 + 30_504, "val": 5_000, "test": 5_000}
     assert rows["vqav1-real"] == {"train": 248_349 // 3, "val": 121_512 // 3}
+    assert rows["vqav2"] == {"train": 82_783, "val": 40_504}
     assert rows["vqav1-abstract"] == {"train": 60_000 // 3, "val": 30_000 // 3}
     tars = load_manifest("cc3m-mirror").source
     assert isinstance(tars, WebdatasetSource)
