@@ -195,7 +195,17 @@ def test_seeds_are_dealt_over_the_pretrainings() -> None:
             'page = { kind = "table", columns = [], rows = [{ label = "x", published = [1], arm = "a" }] }',
             "1 figures for 0",
         ),
+        ('page = { kind = "study", headline = ["b"] }', "page.headline names the arm 'b'"),
+        (
+            'page = { kind = "study", curves = { "dialogues" = { b = 1 } } }',
+            "page.curves.'dialogues' names the arm 'b'",
+        ),
         ("seeds = 0", "seeds"),
+        ("starts = 0", "starts"),
+        (
+            'page = { kind = "study", tables = [{ title = "t", columns = [], arms = ["b"] }] }',
+            "page.tables, 't', names the arm 'b'",
+        ),
         ('colour = "red"', "unknown key"),
     ],
 )

@@ -51,6 +51,14 @@ def small(name: str, folder: Path, arms: tuple[str, ...] | None = None) -> Path:
     for key in plan["steps"].keys() & SMALL.keys():
         plan["steps"][key] |= {"run": SMALL[key]}
     plan["arms"] = {key: arm for key, arm in plan["arms"].items() if arms is None or key in arms}
+    if plan["page"]["kind"] == "study":
+        page = plan["page"]
+        page |= {key: [arm for arm in page[key] if arm in plan["arms"]] for key in ("headline", "ablations")}
+        for table in page["tables"]:
+            table["arms"] = [arm for arm in table.get("arms", ()) if arm in plan["arms"]]
+        page["curves"] = {
+            title: {arm: x for arm, x in arms.items() if arm in plan["arms"]} for title, arms in page["curves"].items()
+        }
     for arm in plan["arms"].values():
         # Oracle dialogues went through no gates.
         arm["set"] += [*STEPS, *(["data.kept_only=false"] if arm["system"] == "draft-plus" else [])]

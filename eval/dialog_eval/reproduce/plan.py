@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dialog_gen.core.errors import UsageError
+from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.core.toml_files import find_toml, fit_model, read_toml, shipped_toml
 
 VALIDATION = "val"
@@ -125,12 +125,18 @@ class TablePage(_Strict):
                 raise ValueError(f"row {row.label!r} has {len(row.published)} figures for {len(self.columns)} columns")
         return self
 
+    def named_arms(self) -> dict[str, list[str]]:
+        """What of the page names arms -> the names."""
+        return {f"rows, {row.label!r},": [row.arm] for row in self.rows}
+
 
 class MoreTable(_Strict):
     """A table of a study, with a row for each model that has any of its figures."""
 
     title: str
     note: str = ""
+    arms: list[str] = []
+    """Those in the table; the default is all."""
     columns: list[ColumnPlan]
 
 
@@ -155,11 +161,25 @@ class StudyPage(_Strict):
     with_plans: list[str] = []
     """Other plans: claims may name their arms, too, whose results are in the same folder once those plans were run."""
 
+    def named_arms(self) -> dict[str, list[str]]:
+        """What of the page names arms -> the names."""
+        return {
+            "headline": self.headline,
+            "ablations": self.ablations,
+            "ablated": [self.ablated] if self.ablated else [],
+            **{f"curves.{title!r}": list(arms) for title, arms in self.curves.items()},
+            **{f"tables, {table.title!r},": table.arms for table in self.tables},
+        }
+
 
 class PlainPage(_Strict):
     """The table of all results."""
 
     kind: Literal["plain"] = "plain"
+
+    def named_arms(self) -> dict[str, list[str]]:
+        """It names none."""
+        return {}
 
 
 class Plan(_Strict):
@@ -182,6 +202,14 @@ class Plan(_Strict):
     arms: dict[str, ArmPlan] = {}
     measures: dict[str, MeasurePlan] = {}
     page: Annotated[TablePage | StudyPage | PlainPage, Field(discriminator="kind")] = PlainPage()
+
+    @model_validator(mode="after")
+    def _page_names_arms(self) -> "Plan":
+        for place, names in self.page.named_arms().items():
+            for name in names:
+                if name not in self.arms:
+                    raise ValueError(f"page.{place} names the arm {name!r}; {did_you_mean(name, self.arms)}")
+        return self
 
     @model_validator(mode="after")
     def _best_way_is_measured(self) -> "Plan":

@@ -133,7 +133,8 @@ def _more(more: MoreTable, plan: Plan, measured: Measured, best: str) -> list[st
             for one in more.columns
         ]
 
-    arms = [arm for arm in plan.arms if any(map(measured.values, figures(Figure(arm=arm, alias=BASELINE))))]
+    asked = more.arms or list(plan.arms)
+    arms = [arm for arm in asked if any(map(measured.values, figures(Figure(arm=arm, alias=BASELINE))))]
     rows = [Figure(arm=arm, alias=BASELINE) for arm in arms[:1]]
     rows += [Figure(arm=arm, alias=alias) for arm in arms for alias in (ALONE, AVERAGED, AS_ANSWERS)]
     body = [
