@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {
     "shapes": "dialog-gen download shapes --out {shapes} --limit 48",
     "test": "dialog-gen download shapes --split test --out {test} --limit 24",
+    "gallery-images": "dialog-gen download shapes --split test --out {gallery-images} --limit 25",
     "val": "dialog-gen download shapes --split val --out {val} --limit 24",
     "dialogues": "python -m dialog_gen.shapes.oracle {shapes} --out {dialogues}",
     "dialogues-blip2": "python -m dialog_gen.shapes.oracle {shapes} --out {dialogues-blip2} --truth 0.5",
