@@ -139,6 +139,6 @@ def test_the_study(tmp_path: Path, out: Path, dialog_eval: Cli) -> None:
     for section in ("Goals", "What the sources claim", "What each training gives", "Ways of asking"):
         assert f"\n## {section}" in page
     assert re.search(r"^\| DRAFT +\| +1 \|", page, re.MULTILINE)
-    assert re.search(r"^\| DRAFT-plus, averaged +\| +1 \|", page, re.MULTILINE)
+    assert re.search(r"^\| DRAFT, averaged +\| +1 \|", page, re.MULTILINE)
     assert "R@1: not measured" in page
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")

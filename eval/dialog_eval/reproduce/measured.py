@@ -100,7 +100,7 @@ class Measured:
     def values(self, figure: Figure) -> Values | None:
         """The values of a figure; None if it was not measured."""
         found: dict[str, tuple[int, Entry]] = {}
-        for row, results in self._of_arm.get((figure.arm, figure.on), ()):
+        for row, results in self._results(figure):
             label = self._label(figure, results)
             for entry in results.entries:
                 fits = (entry.label, entry.task, way_of(entry)) == (label, figure.task, figure.way)
@@ -120,6 +120,17 @@ class Measured:
             trained=self.by_start or not figure.is_untuned,
             notes=[entry.notes for _, entry in found.values()],
         )
+
+    def _results(self, figure: Figure) -> list[tuple[int, Results]]:
+        """Those that may have the figure: of an untuned model, also those of other arms that have the same."""
+        own = self._of_arm.get((figure.arm, figure.on), [])
+        if not figure.is_untuned:
+            return own
+        untuned = {one.baseline for (arm, _), some in self._of_arm.items() if arm == figure.arm for _, one in some}
+        others = [
+            one for (arm, on), some in self._of_arm.items() if on == figure.on and arm != figure.arm for one in some
+        ]
+        return own + [(row, results) for row, results in others if results.baseline in untuned]
 
     def estimate(
         self, figure: Figure, against: Figure | None = None, *, factor: float = 1.0, above: float = 0.0
