@@ -23,6 +23,9 @@ Blend = Literal["embedding", "weight"]
 """What is blended: text vectors, or the weights of text towers. See `dialog_eval.models`."""
 
 _Layout = TypeVar("_Layout", bound=BaseModel)
+_FORMAT = "dialog-eval results"
+_HEAD = 100
+"""Bytes at the beginning of a results.json in which its format stands."""
 
 
 class _Strict(BaseModel):
@@ -237,11 +240,18 @@ def unpack_or(path: Path, remedy: str) -> str:
 
 
 def check_writable(out: Path) -> None:
-    """Raises UsageError if results cannot be written to `out`. Called before an evaluation, which may take hours."""
+    """Raises UsageError if results cannot be written to `out`, or would replace a file that is none of results.
+
+    Called before an evaluation, which may take hours.
+    """
     part = out.with_name(out.name + ".part")
     try:
         if out.is_dir():
             raise UsageError(f"--out {out} is a folder: give the name of a file, such as {out / 'results.json'}.")
+        if out.is_file() and out.stat().st_size:
+            with out.open("rb") as file:
+                if _FORMAT.encode() not in file.read(_HEAD):
+                    raise UsageError(f"--out {out} exists and is no results.json of dialog-eval: choose another file.")
         out.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         part.unlink()

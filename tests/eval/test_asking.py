@@ -278,20 +278,25 @@ def test_null_images_and_text_prior_through_the_command(
     dialog_eval: Cli, split: Path, clips: tuple[Path, Path], tmp_path: Path
 ) -> None:
     folder = write_language_model(tmp_path / "lm")
-    options = ["--score", "similarity,debias,prior", "--calibrate", "null-image", "--prior-model", folder]
+    options = ["--score", "similarity,debias,debias:nearest,prior", "--calibrate", "null-image", "--prior-model", folder]
     results = measured(dialog_eval, split, clips, tmp_path / "r.json", *options)
     entries = [e for e in results.entries if e.label == "tuned" and e.task == "vqa"]
     assert [e.protocol.removeprefix("MC-18, official accuracy") for e in entries] == [
         "",
         ", calibrated by null-image",
+        ", calibrated by nearest of the test",
         ", asked by similarity + prior of lm",
     ]
     said: dict[str, list[float]] = {}
     for entry in results.entries:
         if entry.task == "vqa":
             said.setdefault(entry.protocol, []).extend(entry.metrics[0].values)
-    assert len(set(map(tuple, said.values()))) == 3
-    assert [e.asked.text() for e in entries if e.asked] == ["debias weight 1, as given", "prior weight 1, as given"]
+    assert len(set(map(tuple, said.values()))) == 4
+    assert [e.asked.text() for e in entries if e.asked] == [
+        "debias weight 1, as given",
+        "debias weight 0.75, as given",
+        "prior weight 1, as given",
+    ]
 
 
 def write_language_model(folder: Path) -> Path:

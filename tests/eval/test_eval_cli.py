@@ -403,6 +403,7 @@ def test_table(dialog_eval: Cli, common: list[object], split: Path, tmp_path: Pa
         ("retrieval", ["--device", "abacus"], "--device abacus"),
         ("retrieval", ["--device", "cuda:99"], "--device cuda:99"),
         ("retrieval", ["--out", "SPLIT"], "is a folder"),
+        ("retrieval", ["--out", "SPLIT/truth.jsonl"], "exists and is no results.json of dialog-eval"),
         ("retrieval", ["--out", "SPLIT/truth.jsonl/results.json"], "cannot be written"),
         ("retrieval", ["--checkpoint", "ViT-B-33"], "unknown model"),
         ("retrieval", ["--baseline-label", "tuned"], "both labelled 'tuned'"),

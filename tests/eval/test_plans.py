@@ -200,6 +200,9 @@ def test_seeds_are_dealt_over_the_pretrainings() -> None:
             'page = { kind = "study", curves = { "dialogues" = { b = 1 } } }',
             "page.curves.'dialogues' names the arm 'b'",
         ),
+        ('measures.m.run = "true"', "a measure writes {makes}"),
+        ('arms."a b".label = "B"', "arms.a b"),
+        ('steps.a = { run = "true", each_start = true }', "'a' is a step of each start and an arm"),
         ("seeds = 0", "seeds"),
         ("starts = 0", "starts"),
         (
@@ -215,12 +218,51 @@ def test_a_wrong_plan(tmp_path: Path, content: str, complaint: str) -> None:
     path.write_text(
         'title = "t"\nscales = { shapes = [] }\narms.a.label = "A"\narms.a.model = "x"\n'
         + ('arms.a.measures = ["m"]\n' if "arms.a.measures" not in content else "")
-        + ('measures.m.run = "true"\n' if "measures.m" not in content else "")
+        + ('measures.m.run = "true {makes}"\n' if "measures.m" not in content else "")
         + content
     )
     with pytest.raises(UsageError, match=complaint) as error:
         plan_steps(load_plan(str(path), "shapes"), OUT)
     assert "mine" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arm", "complaint"),
+    [
+        ('system = "drafty", recipe = "draft-shapes"', "drafty"),
+        ('system = "draft", recipe = "nope"', "nope"),
+        ('system = "draft", recipe = "third-tower-shapes"', "is for the system 'third-tower'"),
+        ('system = "draft", recipe = "draft-shapes", set = ["optim.batchsize=16"]', "batchsize"),
+        ('system = "draft", recipe = "draft-shapes", set = ["optim.batch_size=many"]', "batch_size"),
+    ],
+)
+def test_a_training_that_its_command_would_refuse(tmp_path: Path, arm: str, complaint: str) -> None:
+    """Before anything starts, also in a dry run."""
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'title = "t"\nscales = { shapes = [] }\nmeasures.m.run = "true {model} {makes}"\n'
+        f'arms.a = {{ label = "A", measures = ["m"], {arm} }}\n'
+    )
+    with pytest.raises(UsageError, match=complaint) as error:
+        plan_steps(load_plan(str(path), "shapes"), OUT)
+    assert "plan mine: the arm a: " in str(error.value)
+
+
+def test_the_plan_of_the_guide(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    (tmp_path / "mine.toml").write_text(guide.partition('```toml title="mine.toml"\n')[2].partition("```")[0])
+    plan = load_plan(str(tmp_path / "mine.toml"), "shapes")
+    steps = plan_steps(plan, OUT, 2)
+    assert plan.given == "mine.toml"
+    assert [step.name for step in steps if step.arm == "slow"] == [
+        f"slow-{seed}{measure}" for seed in (0, 1) for measure in ("", "-scores", "-mine")
+    ]
+
+
+def test_a_scale_without_a_list_of_parts(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('title = "t"\nscales = { shapes = "shapes" }\n')
+    with pytest.raises(UsageError, match="a scale is a list of parts"):
+        load_plan(str(tmp_path / "mine.toml"), "shapes")
 
 
 def test_a_scale_that_a_plan_does_not_have() -> None:

@@ -71,6 +71,18 @@ def test_a_training_from_scratch_is_said_to_be_one(tmp_path: Path) -> None:
     assert wanted in (tmp_path / "t.md").read_text(encoding="utf-8")
 
 
+def test_trainings_that_begin_with_several_models(tmp_path: Path) -> None:
+    files: list[Path] = []
+    for number in range(3):
+        trained = {"model": f"clip-{number % 2}", "steps": 400, "settings": {"data.dialogues": "dialogues"}}
+        settings = {"models": {"m": {"training": trained, "weights_sha256": f"{number}"}}}
+        (tmp_path / f"{number}").mkdir()
+        files += save(tmp_path / f"{number}", pair("m", 0.5, 0.7, weights=f"{number}"), settings=settings)
+    write_table(files, tmp_path / "t.md")
+    wanted = "m: tuned from clip-0, clip-1 on dialogues in 400 steps, 3 seeds"
+    assert wanted in (tmp_path / "t.md").read_text(encoding="utf-8")
+
+
 def test_many_models_are_told_by_measure(tmp_path: Path) -> None:
     some = [one for number in range(4) for one in pair(f"m{number}", 0.5, 0.2 + number / 10, weights=f"{number}")]
     (sentence,) = said(save(tmp_path, some))

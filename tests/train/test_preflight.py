@@ -35,7 +35,7 @@ def test_what_is_told(tmp_path: Path, dialogues: Path, monkeypatch: pytest.Monke
         started(recipe, "optim.batch_size=11")
     with pytest.raises(UsageError, match=r"none does not exist"):
         started(recipe, f"data.dialogues={tmp_path / 'none'}")
-    with pytest.raises(UsageError, match=r"run `dialog-gen gate .*dialogues`, or leave out data\.kept_only"):
+    with pytest.raises(UsageError, match=r"run `dialog-gen gate .*dialogues`, or do without data\.kept_only"):
         started(recipe, "data.kept_only=true")
     more = tmp_path / "more"
     shutil.copytree(CLIP_MODELS.get("shapes-clip"), more)

@@ -75,6 +75,8 @@ def parse_ways(text: str, calibration: Calibration = _DEFAULT_CALIBRATION) -> tu
     ways: list[Way] = []
     for told in text.split(","):
         parts = [part.strip() for part in told.split("+")]
+        if parts == [""]:
+            raise UsageError(f"--score {text!r} names no way of asking, such as similarity or statement+prior.")
         for part in parts:
             if part not in known:
                 raise UsageError(

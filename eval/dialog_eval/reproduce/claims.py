@@ -98,7 +98,7 @@ def judge(claims: Sequence[Claim], measured: Measured, best: str) -> list[Judged
     one_seed = {place for (place, *_), one in zip(tests, estimates, strict=True) if one is not None and one.seeds == 1}
     for (place, test, metric), estimate in zip(tests, estimates, strict=True):
         verdict = "cannot be seen here" if estimate is None else _verdict(test, estimate, next(adjusted))
-        found[place].append((verdict, _told(test, metric, estimate)))
+        found[place].append((verdict, _told(test, metric, estimate, _apart(test, claims[place], measured, best))))
     return [
         Judged(
             claim=claim,
@@ -143,11 +143,24 @@ def _verdict(test: ClaimTest, estimate: Difference, p: float) -> Verdict:
     return "holds" if higher else "does not"
 
 
-def _told(test: ClaimTest, metric: str, estimate: Difference | None) -> str:
+def _apart(test: ClaimTest, claim: Claim, measured: Measured, best: str) -> str:
+    """What tells the test's figures from those of the claim's other tests, such as " by statement"."""
+    differ = {
+        name: len({getattr(other, name) for other in claim.tests}) > 1
+        for name in ("arm", "alias", "way", "against_way")
+    }
+    parts = [measured.labels.get(test.arm, test.arm)] if differ["arm"] else []
+    parts += [test.alias] if differ["alias"] and test.alias != ALONE else []
+    way = best if test.way == "best" else test.way
+    by = f" by {way}" if differ["way"] and not differ["against_way"] else ""
+    return (f" of {', '.join(parts)}" if parts else "") + by
+
+
+def _told(test: ClaimTest, metric: str, estimate: Difference | None, apart: str) -> str:
     if estimate is None:
-        return f"{metric}: not measured"
+        return f"{metric}{apart}: not measured"
     sign = "+" if test.against is not None and test.factor == 1 else ""
-    return f"{metric} {shown(estimate, sign)}" + (", one seed" if estimate.seeds == 1 else "")
+    return f"{metric}{apart} {shown(estimate, sign)}" + (", one seed" if estimate.seeds == 1 else "")
 
 
 def shown(estimate: Difference, sign: str = "") -> str:

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from dialog_gen.core.errors import UsageError, did_you_mean
 from dialog_gen.core.toml_files import find_toml, fit_model, read_toml, shipped_toml
@@ -25,7 +25,15 @@ VALIDATION = "val"
 MOST_SEEDS = 100
 """A mistyped number is refused, and not planned for hours."""
 
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
+"""It is part of file names and of placeholders."""
 Kind = Literal["download", "generate", "train", "measure", "other"]
+
+
+def _with_makes(command: str) -> str:
+    if "{makes}" not in command:
+        raise ValueError("a measure writes {makes}, which the command does not name")
+    return command
 
 
 class _Strict(BaseModel):
@@ -73,7 +81,7 @@ class ArmPlan(Cost):
 class MeasurePlan(Cost):
     """A command for each seed of an arm; it writes {makes}."""
 
-    run: str
+    run: Annotated[str, AfterValidator(_with_makes)]
     kind: Kind = "measure"
     suffix: str = ".json"
     """".json" for results, "" for a checkpoint."""
@@ -186,6 +194,8 @@ class Plan(_Strict):
     """A plan; `load_plan` reads it for one scale."""
 
     name: str
+    given: str
+    """The name of a shipped plan, or of a file, without its folder."""
     title: str
     about: str = ""
     """Markdown, at the top of the page."""
@@ -198,10 +208,17 @@ class Plan(_Strict):
     mean over its seeds. The default is a start for each seed."""
     launcher: str = "dialog-train"
     """What starts a training: dialog-train, or `accelerate launch -m dialog_train`."""
-    steps: dict[str, StepPlan] = {}
-    arms: dict[str, ArmPlan] = {}
-    measures: dict[str, MeasurePlan] = {}
+    steps: dict[_Name, StepPlan] = {}
+    arms: dict[_Name, ArmPlan] = {}
+    measures: dict[_Name, MeasurePlan] = {}
     page: Annotated[TablePage | StudyPage | PlainPage, Field(discriminator="kind")] = PlainPage()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Plan":
+        for name, step in self.steps.items():
+            if step.each_start and name in self.arms:
+                raise ValueError(f"{name!r} is a step of each start and an arm: {{{name}-0}} could be both")
+        return self
 
     @model_validator(mode="after")
     def _page_names_arms(self) -> "Plan":
@@ -259,10 +276,13 @@ def list_plans() -> list[tuple[str, str, str]]:
 def load_plan(name_or_file: str, scale: str) -> Plan:
     """Reads a plan with the parts of its scale. Raises UsageError for an unknown plan, part or scale."""
     path = find_toml(name_or_file, shipped_plans(), "plan")
-    content = {"name": path.stem, **read_toml(path, "plan")}
+    shipped = path in shipped_plans().values()
+    content = {"name": path.stem, "given": path.stem if shipped else path.name, **read_toml(path, "plan")}
     scales: Any = content.get("scales", {})
     if not isinstance(scales, dict) or not scales:
         raise UsageError(f"plan file {path} has no table of scales, such as scales = {{ {scale} = [] }}.")
+    if not all(isinstance(some, list) for some in scales.values()):
+        raise UsageError(f'plan file {path}: a scale is a list of parts, such as scales = {{ {scale} = ["shapes"] }}.')
     if scale not in scales:
         raise UsageError(f"--scale {scale}: the plan {path.stem} has {', '.join(map(str, scales))}.")
     parts = shipped_toml(FOLDER / "parts")

@@ -1,13 +1,16 @@
 """The steps of a plan: commands in the order in which they run, with what they write and what they need."""
 
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from dialog_eval.reproduce.plan import MOST_SEEDS, Cost, Kind, Plan
+from dialog_eval.reproduce.plan import MOST_SEEDS, ArmPlan, Cost, Kind, Plan
 from dialog_gen.core.errors import UsageError, check_within, did_you_mean
+from dialog_train.api import load_recipe
+from dialog_train.systems.base import SYSTEMS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,20 @@ def plan_steps(plan: Plan, out: Path, seeds: int | None = None) -> list[Step]:
     ordered: dict[str, Step] = {}
     for name in wanted:
         _add(name, made, ordered)
+    for step in ordered.values():
+        if step.kind == "train" and step.arm is not None:
+            _check_recipe(plan, step, plan.arms[step.arm])
     return list(ordered.values())
+
+
+def _check_recipe(plan: Plan, step: Step, arm: ArmPlan) -> None:
+    """Raises UsageError for a training that its command would refuse; before other steps have run for hours."""
+    sets = [after for word, after in itertools.pairwise(step.words) if word == "--set"]
+    try:
+        SYSTEMS.get(arm.system)
+        load_recipe(arm.recipe, sets, system=arm.system)
+    except UsageError as error:
+        raise UsageError(f"plan {plan.name}: the arm {step.arm}: {error}") from None
 
 
 def _add(name: str, made: Mapping[str, Step], ordered: dict[str, Step]) -> None:

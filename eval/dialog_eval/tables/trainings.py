@@ -85,7 +85,8 @@ def _text(some: list[Mapping[str, Any]]) -> str:
     first, settings = some[0], _settings(some[0])
     from_scratch = settings.get("from_scratch") == str(True)
     start = "with the architecture of" if from_scratch else "from"
-    parts = [f"{start} {first['model']}"] if isinstance(first.get("model"), str) else []
+    models = list(dict.fromkeys(str(one["model"]) for one in some if isinstance(one.get("model"), str)))
+    parts = [f"{start} {', '.join(models)}"] if models else []
     # Of a training on images with captions, the recipe has no dialogues.
     data = next((settings[key] for key in _DATA if settings.get(key, str(None)) != str(None)), None)
     steps = first.get("steps")

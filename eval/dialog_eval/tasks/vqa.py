@@ -7,7 +7,7 @@ image and the text of question and candidate.
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -83,7 +83,8 @@ class VqaOptions:
         Calibrate,
         typer.Option(
             help="What a debias without a kind subtracts: a candidate's score with the mean image, the question alone, "
-            "noise images, or its nearest images in --dialogues (the default). Without --score, it adds debias."
+            "noise images, or its nearest images in --dialogues, without these in --images (the default). Without "
+            "--score, it adds debias."
         ),
     ] = "none"
     dialogues: Annotated[
@@ -170,7 +171,7 @@ class VqaTask:
 
     dataset: str
     protocol: str
-    """Without the calibration, which the blind run may not use."""
+    """Without the way of asking."""
     items: list[VqaItem]
     top_answers: tuple[str, ...]
     """The candidates of every question; empty if each question has its own."""
@@ -193,7 +194,7 @@ class VqaTask:
     ) -> tuple[list[Entry], list[Reference]]:
         """Computes accuracy by types of answers and of questions, for each way of asking; unblended models also blind.
 
-        The blind run sees the mean image in place of every image. It is not calibrated by the mean image because all
+        The blind run sees the mean image in place of every image. From it the mean image is not subtracted, because all
         its scores would be 0.
         """
         from dialog_eval.asking.scores import Question, best_candidates
@@ -220,8 +221,6 @@ class VqaTask:
         entries, by_question = dict[tuple[str, str], Entry](), list[Entry]()
         for number, way in enumerate(options.ways):
             protocol = self._protocol(way, prepared.sentences)
-            uncalibrated = way.debias == "mean-image"
-            blind_protocol = self._protocol(replace(way, debias=None), prepared.sentences) if uncalibrated else protocol
             for place, variant in enumerate(models.variants):
                 sighted, blind = accuracy[number, place].tolist()
                 entry = partial(variant.entry, dataset=self.dataset)
@@ -237,7 +236,7 @@ class VqaTask:
                 if any(variant is alone for alone in models.alone):
                     without = {**known, "the model blind": blind_metrics}
                     found[0].notes.extend(self._figures.notes(metrics, without))
-                    found.append(entry("vqa", protocol=blind_protocol, metrics=blind_metrics, label_suffix=", blind"))
+                    found.append(entry("vqa", protocol=protocol, metrics=blind_metrics, label_suffix=", blind"))
                     types = self._figures.by_question(sighted)
                     by_question.append(entry("vqa-types", protocol=protocol, metrics=types))
                 for one in found:
@@ -282,7 +281,9 @@ class VqaTask:
             asked += f" of {self.options.prior_model.name}"
         if way.text == "statement" and sentences is not None:
             asked += f", sentences of {sentences}"
-        return f"{self.protocol}{asked}" + (f", calibrated by {way.debias}" if way.debias else "")
+        # Without dialogues, the references are the images of the test themselves.
+        own = " of the test" if way.debias == "nearest" and self.options.dialogues is None else ""
+        return f"{self.protocol}{asked}" + (f", calibrated by {way.debias}{own}" if way.debias else "")
 
     def candidates(self, item: VqaItem) -> tuple[str, ...]:
         """The candidate answers of a question; empty if any answer is possible."""

@@ -86,5 +86,5 @@ def without_gates(location: str, shard: str, option: str) -> UsageError:
     """The error for a shard without gates when `option` asks for kept pairs only."""
     return UsageError(
         f"{location}: no gates were applied to shard {shard}, so it is not known which of its pairs to keep: "
-        f"run `dialog-gen gate {location}`, or leave out {option}."
+        f"run `dialog-gen gate {location}`, or do without {option}."
     )

@@ -67,6 +67,6 @@ def _made_by(plan: Plan, scale: str, steps: Sequence[Step], records: Records) ->
     missing = len(steps) - len(taken)
     note = f" Missing: {count_of(missing, 'step')}, which the same command runs." if missing else ""
     return (
-        f"Made by `dialog-eval reproduce {plan.name} --scale {scale}`: {count_of(len(taken), 'step')}, which took "
+        f"Made by `dialog-eval reproduce {plan.given} --scale {scale}`: {count_of(len(taken), 'step')}, which took "
         f"{sum(taken) / 60:.0f} minutes one after the other. With `--dry-run` it prints their commands.{note}\n"
     )

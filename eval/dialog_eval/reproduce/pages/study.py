@@ -37,7 +37,8 @@ def study_page(plan: Plan, page: StudyPage, measured: Measured, path: Path, deta
     best = measured.best_way(page.ablated)
     judged = judge(load_claims(page.claims), measured, best) if page.claims else []
     rows = _rows(plan, measured)
-    main = [row for row in rows if plan.arms[row.arm].seeds is None or row.alias == BASELINE]
+    own_seeds = {name for name, arm in plan.arms.items() if arm.seeds is not None} - {*page.headline}
+    main = [row for row in rows if row.arm not in own_seeds or row.alias == BASELINE]
     plot = path.with_suffix(".png")
     curves = _curves(page, measured, best)
     write_file(plot, study_plot(_points(main, measured, best), curves, f"VQA, {best} (%)"))
