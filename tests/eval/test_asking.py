@@ -278,7 +278,14 @@ def test_null_images_and_text_prior_through_the_command(
     dialog_eval: Cli, split: Path, clips: tuple[Path, Path], tmp_path: Path
 ) -> None:
     folder = write_language_model(tmp_path / "lm")
-    options = ["--score", "similarity,debias,debias:nearest,prior", "--calibrate", "null-image", "--prior-model", folder]
+    options = [
+        "--score",
+        "similarity,debias,debias:nearest,prior",
+        "--calibrate",
+        "null-image",
+        "--prior-model",
+        folder,
+    ]
     results = measured(dialog_eval, split, clips, tmp_path / "r.json", *options)
     entries = [e for e in results.entries if e.label == "tuned" and e.task == "vqa"]
     assert [e.protocol.removeprefix("MC-18, official accuracy") for e in entries] == [
@@ -434,7 +441,9 @@ def test_missing_dialogues_are_told_before_anything_is_encoded(
 def test_a_missing_query_bank_is_told_before_anything_is_encoded(dialog_eval: Cli, split: Path, tmp_path: Path) -> None:
     command = ["retrieval", "--checkpoint", "none", "--images", split / "images", "--out", tmp_path / "r.json"]
     command += ["--captions", captions(split), "--query-bank", tmp_path / "no"]
-    assert f"{tmp_path / 'no'}" in dialog_eval(*command).mistake
+    said = dialog_eval(*command).mistake
+    assert "--query-bank is a dialogues dataset, or images with captions: " in said
+    assert f"{tmp_path / 'no'}" in said
 
 
 def test_figures_that_need_no_image_are_said_to(split: Path) -> None:

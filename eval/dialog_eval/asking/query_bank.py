@@ -102,7 +102,11 @@ def open_bank(source: str) -> BankSource:
     try:
         return open_dataset(source)
     except NoDatasetError:
-        return ImageIndex(source)
+        try:
+            return ImageIndex(source)
+        except UsageError as error:
+            told = f"--query-bank is a dialogues dataset, or images with captions: {error}"
+            raise UsageError(told) from None
 
 
 def _images(source: BankSource) -> Iterator[SourceImage]:

@@ -212,6 +212,6 @@ def parse_weight(flag: str, text: str) -> float | None:
         weight = -1.0
     if not 0 <= weight <= _MOST_WEIGHT:
         raise UsageError(
-            f"{flag} {text}: give a number from 0 to {_MOST_WEIGHT:,}, or auto to choose it on held-out dialogues."
+            f"{flag} {text}: give a number from 0 to {_MOST_WEIGHT:,}, or auto to choose it on held-out data."
         )
     return weight

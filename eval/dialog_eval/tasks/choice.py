@@ -4,6 +4,7 @@ A benchmark (`dialog_eval.data.choices`) gives items, each a few images and a fe
 (`dialog_eval.metrics.choice`) that the cosines between them must pass.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from dialog_eval.data.images import ImageVectors
     from dialog_eval.metrics.choice import Scores
     from dialog_eval.models import Models, Variant
+
+_log = logging.getLogger(__name__)
 
 _TEXTS_PER_BUNDLE = 16_384
 _OVER_PARTS = "mean over parts"
@@ -123,6 +126,8 @@ class ChoiceTask:
 
         from dialog_eval.metrics import choice as rules
 
+        if self.as_answers and all(one.clip.for_questions() is one.clip for one in models.alone):
+            _log.warning("--as-answers changes nothing: no model here reads answers with a tower of its own")
         names: list[RuleName] = list(self.benchmark.measures.values())
         passed = np.empty((len(models.variants), 2, len(names), len(self.items)), np.bool_)
         best = np.zeros((len(models.variants), len(self.items)), np.int64)
