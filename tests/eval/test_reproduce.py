@@ -306,7 +306,7 @@ HEAD = 'title = "T"\nscales = { shapes = [] }\n'
         (HEAD + '[steps.a]\nrun = "x \'"\n', [], "plan mine: steps.a.run: no closing quotation in"),
         (HEAD + 'launcher = "\'x"\n[arms.a]\nlabel = "a"\nsystem = "draft"\n', [], "launcher: no closing quotation"),
         (
-            HEAD + '[measures.m]\nrun = "x \'"\n[arms.a]\nlabel = "a"\nmodel = "x"\nmeasures = ["m"]\n',
+            HEAD + '[measures.m]\nrun = "x {makes} \'"\n[arms.a]\nlabel = "a"\nmodel = "x"\nmeasures = ["m"]\n',
             [],
             "measures.m.run: no closing quotation",
         ),
@@ -317,7 +317,7 @@ HEAD = 'title = "T"\nscales = { shapes = [] }\n'
         ),
         (HEAD + '[arms.a]\nlabel = "a"\nmodel = "x"\nmeasures = ["m"]\n', [], "unknown measure 'm'; Known: none."),
         (
-            HEAD + '[measures.m]\nrun = "x"\n[arms.a]\nlabel = "a"\nmodel = "x"\nmeasures = ["m"]\n'
+            HEAD + '[measures.m]\nrun = "x {makes}"\n[arms.a]\nlabel = "a"\nmodel = "x"\nmeasures = ["m"]\n'
             '[page]\nkind = "study"\nablated = "a"\n',
             [],
             "page.ablated: 'a' needs a measure on validation data",
