@@ -221,7 +221,7 @@ def test_pairs_that_no_gate_saw_are_not_known_to_be_kept(source: Path) -> None:
     grown = make_source(source.with_name("grown"), [*ROWS, with_image(9, png(9))])
     exported(grown, "texts")
     with pytest.raises(
-        UsageError, match=r"no gates were applied to shard s1, .*: run `dialog-gen gate .*leave out --kept-only"
+        UsageError, match=r"no gates were applied to shard s1, .*: run `dialog-gen gate .*do without --kept-only"
     ):
         exported(grown.rename(source.with_name("again")), "llava", kept_only=True)
 
