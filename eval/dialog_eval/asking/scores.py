@@ -140,7 +140,9 @@ def score(
     """
     rows = torch.tensor([images.rows[question.image_id] for question in questions], device=models.device)
     means = [normalize(vectors[rows.unique()].mean(dim=0), dim=0) for vectors in images.vectors]
-    debiased = {(way.text, way.debias) for way in asking.ways if way.debias is not None}
+    debiased: set[tuple[TextForm, Calibration]] = {
+        (way.text, way.debias) for way in asking.ways if way.debias is not None
+    }
     scales = [float(variant.clip.model.logit_scale.detach().exp()) for variant in models.variants]
     for bundle in _bundles(questions, asking):
         encoded = models.encode_texts(list(bundle.texts))
@@ -160,7 +162,9 @@ def score(
                     places = torch.from_numpy(np.stack([one.places[form] for one in sets])).to(texts.device)
                     candidates = texts[places]  # (Q, C, D)
                     cosine[form] = candidates @ queries
-                    for calibration in (kind for text, kind in debiased if text == form):
+                    for text, calibration in debiased:
+                        if text != form:
+                            continue
                         if calibration == "text":
                             alone = texts[bundle.alone[part]]  # (Q, D)
                             bias[form, calibration] = (candidates @ alone[..., None]).expand(-1, -1, 2)

@@ -70,7 +70,7 @@ def parse_ways(text: str, calibration: Calibration = _DEFAULT_CALIBRATION) -> tu
     `calibration`: of a debias that does not say its kind. Raises UsageError for an unknown part, and for a way with two
     kinds of text or of debias.
     """
-    kinds = {"debias": calibration, **_KINDS}
+    kinds: dict[str, Calibration] = {"debias": calibration, **_KINDS}
     known = (*get_args(TextForm), *kinds, "prior", "filter")
     ways: list[Way] = []
     for told in text.split(","):
@@ -85,13 +85,13 @@ def parse_ways(text: str, calibration: Calibration = _DEFAULT_CALIBRATION) -> tu
                 )
         if set(get_args(TextForm)) <= set(parts):
             raise UsageError(f"--score {text}: {told.strip()} has two kinds of text; separate the ways by a comma.")
-        debiased = {kinds[part] for part in parts if part in kinds}
+        debiased = list[Calibration](dict.fromkeys(kinds[part] for part in parts if part in kinds))
         if len(debiased) > 1:
             raise UsageError(f"--score {text}: {told.strip()} has two kinds of debias; separate the ways by a comma.")
         ways.append(
             Way(
                 text="statement" if "statement" in parts else "similarity",
-                debias=next(iter(debiased), None),
+                debias=debiased[0] if debiased else None,
                 prior="prior" in parts,
                 filter="filter" in parts,
             )

@@ -76,7 +76,7 @@ def _warn_of_equal(texts: Mapping[str, str]) -> None:
 def _imagenet() -> dict[str, str]:
     """Id in WordNet -> name, of the classes of ILSVRC-2012."""
     import open_clip
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     # Both lists are in the order of the ids.
     return dict(zip(ImageNetInfo().label_names(), open_clip.IMAGENET_CLASSNAMES, strict=True))
