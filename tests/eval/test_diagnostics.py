@@ -184,7 +184,7 @@ def test_dialogues_are_other_texts(split: Path, clips: tuple[Path, Path], tmp_pa
     fewer = write_dialogues(tmp_path / "fewer", {"a": rows[3:]})
     out = ["--out", tmp_path / "r.json"]
     assert "lacks 3 of the 12 images of --captions" in dialog_eval(*common, "--dialogues", fewer, *out).mistake
-    assert "give what `dialog-gen run" in dialog_eval(*common, "--dialogues", tmp_path, *out).mistake
+    assert "give a folder that `dialog-gen run" in dialog_eval(*common, "--dialogues", tmp_path, *out).mistake
     both = dialog_eval(*common, "--dialogues", dialogues, "--other-captions", tmp_path / "others.json", *out)
     assert "give one of them" in both.mistake
 

@@ -8,7 +8,7 @@ from dialog_eval.asking.choice import Choice, HeldOut, choose_weights, held_out_
 from dialog_eval.asking.debias import null_images
 from dialog_eval.asking.scores import Asking, Prior
 from dialog_eval.asking.ways import AskingOptions, Calibration, Way, Weights
-from dialog_eval.data.dialogues import HELD_OUT_SHARE, Picture, is_held_out, pictures
+from dialog_eval.data.dialogues import HELD_OUT_SHARE, Picture, is_held_out, pictures, short_name
 from dialog_eval.data.images import ImageVectors, embed_stream, told_if_measured
 from dialog_eval.results import Asked
 from dialog_gen.core.errors import UsageError
@@ -127,7 +127,7 @@ class _HeldOut:
         self.given = f"--held-out {location}" if self._own else f"the held-out images of --dialogues {location}"
         self._dataset: DatasetFolder = open_dataset(location)
         share = "" if self._own else f", from the {HELD_OUT_SHARE:.0%} of images that are held out"
-        self.name = f"{_short(location)}{share}"
+        self.name = f"{short_name(location)}{share}"
         self._seen: set[str] = set()
 
     def pictures(self) -> Iterator[Picture]:
@@ -194,7 +194,7 @@ def _prior(
         from dialog_eval.asking.text_prior import TextPrior
 
         model = TextPrior(options.prior_model, models.device)
-        return model, f"prior of {_short(str(options.prior_model))} {model.sha256[:6]}", None
+        return model, f"prior of {short_name(str(options.prior_model))} {model.sha256[:6]}", None
     both: set[str] = set()
 
     def counts(sha256: str) -> bool:
@@ -202,7 +202,7 @@ def _prior(
             both.update({sha256} & measured)
         return used
 
-    name = _short(options.dialogues or "")
+    name = short_name(options.dialogues or "")
     counted = AnswerPrior.of_dataset(options.dialogues or "", uses=counts)
     note = f"prior counted on images of {name}{told_if_measured(both, measured)}" if both else None
     return counted, f"prior of {name} {counted.sha256[:6]}", note
@@ -224,7 +224,7 @@ def _sentences(options: AskingOptions, uses: Callable[[str], bool]) -> Sentences
 
 def _told(options: AskingOptions, sentences: Sentences) -> str | None:
     """Whose sentences they are, such as "cc3m-dialogues 1a2b3c"."""
-    return f"{_short(options.dialogues or '')} {sentences.sha256[:6]}" if sentences else None
+    return f"{short_name(options.dialogues or '')} {sentences.sha256[:6]}" if sentences else None
 
 
 def _references(
@@ -261,8 +261,3 @@ def _asked(way: Way, weights: Weights, chosen_on: str | None, choice: Choice | N
         chosen_on=chosen_on,
         tried=tried,
     )
-
-
-def _short(location: str) -> str:
-    """The last part of a path or URL."""
-    return location.rstrip("/").rpartition("/")[2] or location

@@ -122,16 +122,11 @@ class AskingOptions:
 
     def check_sources(self) -> None:
         """Raises UsageError where an option names no dataset of dialogues; reads no rows."""
-        from dialog_gen.dataset.errors import NoDatasetError
-        from dialog_gen.dataset.folder import open_dataset
+        from dialog_eval.data.dialogues import open_given
 
         for flag, location in (("--dialogues", self.dialogues), ("--held-out", self.held_out)):
-            try:
-                if location is not None:
-                    open_dataset(location)
-            except NoDatasetError as error:
-                told = str(error).rstrip(".")
-                raise UsageError(f"{flag}: {told}: give a folder that `dialog-gen run --out` wrote.") from None
+            if location is not None:
+                open_given(flag, location)
 
     @classmethod
     def of_flags(

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dialog_gen.core.errors import UsageError
-from dialog_gen.dataset.folder import DatasetFolder
+from dialog_gen.dataset.errors import NoDatasetError
+from dialog_gen.dataset.folder import DatasetFolder, open_dataset
 from dialog_gen.dataset.record import kept_pairs
 from dialog_gen.sources.base import SourceImage
 
@@ -24,6 +25,20 @@ class Picture:
     image: SourceImage
     """Its id is the image's SHA-256."""
     pairs: list[tuple[str, str]]
+
+
+def open_given(flag: str, location: str) -> DatasetFolder:
+    """Opens the dataset that an option names; reads no rows. Raises UsageError, with the flag, for what is none."""
+    try:
+        return open_dataset(location)
+    except NoDatasetError as error:
+        told = str(error).rstrip(".")
+        raise UsageError(f"{flag}: {told}: give a folder that `dialog-gen run --out` wrote.") from None
+
+
+def short_name(location: str) -> str:
+    """The last part of a path or URL."""
+    return location.rstrip("/").rpartition("/")[2] or location
 
 
 def is_held_out(image_sha256: str) -> bool:

@@ -97,17 +97,12 @@ class Diagnostics(TaskDefinition[DiagnosticsOptions]):
 
 def _of_dialogues(location: str, captions: RetrievalTask) -> OtherTexts:
     """The pairs that the gates keep. Raises UsageError for no dataset, and for one without some of the images."""
-    from dialog_gen.dataset.errors import NoDatasetError
-    from dialog_gen.dataset.folder import open_dataset
+    from dialog_eval.data.dialogues import open_given, short_name
     from dialog_gen.dataset.record import kept_pairs
 
-    try:
-        rows = open_dataset(location).rows(["image_id", "texts", "gates"])
-    except NoDatasetError as error:
-        raise UsageError(f"--dialogues: {str(error).rstrip('.')}: give what `dialog-gen run --out` wrote.") from None
     missing, texts = set(captions.image_ids), list[str]()
     count = len(missing)
-    for row in rows:
+    for row in open_given("--dialogues", location).rows(["image_id", "texts", "gates"]):
         if row["image_id"] in missing:
             missing.remove(row["image_id"])
             texts += [f"{pair['user']} {pair['assistant']}" for pair in kept_pairs(row)]
@@ -118,9 +113,8 @@ def _of_dialogues(location: str, captions: RetrievalTask) -> OtherTexts:
         )
     if not texts:
         raise UsageError(f"--dialogues {location}: the gates keep no question and answer.")
-    name = location.rstrip("/").rpartition("/")[2]
     digest = sha256_head("\n".join(texts).encode())
-    return OtherTexts(name=f"{name} {digest}", texts=texts)
+    return OtherTexts(name=f"{short_name(location)} {digest}", texts=texts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
