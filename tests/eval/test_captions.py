@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 from helpers.cli import Cli
-from helpers.evaluation import ReferenceModel
+from helpers.evaluation import ReferenceModel, image_path, write_split
 from helpers.inputs import png
 from helpers.retrieval import ranks_by_sorting
 
 from dialog_eval import evaluate
 from dialog_eval.data.captions import read_captions
 from dialog_gen.core.errors import UsageError
+from dialog_gen.shapes.files import ShapesSubset
+from dialog_gen.shapes.worlds import FIRST, SECOND, World
 
 DOCCI = [
     {"split": split, "image_file": f"{split}_{n:05d}.jpg", "description": f"{split} {n}"}
@@ -125,6 +127,20 @@ def test_retrieval_of_descriptions(tmp_path: Path, clips: tuple[Path, Path]) -> 
     assert entry.dataset.startswith("Urban1k ")
     (again,) = evaluate("retrieval", captions=tmp_path / "Urban1k" / "caption", **common).entries  # type: ignore[arg-type]
     assert entry.dataset.split()[1] == again.dataset.split()[1]
+
+
+@pytest.mark.parametrize("version", [FIRST, SECOND], ids=lambda version: version.name)
+def test_long_texts_of_the_world(tmp_path: Path, clips: tuple[Path, Path], version: World[Any]) -> None:
+    subset = ShapesSubset(split="test", seed=0, limit=12, shard_size=12, world=version)
+    world = write_split(tmp_path, subset)
+    captions = world / "retrieval" / f"descriptions_{version.name}_test.jsonlines"
+    found = evaluate("retrieval", checkpoint=clips[0], images=world / "images", captions=captions, device="cpu")
+    model = ReferenceModel(clips[0])
+    texts = [json.loads(line)["description"] for line in captions.read_text().splitlines()]
+    assert max(int((model.tokenizer(text) != 0).sum()) for text in texts) == model.tokenizer.context_length
+    scores = model.texts(texts) @ model.images([image_path(world, subset, index) for index in range(12)]).T
+    ranks = ranks_by_sorting(scores, [[number] for number in range(12)])
+    assert found.entries[0].metrics[0].values == [float(rank == 0) for rank in ranks]
 
 
 @pytest.mark.parametrize(

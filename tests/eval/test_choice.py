@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,22 @@ def test_mmvp(world: Path, clips: tuple[Path, Path], models: list[ReferenceModel
         told = figures(entries(results)[label])
         assert told["pair accuracy"] == told["mean over parts"] == share(passed)
         assert [told[f"pair accuracy, {name}"] for name in types] == [float(one) for one in passed]
+
+
+def test_mmvp_of_the_world(world: Path, clips: tuple[Path, Path], models: list[ReferenceModel]) -> None:
+    folder = world / "choices" / "mmvp-vlm"
+    rows = list(csv.reader((folder / "Questions.csv").open()))[1:]
+    paths = [folder / "MLLM_VLM Images" / kind / f"{number}.jpg" for number, kind, _ in rows]
+    results = measured(clips, folder / "MLLM_VLM Images", "mmvp-vlm", folder)
+    for model, label in zip(models, ("base", "tuned"), strict=True):
+        found = scores(model, paths, [f"a photo of {statement}" for _, _, statement in rows])
+        passed = defaultdict[str, list[bool]](list)
+        for i in range(0, len(rows), 2):
+            right = found[i, i] > found[i + 1, i] and found[i + 1, i + 1] > found[i, i + 1]
+            passed[rows[i][1]].append(bool(right))
+        told = figures(entries(results)[label])
+        assert len(passed) == 4
+        assert {name: told[f"pair accuracy, {name}"] for name in passed} == {k: share(v) for k, v in passed.items()}
 
 
 def test_aro_cuts_the_image(

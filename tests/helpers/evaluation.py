@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 
 from dialog_gen.clip.loader import load_clip, save_clip
 from dialog_gen.shapes.files import ShapesSubset, write_files
-from dialog_gen.shapes.render import render_png
 from helpers.training import write_tiny_clip
 
 IMAGES = 12
@@ -24,7 +23,7 @@ def write_split(root: Path, subset: ShapesSubset = SUBSET) -> Path:
     for index in range(subset.limit):
         path = image_path(root, subset, index)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(render_png(subset.scene(index)))
+        path.write_bytes(subset.world.render_png(subset.scene(index)))
     return root
 
 

@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dialog_gen.shapes.files import ShapesSubset, write_files
+from dialog_gen.shapes.render import render
 from dialog_gen.shapes.scenes import Scene
 
 SUBSET = ShapesSubset(split="test", seed=2, limit=200, shard_size=64)
@@ -38,6 +41,12 @@ def is_true(scene: Scene, text: str) -> bool:
     if match := re.fullmatch(r"there is (a|no) (\w+ \w+)(?: but no (\w+ \w+))?(?: in the image)?", text):
         first = has(scene, [match[2]]) == (match[1] == "a")
         return first and (match[3] is None or not has(scene, [match[3]]))
+    if match := re.fullmatch(r"(\w+) objects? on a (\w+) background", text):
+        return (NUMBERS[match[1]], match[2]) == (len(scene.objects), scene.background)
+    if match := re.fullmatch(r"objects, (one|none) of them a (\w+ \w+)", text):
+        return has(scene, [match[2]]) == (match[1] == "one")
+    if match := re.fullmatch(r"the (\w+ \w+) (above|to the left of) the (\w+ \w+)", text):
+        return related(scene, *match.groups())
     return has(scene, re.findall(r"(?:a|the) ((?:(?:small|large) )?\w+ \w+)", text))
 
 
@@ -118,3 +127,24 @@ def test_negbench_asks_all_kinds(choices: Path) -> None:
     assert min(told[name] for name in ("positive", "negative", "hybrid")) > 40
     for row in rows:
         assert sorted(kind(row[f"caption_{n}"]) for n in (1, 2, 3)) == ["hybrid", "negative", "positive"]
+
+
+def test_mmvp_shows_each_statement_with_an_image_of_which_the_other_is_false(
+    choices: Path, scenes: dict[str, Scene]
+) -> None:
+    # What scene an image shows is seen in its pixels: those of equal scenes are equal.
+    drawn = {name: np.asarray(render(scene)).astype(int) for name, scene in scenes.items()}
+
+    def shown(path: Path) -> Scene:
+        with Image.open(path) as image:
+            assert image.format == "JPEG"
+            seen = np.asarray(image).astype(int)
+        return scenes[min(drawn, key=lambda name: int(np.abs(drawn[name] - seen).sum()))]
+
+    rows = list(csv.reader((choices / "mmvp-vlm" / "Questions.csv").open()))[1:]
+    assert [int(number) for number, _, _ in rows] == list(range(1, len(rows) + 1))
+    assert set(Counter(kind for _, kind, _ in rows).values()) == {30}
+    for pair in zip(rows[::2], rows[1::2], strict=True):
+        images = [choices / "mmvp-vlm" / "MLLM_VLM Images" / kind / f"{number}.jpg" for number, kind, _ in pair]
+        truths = [[is_true(shown(image), text) for _, _, text in pair] for image in images]
+        assert truths == [[True, False], [False, True]], pair

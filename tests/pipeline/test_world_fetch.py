@@ -59,6 +59,7 @@ def test_files(downloaded: Path) -> None:
         "download.json",
         *(f"images/{n:05d}{end}" for n in range(3) for end in (".tar", "_stats.json")),
         "retrieval/captions_shapes_test.json",
+        "retrieval/descriptions_shapes_test.jsonlines",
         "truth.jsonl",
         *(f"vqa/{p}_shapes_test_questions.json" for p in ("MultipleChoice", "OpenEnded")),
         "vqa/shapes_test_annotations.json",

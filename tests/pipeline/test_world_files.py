@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ from dialog_gen.shapes.worlds import FIRST
 LIMIT = 60
 SUBSET = ShapesSubset(split="val", seed=5, limit=LIMIT, shard_size=16)
 SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att")
+MMVP = (
+    "Color and Appearance", "Positional and Relational Context", "Presence of Specific Features", "Quantity and Count",
+)  # fmt: skip
 NAMES = [
     "choices/aro/captions.json",
     "choices/aro/visual_genome_attribution.json",
     "choices/aro/visual_genome_relation.json",
+    *(f"choices/mmvp-vlm/MLLM_VLM Images/{kind}/" for kind in MMVP),
+    "choices/mmvp-vlm/Questions.csv",
     "choices/negbench/mcq.csv",
     *(f"choices/sugarcrepe{pp}/{kind}.json" for pp in ("-pp", "") for kind in SUGARCREPE),
     "choices/valse/counting.json",
@@ -28,6 +34,7 @@ NAMES = [
     "classification/labels_shapes_val.json",
     "classification/templates.txt",
     "retrieval/captions_shapes_val.json",
+    "retrieval/descriptions_shapes_val.jsonlines",
     "truth.jsonl",
     "vqa/MultipleChoice_shapes_val_questions.json",
     "vqa/OpenEnded_shapes_val_questions.json",
@@ -55,7 +62,9 @@ def truth(out: Path) -> list[dict[str, Any]]:
 
 
 def test_files_written_and_nothing_else(out: Path) -> None:
-    assert sorted(read_tree(out)) == NAMES
+    # MMVP-VLM's images count as one; test_world_choices looks at each.
+    names = {re.sub(r"\d+\.jpg$", "", name) for name in read_tree(out)}
+    assert sorted(names) == NAMES
 
 
 def test_same_subset_same_bytes(out: Path, tmp_path: Path) -> None:
@@ -167,6 +176,22 @@ def test_caption_format(out: Path) -> None:
     assert all(set(a) == {"id", "image_id", "caption"} for a in file["annotations"])
     assert Counter(a["image_id"] for a in file["annotations"]) == dict.fromkeys(range(LIMIT), 5)
     assert len({a["id"] for a in file["annotations"]}) == 5 * LIMIT
+
+
+def test_descriptions_say_all_and_nothing_else(out: Path) -> None:
+    lines = (out / "retrieval/descriptions_shapes_val.jsonlines").read_text().splitlines()
+    for line, record in zip(lines, truth(out), strict=True):
+        described, scene = json.loads(line), record["scene"]
+        assert (described["image_file"], described["split"]) == (f"{record['image_id']}.jpg", "val")
+        first, *sentences = described["description"].removesuffix(".").split(". ")
+        number, background = re.fullmatch(r"The picture shows (\w+) objects? on a (\w+) background", first).groups()  # type: ignore[union-attr]
+        assert (["one", "two", "three"].index(number) + 1, background) == (len(scene["objects"]), scene["background"])
+        empty = set(POSITIONS)
+        for o in scene["objects"]:
+            sentences.remove(f"There is a {o['size']} {o['color']} {o['shape']} in the {o['position']}")
+            empty.discard(o["position"])
+        assert len(sentences) == bool(empty)
+        assert set(re.findall("|".join(POSITIONS), " ".join(sentences))) == empty
 
 
 def test_labels_and_truth_belong_together(out: Path) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ def test_files_written_and_nothing_else(out: Path) -> None:
         "classification/labels_shapes-2_compositional.json",
         "classification/templates.txt",
         "retrieval/captions_shapes-2_compositional.json",
+        "retrieval/descriptions_shapes-2_compositional.jsonlines",
         "retrieval/negated_captions_shapes-2_compositional.json",
         "truth.jsonl",
         "vqa/MultipleChoice_shapes-2_compositional_questions.json",
@@ -68,6 +71,27 @@ def test_captions_are_true(out: Path, name: str) -> None:
     assert len(file["annotations"]) == 5 * LIMIT
     assert {(image["width"], image["height"]) for image in file["images"]} == {(96, 96)}
     assert all(statement(SCENES[a["image_id"]], a["caption"]) for a in file["annotations"])
+
+
+def test_descriptions_are_true_and_name_every_object(out: Path) -> None:
+    lines = (out / "retrieval/descriptions_shapes-2_compositional.jsonlines").read_text().splitlines()
+    for line, (index, scene) in zip(lines, enumerate(SCENES), strict=True):
+        described = json.loads(line)
+        assert described["image_file"] == f"{SUBSET.image_id(index)}.jpg"
+        first, *sentences = described["description"].removesuffix(".").split(". ")
+        number, background = re.fullmatch(r"The picture shows (\w+) objects? on a (\w+) background", first).groups()  # type: ignore[union-attr]
+        assert ["one", "two", "three", "four", "five"].index(number) + 1 == len(scene.objects)
+        assert background == scene.background
+        placed = [sentence for sentence in sentences if sentence.startswith("There is a")]
+        nouns = Counter(sentence.removeprefix("There is ") for sentence in placed)
+        words = [
+            (o.size, o.texture if o.texture != "plain" else "", o.color, o.shape, "in the", o.cell)
+            for o in scene.objects
+        ]
+        assert nouns == Counter(" ".join(["a", *filter(None, of)]) for of in words)
+        for sentence in sentences[len(placed) :]:
+            assert statement(scene, sentence.replace("The ", "the ").replace(" is ", " "))
+    assert max(len(line.split()) for line in lines) > 64
 
 
 def test_choices_name_images_of_the_pipeline_and_begin_with_the_right_caption(out: Path) -> None:
@@ -151,7 +175,7 @@ def test_the_first_world_stays_byte_for_byte(tmp_path: Path) -> None:
     write_files(tmp_path, subset)
     digest = hashlib.sha256()
     for path in sorted(tmp_path.rglob("*")):
-        if path.is_file() and path.relative_to(tmp_path).parts[0] != "choices":
+        if path.is_file() and path.relative_to(tmp_path).parts[0] != "choices" and "descriptions" not in path.name:
             digest.update(str(path.relative_to(tmp_path)).encode() + path.read_bytes())
     for index in range(60):
         digest.update(subset.caption(index).encode())

@@ -7,6 +7,8 @@ They have the formats in which the benchmarks are published, so that `dialog-eva
     valse/existence.json, valse/counting.json  "there is no ..." and numbers, against their opposite
     negbench/mcq.csv                           the true one of four sentences that affirm and deny
     winoground/examples.jsonl                  two scenes and two captions of the same words
+    mmvp-vlm/Questions.csv                     two scenes, each with a statement that is false of the other one
+    mmvp-vlm/MLLM_VLM Images/*/*.jpg           copies of its images, since MMVP-VLM numbers them
 
 The scene graph decides that the right text is true and the wrong one false. An object is named by color and shape.
 """
@@ -16,14 +18,17 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from dialog_gen.shapes.language import retrieval_captions
-from dialog_gen.shapes.render import IMAGE_SIZE_PX
+from dialog_gen.shapes.render import IMAGE_SIZE_PX, render
 from dialog_gen.shapes.scenes import COLORS, SHAPES, SIZES, Scene, SceneObject
 
 _NUMBERS = ("no objects", "one object", "two objects", "three objects")
 _CAPTIONS = 5
+_MMVP_PAIRS = 15
+_MMVP_JPEG_QUALITY = 95
 
 _Noun = tuple[str, str]
 """Color and shape"""
@@ -65,12 +70,15 @@ class _Relation(NamedTuple):
     def text(self) -> str:
         return f"the {_name(_noun(self.first))} is {self.name} the {_name(_noun(self.second))}"
 
+    def phrase(self) -> str:
+        return f"the {_name(_noun(self.first))} {self.name} the {_name(_noun(self.second))}"
+
     def turned(self) -> "_Relation":
         return _Relation(self.second, self.name, self.first)
 
 
-def choice_files(scenes: Scenes) -> Iterator[tuple[str, Iterator[str]]]:
-    """Path and lines of each file. The same scenes give the same lines."""
+def choice_files(scenes: Scenes) -> Iterator[tuple[str, Iterator[str] | bytes]]:
+    """Path of each file, and its lines or the bytes of an image. The same scenes give the same ones."""
     for name, pair_of in _PAIRS.items():
         yield f"sugarcrepe/{name}.json", _object(_sugarcrepe(scenes, name, pair_of))
         yield f"sugarcrepe-pp/{name}.json", _list(_sugarcrepe_pp(scenes, name, pair_of))
@@ -81,6 +89,12 @@ def choice_files(scenes: Scenes) -> Iterator[tuple[str, Iterator[str]]]:
         yield f"valse/{name}.json", _object(_valse(scenes, name, pair_of))
     yield "negbench/mcq.csv", _negbench(scenes)
     yield "winoground/examples.jsonl", (json.dumps(record) for record in _winoground(scenes))
+    statements = list(_mmvp(scenes))
+    yield "mmvp-vlm/Questions.csv", _mmvp_questions(statements)
+    for number, (kind, one) in enumerate(statements, 1):
+        image = io.BytesIO()
+        render(scenes.scene(one.index)).save(image, "JPEG", quality=_MMVP_JPEG_QUALITY)
+        yield f"mmvp-vlm/MLLM_VLM Images/{kind}/{number}.jpg", image.getvalue()
 
 
 def relations(scene: Scene) -> list[_Relation]:
@@ -165,7 +179,11 @@ def _counting(scene: Scene, rng: random.Random) -> _Pair:
 
 
 def _counted(count: int, scene: Scene) -> str:
-    return f"there {'is' if count == 1 else 'are'} {_NUMBERS[count]} on a {scene.background} background"
+    return f"there {'is' if count == 1 else 'are'} {_number_on(count, scene)}"
+
+
+def _number_on(count: int, scene: Scene) -> str:
+    return f"{_NUMBERS[count]} on a {scene.background} background"
 
 
 def _drawn(
@@ -249,29 +267,96 @@ def _negbench(scenes: Scenes) -> Iterator[str]:
         yield _csv_line([_file(scenes, index), 0, right[kind], *wrong, kind])
 
 
-def _winoground(scenes: Scenes) -> Iterator[Any]:
-    """Pairs a text of a scene with a later scene of which the turned text is true and this one is not."""
-    waiting: dict[tuple[str, str], int] = {}
-    number = 0
+class _Opposed(NamedTuple):
+    """A scene and a text that is true of it; the text of the scene that it is paired with is false of it."""
+
+    index: int
+    text: str
+
+
+def _opposed(scenes: Scenes, texts_of: Callable[[Scene], Iterable[_Pair]]) -> Iterator[tuple[_Opposed, _Opposed]]:
+    """Pairs a text of a scene with an earlier scene of which its opposite is true and this one is not.
+
+    `texts_of` gives texts that are true of a scene, each with its opposite.
+    """
+    waiting: dict[_Pair, int] = {}
     for index in range(scenes.limit):
         scene = scenes.scene(index)
-        for tag, text, turned in _turnable(scene):
-            other = waiting.get((turned, text))
+        for text, opposite in texts_of(scene):
+            other = waiting.get((opposite, text))
             if other is None:
-                waiting.setdefault((text, turned), index)
-                continue
-            if text in _true_texts(scenes.scene(other)) or turned in _true_texts(scene):
-                continue
-            del waiting[turned, text]
-            yield {
-                "id": number,
-                "image_0": _file(scenes, other),
-                "image_1": _file(scenes, index),
-                "caption_0": turned,
-                "caption_1": text,
-                "collapsed_tag": tag,
-            }
-            number += 1
+                waiting.setdefault((text, opposite), index)
+            elif not _says(texts_of, scenes.scene(other), text) and not _says(texts_of, scene, opposite):
+                del waiting[opposite, text]
+                yield _Opposed(other, opposite), _Opposed(index, text)
+
+
+def _says(texts_of: Callable[[Scene], Iterable[_Pair]], scene: Scene, text: str) -> bool:
+    return any(text == one for one, _ in texts_of(scene))
+
+
+def _winoground(scenes: Scenes) -> Iterator[Any]:
+    tags: dict[str, str] = {}
+
+    def texts_of(scene: Scene) -> Iterator[_Pair]:
+        for tag, text, turned in _turnable(scene):
+            tags[text] = tag
+            yield text, turned
+
+    for number, (first, second) in enumerate(_opposed(scenes, texts_of)):
+        yield {
+            "id": number,
+            "image_0": _file(scenes, first.index),
+            "image_1": _file(scenes, second.index),
+            "caption_0": first.text,
+            "caption_1": second.text,
+            "collapsed_tag": tags[second.text],
+        }
+
+
+def _mmvp(scenes: Scenes) -> Iterator[tuple[str, _Opposed]]:
+    """Type and statement; two after one another are a pair. Each type has as many as are published, if there are."""
+    for kind, texts_of in _MMVP_TYPES.items():
+        for pair in islice(_opposed(scenes, texts_of), _MMVP_PAIRS):
+            yield from ((kind, one) for one in pair)
+
+
+def _mmvp_questions(statements: list[tuple[str, _Opposed]]) -> Iterator[str]:
+    yield _csv_line(["Question ID", "Type", "Statement"])
+    for number, (kind, one) in enumerate(statements, 1):
+        yield _csv_line([number, kind, one.text])
+
+
+def _presence(scene: Scene) -> Iterator[_Pair]:
+    for noun in dict.fromkeys(map(_noun, scene.objects)):
+        yield f"objects, one of them a {_name(noun)}", f"objects, none of them a {_name(noun)}"
+    for noun in _absent(scene):
+        yield f"objects, none of them a {_name(noun)}", f"objects, one of them a {_name(noun)}"
+
+
+def _quantity(scene: Scene) -> Iterator[_Pair]:
+    count = len(scene.objects)
+    for other in range(1, len(_NUMBERS)):
+        if other != count:
+            yield _number_on(count, scene), _number_on(other, scene)
+
+
+def _places(scene: Scene) -> Iterator[_Pair]:
+    for relation in relations(scene):
+        yield relation.phrase(), relation.turned().phrase()
+
+
+def _colors(scene: Scene) -> Iterator[_Pair]:
+    return ((text, turned) for tag, text, turned in _turnable(scene) if tag == "Object")
+
+
+_MMVP_TYPES: dict[str, Callable[[Scene], Iterable[_Pair]]] = {
+    "Presence of Specific Features": _presence,
+    "Quantity and Count": _quantity,
+    "Positional and Relational Context": _places,
+    "Color and Appearance": _colors,
+}
+"""MMVP-VLM's name of a type -> the texts of a scene, each with its opposite."""
 
 
 def _turnable(scene: Scene) -> Iterator[tuple[str, str, str]]:
@@ -283,10 +368,6 @@ def _turnable(scene: Scene) -> Iterator[tuple[str, str, str]]:
         for second in nouns[place + 1 :]:
             if first[0] != second[0] and first[1] != second[1]:
                 yield "Object", _both(first, second), _both((second[0], first[1]), (first[0], second[1]))
-
-
-def _true_texts(scene: Scene) -> set[str]:
-    return {text for _, text, _ in _turnable(scene)}
 
 
 def _both(first: _Noun, second: _Noun) -> str:

@@ -5,6 +5,8 @@ An image has two ids. `ShapesSubset.image_id` is the id that the pipeline gives 
 evaluation finds the image. VQAv1 and COCO need integers, so their files use the scene's index: as `image_id`, and as
 `id` in the `images` of the captions file.
 
+`retrieval/descriptions_*` has one text about each image, longer than the world's CLIP reads, in the form of DOCCI.
+
 The second world has another captions file, `negated_captions_*`, and in place of the published formats in `choices/` a
 list of {"image_id", "captions", "kind"}: the pipeline's id of an image, the right caption before the wrong ones, and
 what they test.
@@ -115,13 +117,18 @@ def write_files(out: Path, subset: ShapesSubset) -> None:
             captions = _captions(subset, captions_of)
             path = out / "retrieval" / f"{prefix}_{name}.json"
             _write_json(path, {"info": info, "licenses": licenses, "images": _images(subset), "annotations": captions})
+    _write_lines(out / "retrieval" / f"descriptions_{name}.jsonlines", map(json.dumps, _descriptions(subset)))
 
     folder = out / "classification"
     _write_json(folder / f"labels_{name}.json", _labels(subset))
     _write_lines(folder / "classes.txt", [f"{of_world}\tlarge {of_world}" for of_world in world.classes])
     _write_lines(folder / "templates.txt", world.class_templates)
-    for file_name, lines in world.choice_files(subset):
-        _write_lines(out / "choices" / file_name, lines)
+    for file_name, content in world.choice_files(subset):
+        if isinstance(content, bytes):
+            with replacing(out / "choices" / file_name) as part:
+                part.write_bytes(content)
+        else:
+            _write_lines(out / "choices" / file_name, content)
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -193,6 +200,13 @@ def _captions(
         captions = captions_of(subset.scene(index), subset.rng("retrieval", index), CAPTIONS_PER_IMAGE)
         for number, caption in enumerate(captions):
             yield {"id": index * CAPTIONS_PER_IMAGE + number, "image_id": index, "caption": caption}
+
+
+def _descriptions(subset: ShapesSubset) -> Iterator[dict[str, str]]:
+    """A long text about each image, in the form of DOCCI (arXiv 2404.19753)."""
+    for index in range(subset.limit):
+        text = subset.world.description(subset.scene(index), subset.rng("description", index))
+        yield {"image_file": f"{subset.image_id(index)}.jpg", "description": text, "split": subset.split}
 
 
 def _labels(subset: ShapesSubset) -> Iterator[tuple[str, str]]:

@@ -229,6 +229,18 @@ def retrieval_captions(scene: Scene, rng: random.Random, count: int = 5) -> list
     return captions
 
 
+def description(scene: Scene, rng: random.Random) -> str:
+    """A text of several sentences with all there is to say, as DOCCI's annotators do (2404.19753)."""
+    placed = [f"There is {_noun(o, with_size=True)} in the {o.position}." for o in scene.objects]
+    rng.shuffle(placed)
+    empty = [f"the {position}" for position in POSITIONS if not any(o.position == position for o in scene.objects)]
+    nothing = [f"There is nothing in {_listing(empty).replace(' and ', ' or ')}."] if empty else []
+    count = len(scene.objects)
+    plural = "" if count == 1 else "s"
+    shown = f"The picture shows {_COUNTS[count]} object{plural} on a {scene.background} background."
+    return " ".join([shown, *placed, *nothing])
+
+
 def judge(scene: Scene, question: str, answer: str) -> bool:
     """Whether a model's question and answer are true of the scene.
 

@@ -51,8 +51,10 @@ class World(Generic[S]):
     classes: tuple[str, ...]
     class_of: Callable[[S], str | None]
     class_templates: tuple[str, ...]
-    choice_files: Callable[[choices.Scenes], Iterator[tuple[str, Iterator[str]]]]
-    """Scenes of a split -> name and lines of each file of choices."""
+    description: Callable[[S, random.Random], str]
+    """A long text about a scene, which says all there is to say."""
+    choice_files: Callable[[choices.Scenes], Iterator[tuple[str, Iterator[str] | bytes]]]
+    """Scenes of a split -> name of each file of choices, and its lines or the bytes of an image."""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -79,6 +81,7 @@ FIRST: Final[World[scenes.Scene]] = World(
     classes=language.CLASSES,
     class_of=language.class_of,
     class_templates=language.CLASS_TEMPLATES,
+    description=language.description,
     choice_files=choices.choice_files,
 )
 SECOND: Final[World[scenes_2.Scene]] = World(
@@ -100,6 +103,7 @@ SECOND: Final[World[scenes_2.Scene]] = World(
     classes=captions_2.CLASSES,
     class_of=captions_2.class_of,
     class_templates=captions_2.CLASS_TEMPLATES,
+    description=captions_2.description,
     choice_files=choices_2.choice_files,
 )
 WORLDS: Final[dict[str, World[Any]]] = {world.name: world for world in (FIRST, SECOND)}

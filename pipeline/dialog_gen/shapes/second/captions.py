@@ -4,7 +4,7 @@ import random
 import re
 
 from dialog_gen.shapes.second.nouns import NUMBERS, PLURALS, Noun, absent_noun, full_noun, listing, short_noun
-from dialog_gen.shapes.second.relations import pick_relation
+from dialog_gen.shapes.second.relations import decided, pick_relation
 from dialog_gen.shapes.second.scenes import COLORS, SHAPES, Scene, SceneObject
 
 # How often an alt text of the web has each form; those that name an object have the slot {nouns}.
@@ -72,6 +72,20 @@ def negated_captions(scene: Scene, rng: random.Random, count: int = 5) -> list[s
     """The captions of `retrieval_captions`, each with a true statement of what is not there (NegBench, 2501.09425)."""
     captions = retrieval_captions(scene, rng, count)
     return [f"{caption}, but no {absent_noun(scene, rng)}" for caption in captions]
+
+
+def description(scene: Scene, rng: random.Random) -> str:
+    """A text of several sentences with all there is to say, as DOCCI's annotators do (2404.19753)."""
+    placed = [f"There is {full_noun(o).with_article} in the {o.cell}." for o in scene.objects]
+    related = [
+        f"The {short_noun(first)} is {relation} the {short_noun(second)}."
+        for first, relation, second in decided(scene, ("left of", "above", "in front of"))
+    ]
+    rng.shuffle(placed)
+    rng.shuffle(related)
+    number = NUMBERS[len(placed)]
+    shown = f"The picture shows {number} object{'' if number == 'one' else 's'} on a {scene.background} background."
+    return " ".join([shown, *placed, *related])
 
 
 def _counted(scene: Scene, rng: random.Random) -> tuple[str, str]:
