@@ -8,7 +8,7 @@ from dialog_eval.metrics.significance import Difference, holm
 from dialog_eval.reproduce.claims import LEVEL, judge, load_claims, shown
 from dialog_eval.reproduce.measured import ALONE, BASELINE, Figure, Measured
 from dialog_eval.reproduce.pages.markdown import md, table
-from dialog_eval.reproduce.pages.plots import Point, study_plot
+from dialog_eval.reproduce.pages.plots import Panel, study_plot
 from dialog_eval.reproduce.pages.verdicts import (
     AS_ANSWERS,
     AVERAGED,
@@ -41,7 +41,7 @@ def study_page(plan: Plan, page: StudyPage, measured: Measured, path: Path, deta
     main = [row for row in rows if row.arm not in own_seeds or row.alias == BASELINE]
     plot = path.with_suffix(".png")
     curves = _curves(page, measured, best)
-    write_file(plot, study_plot(_points(main, measured, best), curves, f"VQA, {best} (%)"))
+    write_file(plot, study_plot(_panels(main, measured, best), curves, f"VQA, {best} (%)"))
     lines = [f"# {plan.title}", "", *verdict_lines(page, measured, judged, best), ""]
     lines += [f"![What each training gives, and what dialogues are worth]({plot.name})", "", plan.about.strip(), ""]
     lines += [_TERMS, ""]
@@ -187,19 +187,22 @@ def _change(change: Difference | None, p: float) -> str:
     return f"**{text}**" if p < LEVEL else text
 
 
-def _points(rows: Sequence[Figure], measured: Measured, best: str) -> dict[str, list[Point]]:
-    """Title of a panel -> its points."""
-    panels = {f"VQA, {way} (%)": ("vqa", "accuracy", way) for way in reversed(_shown_ways(best))}
-    panels |= {f"{metric} (%)": ("retrieval", metric, "similarity") for metric in R1}
-    found = {
-        title: [
-            Point(row_name(row, measured), estimate)
-            for row in rows
-            if (estimate := measured.estimate(of(row, *column))) is not None
-        ]
-        for title, column in panels.items()
-    }
-    return {title: points for title, points in found.items() if points}
+def _panels(rows: Sequence[Figure], measured: Measured, best: str) -> list[Panel]:
+    columns = {f"VQA, {way} (%)": ("vqa", "accuracy", way) for way in reversed(_shown_ways(best))}
+    columns |= {f"{metric} (%)": ("retrieval", metric, "similarity") for metric in R1}
+    panels = [
+        Panel(
+            title,
+            column[0],
+            {
+                row_name(row, measured): estimate
+                for row in rows
+                if (estimate := measured.estimate(of(row, *column))) is not None
+            },
+        )
+        for title, column in columns.items()
+    ]
+    return [panel for panel in panels if panel.estimates]
 
 
 def _curves(page: StudyPage, measured: Measured, best: str) -> dict[str, list[tuple[float, Difference]]]:
