@@ -364,7 +364,7 @@ def test_retrieval_by_a_query_bank(
     done = dialog_eval(*command, "--query-bank-weight", "0.75")
     assert done.code == 0, done.err
     plain, debiased = load_results(tmp_path / "r.json").entries
-    assert debiased.protocol == f"{plain.protocol}, calibrated by nearest queries"
+    assert debiased.protocol == f"{plain.protocol}, calibrated by nearest queries of {dialogues.name}"
     others = [row for row in rows if not is_held_out(row["image_sha256"])]
     bank_images, bank_texts = row_vectors(model, others, tmp_path), model.texts([row["caption"] for row in others])
     records = json.loads(Path(captions(split)).read_text())["annotations"]

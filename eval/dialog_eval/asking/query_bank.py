@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dialog_eval.asking.choice import DEBIAS_WEIGHTS
 from dialog_eval.asking.debias import mean_of_nearest
-from dialog_eval.data.dialogues import is_held_out, pictures
+from dialog_eval.data.dialogues import is_held_out, pictures, short_name
 from dialog_eval.data.image_index import ImageIndex
 from dialog_eval.data.images import embed_stream, told_if_measured
 from dialog_eval.metrics.retrieval import retrieve
@@ -43,7 +43,8 @@ class QueryBank:
         Raises UsageError for a source with fewer than two captions.
         """
         location = source.spec if isinstance(source, ImageIndex) else source.location
-        self._name = location.rstrip("/").rpartition("/")[2]
+        self.name = short_name(location)
+        """What reports call it."""
         self._captions: list[str] = []
         self._sha256s: list[str] = []
         self._held_out: list[bool] = []
@@ -71,7 +72,7 @@ class QueryBank:
         mask = torch.tensor(self._held_out)
         count = int(mask.sum())
         if count < 2:
-            raise UsageError(f"--query-bank {self._name} has too few images to choose a weight: --query-bank-weight N.")
+            raise UsageError(f"--query-bank {self.name} has too few images to choose a weight: --query-bank-weight N.")
         images, texts = self._vectors(variant, held_out=True)
         tried: list[dict[str, float]] = []
         for one in DEBIAS_WEIGHTS:
@@ -80,7 +81,7 @@ class QueryBank:
             tried.append({"debias_weight": one, _MEASURE: (found.image_recall[1] + found.text_recall[1]) / 2})
         best = max(tried, key=lambda one: one[_MEASURE])
         held_out = {sha256 for sha256, held in zip(self._sha256s, self._held_out, strict=True) if held}
-        chosen_on = f"{count:,} held-out images of {self._name}" + told_if_measured(held_out, measured)
+        chosen_on = f"{count:,} held-out images of {self.name}" + told_if_measured(held_out, measured)
         return Asked(way="debias", debias_weight=best["debias_weight"], chosen_on=chosen_on, tried=tried)
 
     def biases(self, variant: "Variant", images: Tensor, texts: Tensor, weight: float) -> tuple[Tensor, Tensor]:
@@ -93,7 +94,7 @@ class QueryBank:
         images = self._images.vectors[variant.image_tower]
         mask = torch.tensor(self._held_out, device=images.device) == held_out
         if not mask.any():
-            raise UsageError(f"--query-bank {self._name} has too few images with captions.")
+            raise UsageError(f"--query-bank {self.name} has too few images with captions.")
         return images[mask], texts[mask]
 
 

@@ -161,7 +161,7 @@ class RetrievalTask:
                 found = self._ranks(seen, told, belongs, image_bias, text_bias)
                 metrics = [Metric.of(f"image R@{k}", [rank < k for rank in found[0]], groups) for k in KS]
                 metrics += [Metric.of(f"text R@{k}", [rank < k for rank in found[1]]) for k in KS]
-                protocol = self.protocol + (", calibrated by nearest queries" if asked else "")
+                protocol = self.protocol + (f", calibrated by nearest queries of {bank.name}" if bank and asked else "")
                 entry = variant.entry("retrieval", self.dataset, protocol, metrics)
                 more: dict[str, Any] = {"asked": asked}
                 if variant is models.tuned and asked is None:
