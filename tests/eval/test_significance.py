@@ -37,11 +37,53 @@ def test_seeds_that_disagree_are_no_difference() -> None:
     """The same on all images, +0.3 and -0.1 by seed: only the seeds vary, t = 0.1 / (0.2828 / sqrt 2), 1 degree."""
     a, b = np.array([[0.8] * 50, [0.4] * 50]), np.full((1, 50), 0.5)
     t = 0.1 / (np.std([0.3, -0.1], ddof=1) / math.sqrt(2))
-    assert difference(a, b).p == pytest.approx(2 * stats.t.sf(t, 1))
+    assert difference(a, b, b_is_trained=False).p == pytest.approx(2 * stats.t.sf(t, 1))
+
+
+def test_one_seed_varies_as_those_that_it_is_compared_with() -> None:
+    """A new training beside four: Student's t with their variance, times 1/4 + 1, and 3 degrees of freedom."""
+    means = np.array([0.5, 0.52, 0.58, 0.44])
+    four, one = np.repeat(means[:, None], 50, axis=1), np.full((1, 50), 0.7)
+    t = (0.7 - means.mean()) / (means.std(ddof=1) * math.sqrt(1 / 4 + 1))
+    assert difference(one, four).p == difference(four, one).p == pytest.approx(2 * stats.t.sf(t, 3))
+    twice = difference(one, four, factor=2.0)
+    t = abs(0.7 - 2 * means.mean()) / (means.std(ddof=1) * math.sqrt(4 / 4 + 1))
+    assert twice.p == pytest.approx(2 * stats.t.sf(t, 3))
+
+
+def test_the_parts_have_their_own_degrees_of_freedom() -> None:
+    """The half width is the root of the summed squares of both parts' own half widths (Banerjee, 1960)."""
+    rng = np.random.default_rng(5)
+    images, seeds = 200, 3
+    a = rng.normal(0.2, 1, images) + rng.normal(0, 0.3, (seeds, 1))
+    found = difference(a, None, b_is_trained=False)
+    of_images, of_seeds = a.mean(axis=0).std(ddof=1) / images**0.5, a.mean(axis=1).std(ddof=1) / seeds**0.5
+
+    def half_width(p: float) -> float:
+        return math.hypot(of_images * stats.t.isf(p / 2, images - 1), of_seeds * stats.t.isf(p / 2, seeds - 1))
+
+    assert (found.high - found.low) / 2 == pytest.approx(half_width(0.05))
+    assert half_width(found.p) == pytest.approx(abs(found.mean))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 3.0])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_few_seeds_that_lie_close_together_are_no_certainty(seeds: int, ratio: float) -> None:
+    """In families of twenty comparisons of equal models, at most one in twenty has a difference that holds.
+
+    `ratio`: of the standard deviation over seeds to the standard error over images.
+    """
+    rng = np.random.default_rng(6)
+    images, families, false = 30, 100, 0
+    for _ in range(families):
+        noise = rng.normal(0, 1, (20, 1, images)) + rng.normal(0, ratio / images**0.5, (20, seeds, 1))
+        false += min(holm([difference(one, None).p for one in noise])) < 0.05
+    assert false <= 10  # the 99.9th percentile if one in twenty is false
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "p"), [([0.7] * 4, [0.5] * 4, 0.0), ([0.5] * 4, [0.5] * 4, 1.0), ([1.0], [0.0], 1.0)]
+    ("a", "b", "p"),
+    [([0.7] * 4, [0.5] * 4, 0.125), ([1.0, 1.0], [0.0, 0.0], 0.5), ([0.5] * 4, [0.5] * 4, 1.0), ([1.0], [0.0], 1.0)],
 )
 def test_no_variance(a: list[float], b: list[float], p: float) -> None:
     assert difference(np.array([a]), np.array([b])).p == p
