@@ -210,6 +210,11 @@ def test_seeds_are_dealt_over_the_pretrainings() -> None:
             "page.tables, 't', names the arm 'b'",
         ),
         ('colour = "red"', "unknown key"),
+        ('arms.b = { label = "A", model = "x" }', "the arms 'a' and 'b' have the same label, 'A'"),
+        ('arms.b = { label = "", model = "x" }', "arms.b.label"),
+        ('steps.a-0-m.run = "true"', "a-0-m is the name of two steps, one of them of the arm a"),
+        ("arms.a.minutes = inf", "arms.a.minutes"),
+        ('measures.m = { run = "true {makes}", suffix = "/../x" }', "measures.m.suffix"),
     ],
 )
 def test_a_wrong_plan(tmp_path: Path, content: str, complaint: str) -> None:
@@ -259,8 +264,9 @@ def test_the_plan_of_the_guide(tmp_path: Path) -> None:
     ]
 
 
-def test_a_scale_without_a_list_of_parts(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text('title = "t"\nscales = { shapes = "shapes" }\n')
+@pytest.mark.parametrize("parts", ['"shapes"', "[3]"])
+def test_a_scale_without_a_list_of_parts(tmp_path: Path, parts: str) -> None:
+    (tmp_path / "mine.toml").write_text(f'title = "t"\nscales = {{ shapes = {parts} }}\n')
     with pytest.raises(UsageError, match="a scale is a list of parts"):
         load_plan(str(tmp_path / "mine.toml"), "shapes")
 

@@ -209,7 +209,7 @@ def test_the_command(tmp_path: Path, dialog_eval: Cli) -> None:
     assert ended.code == 0, ended.err
     assert "[1/1] arm-0-0-copy" in ended.err
     page = (out / "mine.md").read_text()
-    assert page.startswith("# Mine & yours\n")
+    assert page.startswith("# Mine &amp; yours\n")
     assert "tuned" in page
     assert "--scale shapes`: 1 step," in page
     again = dialog_eval("reproduce", plan, "--out", out)
@@ -297,6 +297,7 @@ def test_claims_about_another_plan_and_tables_of_ones_own(tmp_path: Path, dialog
 
 
 HEAD = 'title = "T"\nscales = { shapes = [] }\n'
+MEASURED = '[measures.m]\nrun = "x {makes}"\n[arms.a]\nlabel = "a"\nmodel = "x"\nmeasures = ["m"]\n'
 
 
 @pytest.mark.parametrize(
@@ -323,6 +324,8 @@ HEAD = 'title = "T"\nscales = { shapes = [] }\n'
             "page.ablated: 'a' needs a measure on validation data",
         ),
         ('title = "T"\nscales = ["shapes"]\n', [], "has no table of scales, such as scales = { shapes = [] }."),
+        (HEAD + MEASURED + '[page]\nkind = "study"\nclaims = "nope"\n', [], "unknown file of claims 'nope'"),
+        (HEAD + MEASURED + '[page]\nkind = "study"\nwith_plans = ["nope"]\n', [], "unknown plan 'nope'"),
         (HEAD + "seeds = 101\n", [], "seeds: must be at most 100"),
         (HEAD, ["--seeds", "100000"], "--seeds 100000 is too large: give at most 100."),
     ],
@@ -341,6 +344,39 @@ def test_the_page_is_written_without_what_failed(tmp_path: Path, dialog_eval: Cl
     assert "the step arm-1-0-copy failed" in ended.err
     assert "Traceback" not in ended.err.splitlines()[-1]
     assert "Missing: 1 step, which" in (tmp_path / "out/mine.md").read_text()
+
+
+def test_what_a_failed_step_leaves_is_on_no_page(tmp_path: Path, dialog_eval: Cli) -> None:
+    (results,) = save(tmp_path, [entry("base", [0, 1]), entry("A", [1, 1]), entry("B", [1, 1])])
+    (tmp_path / "mine.toml").write_text(
+        "\ufeff"  # as some editors write before the text
+        + HEAD.replace('"T"', '"<b>T</b> \\u001b[31m"')
+        + f"""
+        arms.a = {{ label = "A", model = "x", measures = ["good"] }}
+        arms.b = {{ label = "B", model = "x", measures = ["bad"] }}
+        measures.good.run = "cp {results} {{makes}}"
+        measures.bad.run = "sh -c 'cp {results} {{makes}}; exit 3'"
+        """
+    )
+    ended = dialog_eval("reproduce", tmp_path / "mine.toml", "--out", tmp_path / "out")
+    assert ended.code == 1
+    assert "The first said: exit code 3 (see" in ended.err
+    page = (tmp_path / "out/mine.md").read_text()
+    assert page.startswith("# &lt;b&gt;T&lt;/b&gt; \\x1b[31m\n")
+    assert "table: 1 results" in ended.out + ended.err
+    (tmp_path / "mine.toml").write_text(
+        HEAD + MEASURED.replace("x {makes}", f"sh -c 'cp {results} {{makes}}; exit 3'") + '[page]\nkind = "study"\n'
+    )
+    ended = dialog_eval("reproduce", tmp_path / "mine.toml", "--out", tmp_path / "out")
+    assert "nothing was measured" in ended.err
+
+
+def test_a_study_of_validation_data_only_has_a_page(tmp_path: Path, dialog_eval: Cli) -> None:
+    (results,) = save(tmp_path, [entry("base", [0, 1]), entry("a", [1, 1])])
+    plan = HEAD + MEASURED.replace("x {makes}", f"cp {results} {{makes}}").replace("run", 'on = "val"\nrun')
+    (tmp_path / "mine.toml").write_text(plan + '[page]\nkind = "study"\nablated = "a"\n')
+    assert dialog_eval("reproduce", tmp_path / "mine.toml", "--out", tmp_path / "out").code == 0
+    assert (tmp_path / "out/mine.md").read_text().startswith("# T\n")
 
 
 def test_without_a_name_the_plans_are_listed(dialog_eval: Cli) -> None:

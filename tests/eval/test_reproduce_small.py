@@ -136,7 +136,7 @@ def test_the_study(tmp_path: Path, out: Path, dialog_eval: Cli) -> None:
     assert any("answers" in line and "untuned" in line for line in top)
     assert any(re.match(r"Goals: \d+ of 10 are reached", line) for line in top)
     assert any("cannot be seen here." in line for line in top)
-    for section in ("Goals", "What the sources claim", "What each training gives", "Ways of asking"):
+    for section in ("Goals", "Claims", "What each training gives", "Ways of asking"):
         assert f"\n## {section}" in page
     assert re.search(r"^\| DRAFT +\| +1 \|", page, re.MULTILINE)
     assert re.search(r"^\| DRAFT, averaged +\| +1 \|", page, re.MULTILINE)

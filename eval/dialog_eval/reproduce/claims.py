@@ -62,6 +62,11 @@ class Claim(_Strict):
     tests: list[ClaimTest] = []
     unseen: str = ""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether no source says so but this project."""
+        return self.source.startswith(("ours", "our probe"))
+
 
 class _File(_Strict):
     claims: list[Claim]
@@ -76,7 +81,7 @@ class Judged:
     figures: list[str]
     """What was measured, such as "image R@1 +0.4 [-0.1, +0.9]"; or why there is no figure."""
     one_seed: bool = False
-    """Whether any of it is of one training only, whose intervals say nothing about another."""
+    """Whether any of it is of one training only."""
 
 
 def load_claims(name_or_file: str) -> list[Claim]:
@@ -86,7 +91,7 @@ def load_claims(name_or_file: str) -> list[Claim]:
 
 
 def judge(claims: Sequence[Claim], measured: Measured, best: str) -> list[Judged]:
-    """The verdicts. `best`: the way of asking that validation data chose."""
+    """The verdicts. `best`: the way of asking that validation data chose for the arm that a study tells of."""
     tests = [
         (place, test, metric) for place, claim in enumerate(claims) for test in claim.tests for metric in test.metrics
     ]

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from dialog_eval.reproduce.cost import Cost, cost_line, costs
-from dialog_eval.reproduce.pages import write_page
+from dialog_eval.reproduce.pages import check_page, write_page
 from dialog_eval.reproduce.plan import load_plan
 from dialog_eval.reproduce.run import Outcome, Records, run_steps
 from dialog_eval.reproduce.steps import Step, plan_steps
@@ -53,6 +53,7 @@ def reproduce(
     target = Path(page) if page is not None else folder / f"{plan.name}.md"
     _check_places(folder, target)
     steps = plan_steps(plan, folder, seeds)
+    check_page(plan, scale)
     records = Records(folder)
     records.check(steps)
     known = costs(steps, records)

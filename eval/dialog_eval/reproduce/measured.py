@@ -159,16 +159,20 @@ class Measured:
         entries = (entry for some in self._of_arm.values() for _, results in some for entry in results.entries)
         return list(dict.fromkeys(way_of(entry) for entry in entries if entry.task == "vqa"))
 
-    def best_way(self, arm: str) -> str:
-        """The way of asking with the highest accuracy of the arm on validation data; similarity if there are none."""
+    def best_way(self, arm: str, *, untuned: bool = False) -> str | None:
+        """The way of asking with the highest accuracy of the arm, or of its baseline, on validation data.
+
+        None if it was not asked there.
+        """
         accuracies: dict[str, list[float]] = {}
         measured = [results for _, results in self._of_arm.get((arm, VALIDATION), ())]
         for results in [*self._choices.get(arm, ()), *measured]:
+            label = results.baseline if untuned else self.labels[arm]
             for entry in results.entries:
                 metric = entry.metric("accuracy")
-                if entry.task == "vqa" and entry.label == self.labels[arm] and metric is not None:
+                if entry.task == "vqa" and entry.label == label and metric is not None:
                     accuracies.setdefault(way_of(entry), []).append(metric.mean)
-        return max(accuracies, key=lambda way: sum(accuracies[way]) / len(accuracies[way]), default=_SIMILARITY)
+        return max(accuracies, key=lambda way: sum(accuracies[way]) / len(accuracies[way]), default=None)
 
     def _label(self, figure: Figure, results: Results) -> str | None:
         own = self.labels[figure.arm]

@@ -43,9 +43,9 @@ class _Strict(BaseModel):
 class Cost(_Strict):
     """What a command costs; unknown is 0."""
 
-    minutes: float = Field(default=0.0, ge=0)
+    minutes: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """On one core of a CPU, as measured."""
-    gpu_hours: float = Field(default=0.0, ge=0)
+    gpu_hours: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """On an H100, estimated from the rates that the file gives."""
     images: int = Field(default=0, ge=0)
     """Number of images to download."""
@@ -65,7 +65,7 @@ class StepPlan(Cost):
 class ArmPlan(Cost):
     """A training, once for each seed; or, without a system, a model that is there."""
 
-    label: str
+    label: str = Field(min_length=1)
     """Its rows in tables."""
     system: str = ""
     recipe: str = ""
@@ -83,7 +83,7 @@ class MeasurePlan(Cost):
 
     run: Annotated[str, AfterValidator(_with_makes)]
     kind: Kind = "measure"
-    suffix: str = ".json"
+    suffix: Literal[".json", ""] = ".json"
     """".json" for results, "" for a checkpoint."""
     on: str = ""
     """What its results are on, such as another split, if that is not what the plan's other measures are on. With "val"
@@ -152,6 +152,8 @@ class StudyPage(_Strict):
     """A study: a verdict, goals, claims, ablations and all figures."""
 
     kind: Literal["study"] = "study"
+    scope: str = ""
+    """What was measured, and what the figures say nothing about: the first line."""
     headline: list[str] = []
     """Arms of which the first lines tell; the default is `ablated`."""
     retrieval_on: str = ""
@@ -221,6 +223,15 @@ class Plan(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _labels_differ(self) -> "Plan":
+        """Results of one label are taken for trainings of one arm."""
+        first: dict[str, str] = {}
+        for name, arm in self.arms.items():
+            if (other := first.setdefault(arm.label, name)) != name:
+                raise ValueError(f"the arms {other!r} and {name!r} have the same label, {arm.label!r}")
+        return self
+
+    @model_validator(mode="after")
     def _page_names_arms(self) -> "Plan":
         for place, names in self.page.named_arms().items():
             for name in names:
@@ -281,7 +292,7 @@ def load_plan(name_or_file: str, scale: str) -> Plan:
     scales: Any = content.get("scales", {})
     if not isinstance(scales, dict) or not scales:
         raise UsageError(f"plan file {path} has no table of scales, such as scales = {{ {scale} = [] }}.")
-    if not all(isinstance(some, list) for some in scales.values()):
+    if not all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in scales.values()):
         raise UsageError(f'plan file {path}: a scale is a list of parts, such as scales = {{ {scale} = ["shapes"] }}.')
     if scale not in scales:
         raise UsageError(f"--scale {scale}: the plan {path.stem} has {', '.join(map(str, scales))}.")

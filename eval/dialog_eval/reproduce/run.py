@@ -229,7 +229,8 @@ class _Scheduler:
             self._outcome.done.add(step.name)
             self._tell(f"{step.name}: done in {_duration(seconds)}")
         else:
-            said = _last_line(self._records.log(step)) or f"exit code {code}, and {step.makes} is not there"
+            there = "" if step.makes.exists() else f", and {step.makes} is not there"
+            said = _last_line(self._records.log(step)) or f"exit code {code}{there}"
             self._fail(step, said)
 
     def _fail(self, step: Step, said: str) -> None:

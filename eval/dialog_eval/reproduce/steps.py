@@ -125,7 +125,10 @@ def _drafts(plan: Plan, out: Path, seeds: int) -> dict[str, _Draft]:
     repeated = [(arm, seed) for seed in range(seeds) for arm in main]
     repeated += [(arm, seed) for arm in others for seed in range(plan.arms[arm].seeds or 0)]
     for arm, seed in repeated:
-        drafts |= _of_arm(plan, arm, seed, out)
+        for name, draft in _of_arm(plan, arm, seed, out).items():
+            if name in drafts:
+                raise UsageError(f"plan {plan.name}: {name} is the name of two steps, one of them of the arm {arm}.")
+            drafts[name] = draft
     return drafts
 
 

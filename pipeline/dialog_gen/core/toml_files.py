@@ -56,7 +56,7 @@ def read_toml_model(path: Path, model: type[Model], what: str, overrides: Iterab
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """The content of a TOML file. Raises UsageError if the file cannot be read or is not TOML."""
     try:
-        return tomllib.loads(read_regular(path).decode())
+        return tomllib.loads(read_regular(path).decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{what} file {path}: {error.strerror}.") from None
     except RecursionError:

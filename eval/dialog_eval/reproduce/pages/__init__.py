@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dialog_eval.reproduce.claims import load_claims
 from dialog_eval.reproduce.measured import Measured
 from dialog_eval.reproduce.pages.plain import plain_page
 from dialog_eval.reproduce.pages.published import published_page, unknown_rows
@@ -24,15 +25,19 @@ def write_page(
 
     Raises DialogGenError if nothing was measured, or if the disk refuses a write.
     """
-    own = {step.makes for step in steps}
+    records = Records(out)
+    # A step that failed may have left a file, too.
+    done = records.done(steps)
+    counted = [step for step in steps if step.name in done]
+    own = {step.makes for step in counted}
     labels = {name: arm.label for name, arm in plan.arms.items()}
-    others: list[Step] = []
-    for name in plan.page.with_plans if plan.page.kind == "study" else ():
-        other = load_plan(name, scale)
+    for other in _other_plans(plan, scale):
         more = {arm: made.label for arm, made in other.arms.items() if arm not in labels}
-        others += [step for step in plan_steps(other, out) if step.arm in more]
+        others = plan_steps(other, out)
+        done = records.done(others)
+        counted += [step for step in others if step.arm in more and step.name in done]
         labels |= more
-    measured = Measured([*steps, *others], labels, by_start=plan.has_starts)
+    measured = Measured(counted, labels, by_start=plan.has_starts)
     files = [file for file in measured.files if file in own]
     if not files:
         raise DialogGenError(f"nothing was measured: the logs of the steps are in {out / 'steps'}.")
@@ -46,7 +51,18 @@ def write_page(
             tell(line)
     else:
         text = plain_page(plan, details)
-    write_file(page, f"{text}\n{_made_by(plan, scale, steps, Records(out))}".encode())
+    write_file(page, f"{text}\n{_made_by(plan, scale, steps, records)}".encode())
+
+
+def check_page(plan: Plan, scale: str) -> None:
+    """Raises UsageError if the page names claims or plans that are not there; before the steps have run for hours."""
+    _other_plans(plan, scale)
+    if plan.page.kind == "study" and plan.page.claims:
+        load_claims(plan.page.claims)
+
+
+def _other_plans(plan: Plan, scale: str) -> list[Plan]:
+    return [load_plan(name, scale) for name in (plan.page.with_plans if plan.page.kind == "study" else ())]
 
 
 def _table(files: Sequence[Path], out: Path, tell: Callable[[str], None]) -> None:

@@ -3,16 +3,22 @@
 import re
 from collections.abc import Sequence
 
+from dialog_gen.core.visible import visible
+
 
 def md(text: str) -> str:
     """A text with what Markdown and HTML would read in it escaped."""
-    marked = re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+    marked = re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", _one_line(text))
     return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def prose(text: str) -> str:
-    """A text that may have Markdown of its own, for a cell of a table."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
+    """A text that may have Markdown of its own, in one line."""
+    return _one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
+
+
+def _one_line(text: str) -> str:
+    return visible(" ".join(text.split()))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> list[str]:

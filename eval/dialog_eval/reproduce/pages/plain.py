@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dialog_eval.reproduce.pages.markdown import prose
 from dialog_eval.reproduce.plan import Plan
 
 
@@ -9,4 +10,4 @@ def plain_page(plan: Plan, details: Path) -> str:
     """The page; it takes in the details, whose file goes."""
     _, _, body = details.read_text(encoding="utf-8").partition("\n")
     details.unlink()
-    return "\n".join([f"# {plan.title}", "", plan.about.strip(), "", body.strip(), ""])
+    return "\n".join([f"# {prose(plan.title)}", "", plan.about.strip(), "", body.strip(), ""])

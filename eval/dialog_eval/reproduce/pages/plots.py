@@ -13,7 +13,7 @@ _LEAST_RANGE = 20
 """Of the y axis of a curve, in points."""
 _MARGIN = 0.04
 """Beside the intervals of panels, as a share of the x axis."""
-_LEGEND = "Bars and shades: 95 % intervals. Grey, and the dotted line: the untuned CLIP."
+_LEGEND = "Bars and shades: 95 % intervals. Grey, and the dotted lines: the untuned CLIP."
 
 
 class Panel(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 from dialog_eval.metrics.significance import Difference
 from dialog_eval.reproduce.claims import shown
 from dialog_eval.reproduce.measured import Figure, Measured
-from dialog_eval.reproduce.pages.markdown import md, table
+from dialog_eval.reproduce.pages.markdown import md, prose, table
 from dialog_eval.reproduce.plan import ColumnPlan, Plan, RowPlan, TablePage
 
 _SCALES = {
@@ -24,7 +24,7 @@ def published_page(plan: Plan, page: TablePage, scale: str, measured: Measured, 
         for column in page.columns
     }
     changes = _changes(page, measured)
-    lines = [f"# {plan.title}", "", _verdict(changes), "", plan.about.strip(), "", _SCALES.get(scale, ""), ""]
+    lines = [f"# {prose(plan.title)}", "", _verdict(changes), "", plan.about.strip(), "", _SCALES.get(scale, ""), ""]
     head = ["", "", *(md(column.name) for column in page.columns)]
     rows: list[list[str]] = []
     for place, row in enumerate(page.rows):

@@ -7,7 +7,7 @@ from pathlib import Path
 from dialog_eval.metrics.significance import Difference, holm
 from dialog_eval.reproduce.claims import LEVEL, judge, load_claims, shown
 from dialog_eval.reproduce.measured import ALONE, BASELINE, Figure, Measured
-from dialog_eval.reproduce.pages.markdown import md, table
+from dialog_eval.reproduce.pages.markdown import md, prose, table
 from dialog_eval.reproduce.pages.plots import Panel, study_plot
 from dialog_eval.reproduce.pages.verdicts import (
     AS_ANSWERS,
@@ -34,16 +34,21 @@ of 100 captions, how many find their image first; text R@1: of 100 images, how m
 
 def study_page(plan: Plan, page: StudyPage, measured: Measured, path: Path, details: Path) -> str:
     """The page; its plot is written beside it."""
-    best = measured.best_way(page.ablated)
+    best = measured.best_way(page.ablated) or "similarity"
     judged = judge(load_claims(page.claims), measured, best) if page.claims else []
     rows = _rows(plan, measured)
     own_seeds = {name for name, arm in plan.arms.items() if arm.seeds is not None} - {*page.headline}
     main = [row for row in rows if row.arm not in own_seeds or row.alias == BASELINE]
     plot = path.with_suffix(".png")
     curves = _curves(page, measured, best)
-    write_file(plot, study_plot(_panels(main, measured, best), curves, f"VQA, {best} (%)"))
-    lines = [f"# {plan.title}", "", *verdict_lines(page, measured, judged, best), ""]
-    lines += [f"![What each training gives, and what dialogues are worth]({plot.name})", "", plan.about.strip(), ""]
+    told_by = f"{measured.labels.get(page.ablated, '')}\nVQA, {best} (%)"
+    panels = _panels(main, measured, best)
+    worth = ", and what dialogues are worth" if curves else ""
+    lines = [f"# {prose(plan.title)}", "", *verdict_lines(page, measured, judged, best), ""]
+    if panels:
+        write_file(plot, study_plot(panels, curves, told_by))
+        lines += [f"![What each training gives{worth}]({plot.name})", ""]
+    lines += [plan.about.strip(), ""]
     lines += [_TERMS, ""]
     lines += goal_lines(judged) + claims_lines(judged)
     lines += _arms(rows, measured, best) + _ways(main, measured)
@@ -53,8 +58,9 @@ def study_page(plan: Plan, page: StudyPage, measured: Measured, path: Path, deta
     repeated = "the CLIPs that trainings begin with" if measured.by_start else "seeds"
     one = "CLIP" if measured.by_start else "seed"
     note = (
-        f"Intervals are of 95 %, over images and over {repeated} (Student's, with the variances of both); with one "
-        f"{one} they are over images only, and say nothing about another training. All figures, with their notes: "
+        f"Intervals are of 95 %, over images and over {repeated}: the number of each counts, so that few {one}s are no "
+        f"certainty. A model of one {one} is taken to vary as the one that it is compared with; where both have one, "
+        f"the interval is over images only, and says nothing about another training. All figures, with their notes: "
         f"[{details.name}]({details.name})."
     )
     lines += [note, ""]
@@ -86,7 +92,7 @@ def _arms(rows: Sequence[Figure], measured: Measured, best: str) -> list[str]:
         'those of always answering "yes" or of another way that needs no image; † marks those that are not shown to be '
         "above them."
     )
-    return ["## What each training gives", "", *table(head, body), "", note, ""]
+    return ["## What each training gives", "", *table(head, body), "", note, ""] if body else []
 
 
 def _cell(measured: Measured, figure: Figure) -> str:
@@ -115,14 +121,18 @@ def _ways(rows: Sequence[Figure], measured: Measured) -> list[str]:
         [md(row_name(row, measured)), *(_cell(measured, of(row, "vqa", "accuracy", way)) for way in ways)]
         for row in rows
     ]
-    return [
-        "## Ways of asking",
-        "",
-        *table(["VQA accuracy", *ways], body),
-        "",
-        "In percent. Weights of prior and debias are chosen for each model on the dialogues of validation images.",
-        "",
-    ]
+    return (
+        [
+            "## Ways of asking",
+            "",
+            *table(["VQA accuracy", *ways], body),
+            "",
+            "In percent. Weights of prior and debias are chosen for each model on the dialogues of validation images.",
+            "",
+        ]
+        if body
+        else []
+    )
 
 
 def _more(more: MoreTable, plan: Plan, measured: Measured, best: str) -> list[str]:
@@ -143,7 +153,7 @@ def _more(more: MoreTable, plan: Plan, measured: Measured, best: str) -> list[st
         for row in rows
         if any(map(measured.values, found := figures(row)))
     ]
-    head = ["", *(one.name for one in more.columns)]
+    head = ["", *(one.name.replace("best way", best) for one in more.columns)]
     notes = [more.note, ""] if more.note else []
     return [f"## {more.title}", "", *table(head, body), "", *notes] if body else []
 
@@ -152,7 +162,10 @@ def _ablations(page: StudyPage, plan: Plan, measured: Measured, best: str) -> li
     arms = [arm for arm in page.ablations if measured.has(arm)]
     if not arms:
         return []
-    ways = _shown_ways(best)
+    # What was not taught to be asked in the best way may answer as well in the other one.
+    _, plus, prior = best.partition(" + ")
+    ways = ["similarity", *([f"similarity + {prior}"] if plus else []), *_shown_ways(best)]
+    ways = list(dict.fromkeys(ways))
     columns = [
         *(("vqa", "accuracy", way) for way in ways),
         *(("retrieval", one, "similarity") for one in R1),
@@ -175,7 +188,7 @@ def _ablations(page: StudyPage, plan: Plan, measured: Measured, best: str) -> li
     head = ["", *(f"VQA, {way}" for way in ways), *R1]
     note = (
         "First row in percent, others as differences to it in points; bold where Holm's p-value, over this table, is "
-        f"below {LEVEL:g}."
+        f"below {LEVEL:g}. What has one training is taken to vary as the first row's do."
     )
     return ["## Parts left out or changed, one at a time", "", *table(head, body), "", note, ""]
 

@@ -31,31 +31,41 @@ def verdict_lines(page: StudyPage, measured: Measured, judged: Sequence[Judged],
         return [line for arm in arms if (line := _headline(arm, page, measured, best))]
 
     # Until the headline's arms are measured, it is the one that ablations are compared with.
-    lines = told(page.headline) or told([page.ablated])
+    lines = [prose(page.scope)] if page.scope else []
+    lines += told(page.headline) or told([page.ablated])
     told_of: list[str] = []
     goals = [one.verdict for one in judged if one.claim.goal]
-    claims = [one.verdict for one in judged if not one.claim.goal]
     if goals:
         unmeasured = f", {open_goals} cannot be seen" if (open_goals := goals.count("cannot be seen here")) else ""
         told_of.append(f"Goals: {goals.count('holds')} of {len(goals)} are reached{unmeasured}.")
-    if claims:
-        kinds: tuple[Verdict, ...] = ("holds", "does not", "cannot be seen here")
-        held, not_held, unseen = (claims.count(kind) for kind in kinds)
-        holds, does = ("holds" if held == 1 else "hold"), ("does" if not_held == 1 else "do")
-        settled = [one for one in judged if not one.claim.goal and one.verdict != "cannot be seen here"]
-        alone = sum(one.one_seed for one in settled)
-        note = f" Of these verdicts, {alone} {'rests' if alone == 1 else 'rest'} on one training." if alone else ""
-        told_of.append(
-            f"Claims of the sources: {held} {holds}, {not_held} {does} not, {unseen} cannot be seen here.{note}"
-        )
+    claims = [one for one in judged if not one.claim.goal]
+    for name, own in (("Claims of the sources", False), ("Our own", True)):
+        some: list[Verdict] = [one.verdict for one in claims if one.claim.is_own == own]
+        if some:
+            told_of.append(f"{name}: {_counted(some)}.")
+    if alone := sum(one.one_seed for one in claims if one.verdict != "cannot be seen here"):
+        told_of.append(f"Of these verdicts, {alone} {'rests' if alone == 1 else 'rest'} on one training.")
     lines += [" ".join(told_of)] if told_of else []
     return [line for text in lines for line in (text, "")][:-1]
 
 
+def _counted(verdicts: Sequence[Verdict]) -> str:
+    kinds: tuple[Verdict, ...] = ("holds", "does not", "cannot be seen here")
+    held, not_held, unseen = (verdicts.count(kind) for kind in kinds)
+    holds, does = ("holds" if held == 1 else "hold"), ("does" if not_held == 1 else "do")
+    return f"{held} {holds}, {not_held} {does} not, {unseen} cannot be seen here"
+
+
 def _headline(arm: str, page: StudyPage, measured: Measured, best: str) -> str:
-    """What the arm answers and retrieves beside the untuned model; "" if unknown."""
+    """What the arm answers and retrieves beside the untuned model; "" if unknown.
+
+    Each model is asked in the way that validation data choose for it; one that was not asked there, in `best`.
+    """
     base, ours = Figure(arm=arm, alias=BASELINE), Figure(arm=arm)
-    answers, untuned = (measured.estimate(of(row, "vqa", "accuracy", best)) for row in (ours, base))
+    own = measured.best_way(arm) or best
+    of_base = measured.best_way(arm, untuned=True) or measured.best_way(page.ablated, untuned=True) or best
+    asked, asked_base = of(ours, "vqa", "accuracy", own), of(base, "vqa", "accuracy", of_base)
+    answers, untuned = measured.estimate(asked), measured.estimate(asked_base)
     if answers is None or untuned is None:
         return ""
     where = page.retrieval_on if measured.values(replace(of(ours, "retrieval", R1[0]), on=page.retrieval_on)) else ""
@@ -64,11 +74,13 @@ def _headline(arm: str, page: StudyPage, measured: Measured, best: str) -> str:
         for metric in R1
         if (change := measured.estimate(*(replace(of(row, "retrieval", metric), on=where) for row in (ours, base))))
     ]
-    gain = measured.estimate(of(ours, "vqa", "accuracy", best), of(base, "vqa", "accuracy", best))
+    gain = measured.estimate(asked, asked_base)
     doubt = ", which does not show that it is better" if gain is not None and gain.low <= 0 else ""
+    how = f"both asked by {own}" if own == of_base else f"asked by {own} and by {of_base}"
+    chosen = "the best way" if own == of_base else "the best ways"
     return (
         f"**{md(row_name(ours, measured))}: answers {shown(answers)} % of the questions, the untuned CLIP "
-        f"{shown(untuned)} %**{doubt}; both asked by {best}, the best way on validation data. Against the untuned "
+        f"{shown(untuned)} %**{doubt}; {how}, {chosen} on validation data. Against the untuned "
         f"CLIP: {', '.join(recalls)} points."
     )
 
@@ -108,4 +120,4 @@ def claims_lines(judged: Sequence[Judged]) -> list[str]:
         "Differences in percentage points. A claim holds, or does not, if each test of it, or one against it, has a "
         f"p-value below {LEVEL:g} after Holm's correction for all tests of these tables."
     )
-    return ["## What the sources claim", "", *table(head, rows, text_columns=5), "", note, ""]
+    return ["## Claims", "", *table(head, rows, text_columns=5), "", note, ""]
