@@ -156,6 +156,12 @@ def test_more_tests_need_more_evidence(tmp_path: Path) -> None:
     assert judge([small], found, "similarity")[0].verdict == "holds"
     varied = claim(ClaimTest(arm="a", above=4.5))
     assert judge([small, *[varied] * 30, nothing], found, "similarity")[0].verdict == "cannot be seen here"
+    # Goals are a family of their own, in which those that the mean decides count for nothing.
+    by_mean = claim(ClaimTest(arm="a", above=4.5, by_mean=True), goal=True)
+    goal = small.model_copy(update={"goal": True})
+    assert judge([goal, *[varied] * 30, *[by_mean] * 30], found, "similarity")[0].verdict == "holds"
+    goals = [goal, *[varied.model_copy(update={"goal": True})] * 30]
+    assert judge(goals, found, "similarity")[0].verdict == "cannot be seen here"
 
 
 def test_ways_of_asking_are_told_apart(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dialog_gen.core.errors import FailedCheckError, UsageError
-from dialog_gen.core.files import put_file
+from dialog_gen.core.files import give_usual_mode, put_file
 from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.tensors import sha256_of_weights
 from dialog_train.sharding import all_true, own, shared_like, whole
@@ -133,6 +133,7 @@ def save_training(
     part, target = folder / "saving.part", folder / f"{_PREFIX}{step:08}.safetensors"
     try:
         save_file(tensors, part, metadata={_META: content, _SHA256: _sha256(content, tensors)})
+        give_usual_mode(part)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         if target.is_dir():

@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel
 from dialog_gen.clip.base import Clip
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.files import writing
+from dialog_gen.core.files import give_usual_mode, writing
 from dialog_gen.core.progress import without_transformers_bars
 from dialog_train.hf_processors import hf_tokenizer, image_processor, save_processors
 from dialog_train.outputs import checkpoint_folder
@@ -49,6 +49,7 @@ def export_hf(clip: Clip, folder: Path) -> None:
     with writing(folder), without_transformers_bars():
         save_processors(clip, folder)
         exported.save_pretrained(folder)
+        give_usual_mode(*folder.glob("*.safetensors"))
 
 
 def export_checkpoint(checkpoint: Path, out: Path) -> None:

@@ -1,7 +1,8 @@
 """Claims: what source documents say, what would show it, and what the results say about it.
 
 A claim holds if each of its tests does, does not if one of them is contradicted, and otherwise cannot be seen here. A
-test is that a figure, or its difference to another, is above a bound; p-values are Holm's over all tests of a file.
+test is that a figure, or its difference to another, is above a bound; p-values are Holm's over the tests of all claims
+of a file, and over those of all its goals.
 """
 
 from collections.abc import Sequence
@@ -98,11 +99,13 @@ def judge(claims: Sequence[Claim], measured: Measured, best: str) -> list[Judged
     estimates = [_estimate(test, metric, measured, best) for _, test, metric in tests]
     missing = {place for (place, *_), estimate in zip(tests, estimates, strict=True) if estimate is None}
     seen = {place for place, *_ in tests} - missing
-    adjusted = iter(holm([estimate.p for estimate in estimates if estimate is not None]))
+    adjusted = _adjusted(
+        [(claims[place].goal, test, one) for (place, test, _), one in zip(tests, estimates, strict=True)]
+    )
     found: list[list[tuple[Verdict, str]]] = [[] for _ in claims]
     one_seed = {place for (place, *_), one in zip(tests, estimates, strict=True) if one is not None and one.seeds == 1}
-    for (place, test, metric), estimate in zip(tests, estimates, strict=True):
-        verdict = "cannot be seen here" if estimate is None else _verdict(test, estimate, next(adjusted))
+    for (place, test, metric), estimate, p in zip(tests, estimates, adjusted, strict=True):
+        verdict = "cannot be seen here" if estimate is None else _verdict(test, estimate, p)
         found[place].append((verdict, _told(test, metric, estimate, _apart(test, claims[place], measured, best))))
     return [
         Judged(
@@ -113,6 +116,20 @@ def judge(claims: Sequence[Claim], measured: Measured, best: str) -> list[Judged
         )
         for place, (claim, some) in enumerate(zip(claims, found, strict=True))
     ]
+
+
+def _adjusted(tests: Sequence[tuple[bool, ClaimTest, Difference | None]]) -> list[float]:
+    """Holm's p-values, for goals (True) and claims apart; 1 for what has none or does not need one."""
+    adjusted = [1.0] * len(tests)
+    for family in (True, False):
+        found = {
+            place: one.p
+            for place, (goal, test, one) in enumerate(tests)
+            if goal == family and one is not None and not test.by_mean
+        }
+        for place, p in zip(found, holm(list(found.values())), strict=True):
+            adjusted[place] = p
+    return adjusted
 
 
 def _all(verdicts: Sequence[Verdict]) -> Verdict:

@@ -20,6 +20,9 @@ from safetensors import SafetensorError
 
 from dialog_gen.core.errors import DialogGenError, UsageError
 
+# The system tells it only by setting another one, which other threads would see for a moment; so once, at the start.
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
 _ADVICE = {
     errno.ENOSPC: "Free some space and run again",
     errno.EDQUOT: "Free some of your quota and run again",
@@ -110,6 +113,15 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def give_usual_mode(*paths: Path) -> None:
+    """Gives files the mode that `open` would; safetensors writes files that only their owner can read.
+
+    Raises OSError.
+    """
+    for path in paths:
+        path.chmod(0o666 & ~_UMASK)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dialog_gen.core.files import check_regular, replacing
+from dialog_gen.core.files import check_regular, give_usual_mode, replacing
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
@@ -20,6 +20,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
     with replacing(file) as part:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, part, metadata={"format": "pt"} if metadata is None else metadata)
+        give_usual_mode(part)
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:

@@ -97,7 +97,12 @@ def goal_lines(judged: Sequence[Judged]) -> list[str]:
         for one in judged
         if one.claim.goal
     ]
-    return ["## Goals", "", *table(["goal", "shown by", "figure", ""], rows, text_columns=4), ""] if rows else []
+    note = (
+        "In percentage points. Goals about answers are decided by the mean, those about retrieval by a p-value below "
+        f"{LEVEL:g} after Holm's correction for all of these."
+    )
+    head = ["goal", "shown by", "figure", ""]
+    return ["## Goals", "", *table(head, rows, text_columns=4), "", note, ""] if rows else []
 
 
 def claims_lines(judged: Sequence[Judged]) -> list[str]:
@@ -118,6 +123,6 @@ def claims_lines(judged: Sequence[Judged]) -> list[str]:
     head = ["claim", "source", "shown by", "figure", "verdict"]
     note = (
         "Differences in percentage points. A claim holds, or does not, if each test of it, or one against it, has a "
-        f"p-value below {LEVEL:g} after Holm's correction for all tests of these tables."
+        f"p-value below {LEVEL:g} after Holm's correction for all tests of this table."
     )
     return ["## Claims", "", *table(head, rows, text_columns=5), "", note, ""]

@@ -17,7 +17,7 @@ from dialog_gen.clip.close.decoder import CloseDecoder, load_t5
 from dialog_gen.clip.close.layout import CLOSE, CLOSE_FILE, PROMPTS
 from dialog_gen.clip.loader import load_clip
 from dialog_gen.core.errors import UsageError
-from dialog_gen.core.files import read_regular, write_json
+from dialog_gen.core.files import give_usual_mode, read_regular, write_json
 from dialog_gen.core.json_text import parse_json
 from dialog_gen.core.progress import without_transformers_bars
 from dialog_gen.core.tensors import load_tensors, save_tensors, sha256_of_weights
@@ -93,6 +93,7 @@ def save_close(close: CloseClip, folder: Path, changed: Mapping[str, Tensor]) ->
     folder.mkdir(parents=True, exist_ok=True)
     with without_transformers_bars():
         decoder.t5.save_pretrained(folder / _DECODER)
+        give_usual_mode(*(folder / _DECODER).glob("*.safetensors"))
     decoder.tokenizer.save_pretrained(folder / _DECODER)
     save_tensors(decoder.projection.state_dict(), folder / _PROJECTION)
     save_adapter(close.adapter, folder / _ADAPTER)
