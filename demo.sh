@@ -4,7 +4,9 @@ set -euo pipefail
 cd "$(dirname "$0")"
 out=${1:-demo-out}
 
-step() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+bold= plain=
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+step() { printf '\n%s$ %s%s\n' "$bold" "$*" "$plain"; "$@"; }
 
 # Images from a server on loopback, fetched by img2dataset into tars, captions beside them.
 step dialog-gen download shapes --out "$out/shapes" --limit 3072
@@ -18,7 +20,7 @@ step dialog-gen verify "$out/dialogues"
 step python -m dialog_gen.shapes.truth "$out/dialogues" "$out/shapes" --show 5
 
 # DRAFT tunes a CLIP's text tower on the dialogues and captions; the control takes as many steps on captions alone.
-draft() { step accelerate launch train/draft.py --config train/recipes/draft-shapes.toml --resume auto \
+draft() { step dialog-train draft --config draft-shapes --resume auto \
   --set data.dialogues="$out/dialogues" --set data.work="$out/draft-data" "$@"; }
 draft --set out="$out/draft"
 draft --set out="$out/captions-only" --set caption_only=true

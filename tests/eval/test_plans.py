@@ -104,6 +104,7 @@ def test_costs_are_stated(name: str, scale: str) -> None:
     trainings = [step.cost for step in steps if step.kind == "train"]
     assert trainings
     assert all(cost.gpu_hours if scale == "full" else cost.minutes for cost in trainings)
+    assert all(step.cost.minutes or step.cost.gpu_hours or step.cost.images for step in steps)
     assert scale != "full" or sum(step.cost.images for step in steps) > 2_000_000
 
 

@@ -16,7 +16,7 @@ import pytest
 from helpers.cli import Cli
 from helpers.results import entry, save
 
-from dialog_eval.reproduce.cost import costs
+from dialog_eval.reproduce.cost import cost_line, costs
 from dialog_eval.reproduce.plan import Cost
 from dialog_eval.reproduce.run import Records, run_steps
 from dialog_eval.reproduce.steps import Step
@@ -178,6 +178,8 @@ def test_costs_use_the_rate_of_what_is_done(tmp_path: Path) -> None:
     records.add(steps[0], 240)  # twice as long as expected, which says nothing about trainings
     total = costs(steps, records)[-1]
     assert (total.steps, total.done, total.minutes) == (3, 1, 16)
+    free = [*steps, step(tmp_path, "d", minutes=0)]
+    assert cost_line(costs(free, records)[-1]).endswith("1 step whose cost the plan does not say")
 
 
 def write_plan(folder: Path, *results: Path, code: str = "") -> Path:

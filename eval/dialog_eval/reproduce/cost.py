@@ -25,6 +25,8 @@ class Cost(NamedTuple):
     minutes: float
     gpu_hours: float
     images: int
+    unknown: int
+    """Number of steps whose cost the plan does not say."""
 
 
 def costs(steps: Sequence[Step], records: Records) -> list[Cost]:
@@ -45,10 +47,11 @@ def costs(steps: Sequence[Step], records: Records) -> list[Cost]:
                     minutes=_rate(own, done) * sum(cost.minutes for cost in left),
                     gpu_hours=sum(cost.gpu_hours for cost in left),
                     images=sum(cost.images for cost in left),
+                    unknown=sum(not (cost.minutes or cost.gpu_hours or cost.images) for cost in left),
                 )
             )
-    total = [sum(cost[place] for cost in found) for place in range(1, 6)]  # type: ignore[arg-type, misc]
-    return [*found, Cost("all", int(total[0]), int(total[1]), total[2], total[3], int(total[4]))]
+    total = [sum(cost[place] for cost in found) for place in range(1, 7)]  # type: ignore[arg-type, misc]
+    return [*found, Cost("all", int(total[0]), int(total[1]), total[2], total[3], int(total[4]), int(total[5]))]
 
 
 def _rate(steps: Sequence[Step], done: Mapping[str, float]) -> float:
@@ -70,4 +73,6 @@ def cost_line(total: Cost) -> str:
         parts.append(f"about {total.gpu_hours:,.0f} GPU hours")
     if total.images:
         parts.append(f"{count_of(total.images, 'image', grouped=True)} to download")
+    if total.unknown:
+        parts.append(f"{count_of(total.unknown, 'step')} whose cost the plan does not say")
     return "; ".join(parts)
