@@ -131,6 +131,14 @@ def test_plans_are_listed_in_the_order_of_their_numbers() -> None:
     assert tables == [f"table-5-{number}" for number in range(1, 11)]
 
 
+def test_plans_of_the_first_world_can_share_a_folder() -> None:
+    """By default they do: a step of one name is one command. The second world's plan needs a folder of its own."""
+    words: dict[str, tuple[str, ...]] = {}
+    for name in shipped_plans().keys() - {"richer"}:
+        for step in steps_of(name, "shapes"):
+            assert words.setdefault(step.name, step.words) == step.words, (name, step.name)
+
+
 def test_published_figures_of_the_same_model_agree() -> None:
     """A model in several tables has the same figures in each; in the thesis, too, one of C3M L/14 differs."""
     seen: dict[tuple[str, str, int], list[float]] = {}
@@ -173,7 +181,7 @@ def test_seeds_are_dealt_over_the_pretrainings() -> None:
     """A CLIP is trained before what starts from it, several trainings do, and the evaluation compares with it."""
     steps = {step.name: step for step in steps_of("pretrainings", "shapes", 5)}
     order = list(steps)
-    assert [name for name in order if name.startswith("clip-")] == ["clip-0", "clip-1", "clip-2"]
+    assert [name for name in order if name.startswith("pretraining-")] == [f"pretraining-{start}" for start in range(3)]
     for seed, start in enumerate([0, 1, 2, 0, 1]):
         clip, data, tuned = f"clip-{start}", f"draft-data-{start}", f"other-draft-{seed}"
         assert steps[f"{tuned}-scores"].start == start
@@ -181,8 +189,8 @@ def test_seeds_are_dealt_over_the_pretrainings() -> None:
         assert values(steps[data], "--model") == [str(OUT / clip)]
         assert {f"model={OUT / clip}", f"data.work={OUT / data}"} <= set(values(steps[tuned], "--set"))
         assert values(steps[f"{tuned}-scores"], "--baseline") == [str(OUT / clip)]
-        assert order.index(clip) < order.index(data) < order.index(tuned)
-    assert steps["clip-0"].words[-1] != steps["clip-1"].words[-1]
+        assert order.index(f"pretraining-{start}") < order.index(data) < order.index(tuned)
+    assert steps["pretraining-0"].words[-1] != steps["pretraining-1"].words[-1]
 
 
 @pytest.mark.parametrize(

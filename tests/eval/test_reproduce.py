@@ -68,6 +68,16 @@ def test_another_command_line_makes_a_file_anew_and_is_refused_for_a_folder(tmp_
     assert not (tmp_path / "new").exists()
 
 
+def test_two_steps_of_one_name_would_lose_the_record_of_one(tmp_path: Path) -> None:
+    first = step(tmp_path, "same")
+    second = dataclasses.replace(step(tmp_path, "same", more="1"), makes=tmp_path / "other")
+    run_steps([first], tmp_path)
+    with pytest.raises(UsageError, match=rf"{tmp_path / 'same'} was made by a step of another plan, same, too"):
+        run_steps([second], tmp_path)
+    (tmp_path / "same").unlink()
+    Records(tmp_path).check([second])
+
+
 def test_what_needs_a_step_that_was_made_anew_is_made_anew(tmp_path: Path) -> None:
     steps = [step(tmp_path, "a"), step(tmp_path, "b", "a"), step(tmp_path, "c", "b"), step(tmp_path, "d")]
     run_steps(steps, tmp_path)

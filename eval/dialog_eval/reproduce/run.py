@@ -1,9 +1,9 @@
 """Runs the steps of a plan, several at a time, and skips what an earlier run did.
 
-`OUT/steps` has a log of each step, NAME.log, and for each that ended well a record, NAME.json: its command line, when
-it ended and how long it took, and when the steps had ended that it needed. A step is done if its output exists, its
-record has the same command line, and what it needs is done and was not made anew since. The commands continue what was
-interrupted themselves, so a step without a record simply runs.
+`OUT/steps` has a log of each step, NAME.log, and for each that ended well a record, NAME.json: its command line, what
+it made, when it ended and how long it took, and when the steps had ended that it needed. A step is done if its output
+exists, its record has the same command line, and what it needs is done and was not made anew since. The commands
+continue what was interrupted themselves, so a step without a record simply runs.
 """
 
 import contextlib
@@ -66,6 +66,7 @@ class Records:
         """Notes that a step ended well."""
         record = {
             "command": list(step.words),
+            "makes": str(step.makes),
             "seconds": round(seconds, 1),
             "ended": datetime.now(UTC).isoformat(),
             "needs": {need: self._ended(need) for need in step.needs},
@@ -75,9 +76,14 @@ class Records:
     def check(self, steps: Sequence[Step]) -> None:
         """Raises UsageError if a folder that a step is to write was made by another command line or of other inputs.
 
-        Files are replaced.
+        So it does for a step of another plan that has the name of one of these, whose record would be lost. Files are
+        replaced.
         """
         done = self.done(steps)
+        for step in steps:
+            made = (self._read(step.name) or {}).get("makes", str(step.makes))
+            if made != str(step.makes) and Path(made).exists():
+                raise UsageError(f"{made} was made by a step of another plan, {step.name}, too: give another --out.")
         wrong = {
             step: record
             for step in steps
