@@ -55,7 +55,7 @@ def _key(section: Section) -> _Key:
 
 
 def _column_names(sections: Sequence[Section]) -> dict[_Key, dict[str, str]]:
-    """(Task, dataset, protocol) -> measure -> column name; equal names are extended by dataset and protocol."""
+    """(Task, dataset, protocol) -> measure -> column name; equal ones get what of dataset and protocol is not in them."""
     names: dict[_Key, dict[str, str]] = {}
     for section in sections:
         measured = {column.name for column in section.columns}
@@ -67,7 +67,9 @@ def _column_names(sections: Sequence[Section]) -> dict[_Key, dict[str, str]]:
         if told:
             names[_key(section)] = told
     times = Counter(name for own in names.values() for name in own.values())
-    return {
-        key: {measure: name if times[name] == 1 else f"{name}, {key[1]}, {key[2]}" for measure, name in own.items()}
-        for key, own in names.items()
-    }
+
+    def told_apart(name: str, key: _Key) -> str:
+        _, dataset, protocol = key
+        return ", ".join([name, dataset, *([protocol] if protocol not in name else [])]) if times[name] > 1 else name
+
+    return {key: {measure: told_apart(name, key) for measure, name in own.items()} for key, own in names.items()}

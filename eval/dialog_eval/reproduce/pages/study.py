@@ -28,7 +28,7 @@ Ways of asking: *similarity* compares an image with a question and its answer, *
 *+ prior* adds how often dialogues answer such a question so, *+ debias* subtracts what an answer scores with other
 images, and *+ filter* leaves out answers of another form than the question asks for, which needs no prior. Image R@1:
 of 100 captions, how many find their image first; text R@1: of 100 images, how many find a caption of theirs first.
-*Averaged*: weights averaged with the untuned ones.
+*Averaged*: weights averaged with the untuned ones; *blend 0.9*: text vectors that are untuned to 0.9.
 """.strip()
 
 
