@@ -225,12 +225,12 @@ def test_references_stay_with_their_files_sections(tmp_path: Path) -> None:
 
 def two_seeds(folder: Path) -> list[Path]:
     """base at 50 %, one that is 20 points above it everywhere, one that differs either way, and a reference."""
-    values = [0.5] * 6
-    above, either = [0.7] * 6, [0.7, 0.7, 0.5, 0.5, 0.3, 0.3]
+    images = [image for image in range(15) for _ in range(2)]
+    values, above, either = [0.5] * 30, [0.7] * 30, [0.7, 0.7, 0.5, 0.5, 0.3, 0.3] * 5
     return save(
         folder,
-        [entry("base", values, groups=IMAGES), entry("DRAFT", above, "1", IMAGES), entry("x", either, "x", IMAGES)],
-        [entry("DRAFT", above, "2", IMAGES)],
+        [entry("base", values, groups=images), entry("DRAFT", above, "1", images), entry("x", either, "x", images)],
+        [entry("DRAFT", above, "2", images)],
         references=[reference(0.2966)],
     )
 
@@ -246,15 +246,21 @@ def test_markdown(tmp_path: Path) -> None:
         ["DRAFT", "70.0 [70.0, 70.0]"],
         ["↳ difference", "**+20.0 [+20.0, +20.0]**"],
         ["↳ spread", "± 0.0 (n = 2)"],
-        ["x", "50.0 [30.0, 70.0]"],
-        ["↳ difference", "+0.0 [-20.0, +20.0]"],
+        ["x", "50.0 [42.0, 58.0]"],
+        ["↳ difference", "+0.0 [-8.0, +8.0]"],
         ["always yes", "29.7"],
-        ["items", "6 items, 3 images"],
+        ["items", "30 items, 15 images"],
     ]
     # Columns stand below each other, to be read as it is.
     assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
     assert "<summary>Visual question answering: shapes 0123, MC-18</summary>\n" in text
-    for said in ("95 % bootstrap", "over images", "paired differences to base", "n repetitions", "6 items, 3 images."):
+    for said in (
+        "95 % bootstrap",
+        "over images",
+        "paired differences to base",
+        "n repetitions",
+        "30 items, 15 images.",
+    ):
         assert said in text
     assert [file.name for file in out.parent.iterdir()] == ["table.md"]
 
@@ -265,10 +271,10 @@ def test_html(tmp_path: Path) -> None:
     page = out.read_text(encoding="utf-8")
     tables = Tables(page)
     assert tables.rows == [
-        ["", "accuracy6 items, 3 images"],
+        ["", "accuracy30 items, 15 images"],
         ["basebaseline", "50.0 [50.0, 50.0]"],
         ["DRAFT", "70.0 [70.0, 70.0]+20.0 [+20.0, +20.0]± 0.0 (n = 2)"],
-        ["x", "50.0 [30.0, 70.0]+0.0 [-20.0, +20.0]"],
+        ["x", "50.0 [42.0, 58.0]+0.0 [-8.0, +8.0]"],
         ["always yes", "29.7"],
     ]
     bold = re.findall("<div><strong>(.*?)</strong></div>", page.replace("\n", ""))
@@ -284,7 +290,7 @@ def test_html(tmp_path: Path) -> None:
 
 def several_tasks(folder: Path) -> list[Path]:
     """base and DRAFT on two tasks, scratch and MulT on one of them, MulT's answers without a baseline."""
-    half, above = [0.5] * 6, [0.7] * 6
+    half, above = [0.5] * 30, [0.7] * 30
     retrieval: dict[str, Any] = {"task": "retrieval", "metric": "image R@1", "protocol": "5 captions"}
     found = [
         Results(
@@ -295,7 +301,7 @@ def several_tasks(folder: Path) -> list[Path]:
                 entry("base", half),
                 entry("base, blind", above),
                 entry("DRAFT", above),
-                entry("DRAFT", BASE, metric="accuracy, other"),
+                entry("DRAFT", BASE * 5, metric="accuracy, other"),
             ],
             references=[reference(0.3), reference(0.4, metric="accuracy, other")],
         ),
@@ -350,8 +356,9 @@ def test_overview_tells_datasets_apart(tmp_path: Path) -> None:
 
 def test_what_touches_0_as_printed_is_not_marked(tmp_path: Path) -> None:
     """0.04 points above the baseline everywhere is printed as +0.0; 0.06 as +0.1."""
-    near, far = [value + 0.0004 for value in BASE], [value - 0.0006 for value in BASE]
-    write_table(save(tmp_path, [entry("base", BASE), entry("near", near), entry("far", far)]), tmp_path / "t.md")
+    base = BASE * 5
+    near, far = [value + 0.0004 for value in base], [value - 0.0006 for value in base]
+    write_table(save(tmp_path, [entry("base", base), entry("near", near), entry("far", far)]), tmp_path / "t.md")
     rows = markdown_rows((tmp_path / "t.md").read_text())
     assert [row[1] for row in rows if "difference" in row[0]] == ["+0.0 [+0.0, +0.0]", "**-0.1 [-0.1, -0.1]**"]
 

@@ -90,7 +90,7 @@ def difference(
 
 _Part = tuple[float, int]
 """A variance of the mean, and its degrees of freedom"""
-_LEAST_LOG_P = -690.0
+_LEAST_LOG_P = -460.0
 
 
 def _of_seeds(trained: Sequence[tuple[npt.NDArray[np.float64], float]]) -> list[_Part]:

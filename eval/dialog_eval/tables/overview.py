@@ -55,7 +55,7 @@ def _key(section: Section) -> _Key:
 
 
 def _column_names(sections: Sequence[Section]) -> dict[_Key, dict[str, str]]:
-    """(Task, dataset, protocol) -> measure -> column name; equal ones get what of dataset and protocol is not in them."""
+    """(Task, dataset, protocol) -> measure -> column name; to equal names, dataset and protocol are added once."""
     names: dict[_Key, dict[str, str]] = {}
     for section in sections:
         measured = {column.name for column in section.columns}
