@@ -289,7 +289,7 @@ def reproduce(
         if dry_run:
             for step in steps:
                 say(step.command)
-        figures = ["steps", "done", "minutes on a core", "GPU hours", "images to download"]
+        figures = ["steps", "done", "minutes on a core", "GPU hours", "images to download", "of unknown cost"]
         rows = [[cost.name, *(f"{number:,.0f}" for number in cost[1:])] for cost in costs]
         say_table(["", *figures], rows)
         say(line)

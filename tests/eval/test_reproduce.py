@@ -215,7 +215,10 @@ def test_the_command(tmp_path: Path, dialog_eval: Cli) -> None:
     dry = dialog_eval("reproduce", plan, "--out", out, "--dry-run")
     assert dry.code == 0
     assert shlex.join([str(results), str(out / "results/arm-0-0-copy.json")]) in dry.out
-    assert "1 step, 0 done" in dry.out
+    assert "1 step, 0 done; 1 step whose cost the plan does not say" in dry.out
+    head, *body = [line.split() for line in dry.out.splitlines() if line.startswith(("  ", "all", "evaluations"))]
+    assert " ".join(head).endswith("images to download of unknown cost")
+    assert body == [["evaluations", "1", "0", "0", "0", "0", "1"], ["all", "1", "0", "0", "0", "0", "1"]]
     assert not out.exists()
     ended = dialog_eval("reproduce", plan, "--out", out)
     assert ended.code == 0, ended.err
