@@ -222,6 +222,10 @@ def test_seeds_are_dealt_over_the_pretrainings() -> None:
         ('arms.b = { label = "A", model = "x" }', "the arms 'a' and 'b' have the same label, 'A'"),
         ('arms.b = { label = "", model = "x" }', "arms.b.label"),
         ('steps.a-0-m.run = "true"', "a-0-m is the name of two steps, one of them of the arm a"),
+        (
+            'steps.s = { run = "true", each_start = true }\nsteps.s-0.run = "true"',
+            "s-0 is the name of two steps",
+        ),
         ("arms.a.minutes = inf", "arms.a.minutes"),
         ('measures.m = { run = "true {makes}", suffix = "/../x" }', "measures.m.suffix"),
     ],

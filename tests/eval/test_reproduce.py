@@ -68,13 +68,16 @@ def test_another_command_line_makes_a_file_anew_and_is_refused_for_a_folder(tmp_
     assert not (tmp_path / "new").exists()
 
 
-def test_two_steps_of_one_name_would_lose_the_record_of_one(tmp_path: Path) -> None:
-    first = step(tmp_path, "same")
-    second = dataclasses.replace(step(tmp_path, "same", more="1"), makes=tmp_path / "other")
+def test_two_steps_of_one_name_would_lose_the_record_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = "import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir(exist_ok=True)"
+    first = step(tmp_path, "same", code=folder)
+    second = dataclasses.replace(step(tmp_path, "same", code=folder, more="1"), makes=tmp_path / "other")
     run_steps([first], tmp_path)
-    with pytest.raises(UsageError, match=rf"{tmp_path / 'same'} was made by a step of another plan, same, too"):
+    with pytest.raises(UsageError, match=rf"{tmp_path / 'same'} was made by a step of the same name, same, of another"):
         run_steps([second], tmp_path)
-    (tmp_path / "same").unlink()
+    monkeypatch.chdir(tmp_path)
+    Records(tmp_path).check([dataclasses.replace(first, makes=Path("same"))])
+    (tmp_path / "same").rmdir()
     Records(tmp_path).check([second])
 
 

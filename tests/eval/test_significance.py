@@ -107,3 +107,15 @@ def test_a_page_is_one_family(tmp_path: Path) -> None:
     assert not among.cells["accuracy"].holds
     assert among.cells["accuracy"].counts == (6, 0)
     assert [row.cells["accuracy"].holds for row in rest] == [False] * 19
+
+
+def test_an_untuned_baseline_does_not_vary(tmp_path: Path) -> None:
+    """One row of a baseline is no training of one seed: only the tuned model's seeds vary."""
+    rng = np.random.default_rng(8)
+    base = rng.random(60)
+    seeds = [base + rng.normal(0.05, 0.02, 60) + shift for shift in (0.0, 0.02, 0.05)]
+    tuned = [[entry("tuned", values.tolist(), str(number))] for number, values in enumerate(seeds)]
+    cell = only(pool(save(tmp_path, [entry("base", base.tolist())], *tuned))).rows[1].cells["accuracy"]
+    expected = difference(np.array(seeds), base[None], b_is_trained=False).p
+    assert cell.p_value == pytest.approx(expected)
+    assert expected < difference(np.array(seeds), base[None]).p

@@ -33,7 +33,7 @@ class Difference:
     p: float
     """Two-sided p-value of the difference being `above`."""
     seeds: int
-    """The smaller number of seeds; 1 means that the interval is over images only, 0 that nothing was trained."""
+    """The smaller number of seeds of what was trained; 0 means that nothing was."""
 
 
 def difference(

@@ -35,7 +35,7 @@ class ClaimTest(_Strict):
     """What the figure is compared with, such as "baseline"; None: nothing."""
     task: str = "vqa"
     way: str = "similarity"
-    """"best": the one that validation data choose."""
+    """"best": the one that validation data choose for the arm."""
     against_way: str | None = None
     """None: the same way."""
     metrics: list[str] = ["accuracy"]
@@ -92,7 +92,7 @@ def load_claims(name_or_file: str) -> list[Claim]:
 
 
 def judge(claims: Sequence[Claim], measured: Measured, best: str) -> list[Judged]:
-    """The verdicts. `best`: the way of asking that validation data chose for the arm that a study tells of."""
+    """The verdicts. `best`: the best way of asking of arms that were not asked on validation data."""
     tests = [
         (place, test, metric) for place, claim in enumerate(claims) for test in claim.tests for metric in test.metrics
     ]
@@ -139,21 +139,23 @@ def _all(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def _estimate(test: ClaimTest, metric: str, measured: Measured, best: str) -> Difference | None:
-    def way(name: str) -> str:
-        return best if name == "best" else name
-
-    figure = Figure(arm=test.arm, alias=test.alias, task=test.task, way=way(test.way), metric=metric, on=test.on)
+    way = _way(test, measured, best)
+    figure = Figure(arm=test.arm, alias=test.alias, task=test.task, way=way, metric=metric, on=test.on)
     against = None
     if test.against is not None:
         against = Figure(
             arm=test.against_arm or test.arm,
             alias=test.against,
             task=test.task,
-            way=way(test.against_way or test.way),
+            way=test.against_way or way,
             metric=test.against_metric or metric,
             on=test.on,
         )
     return measured.estimate(figure, against, factor=test.factor, above=test.above / 100)
+
+
+def _way(test: ClaimTest, measured: Measured, best: str) -> str:
+    return measured.best_way(test.arm) or best if test.way == "best" else test.way
 
 
 def _verdict(test: ClaimTest, estimate: Difference, p: float) -> Verdict:
@@ -173,7 +175,7 @@ def _apart(test: ClaimTest, claim: Claim, measured: Measured, best: str) -> str:
     }
     parts = [measured.labels.get(test.arm, test.arm)] if differ["arm"] else []
     parts += [test.alias] if differ["alias"] and test.alias != ALONE else []
-    way = best if test.way == "best" else test.way
+    way = _way(test, measured, best)
     by = f" by {way}" if differ["way"] and not differ["against_way"] else ""
     return (f" of {', '.join(parts)}" if parts else "") + by
 

@@ -81,9 +81,12 @@ class Records:
         """
         done = self.done(steps)
         for step in steps:
-            made = (self._read(step.name) or {}).get("makes", str(step.makes))
-            if made != str(step.makes) and Path(made).exists():
-                raise UsageError(f"{made} was made by a step of another plan, {step.name}, too: give another --out.")
+            made = Path((self._read(step.name) or {}).get("makes", step.makes))
+            if made.is_dir() and made.resolve() != step.makes.resolve():
+                raise UsageError(
+                    f"{made} was made by a step of the same name, {step.name}, of another plan or with another "
+                    f"`makes`: give another --out, or remove it: rm -r {shlex.quote(str(made))}"
+                )
         wrong = {
             step: record
             for step in steps

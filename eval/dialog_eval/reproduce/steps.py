@@ -112,6 +112,8 @@ def _drafts(plan: Plan, out: Path, seeds: int) -> dict[str, _Draft]:
         starts = dict.fromkeys(map(plan.start_of, every)) if step.each_start else (None,)
         for start in starts:
             run = name if start is None else f"{name}-{start}"
+            if run in drafts:
+                raise UsageError(f"plan {plan.name}: {run} is the name of two steps.")
             drafts[run] = _Draft(
                 kind=step.kind,
                 template=tuple(_words(step.run, plan, f"steps.{name}.run")),

@@ -298,7 +298,7 @@ def _cell(values: Floats, baseline: Floats | None, blind: Floats | None, groups:
         difference=None if baseline is None else _difference(means, baseline, groups),
         repetitions=len(values),
         spread=float(values.mean(axis=1).std(ddof=1)) if len(values) > 1 else None,
-        p_value=None if baseline is None else difference(values, baseline, groups).p,
+        p_value=None if baseline is None else difference(values, baseline, groups, b_is_trained=len(baseline) > 1).p,
         sight=None if blind is None else _difference(means, blind, groups),
         counts=None if baseline is None else _counts(means - baseline.mean(axis=0)),
     )

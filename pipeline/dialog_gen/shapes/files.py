@@ -5,7 +5,7 @@ An image has two ids. `ShapesSubset.image_id` is the id that the pipeline gives 
 evaluation finds the image. VQAv1 and COCO need integers, so their files use the scene's index: as `image_id`, and as
 `id` in the `images` of the captions file.
 
-`retrieval/descriptions_*` has one text about each image, longer than the world's CLIP reads, in the form of DOCCI.
+`retrieval/descriptions_*` has a text about each image, often longer than the world's CLIP reads, in DOCCI's form.
 
 The second world has another captions file, `negated_captions_*`, and in place of the published formats in `choices/` a
 list of {"image_id", "captions", "kind"}: the pipeline's id of an image, the right caption before the wrong ones, and

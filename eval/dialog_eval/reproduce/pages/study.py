@@ -56,12 +56,15 @@ def study_page(plan: Plan, page: StudyPage, measured: Measured, path: Path, deta
         lines += _more(more, plan, measured, best)
     lines += _ablations(page, plan, measured, best) + _curve_tables(page, plan, measured, best)
     repeated = "the CLIPs that trainings begin with" if measured.by_start else "seeds"
-    one = "CLIP" if measured.by_start else "seed"
+    of_one = (
+        "With one seed, a figure and its difference to the untuned CLIP are over images only, and say nothing about "
+        "another training; in its difference to a model of several seeds, it is taken to vary as that one does. "
+    )
+    of_one = "" if measured.by_start else of_one
     note = (
-        f"Intervals are of 95 %, over images and over {repeated}: the number of each counts, so that few {one}s are no "
-        f"certainty. A model of one {one} is taken to vary as the one that it is compared with; where both have one, "
-        f"the interval is over images only, and says nothing about another training. All figures, with their notes: "
-        f"[{details.name}]({details.name})."
+        f"Intervals are of 95 %, over images and over {repeated}; the number of each counts, so that few are no "
+        f"certainty. "
+        f"{of_one}All figures, with their notes: [{details.name}]({details.name})."
     )
     lines += [note, ""]
     return "\n".join(lines)

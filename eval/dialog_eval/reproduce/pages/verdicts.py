@@ -62,7 +62,8 @@ def _headline(arm: str, page: StudyPage, measured: Measured, best: str) -> str:
     Each model is asked in the way that validation data choose for it; one that was not asked there, in `best`.
     """
     base, ours = Figure(arm=arm, alias=BASELINE), Figure(arm=arm)
-    own = measured.best_way(arm) or best
+    chosen = measured.best_way(arm)
+    own = chosen or best
     of_base = measured.best_way(arm, untuned=True) or measured.best_way(page.ablated, untuned=True) or best
     asked, asked_base = of(ours, "vqa", "accuracy", own), of(base, "vqa", "accuracy", of_base)
     answers, untuned = measured.estimate(asked), measured.estimate(asked_base)
@@ -77,10 +78,11 @@ def _headline(arm: str, page: StudyPage, measured: Measured, best: str) -> str:
     gain = measured.estimate(asked, asked_base)
     doubt = ", which does not show that it is better" if gain is not None and gain.low <= 0 else ""
     how = f"both asked by {own}" if own == of_base else f"asked by {own} and by {of_base}"
-    chosen = "the best way" if own == of_base else "the best ways"
+    ways = "the best way" if own == of_base else "the best ways"
+    where_chosen = f", {ways} on validation data" if chosen else ""
     return (
         f"**{md(row_name(ours, measured))}: answers {shown(answers)} % of the questions, the untuned CLIP "
-        f"{shown(untuned)} %**{doubt}; {how}, {chosen} on validation data. Against the untuned "
+        f"{shown(untuned)} %**{doubt}; {how}{where_chosen}. Against the untuned "
         f"CLIP: {', '.join(recalls)} points."
     )
 
