@@ -93,7 +93,7 @@ def choice_files(scenes: Scenes) -> Iterator[tuple[str, Iterator[str] | bytes]]:
     yield "mmvp-vlm/Questions.csv", _mmvp_questions(statements)
     for number, (kind, one) in enumerate(statements, 1):
         image = io.BytesIO()
-        render(scenes.scene(one.index)).save(image, "JPEG", quality=_MMVP_JPEG_QUALITY)
+        render(scenes.scene(one.number)).save(image, "JPEG", quality=_MMVP_JPEG_QUALITY)
         yield f"mmvp-vlm/MLLM_VLM Images/{kind}/{number}.jpg", image.getvalue()
 
 
@@ -270,7 +270,7 @@ def _negbench(scenes: Scenes) -> Iterator[str]:
 class _Opposed(NamedTuple):
     """A scene and a text that is true of it; the text of the scene that it is paired with is false of it."""
 
-    index: int
+    number: int
     text: str
 
 
@@ -306,8 +306,8 @@ def _winoground(scenes: Scenes) -> Iterator[Any]:
     for number, (first, second) in enumerate(_opposed(scenes, texts_of)):
         yield {
             "id": number,
-            "image_0": _file(scenes, first.index),
-            "image_1": _file(scenes, second.index),
+            "image_0": _file(scenes, first.number),
+            "image_1": _file(scenes, second.number),
             "caption_0": first.text,
             "caption_1": second.text,
             "collapsed_tag": tags[second.text],
