@@ -18,7 +18,7 @@ from dialog_gen.clip.third_tower.checkpoint import new_third_tower
 from dialog_gen.core.errors import UsageError
 from dialog_gen.core.sealed_json import sealed
 from dialog_train.cli import run
-from dialog_train.model_card import read_figures
+from dialog_train.model_card import _public, read_figures
 from dialog_train.push import push_checkpoint
 
 REPO = "me/draft"
@@ -127,6 +127,22 @@ def test_the_card_says_data_method_figures_and_limits(checkpoint: Path, tmp_path
     # Neither another model's figures, nor a blend's, nor a path, nor markup of others.
     assert r"equals &lt;always&gt; \[yes\]\(http\:\/\/evil" in card
     assert [text for text in ("0.777", "0.555", "secret", "ema_decay", "<always>") if text in words] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("https://me:secret@host/a/dialogues/?token=secret#x", "dialogues"),
+        ("s3://bucket", "bucket"),
+        ("hf://buckets/secret/dialogues", "dialogues"),
+        ("/secret/dialogues/", "dialogues"),
+        ("../secret/dialogues", "dialogues"),
+        ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32"),
+        (0.5, 0.5),
+    ],
+)
+def test_places_are_told_by_their_names_only(value: object, shown: object) -> None:
+    assert _public(value) == shown
 
 
 def test_figures_of_a_third_tower_are_those_with_its_own_beta(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 from huggingface_hub import ModelCardData
 from pydantic import BaseModel, Field
@@ -268,9 +269,15 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, obj
 
 
 def _public(value: object) -> object:
-    """A value without the folders of this machine, or of a store, that are in it."""
-    is_place = isinstance(value, str) and (PurePath(value).is_absolute() or "://" in value)
-    return PurePath(str(value).rstrip("/")).name if is_place else value
+    """A value without what is private in it: folders of this machine or of a store, and the query of a URL."""
+    if not isinstance(value, str):
+        return value
+    if "://" in value:
+        parts = urlsplit(value)
+        value = parts.path.strip("/") or parts.hostname or ""
+    elif not PurePath(value).is_absolute() and ".." not in PurePath(value).parts:
+        return value
+    return PurePath(value.rstrip("/")).name
 
 
 def _data(training: Mapping[str, Any]) -> list[tuple[str, object]]:
