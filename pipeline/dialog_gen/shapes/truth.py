@@ -172,9 +172,9 @@ def main() -> None:
     if truth.gates:
         say(f"{'marked by':<17} {'pairs':>7} {'precision':>10} {'recall':>7} {'kept':>7} {'truth rate of kept':>19}")
     for name, gate in sorted(truth.gates.items(), key=lambda item: item[0] == _ALL):
+        precision = f"{gate.precision:.1%}" if gate.marked else "-"
         say(
-            f"{name:<17} {gate.marked:>7} {gate.precision:>10.1%} {gate.recall:>7.1%} {gate.kept:>7.1%} "
-            f"{gate.kept_rate:>19.1%}"
+            f"{name:<17} {gate.marked:>7} {precision:>10} {gate.recall:>7.1%} {gate.kept:>7.1%} {gate.kept_rate:>19.1%}"
         )
 
 
