@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dialog_eval.reproduce.claims import load_claims
@@ -27,8 +27,8 @@ def write_page(
     """
     records = Records(out)
     # A step that failed may have left a file, too.
-    done = records.done(steps)
-    counted = [step for step in steps if step.name in done]
+    taken = records.done(steps)
+    counted = [step for step in steps if step.name in taken]
     own = {step.makes for step in counted}
     labels = {name: arm.label for name, arm in plan.arms.items()}
     for other in _other_plans(plan, scale):
@@ -51,7 +51,7 @@ def write_page(
             tell(line)
     else:
         text = plain_page(plan, details)
-    write_file(page, f"{text}\n{_made_by(plan, scale, steps, records)}".encode())
+    write_file(page, f"{text}\n{_made_by(plan, scale, len(steps), taken)}".encode())
 
 
 def check_page(plan: Plan, scale: str) -> None:
@@ -77,12 +77,11 @@ def _table(files: Sequence[Path], out: Path, tell: Callable[[str], None]) -> Non
         raise DialogGenError(f"dialog-eval table failed: {said[-1] if said else done.returncode}")
 
 
-def _made_by(plan: Plan, scale: str, steps: Sequence[Step], records: Records) -> str:
-    """How to make the page again, and how long it took."""
-    taken = records.done(steps).values()
-    missing = len(steps) - len(taken)
+def _made_by(plan: Plan, scale: str, steps: int, taken: Mapping[str, float]) -> str:
+    """How to make the page again, and how long it took; `taken`: step that is done -> seconds."""
+    missing, minutes = steps - len(taken), sum(taken.values()) / 60
     note = f" Missing: {count_of(missing, 'step')}, which the same command runs." if missing else ""
     return (
         f"Made by `dialog-eval reproduce {plan.given} --scale {scale}`: {count_of(len(taken), 'step')}, which took "
-        f"{sum(taken) / 60:.0f} minutes one after the other. With `--dry-run` it prints their commands.{note}\n"
+        f"{minutes:.0f} minutes one after the other. With `--dry-run` it prints their commands.{note}\n"
     )

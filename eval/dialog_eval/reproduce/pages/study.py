@@ -124,18 +124,16 @@ def _ways(rows: Sequence[Figure], measured: Measured) -> list[str]:
         [md(row_name(row, measured)), *(_cell(measured, of(row, "vqa", "accuracy", way)) for way in ways)]
         for row in rows
     ]
-    return (
-        [
-            "## Ways of asking",
-            "",
-            *table(["VQA accuracy", *ways], body),
-            "",
-            "In percent. Weights of prior and debias are chosen for each model on the dialogues of validation images.",
-            "",
-        ]
-        if body
-        else []
-    )
+    if not body:
+        return []
+    return [
+        "## Ways of asking",
+        "",
+        *table(["VQA accuracy", *ways], body),
+        "",
+        "In percent. Weights of prior and debias are chosen for each model on the dialogues of validation images.",
+        "",
+    ]
 
 
 def _more(more: MoreTable, plan: Plan, measured: Measured, best: str) -> list[str]:
@@ -189,10 +187,12 @@ def _ablations(page: StudyPage, plan: Plan, measured: Measured, best: str) -> li
             [md(plan.arms[arm].label), *(_change(one, next(adjusted) if one is not None else 1.0) for one in some)]
         )
     head = ["", *(f"VQA, {way}" for way in ways), *R1]
+    several = (values := measured.values(of(full, *columns[0]))) is not None and values.trainings > 1
     note = (
         "First row in percent, others as differences to it in points; bold where Holm's p-value, over this table, is "
-        f"below {LEVEL:g}. What has one training is taken to vary as the first row's do."
+        f"below {LEVEL:g}."
     )
+    note += " What has one training is taken to vary as the first row's do." if several else ""
     return ["## Parts left out or changed, one at a time", "", *table(head, body), "", note, ""]
 
 
